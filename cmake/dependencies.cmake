@@ -1,0 +1,70 @@
+# Every library that lathe uses, found once: as a system package, or in the folder LATHE_DEPS.
+#
+# LATHE_DEPS/include holds headers (CLI/, nlohmann/, fmt/, xxhash.h, utf8proc.h, ...),
+# LATHE_DEPS/lib static libraries (libutf8proc.a), LATHE_DEPS/googletest the sources of GoogleTest.
+
+if(LATHE_DEPS)
+  list(PREPEND CMAKE_INCLUDE_PATH ${LATHE_DEPS}/include)
+  list(PREPEND CMAKE_LIBRARY_PATH ${LATHE_DEPS}/lib)
+endif()
+
+# lathe_header_only(NAME HEADER PACKAGE): an interface library for a header-only dependency.
+function(lathe_header_only name header package)
+  find_path(LATHE_${name}_INCLUDE ${header})
+  if(NOT LATHE_${name}_INCLUDE)
+    message(FATAL_ERROR "${header} not found: install ${package}, or put it in LATHE_DEPS/include")
+  endif()
+  add_library(lathe_${name} INTERFACE)
+  target_include_directories(lathe_${name} SYSTEM INTERFACE ${LATHE_${name}_INCLUDE})
+endfunction()
+
+lathe_header_only(cli11 CLI/CLI.hpp libcli11-dev)
+lathe_header_only(json nlohmann/json.hpp nlohmann-json3-dev)
+lathe_header_only(xxhash xxhash.h libxxhash-dev)
+target_compile_definitions(lathe_xxhash INTERFACE XXH_INLINE_ALL)
+lathe_header_only(fmt fmt/format.h libfmt-dev)
+find_library(LATHE_FMT_LIBRARY fmt)
+if(LATHE_FMT_LIBRARY)
+  target_link_libraries(lathe_fmt INTERFACE ${LATHE_FMT_LIBRARY})
+else()
+  target_compile_definitions(lathe_fmt INTERFACE FMT_HEADER_ONLY)
+endif()
+lathe_header_only(utf8proc utf8proc.h libutf8proc-dev)
+find_library(LATHE_UTF8PROC_LIBRARY NAMES utf8proc)
+if(NOT LATHE_UTF8PROC_LIBRARY)
+  message(FATAL_ERROR "libutf8proc not found: install libutf8proc-dev, or put libutf8proc.a in LATHE_DEPS/lib")
+endif()
+target_link_libraries(lathe_utf8proc INTERFACE ${LATHE_UTF8PROC_LIBRARY})
+
+find_package(Threads REQUIRED)
+
+if(LATHE_OPENMP)
+  find_package(OpenMP COMPONENTS CXX)
+endif()
+if(NOT OpenMP_CXX_FOUND)
+  message(STATUS "lathe: no OpenMP, the CPU kernels run on one thread")
+endif()
+
+if(LATHE_MPI)
+  find_package(MPI COMPONENTS CXX)
+endif()
+if(NOT MPI_CXX_FOUND)
+  message(STATUS "lathe: no MPI, a run has one rank")
+endif()
+
+if(LATHE_ONEDNN)
+  find_package(dnnl CONFIG)
+endif()
+if(NOT dnnl_FOUND)
+  message(STATUS "lathe: no oneDNN, matmuls run on lathe's plain code")
+endif()
+
+if(EXISTS "${LATHE_DEPS}/googletest/CMakeLists.txt")
+  set(INSTALL_GTEST OFF)
+  add_subdirectory(${LATHE_DEPS}/googletest ${CMAKE_BINARY_DIR}/googletest EXCLUDE_FROM_ALL)
+  add_library(GTest::gtest_main ALIAS gtest_main)
+  set(GTest_FOUND TRUE)
+else()
+  find_package(GTest)
+endif()
+find_package(benchmark QUIET)

@@ -1,0 +1,69 @@
+#include "kernels/device/arena.h"
+
+#include "kernels/device/device.h"
+
+namespace lathe {
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kSeparateAllocations = true;
+#else
+constexpr bool kSeparateAllocations = false;
+#endif
+
+std::string_view name_of(MemoryCategory category) {
+  switch (category) {
+    case MemoryCategory::weights: return "weights";
+    case MemoryCategory::masters: return "fp32 masters";
+    case MemoryCategory::gradients: return "gradients";
+    case MemoryCategory::optimizer: return "AdamW moments";
+    case MemoryCategory::activations: return "activations";
+    case MemoryCategory::workspace: return "workspace";
+    case MemoryCategory::batch: return "batch";
+    case MemoryCategory::cache: return "KV cache";
+  }
+  return "?";
+}
+
+std::string to_string(const MemoryPlan& plan) {
+  std::string text;
+  for (int i = 0; i < kMemoryCategories; ++i) {
+    if (plan.bytes[i] == 0) continue;
+    text += fmt::format("  {:<14} {:>16} bytes {:>10.2f} MiB\n",
+                        name_of(static_cast<MemoryCategory>(i)), plan.bytes[i],
+                        static_cast<double>(plan.bytes[i]) / (1 << 20));
+  }
+  return text + fmt::format("  {:<14} {:>16} bytes {:>10.2f} MiB\n", "total", plan.total(),
+                            static_cast<double>(plan.total()) / (1 << 20));
+}
+
+Arena::Arena(Device& device, size_t capacity) : device_(device), capacity_(capacity) {
+  if (!kSeparateAllocations && capacity > 0) {
+    block_ = static_cast<char*>(device.allocate(capacity));
+  }
+}
+
+Arena::~Arena() {
+  if (block_) device_.release(block_, capacity_);
+  for (void* memory : separate_) device_.release(memory, 0);
+}
+
+Tensor Arena::allocate(MemoryCategory category, DType dtype, Shape shape) {
+  Tensor tensor{nullptr, dtype, shape};
+  const size_t bytes = arena_aligned(tensor.bytes());
+  LATHE_CHECK(offset_ + bytes <= capacity_,
+              "the memory plan is too small: {} bytes, and {} more {} wanted after {}", capacity_,
+              bytes, name_of(category), offset_);
+  if (bytes > 0) {
+    if (kSeparateAllocations) {
+      separate_.push_back(device_.allocate(tensor.bytes()));
+      tensor.data = separate_.back();
+    } else {
+      tensor.data = block_ + offset_;
+    }
+  }
+  offset_ += bytes;
+  used_.add(category, dtype, tensor.elements());
+  return tensor;
+}
+
+}  // namespace lathe

@@ -1,0 +1,70 @@
+// One up-front block of device memory, cut into tensors by category, and the plan it must match.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/device/tensor.h"
+
+namespace lathe {
+
+class Device;
+
+// What a byte of the arena is for. The order is that of the printed plan.
+enum class MemoryCategory { weights, masters, gradients, optimizer, activations, workspace, batch, cache };
+inline constexpr int kMemoryCategories = 8;
+std::string_view name_of(MemoryCategory category);
+
+// Every tensor starts on a multiple of this many bytes: a cache line, and what cuBLASLt likes best.
+inline constexpr size_t kArenaAlignment = 256;
+constexpr size_t arena_aligned(size_t bytes) {
+  return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+}
+
+// Bytes by category, each tensor rounded up to the arena's alignment.
+struct MemoryPlan {
+  std::array<size_t, kMemoryCategories> bytes{};
+
+  void add(MemoryCategory category, DType dtype, int64_t elements) {
+    bytes[static_cast<int>(category)] += arena_aligned(static_cast<size_t>(elements) * size_of(dtype));
+  }
+  size_t total() const {
+    size_t sum = 0;
+    for (size_t b : bytes) sum += b;
+    return sum;
+  }
+  bool operator==(const MemoryPlan&) const = default;
+};
+
+// Human-readable table of a plan, one category a line, empty categories left out.
+std::string to_string(const MemoryPlan& plan);
+
+// Owns `capacity` bytes of a device's memory and hands them out in order; nothing is given back
+// before the arena dies. Tensors are zeroed. Under AddressSanitizer each tensor is an allocation
+// of its own, so that an overrun is seen.
+class Arena {
+ public:
+  Arena(Device& device, size_t capacity);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  // Throws CheckError where the capacity, which comes from the plan, does not hold the tensor.
+  Tensor allocate(MemoryCategory category, DType dtype, Shape shape);
+
+  const MemoryPlan& used() const { return used_; }
+  size_t capacity() const { return capacity_; }
+
+ private:
+  Device& device_;
+  size_t capacity_;
+  char* block_ = nullptr;
+  size_t offset_ = 0;
+  std::vector<void*> separate_;
+  MemoryPlan used_;
+};
+
+}  // namespace lathe

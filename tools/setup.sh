@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Installs what a build needs and is missing; says nothing and takes milliseconds when nothing is.
+# usage: tools/setup.sh build|test|bench|fuzz
+# Where installing is not allowed (neither root nor sudo, or LATHE_NO_INSTALL=1) it names what is
+# missing in one line and lets CMake decide: it is CMake that knows which of these are optional.
+set -euo pipefail
+
+packages="g++ cmake ninja-build libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev
+          libutf8proc-dev libdnnl-dev libopenmpi-dev openmpi-bin"
+case "${1:-build}" in
+  build) ;;
+  test) packages+=" libgtest-dev libgmock-dev clang libclang-rt-14-dev clang-format" ;;
+  bench) packages+=" libbenchmark-dev" ;;
+  fuzz) packages+=" clang libclang-rt-14-dev" ;;
+  *) echo "setup.sh: unknown part '$1'; one of build, test, bench, fuzz" >&2; exit 2 ;;
+esac
+
+# A folder of carried sources and headers takes the place of the system's packages.
+[[ -n "${LATHE_DEPS:-}" ]] && exit 0
+
+if ! command -v dpkg-query >/dev/null; then
+  missing=""
+  for tool in g++ cmake ninja; do command -v $tool >/dev/null || missing+=" $tool"; done
+  [[ -z $missing ]] || { echo "setup: this is not Debian; please install:$missing" >&2; exit 2; }
+  exit 0
+fi
+
+installed=$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' 2>/dev/null | awk '$1 == "ii" {print $2}')
+missing=""
+for package in $packages; do
+  grep -qx "$package" <<<"$installed" || missing+=" $package"
+done
+[[ -z $missing ]] && exit 0
+
+as_root=""
+if [[ $(id -u) != 0 ]]; then
+  if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+    as_root="sudo"
+  else
+    LATHE_NO_INSTALL=1
+  fi
+fi
+if [[ -n "${LATHE_NO_INSTALL:-}" ]]; then
+  echo "setup: missing packages, please install them: apt-get install$missing" >&2
+  exit 0
+fi
+echo "setup: installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+if ! { $as_root apt-get install -y -qq --no-install-recommends $missing ||
+       { $as_root apt-get update -qq &&
+         $as_root apt-get install -y -qq --no-install-recommends $missing; }; } >"$log" 2>&1; then
+  tail -n 5 "$log" >&2
+  echo "setup: could not install$missing (full log: $log)" >&2
+  exit 2
+fi
+rm -f "$log"
