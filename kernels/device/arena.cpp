@@ -12,14 +12,22 @@ constexpr bool kSeparateAllocations = false;
 
 std::string_view name_of(MemoryCategory category) {
   switch (category) {
-    case MemoryCategory::weights: return "weights";
-    case MemoryCategory::masters: return "fp32 masters";
-    case MemoryCategory::gradients: return "gradients";
-    case MemoryCategory::optimizer: return "AdamW moments";
-    case MemoryCategory::activations: return "activations";
-    case MemoryCategory::workspace: return "workspace";
-    case MemoryCategory::batch: return "batch";
-    case MemoryCategory::cache: return "KV cache";
+    case MemoryCategory::weights:
+      return "weights";
+    case MemoryCategory::masters:
+      return "fp32 masters";
+    case MemoryCategory::gradients:
+      return "gradients";
+    case MemoryCategory::optimizer:
+      return "AdamW moments";
+    case MemoryCategory::activations:
+      return "activations";
+    case MemoryCategory::workspace:
+      return "workspace";
+    case MemoryCategory::batch:
+      return "batch";
+    case MemoryCategory::cache:
+      return "KV cache";
   }
   return "?";
 }

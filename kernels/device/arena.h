@@ -14,7 +14,16 @@ namespace lathe {
 class Device;
 
 // What a byte of the arena is for. The order is that of the printed plan.
-enum class MemoryCategory { weights, masters, gradients, optimizer, activations, workspace, batch, cache };
+enum class MemoryCategory {
+  weights,
+  masters,
+  gradients,
+  optimizer,
+  activations,
+  workspace,
+  batch,
+  cache
+};
 inline constexpr int kMemoryCategories = 8;
 std::string_view name_of(MemoryCategory category);
 
@@ -29,7 +38,8 @@ struct MemoryPlan {
   std::array<size_t, kMemoryCategories> bytes{};
 
   void add(MemoryCategory category, DType dtype, int64_t elements) {
-    bytes[static_cast<int>(category)] += arena_aligned(static_cast<size_t>(elements) * size_of(dtype));
+    bytes[static_cast<int>(category)] +=
+        arena_aligned(static_cast<size_t>(elements) * size_of(dtype));
   }
   size_t total() const {
     size_t sum = 0;

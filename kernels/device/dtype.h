@@ -9,7 +9,8 @@
 namespace lathe {
 
 // bfloat16: the upper half of a float. Conversion rounds to nearest even and keeps NaN a NaN, as
-// VCVTNEPS2BF16 and CUDA's __float2bfloat16_rn do (subnormals are kept). Same layout as __nv_bfloat16.
+// VCVTNEPS2BF16 and CUDA's __float2bfloat16_rn do (subnormals are kept). Same layout as
+// __nv_bfloat16.
 struct bf16 {
   uint16_t bits;
 
@@ -28,42 +29,83 @@ enum class DType : uint8_t { fp32, bf16, fp64, int32, int64, uint8 };
 
 constexpr size_t size_of(DType dtype) {
   switch (dtype) {
-    case DType::fp32: return 4;
-    case DType::bf16: return 2;
-    case DType::fp64: return 8;
-    case DType::int32: return 4;
-    case DType::int64: return 8;
-    case DType::uint8: return 1;
+    case DType::fp32:
+      return 4;
+    case DType::bf16:
+      return 2;
+    case DType::fp64:
+      return 8;
+    case DType::int32:
+      return 4;
+    case DType::int64:
+      return 8;
+    case DType::uint8:
+      return 1;
   }
   return 0;
 }
 
 constexpr std::string_view name_of(DType dtype) {
   switch (dtype) {
-    case DType::fp32: return "fp32";
-    case DType::bf16: return "bf16";
-    case DType::fp64: return "fp64";
-    case DType::int32: return "int32";
-    case DType::int64: return "int64";
-    case DType::uint8: return "uint8";
+    case DType::fp32:
+      return "fp32";
+    case DType::bf16:
+      return "bf16";
+    case DType::fp64:
+      return "fp64";
+    case DType::int32:
+      return "int32";
+    case DType::int64:
+      return "int64";
+    case DType::uint8:
+      return "uint8";
   }
   return "?";
 }
 
-template <typename T> struct dtype_of_t;
-template <> struct dtype_of_t<float> { static constexpr DType value = DType::fp32; };
-template <> struct dtype_of_t<bf16> { static constexpr DType value = DType::bf16; };
-template <> struct dtype_of_t<double> { static constexpr DType value = DType::fp64; };
-template <> struct dtype_of_t<int32_t> { static constexpr DType value = DType::int32; };
-template <> struct dtype_of_t<int64_t> { static constexpr DType value = DType::int64; };
-template <> struct dtype_of_t<uint8_t> { static constexpr DType value = DType::uint8; };
-template <typename T> inline constexpr DType dtype_of = dtype_of_t<T>::value;
+template <typename T>
+struct dtype_of_t;
+template <>
+struct dtype_of_t<float> {
+  static constexpr DType value = DType::fp32;
+};
+template <>
+struct dtype_of_t<bf16> {
+  static constexpr DType value = DType::bf16;
+};
+template <>
+struct dtype_of_t<double> {
+  static constexpr DType value = DType::fp64;
+};
+template <>
+struct dtype_of_t<int32_t> {
+  static constexpr DType value = DType::int32;
+};
+template <>
+struct dtype_of_t<int64_t> {
+  static constexpr DType value = DType::int64;
+};
+template <>
+struct dtype_of_t<uint8_t> {
+  static constexpr DType value = DType::uint8;
+};
+template <typename T>
+inline constexpr DType dtype_of = dtype_of_t<T>::value;
 
 // The type in which values stored as T are accumulated, and in which statistics, losses and
 // weight gradients are kept: float for fp32 and bf16, double for fp64.
-constexpr DType accumulator_of(DType dtype) { return dtype == DType::fp64 ? DType::fp64 : DType::fp32; }
-template <typename T> struct accumulator_t { using type = float; };
-template <> struct accumulator_t<double> { using type = double; };
-template <typename T> using Accumulator = typename accumulator_t<T>::type;
+constexpr DType accumulator_of(DType dtype) {
+  return dtype == DType::fp64 ? DType::fp64 : DType::fp32;
+}
+template <typename T>
+struct accumulator_t {
+  using type = float;
+};
+template <>
+struct accumulator_t<double> {
+  using type = double;
+};
+template <typename T>
+using Accumulator = typename accumulator_t<T>::type;
 
 }  // namespace lathe

@@ -33,8 +33,9 @@ int run_main(const char* program, const std::function<int()>& body);
 }  // namespace lathe
 
 // Checks what must hold in every build; never used for what a user can cause.
-#define LATHE_CHECK(condition, ...)                                                         \
-  do {                                                                                      \
-    if (!(condition)) [[unlikely]]                                                          \
-      ::lathe::check_failed(__FILE__, __LINE__, #condition, std::string(__VA_OPT__(::fmt::format(__VA_ARGS__)))); \
+#define LATHE_CHECK(condition, ...)                                               \
+  do {                                                                            \
+    if (!(condition)) [[unlikely]]                                                \
+      ::lathe::check_failed(__FILE__, __LINE__, #condition,                       \
+                            std::string(__VA_OPT__(::fmt::format(__VA_ARGS__)))); \
   } while (false)

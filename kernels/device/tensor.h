@@ -47,7 +47,8 @@ struct Tensor {
   int64_t elements() const { return shape.elements(); }
   size_t bytes() const { return static_cast<size_t>(elements()) * size_of(dtype); }
 
-  template <typename T> T* as() const {
+  template <typename T>
+  T* as() const {
     LATHE_CHECK(data == nullptr || dtype == dtype_of<T>, "tensor is {}, wanted {}", name_of(dtype),
                 name_of(dtype_of<T>));
     return static_cast<T*>(data);

@@ -1,0 +1,290 @@
+// The contract of operations: everything that the model asks of a device, one entry per fused
+// operation (what a GPU wants in one kernel). kernels/cpu and kernels/cuda implement it.
+//
+// Shapes: B sequences of a micro-batch, T tokens each, C channels (n_embd), H heads of C/H
+// channels, V rows of the (padded) vocabulary, N = B T rows. Tensors are row-major and dense.
+// Number types: "T" tensors (weights, activations and their gradients) have the table's dtype;
+// "acc" tensors (statistics, losses, weight gradients, optimizer state) have accumulator_of(dtype).
+// Sums are taken in acc; a value is rounded to T once, where an operation stores it.
+//
+// Weight gradients: accumulate == false overwrites them (first micro-step), true adds.
+// Every sum has a fixed order: the same inputs give the same bits at the same thread count.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "kernels/device/device.h"
+#include "kernels/device/tensor.h"
+
+namespace lathe {
+
+// What the host tells the device about a micro-step. Lives in device memory.
+struct StepInputs {
+  uint64_t seed = 0;            // Philox key of dropout
+  uint64_t first_sequence = 0;  // global index of the micro-batch's first sequence within the step
+  uint32_t step = 0;            // training step, from 0; a word of the Philox counter
+  float learning_rate = 0;
+};
+
+// What the device knows of the step in flight. Lives in device memory, survives from step to step.
+struct StepResults {
+  double loss = 0;        // sum of the scaled losses since begin_step
+  double grad_norm = 0;   // of the whole gradient, before clipping
+  double clip_scale = 0;  // what AdamW multiplies gradients by
+  int64_t updates = 0;    // AdamW updates applied so far: the t of its bias correction
+  int32_t skip = 0;       // 1: loss or norm is not finite, AdamW leaves everything as it is
+  int32_t padding = 0;
+};
+
+enum class Gelu : uint8_t { none, exact, tanh };
+
+// Where a dropout mask is drawn; a word of the Philox counter is layer * 8 + site.
+enum class DropoutSite : uint32_t { embedding, attention, attention_projection, mlp_projection };
+
+// Element e of a mask (counted from the global sequence index, see each operation) is word e % 4 of
+// philox4x32_10({e/4 low, e/4 high, layer*8+site, step}, seed), and is dropped where that word is
+// below p * 2^32. Kept values are scaled by 1/(1-p). p == 0 turns dropout off and reads nothing.
+struct Dropout {
+  float p = 0;
+  uint32_t layer = 0;
+  DropoutSite site = DropoutSite::embedding;
+  const StepInputs* inputs = nullptr;  // device memory
+};
+
+// x = dropout(wte[token] + wpe[first_position + t]); mask element ((first_sequence + b) T + t) C +
+// c.
+struct EmbeddingForward {
+  Tensor x_btc;      // out, T
+  Tensor tokens_bt;  // int32, 0 <= token < V
+  Tensor wte_vc, wpe_tc;
+  Dropout dropout;
+  int64_t first_position = 0;
+};
+
+// dwte[token] += dropout'(dx), dwpe[t] (+)= dropout'(dx), in token order. dwte is always added to:
+// the language model's head has written its share by then (tied embeddings).
+struct EmbeddingBackward {
+  Tensor dwte_vc, dwpe_tc;  // acc; dwpe has at least T rows: rows T.. are zeroed if !accumulate
+  Tensor dx_btc, tokens_bt;
+  Dropout dropout;
+  bool accumulate = false;  // of dwpe
+};
+
+// residual_out = residual_in + dropout(x); out = (residual_out - mean) rstd weight + bias,
+// eps 1e-5, the statistics taken over the rounded residual_out. Without x: residual_out is absent
+// and residual_in is what is normalised. Mask element as in EmbeddingForward.
+struct LayerNormForward {
+  Tensor out_btc, residual_out_btc;  // out, T
+  Tensor mean_bt, rstd_bt;           // out, acc
+  Tensor x_btc, residual_in_btc;
+  Tensor weight_c, bias_c;  // bias may be absent
+  Dropout dropout;
+};
+
+// d_residual += LayerNorm'(dout): the gradient of residual_out (with the share that flows through
+// the residual stream, which it holds on entry unless fresh), which is that of residual_in as well.
+// dx = dropout'(d_residual), only where p > 0 (without dropout dx *is* d_residual; dx is absent).
+struct LayerNormBackward {
+  Tensor d_residual_btc;      // in and out, T
+  Tensor dx_btc;              // out, T, or absent
+  Tensor dweight_c, dbias_c;  // acc; dbias absent without bias
+  Tensor dout_btc, residual_out_btc, mean_bt, rstd_bt, weight_c;
+  Dropout dropout;
+  bool fresh = false;       // d_residual holds nothing yet (the last LayerNorm)
+  bool accumulate = false;  // of dweight, dbias
+};
+
+// y = gelu(x weight + bias). With GELU the pre-activation is rounded to T, stored, and read back
+// rounded: the fused form and gelu_forward give the same bits.
+struct LinearForward {
+  Tensor y_no;               // out [N, O]
+  Tensor pre_activation_no;  // out [N, O], absent where gelu is none
+  Tensor x_ni;               // [N, I]
+  Tensor weight_io;          // [I, O], as Hugging Face's Conv1D stores it
+  Tensor bias_o;             // or absent
+  Gelu gelu = Gelu::none;
+};
+
+// dx = dy weight^T, dweight (+)= x^T dy, dbias (+)= sum of dy's rows. Where x was gelu(pre), give
+// input_pre_activation and gelu: then dx = round(dy weight^T) gelu'(pre), the gradient of pre.
+struct LinearBackward {
+  Tensor dx_ni;                // out, or absent
+  Tensor dweight_io, dbias_o;  // acc; dbias absent without bias
+  Tensor dy_no, x_ni, weight_io;
+  Tensor input_pre_activation_ni;  // or absent
+  Gelu gelu = Gelu::none;
+  bool accumulate = false;
+};
+
+struct GeluForward {
+  Tensor y, x;
+  Gelu gelu = Gelu::tanh;
+};
+struct GeluBackward {  // dx = dy gelu'(x); dx may be dy
+  Tensor dx, dy, x;
+  Gelu gelu = Gelu::tanh;
+};
+
+// Causal self-attention over blocks, never storing T x T (Dao et al., FlashAttention, 2022/2023).
+// qkv holds q, k, v after each other, each [H, C/H]. Scores are scaled by 1/sqrt(C/H). Mask element
+// (((first_sequence + b) H + h) T + query) T + key, applied to the normalised probabilities.
+struct AttentionForward {
+  Tensor out_btc;        // out, T
+  Tensor logsumexp_bht;  // out, acc: of the scaled scores, natural logarithm
+  Tensor qkv_bt3c;
+  int64_t n_head = 1;
+  Dropout dropout;
+};
+struct AttentionBackward {
+  Tensor dqkv_bt3c;  // out, T
+  Tensor dout_btc, out_btc, logsumexp_bht, qkv_bt3c;
+  int64_t n_head = 1;
+  Dropout dropout;
+};
+
+// Attention with a KV cache, for sampling: the T new tokens of each sequence stand at positions
+// past .. past + T - 1; their keys and values are written into the cache, then each query attends
+// to all positions up to its own.
+struct AttentionCached {
+  Tensor out_btc;               // out, T
+  Tensor keys_bmc, values_bmc;  // in and out, T: [B, M, C] with M >= past + T
+  Tensor qkv_bt3c;
+  int64_t n_head = 1;
+  int64_t past = 0;
+};
+
+// logits = x wte^T for a few rows (sampling): columns [0, vocab_size) of the padded vocabulary.
+struct Logits {
+  Tensor logits_nv;  // out, acc [N, vocab_size]
+  Tensor x_nc, wte_vc;
+  int64_t vocab_size = 0;
+};
+
+// Fused linear + cross-entropy over chunks of rows, so that the logits of the whole batch never
+// exist at once. losses[n] = logsumexp(logits[n, :vocab_size]) - logits[n, target]; targets < 0
+// give loss 0 and no gradient; results->loss += scale * sum of losses. Rows vocab_size.. of wte are
+// padding: no probability, no gradient. With dx: dx = scale dlogits wte, dwte (+)= scale dlogits^T
+// x (dlogits is scaled, then rounded to T once).
+struct LinearCrossEntropy {
+  Tensor losses_n;  // out, acc
+  Tensor dx_nc;     // out, T; absent: loss only
+  Tensor dwte_vc;   // acc; absent with dx
+  Tensor x_nc, wte_vc;
+  Tensor targets_n;  // int32
+  int64_t vocab_size = 0;
+  double scale = 1;  // 1 / tokens of the whole step
+  bool accumulate = false;
+  StepResults* results = nullptr;  // device memory
+};
+
+// results->loss = 0. The first operation of a step.
+struct BeginStep {
+  StepResults* results = nullptr;
+};
+
+// grad_norm = sqrt(sum of squares), over blocks of kNormBlock elements in fixed order, then
+// clip_scale = min(1, grad_clip / grad_norm) (1 where grad_clip is 0), skip = loss or norm is not
+// finite.
+struct GlobalNorm {
+  Tensor gradients;  // acc, flat
+  double grad_clip = 0;
+  StepResults* results = nullptr;
+};
+inline constexpr int64_t kNormBlock = 4096;
+
+// Elements [begin, end) of the flat parameters share a weight decay.
+struct OptimizerSegment {
+  int64_t begin = 0, end = 0;
+  float weight_decay = 0;
+};
+
+// AdamW (Loshchilov & Hutter, 2019) over all parameters in one launch: with g = clip_scale
+// gradient, t = updates + 1: m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (m/(1-b1^t) /
+// (sqrt(v/(1-b2^t)) + eps) + decay w). Reads and writes masters (which are the weights themselves
+// where T is acc: weights is absent then), rounds into weights, and counts one update. Does nothing
+// where results->skip is set.
+struct AdamW {
+  Tensor masters, m, v, gradients;             // acc, flat
+  Tensor weights;                              // T, flat, or absent
+  const OptimizerSegment* segments = nullptr;  // device memory
+  int64_t segment_count = 0;
+  float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f;
+  const StepInputs* inputs = nullptr;
+  StepResults* results = nullptr;
+};
+
+// destination = source, elementwise, rounded to the destination's type.
+struct Cast {
+  Tensor destination, source;
+};
+
+// FLOPs and the bytes that must cross the memory bus at least once. One declaration, read by the
+// time plan, the roofline report and the benchmarks.
+struct OpCost {
+  double flops = 0;  // of matmuls and attention: what a tensor core could do
+  double bytes = 0;
+  OpCost& operator+=(const OpCost& other) {
+    flops += other.flops;
+    bytes += other.bytes;
+    return *this;
+  }
+};
+OpCost cost(const EmbeddingForward&);
+OpCost cost(const EmbeddingBackward&);
+OpCost cost(const LayerNormForward&);
+OpCost cost(const LayerNormBackward&);
+OpCost cost(const LinearForward&);
+OpCost cost(const LinearBackward&);
+OpCost cost(const GeluForward&);
+OpCost cost(const GeluBackward&);
+OpCost cost(const AttentionForward&);
+OpCost cost(const AttentionBackward&);
+OpCost cost(const AttentionCached&);
+OpCost cost(const Logits&);
+OpCost cost(const LinearCrossEntropy&);
+OpCost cost(const BeginStep&);
+OpCost cost(const GlobalNorm&);
+OpCost cost(const AdamW&);
+OpCost cost(const Cast&);
+
+// The table. Scratch comes from `workspace` (uint8): at least workspace_bytes(args) of it; whoever
+// plans memory asks for every operation it will run and takes the maximum.
+struct Ops {
+  virtual ~Ops() = default;
+  virtual DType dtype() const = 0;
+
+  virtual void embedding_forward(const EmbeddingForward& args, const Tensor& workspace) const = 0;
+  virtual void embedding_backward(const EmbeddingBackward& args, const Tensor& workspace) const = 0;
+  virtual void layernorm_forward(const LayerNormForward& args, const Tensor& workspace) const = 0;
+  virtual void layernorm_backward(const LayerNormBackward& args, const Tensor& workspace) const = 0;
+  virtual void linear_forward(const LinearForward& args, const Tensor& workspace) const = 0;
+  virtual void linear_backward(const LinearBackward& args, const Tensor& workspace) const = 0;
+  virtual void gelu_forward(const GeluForward& args, const Tensor& workspace) const = 0;
+  virtual void gelu_backward(const GeluBackward& args, const Tensor& workspace) const = 0;
+  virtual void attention_forward(const AttentionForward& args, const Tensor& workspace) const = 0;
+  virtual void attention_backward(const AttentionBackward& args, const Tensor& workspace) const = 0;
+  virtual void attention_cached(const AttentionCached& args, const Tensor& workspace) const = 0;
+  virtual void logits(const Logits& args, const Tensor& workspace) const = 0;
+  virtual void linear_cross_entropy(const LinearCrossEntropy& args,
+                                    const Tensor& workspace) const = 0;
+  virtual void begin_step(const BeginStep& args, const Tensor& workspace) const = 0;
+  virtual void global_norm(const GlobalNorm& args, const Tensor& workspace) const = 0;
+  virtual void adamw(const AdamW& args, const Tensor& workspace) const = 0;
+  virtual void cast(const Cast& args, const Tensor& workspace) const = 0;
+
+  virtual size_t workspace_bytes(const EmbeddingForward& args) const = 0;
+  virtual size_t workspace_bytes(const EmbeddingBackward& args) const = 0;
+  virtual size_t workspace_bytes(const LayerNormForward& args) const = 0;
+  virtual size_t workspace_bytes(const LayerNormBackward& args) const = 0;
+  virtual size_t workspace_bytes(const LinearForward& args) const = 0;
+  virtual size_t workspace_bytes(const LinearBackward& args) const = 0;
+  virtual size_t workspace_bytes(const AttentionForward& args) const = 0;
+  virtual size_t workspace_bytes(const AttentionBackward& args) const = 0;
+  virtual size_t workspace_bytes(const AttentionCached& args) const = 0;
+  virtual size_t workspace_bytes(const Logits& args) const = 0;
+  virtual size_t workspace_bytes(const LinearCrossEntropy& args) const = 0;
+  virtual size_t workspace_bytes(const GlobalNorm& args) const = 0;
+};
+
+}  // namespace lathe

@@ -1,0 +1,31 @@
+// Philox4x32-10: a counter-based random generator (Salmon et al., "Parallel Random Numbers: As Easy
+// as 1, 2, 3", SC 2011). The same counter and key give the same four words everywhere, so random
+// numbers need no state: not for dropout, not for data windows, not across ranks or devices.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace lathe {
+
+struct PhiloxKey {
+  uint32_t low, high;
+  constexpr explicit PhiloxKey(uint64_t seed)
+      : low(static_cast<uint32_t>(seed)), high(static_cast<uint32_t>(seed >> 32)) {}
+};
+
+constexpr std::array<uint32_t, 4> philox4x32_10(std::array<uint32_t, 4> counter, PhiloxKey key) {
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t product0 = uint64_t{0xD2511F53} * counter[0];
+    const uint64_t product1 = uint64_t{0xCD9E8D57} * counter[2];
+    counter = {static_cast<uint32_t>(product1 >> 32) ^ counter[1] ^ key.low,
+               static_cast<uint32_t>(product1),
+               static_cast<uint32_t>(product0 >> 32) ^ counter[3] ^ key.high,
+               static_cast<uint32_t>(product0)};
+    key.low += 0x9E3779B9;
+    key.high += 0xBB67AE85;
+  }
+  return counter;
+}
+
+}  // namespace lathe
