@@ -1,0 +1,159 @@
+#include "src/model/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "kernels/philox.h"
+#include "src/model/recording_ops.h"
+
+namespace lathe {
+
+Decoder::Decoder(const GPT2Config& config, const GPT2Parameters& weights, int64_t capacity,
+                 int64_t chunk, Device& device, Arena& arena)
+    : config_(config),
+      weights_(weights),
+      device_(device),
+      ops_(&device.ops(weights.flat.dtype)),
+      capacity_(capacity),
+      chunk_(chunk) {
+  LATHE_CHECK(capacity >= 1 && capacity <= config.seq_len && chunk >= 1 && chunk <= capacity);
+  const DType dtype = weights.flat.dtype, acc = accumulator_of(dtype);
+  const int64_t c = config.n_embd;
+  const auto cache = [&](DType type, Shape shape) {
+    return arena.allocate(MemoryCategory::cache, type, shape);
+  };
+  for (int64_t l = 0; l < config.n_layer; ++l) {
+    keys_.push_back(cache(dtype, {1, capacity, c}));
+    values_.push_back(cache(dtype, {1, capacity, c}));
+  }
+  tokens_ = cache(DType::int32, {1, chunk});
+  for (Tensor* x : {&x_, &residual_, &branch_, &hidden_}) *x = cache(dtype, {1, chunk, c});
+  for (Tensor* x : {&wide_, &wide2_}) *x = cache(dtype, {1, chunk, 4 * c});
+  for (Tensor* x : {&mean_, &rstd_}) *x = cache(acc, {1, chunk});
+  logits_ = cache(acc, {1, config.vocab_size});
+  host_logits_.resize(logits_.bytes());
+  result_.resize(config.vocab_size);
+
+  const RecordingOps recorder(*ops_);
+  const Ops* real = std::exchange(ops_, &recorder);
+  for (int64_t tokens : {chunk, int64_t{1}}) {
+    past_ = capacity - tokens;
+    run(tokens);
+  }
+  past_ = 0;
+  ops_ = real;
+  workspace_ = cache(DType::uint8, {static_cast<int64_t>(recorder.workspace())});
+}
+
+void Decoder::run(int64_t t) {
+  const int64_t c = config_.n_embd;
+  const auto view = [](const Tensor& buffer, Shape shape) {
+    return Tensor{buffer.data, buffer.dtype, shape};
+  };
+  const Tensor hidden = view(hidden_, {1, t, c}), branch = view(branch_, {1, t, c});
+  const Tensor mean = view(mean_, {1, t}), rstd = view(rstd_, {1, t});
+  Tensor residual = view(x_, {1, t, c}), next = view(residual_, {1, t, c});
+  bool first = true;  // the first LayerNorm has no branch to add
+  const auto layernorm = [&](const Tensor& weight, const Tensor& bias) {
+    LayerNormForward args{.out_btc = hidden, .mean_bt = mean, .rstd_bt = rstd,
+                          .residual_in_btc = residual, .weight_c = weight, .bias_c = bias};
+    if (!std::exchange(first, false)) {
+      args.x_btc = branch;
+      args.residual_out_btc = next;
+      std::swap(residual, next);
+    }
+    ops_->layernorm_forward(args, workspace_);
+  };
+  const auto linear = [&](const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+    ops_->linear_forward({.y_no = y.reshaped({t, y.elements() / t}),
+                          .x_ni = x.reshaped({t, x.elements() / t}),
+                          .weight_io = weight,
+                          .bias_o = bias},
+                         workspace_);
+  };
+
+  ops_->embedding_forward({.x_btc = residual, .tokens_bt = view(tokens_, {1, t}),
+                           .wte_vc = weights_.wte, .wpe_tc = weights_.wpe, .first_position = past_},
+                          workspace_);
+  for (int64_t l = 0; l < config_.n_layer; ++l) {
+    const GPT2Layer& w = weights_.layers[l];
+    layernorm(w.ln_1_weight, w.ln_1_bias);
+    const Tensor qkv = view(wide_, {1, t, 3 * c});
+    linear(qkv, hidden, w.attn_weight, w.attn_bias);
+    ops_->attention_cached({.out_btc = hidden, .keys_bmc = keys_[l], .values_bmc = values_[l],
+                            .qkv_bt3c = qkv, .n_head = config_.n_head, .past = past_},
+                           workspace_);
+    linear(branch, hidden, w.attn_proj_weight, w.attn_proj_bias);
+    layernorm(w.ln_2_weight, w.ln_2_bias);
+    ops_->linear_forward({.y_no = view(wide2_, {t, 4 * c}), .pre_activation_no = view(wide_, {t, 4 * c}),
+                          .x_ni = hidden.reshaped({t, c}), .weight_io = w.fc_weight,
+                          .bias_o = w.fc_bias, .gelu = config_.gelu},
+                         workspace_);
+    linear(branch, view(wide2_, {t, 4 * c}), w.mlp_proj_weight, w.mlp_proj_bias);
+  }
+  layernorm(weights_.ln_f_weight, weights_.ln_f_bias);
+  ops_->logits({.logits_nv = logits_, .x_nc = hidden.reshaped({t, c}).rows(t - 1, 1),
+                .wte_vc = weights_.wte, .vocab_size = config_.vocab_size},
+               workspace_);
+}
+
+std::span<const double> Decoder::append(std::span<const int32_t> tokens) {
+  LATHE_CHECK(!tokens.empty() && past_ + static_cast<int64_t>(tokens.size()) <= capacity_);
+  while (!tokens.empty()) {
+    const auto part = tokens.first(std::min<size_t>(tokens.size(), chunk_));
+    const int64_t t = static_cast<int64_t>(part.size());
+    device_.upload(Tensor{tokens_.data, DType::int32, {1, t}}, part.data());
+    run(t);
+    past_ += t;
+    tokens = tokens.subspan(part.size());
+  }
+  device_.download(host_logits_.data(), logits_);
+  if (logits_.dtype == DType::fp64) {
+    std::copy_n(reinterpret_cast<const double*>(host_logits_.data()), result_.size(), result_.begin());
+  } else {
+    std::copy_n(reinterpret_cast<const float*>(host_logits_.data()), result_.size(), result_.begin());
+  }
+  return result_;
+}
+
+int32_t sample_token(std::span<const double> logits, const SamplingConfig& config, int64_t position) {
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  if (config.temperature == 0) {
+    return static_cast<int32_t>(std::find(logits.begin(), logits.end(), largest) - logits.begin());
+  }
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const size_t keep = config.top_k > 0 ? std::min<size_t>(config.top_k, order.size()) : order.size();
+  if (keep < order.size() || config.top_p < 1) {
+    const auto larger = [&](int32_t a, int32_t b) {
+      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+    };
+    std::partial_sort(order.begin(), order.begin() + keep, order.end(), larger);
+    order.resize(keep);
+  }
+
+  std::vector<double> weights(keep);
+  double sum = 0;
+  for (size_t i = 0; i < keep; ++i) {
+    weights[i] = std::exp((logits[order[i]] - largest) / config.temperature);
+    sum += weights[i];
+  }
+  double kept = 0;
+  size_t count = 0;
+  while (count < keep && (count == 0 || kept < config.top_p * sum)) kept += weights[count++];
+
+  const uint64_t word = static_cast<uint64_t>(position);
+  const auto random = philox4x32_10(
+      {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32), 0, 0}, PhiloxKey(config.seed));
+  const double uniform = ((random[0] >> 5) * 67108864.0 + (random[1] >> 6)) / 9007199254740992.0;
+  double left = uniform * kept;
+  for (size_t i = 0; i + 1 < count; ++i) {
+    left -= weights[i];
+    if (left < 0) return order[i];
+  }
+  return order[count - 1];
+}
+
+}  // namespace lathe

@@ -1,0 +1,263 @@
+#include "src/model/gpt2.h"
+
+#include <utility>
+
+#include "src/model/recording_ops.h"
+
+namespace lathe {
+
+GPT2::GPT2(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len,
+           Device& device, Arena& arena)
+    : config_(config),
+      dtype_(dtype),
+      batch_size_(batch_size),
+      seq_len_(seq_len),
+      layout_(config),
+      ops_(&device.ops(dtype)),
+      weights_(layout_, arena.allocate(MemoryCategory::weights, dtype, {layout_.elements})),
+      gradients_(layout_, arena.allocate(MemoryCategory::gradients, accumulator_of(dtype),
+                                         {layout_.elements})) {
+  LATHE_CHECK(seq_len >= 1 && seq_len <= config.seq_len && batch_size >= 1);
+  allocate_activations(arena);
+  allocate_workspace(arena);
+}
+
+void GPT2::allocate_activations(Arena& arena) {
+  const int64_t b = batch_size_, t = seq_len_, c = config_.n_embd;
+  const auto values = [&](Shape shape) {
+    return arena.allocate(MemoryCategory::activations, dtype_, shape);
+  };
+  const auto statistics = [&](Shape shape) {
+    return arena.allocate(MemoryCategory::activations, accumulator_of(dtype_), shape);
+  };
+  embedded_ = values({b, t, c});
+  for (int64_t l = 0; l < config_.n_layer; ++l) {
+    layers_.push_back({.ln_1 = values({b, t, c}),
+                       .ln_1_mean = statistics({b, t}),
+                       .ln_1_rstd = statistics({b, t}),
+                       .qkv = values({b, t, 3 * c}),
+                       .attention = values({b, t, c}),
+                       .logsumexp = statistics({b, config_.n_head, t}),
+                       .residual_mid = values({b, t, c}),
+                       .ln_2 = values({b, t, c}),
+                       .ln_2_mean = statistics({b, t}),
+                       .ln_2_rstd = statistics({b, t}),
+                       .pre_gelu = values({b * t, 4 * c}),
+                       .gelu = values({b * t, 4 * c}),
+                       .residual_out = values({b, t, c})});
+  }
+  projection_ = values({b, t, c});
+  ln_f_ = values({b, t, c});
+  ln_f_mean_ = statistics({b, t});
+  ln_f_rstd_ = statistics({b, t});
+  losses_n_ = statistics({b * t});
+  d_residual_ = values({b, t, c});
+  if (config_.dropout > 0) d_branch_ = values({b, t, c});
+  d_c_ = values({b, t, c});
+  d_4c_ = values({b * t, 4 * c});
+}
+
+// The workspace holds the largest operation's scratch. Which that is, the step itself tells: it runs
+// once against a table that computes nothing.
+void GPT2::allocate_workspace(Arena& arena) {
+  const RecordingOps recorder(*ops_);
+  const Ops* real = std::exchange(ops_, &recorder);
+  StepResults results;
+  StepInputs inputs;
+  const Tensor tokens{&inputs, DType::int32, {batch_size_, seq_len_}};
+  const MicroBatch batch{tokens, tokens, &inputs};
+  forward(batch, true);
+  loss(batch, 1, &results);
+  loss_and_backward(batch, 1, &results, true, {});
+  recorder.global_norm({.gradients = gradients_.flat}, {});
+  ops_ = real;
+  workspace_ = arena.allocate(MemoryCategory::workspace, DType::uint8,
+                              {static_cast<int64_t>(recorder.workspace())});
+}
+
+Dropout GPT2::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
+                      bool training) const {
+  return {training ? config_.dropout : 0, static_cast<uint32_t>(layer), site, batch.inputs};
+}
+
+void GPT2::forward(const MicroBatch& batch, bool training) {
+  const int64_t n = batch_size_ * seq_len_, c = config_.n_embd;
+  const auto flat = [&](const Tensor& x) { return x.reshaped({n, x.elements() / n}); };
+  const auto layernorm = [&](const LayerNormForward& args) {
+    ops_->layernorm_forward(args, workspace_);
+  };
+  const auto linear = [&](const LinearForward& args) { ops_->linear_forward(args, workspace_); };
+
+  ops_->embedding_forward({.x_btc = embedded_,
+                           .tokens_bt = batch.tokens_bt,
+                           .wte_vc = weights_.wte,
+                           .wpe_tc = weights_.wpe,
+                           .dropout = dropout(0, DropoutSite::embedding, batch, training)},
+                          workspace_);
+  Tensor residual = embedded_;
+  for (int64_t l = 0; l < config_.n_layer; ++l) {
+    const GPT2Layer& w = weights_.layers[l];
+    LayerActivations& a = layers_[l];
+    // Each residual addition is fused into the LayerNorm that follows it.
+    if (l == 0) {
+      layernorm({.out_btc = a.ln_1, .mean_bt = a.ln_1_mean, .rstd_bt = a.ln_1_rstd,
+                 .residual_in_btc = residual, .weight_c = w.ln_1_weight, .bias_c = w.ln_1_bias});
+    } else {
+      LayerActivations& below = layers_[l - 1];
+      layernorm({.out_btc = a.ln_1, .residual_out_btc = below.residual_out,
+                 .mean_bt = a.ln_1_mean, .rstd_bt = a.ln_1_rstd,
+                 .x_btc = projection_, .residual_in_btc = residual,
+                 .weight_c = w.ln_1_weight, .bias_c = w.ln_1_bias,
+                 .dropout = dropout(l - 1, DropoutSite::mlp_projection, batch, training)});
+      residual = below.residual_out;
+    }
+    linear({.y_no = flat(a.qkv), .x_ni = flat(a.ln_1), .weight_io = w.attn_weight, .bias_o = w.attn_bias});
+    ops_->attention_forward({.out_btc = a.attention,
+                             .logsumexp_bht = a.logsumexp,
+                             .qkv_bt3c = a.qkv,
+                             .n_head = config_.n_head,
+                             .dropout = dropout(l, DropoutSite::attention, batch, training)},
+                            workspace_);
+    linear({.y_no = flat(projection_), .x_ni = flat(a.attention), .weight_io = w.attn_proj_weight,
+            .bias_o = w.attn_proj_bias});
+    layernorm({.out_btc = a.ln_2, .residual_out_btc = a.residual_mid,
+               .mean_bt = a.ln_2_mean, .rstd_bt = a.ln_2_rstd,
+               .x_btc = projection_, .residual_in_btc = residual,
+               .weight_c = w.ln_2_weight, .bias_c = w.ln_2_bias,
+               .dropout = dropout(l, DropoutSite::attention_projection, batch, training)});
+    residual = a.residual_mid;
+    linear({.y_no = a.gelu, .pre_activation_no = a.pre_gelu, .x_ni = flat(a.ln_2),
+            .weight_io = w.fc_weight, .bias_o = w.fc_bias, .gelu = config_.gelu});
+    linear({.y_no = flat(projection_), .x_ni = a.gelu, .weight_io = w.mlp_proj_weight,
+            .bias_o = w.mlp_proj_bias});
+  }
+  layernorm({.out_btc = ln_f_, .residual_out_btc = layers_.back().residual_out,
+             .mean_bt = ln_f_mean_, .rstd_bt = ln_f_rstd_,
+             .x_btc = projection_, .residual_in_btc = residual,
+             .weight_c = weights_.ln_f_weight, .bias_c = weights_.ln_f_bias,
+             .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection, batch, training)});
+  LATHE_CHECK(ln_f_.elements() == n * c);
+}
+
+void GPT2::loss(const MicroBatch& batch, double scale, StepResults* results) {
+  const int64_t n = batch_size_ * seq_len_;
+  ops_->linear_cross_entropy({.losses_n = losses_n_,
+                              .x_nc = ln_f_.reshaped({n, config_.n_embd}),
+                              .wte_vc = weights_.wte,
+                              .targets_n = batch.targets_bt.reshaped({n}),
+                              .vocab_size = config_.vocab_size,
+                              .scale = scale,
+                              .results = results},
+                             workspace_);
+}
+
+void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults* results,
+                             bool accumulate, const GradientReady& ready) {
+  const int64_t n = batch_size_ * seq_len_;
+  const auto announce = [&](const Tensor& first, const Tensor& end) {
+    if (ready) ready(gradient_range(first, end));
+  };
+  ops_->linear_cross_entropy({.losses_n = losses_n_,
+                              .dx_nc = d_c_.reshaped({n, config_.n_embd}),
+                              .dwte_vc = gradients_.wte,
+                              .x_nc = ln_f_.reshaped({n, config_.n_embd}),
+                              .wte_vc = weights_.wte,
+                              .targets_n = batch.targets_bt.reshaped({n}),
+                              .vocab_size = config_.vocab_size,
+                              .scale = scale,
+                              .accumulate = accumulate,
+                              .results = results},
+                             workspace_);
+  ops_->layernorm_backward(
+      {.d_residual_btc = d_residual_,
+       .dx_btc = d_branch_,
+       .dweight_c = gradients_.ln_f_weight,
+       .dbias_c = gradients_.ln_f_bias,
+       .dout_btc = d_c_,
+       .residual_out_btc = layers_.back().residual_out,
+       .mean_bt = ln_f_mean_,
+       .rstd_bt = ln_f_rstd_,
+       .weight_c = weights_.ln_f_weight,
+       .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection, batch, true),
+       .fresh = true,
+       .accumulate = accumulate},
+      workspace_);
+  announce(gradients_.ln_f_weight, {});
+  for (int64_t l = config_.n_layer - 1; l >= 0; --l) {
+    layer_backward(l, batch, accumulate);
+    announce(gradients_.layers[l].ln_1_weight, l + 1 < config_.n_layer
+                                                   ? gradients_.layers[l + 1].ln_1_weight
+                                                   : gradients_.ln_f_weight);
+  }
+  ops_->embedding_backward({.dwte_vc = gradients_.wte,
+                            .dwpe_tc = gradients_.wpe,
+                            .dx_btc = d_residual_,
+                            .tokens_bt = batch.tokens_bt,
+                            .dropout = dropout(0, DropoutSite::embedding, batch, true),
+                            .accumulate = accumulate},
+                           workspace_);
+  announce(gradients_.wte, gradients_.layers[0].ln_1_weight);
+}
+
+// On entry d_residual_ is the gradient of the layer's output, on exit that of its input.
+void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
+  const int64_t n = batch_size_ * seq_len_, c = config_.n_embd;
+  const auto flat = [&](const Tensor& x) { return x.reshaped({n, x.elements() / n}); };
+  const auto linear = [&](LinearBackward args) {
+    args.accumulate = accumulate;
+    ops_->linear_backward(args, workspace_);
+  };
+  const auto layernorm = [&](LayerNormBackward args) {
+    args.accumulate = accumulate;
+    ops_->layernorm_backward(args, workspace_);
+  };
+  const GPT2Layer &w = weights_.layers[l], &g = gradients_.layers[l];
+  const LayerActivations& a = layers_[l];
+
+  // residual_out = residual_mid + mlp_proj(gelu(fc(ln_2(residual_mid))))
+  linear({.dx_ni = d_4c_, .dweight_io = g.mlp_proj_weight, .dbias_o = g.mlp_proj_bias,
+          .dy_no = flat(branch_gradient()), .x_ni = a.gelu, .weight_io = w.mlp_proj_weight,
+          .input_pre_activation_ni = a.pre_gelu, .gelu = config_.gelu});
+  linear({.dx_ni = flat(d_c_), .dweight_io = g.fc_weight, .dbias_o = g.fc_bias,
+          .dy_no = d_4c_, .x_ni = flat(a.ln_2), .weight_io = w.fc_weight});
+  layernorm({.d_residual_btc = d_residual_, .dx_btc = d_branch_,
+             .dweight_c = g.ln_2_weight, .dbias_c = g.ln_2_bias,
+             .dout_btc = d_c_, .residual_out_btc = a.residual_mid,
+             .mean_bt = a.ln_2_mean, .rstd_bt = a.ln_2_rstd, .weight_c = w.ln_2_weight,
+             .dropout = dropout(l, DropoutSite::attention_projection, batch, true)});
+
+  // residual_mid = residual_in + attn_proj(attention(qkv(ln_1(residual_in))))
+  Tensor d_qkv = d_4c_;
+  d_qkv.shape = {batch_size_, seq_len_, 3 * c};
+  linear({.dx_ni = flat(d_c_), .dweight_io = g.attn_proj_weight, .dbias_o = g.attn_proj_bias,
+          .dy_no = flat(branch_gradient()), .x_ni = flat(a.attention), .weight_io = w.attn_proj_weight});
+  ops_->attention_backward({.dqkv_bt3c = d_qkv,
+                            .dout_btc = d_c_,
+                            .out_btc = a.attention,
+                            .logsumexp_bht = a.logsumexp,
+                            .qkv_bt3c = a.qkv,
+                            .n_head = config_.n_head,
+                            .dropout = dropout(l, DropoutSite::attention, batch, true)},
+                           workspace_);
+  linear({.dx_ni = flat(d_c_), .dweight_io = g.attn_weight, .dbias_o = g.attn_bias,
+          .dy_no = flat(d_qkv), .x_ni = flat(a.ln_1), .weight_io = w.attn_weight});
+  // Below the first layer lies the embedding, which applies its own mask.
+  const Dropout below = l > 0 ? dropout(l - 1, DropoutSite::mlp_projection, batch, true) : Dropout{};
+  layernorm({.d_residual_btc = d_residual_, .dx_btc = l > 0 ? d_branch_ : Tensor{},
+             .dweight_c = g.ln_1_weight, .dbias_c = g.ln_1_bias,
+             .dout_btc = d_c_, .residual_out_btc = l > 0 ? layers_[l - 1].residual_out : embedded_,
+             .mean_bt = a.ln_1_mean, .rstd_bt = a.ln_1_rstd, .weight_c = w.ln_1_weight,
+             .dropout = below});
+}
+
+Tensor GPT2::gradient_range(const Tensor& first, const Tensor& end) const {
+  const Tensor& flat = gradients_.flat;
+  const auto offset = [&](const Tensor& tensor) {
+    return (static_cast<char*>(tensor.data) - static_cast<char*>(flat.data)) /
+           static_cast<int64_t>(size_of(flat.dtype));
+  };
+  const int64_t from = offset(first), to = end ? offset(end) : flat.elements();
+  return flat.rows(from, to - from);
+}
+
+}  // namespace lathe

@@ -1,0 +1,86 @@
+// GPT-2 (Radford et al., 2019): pre-LayerNorm transformer with learned positions and tied
+// embeddings; forward and backward of one micro-batch, written against the contract of operations.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "kernels/device/arena.h"
+#include "kernels/ops.h"
+#include "src/model/config.h"
+#include "src/model/parameters.h"
+
+namespace lathe {
+
+// B sequences of T tokens on the device, and what they should continue as. Targets < 0 do not count.
+struct MicroBatch {
+  Tensor tokens_bt, targets_bt;        // int32
+  const StepInputs* inputs = nullptr;  // device memory; read by dropout
+};
+
+// The gradients that one stage of the backward pass has finished, as views of the flat gradient.
+// Announced in the order in which they become final: ln_f, layer L-1, ..., layer 0, embeddings.
+using GradientReady = std::function<void(const Tensor& flat_range)>;
+
+class GPT2 {
+ public:
+  // Takes weights, gradients (unless inference only), activations and workspace from the arena.
+  // batch_size sequences of seq_len <= config.seq_len tokens per micro-batch.
+  GPT2(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len, Device& device,
+       Arena& arena);
+
+  // Everything up to the final LayerNorm. Dropout acts only where `training`.
+  void forward(const MicroBatch& batch, bool training);
+
+  // After forward: adds scale * (sum of losses) to results->loss.
+  void loss(const MicroBatch& batch, double scale, StepResults* results);
+
+  // After forward(batch, true): the loss as above, and the gradients of every parameter, overwritten
+  // in the first micro-step of a step and added to in the others. `ready` may be empty.
+  void loss_and_backward(const MicroBatch& batch, double scale, StepResults* results,
+                         bool accumulate, const GradientReady& ready);
+
+  const GPT2Config& config() const { return config_; }
+  const ParameterLayout& layout() const { return layout_; }
+  const GPT2Parameters& weights() const { return weights_; }
+  const GPT2Parameters& gradients() const { return gradients_; }
+  const Ops& ops() const { return *ops_; }
+  const Tensor& workspace() const { return workspace_; }
+  const Tensor& losses() const { return losses_n_; }  // per token, of the last micro-batch
+  int64_t batch_size() const { return batch_size_; }
+  int64_t seq_len() const { return seq_len_; }
+
+ private:
+  struct LayerActivations {
+    Tensor ln_1, ln_1_mean, ln_1_rstd;
+    Tensor qkv, attention, logsumexp;
+    Tensor residual_mid, ln_2, ln_2_mean, ln_2_rstd;
+    Tensor pre_gelu, gelu;
+    Tensor residual_out;
+  };
+
+  void allocate_activations(Arena& arena);
+  void allocate_workspace(Arena& arena);
+  void layer_backward(int64_t l, const MicroBatch& batch, bool accumulate);
+  Dropout dropout(int64_t layer, DropoutSite site, const MicroBatch& batch, bool training) const;
+  // The branch's share of the residual gradient: a copy with the dropout mask, or the same tensor.
+  const Tensor& branch_gradient() const { return config_.dropout > 0 ? d_branch_ : d_residual_; }
+  Tensor gradient_range(const Tensor& first, const Tensor& end) const;
+
+  GPT2Config config_;
+  DType dtype_;
+  int64_t batch_size_, seq_len_;
+  ParameterLayout layout_;
+  const Ops* ops_;
+  GPT2Parameters weights_, gradients_;
+
+  Tensor embedded_;  // the residual stream at layer 0
+  std::vector<LayerActivations> layers_;
+  Tensor projection_;  // output of either projection, until the next LayerNorm adds it
+  Tensor ln_f_, ln_f_mean_, ln_f_rstd_;
+  Tensor losses_n_;
+  Tensor d_residual_, d_branch_, d_c_, d_4c_;
+  Tensor workspace_;
+};
+
+}  // namespace lathe

@@ -1,0 +1,67 @@
+#include "src/model/optimizer.h"
+
+#include <utility>
+
+namespace lathe {
+
+StepState::StepState(Device& device, Arena& arena, int64_t micro_steps)
+    : device_(device),
+      inputs_(arena.allocate(MemoryCategory::batch, DType::uint8,
+                             {micro_steps * static_cast<int64_t>(sizeof(StepInputs))})),
+      results_(arena.allocate(MemoryCategory::batch, DType::uint8, {sizeof(StepResults)})) {}
+
+void StepState::begin(const Ops& ops, std::span<const StepInputs> inputs) {
+  LATHE_CHECK(inputs.size_bytes() == inputs_.bytes());
+  device_.upload(inputs_, inputs.data());
+  ops.begin_step({.results = device_results()}, {});
+}
+
+StepResults StepState::results() const {
+  StepResults results;
+  device_.download(&results, results_);
+  return results;
+}
+
+void StepState::set_results(const StepResults& results) { device_.upload(results_, &results); }
+
+Optimizer::Optimizer(const OptimizerConfig& config, const GPT2Parameters& weights,
+                     const GPT2Parameters& gradients, const ParameterLayout& layout,
+                     Device& device, Arena& arena)
+    : config_(config), weights_(weights.flat), gradients_(gradients.flat) {
+  const DType acc = gradients_.dtype;
+  const Shape flat{layout.elements};
+  if (weights_.dtype == acc) {
+    masters_ = std::exchange(weights_, Tensor{});
+  } else {
+    masters_ = arena.allocate(MemoryCategory::masters, acc, flat);
+  }
+  m_ = arena.allocate(MemoryCategory::optimizer, acc, flat);
+  v_ = arena.allocate(MemoryCategory::optimizer, acc, flat);
+  const std::vector<OptimizerSegment> segments = layout.segments(config.weight_decay);
+  segment_count_ = static_cast<int64_t>(segments.size());
+  segments_ = arena.allocate(MemoryCategory::batch, DType::uint8,
+                             {segment_count_ * static_cast<int64_t>(sizeof(OptimizerSegment))});
+  device.upload(segments_, segments.data());
+}
+
+void Optimizer::step(const Ops& ops, const StepState& state, const Tensor& workspace) const {
+  ops.global_norm({.gradients = gradients_,
+                   .grad_clip = config_.grad_clip,
+                   .results = state.device_results()},
+                  workspace);
+  ops.adamw({.masters = masters_,
+             .m = m_,
+             .v = v_,
+             .gradients = gradients_,
+             .weights = weights_,
+             .segments = static_cast<const OptimizerSegment*>(segments_.data),
+             .segment_count = segment_count_,
+             .beta1 = config_.beta1,
+             .beta2 = config_.beta2,
+             .eps = config_.eps,
+             .inputs = state.inputs(0),
+             .results = state.device_results()},
+            workspace);
+}
+
+}  // namespace lathe

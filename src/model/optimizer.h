@@ -1,0 +1,62 @@
+// AdamW with fp32 masters over the flat parameters, and the state of the step in flight.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "kernels/device/arena.h"
+#include "kernels/ops.h"
+#include "src/model/parameters.h"
+
+namespace lathe {
+
+// The two small structs in device memory through which a step talks to the operations.
+class StepState {
+ public:
+  StepState(Device& device, Arena& arena, int64_t micro_steps);
+
+  // Tells the device about a step: one StepInputs for each micro-step.
+  void begin(const Ops& ops, std::span<const StepInputs> inputs);
+  // Reads back what became of it; waits for the device.
+  StepResults results() const;
+  void set_results(const StepResults& results);
+
+  const StepInputs* inputs(int64_t micro_step) const {
+    return static_cast<const StepInputs*>(inputs_.data) + micro_step;
+  }
+  StepResults* device_results() const { return static_cast<StepResults*>(results_.data); }
+
+ private:
+  Device& device_;
+  Tensor inputs_, results_;  // uint8
+};
+
+struct OptimizerConfig {
+  float weight_decay = 0.1f;
+  float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f;
+  double grad_clip = 1;  // 0: no clipping
+};
+
+class Optimizer {
+ public:
+  Optimizer(const OptimizerConfig& config, const GPT2Parameters& weights,
+            const GPT2Parameters& gradients, const ParameterLayout& layout, Device& device,
+            Arena& arena);
+
+  // Norm, clipping and update, with no word from the host in between: a step whose loss or gradient
+  // norm is not finite leaves weights and moments as they are.
+  void step(const Ops& ops, const StepState& state, const Tensor& workspace) const;
+
+  // fp32 masters (the weights themselves where those are not bf16) and the moments, flat.
+  const Tensor& masters() const { return masters_; }
+  const Tensor& m() const { return m_; }
+  const Tensor& v() const { return v_; }
+
+ private:
+  OptimizerConfig config_;
+  Tensor weights_, gradients_, masters_, m_, v_;
+  Tensor segments_;  // OptimizerSegment[segment_count_]
+  int64_t segment_count_;
+};
+
+}  // namespace lathe

@@ -1,0 +1,65 @@
+// The parameters of a GPT-2: their names and shapes, where each lies in one flat buffer, and typed
+// views of such a buffer. Weights, masters, gradients and both moments are flat buffers of one
+// layout, so that norm and AdamW are single launches over everything.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/device/tensor.h"
+#include "src/model/config.h"
+
+namespace lathe {
+
+// One parameter as files know it: Hugging Face's name, its shape without padding.
+struct ParameterSpec {
+  std::string name;
+  Shape shape;
+  bool decay = false;    // matrices and embeddings are decayed; biases and LayerNorms are not
+  float init_std = 0;    // N(0, init_std); 0: all init_value
+  float init_value = 0;  // 1 for LayerNorm weights
+  int64_t layer = -1;    // -1: not part of a layer
+};
+
+// In the order of the flat buffer: wte, wpe, the layers, ln_f.
+std::vector<ParameterSpec> parameter_specs(const GPT2Config& config);
+
+// Where each parameter lies. Offsets are in elements and multiples of kParameterAlignment, so that
+// a parameter starts on a 256-byte boundary in every number type; what lies between stays zero.
+inline constexpr int64_t kParameterAlignment = 128;
+
+struct ParameterSlot {
+  ParameterSpec spec;
+  int64_t offset = 0;
+  Shape padded_shape;  // wte has padded_vocab_size rows; all others as in spec
+};
+
+struct ParameterLayout {
+  explicit ParameterLayout(const GPT2Config& config);
+
+  std::vector<ParameterSlot> slots;
+  int64_t elements = 0;  // of the flat buffer
+
+  // Neighbouring parameters with the same decay, padding included: what AdamW walks over.
+  std::vector<OptimizerSegment> segments(float weight_decay) const;
+};
+
+// Views of one flat buffer. Biases are absent tensors where the model has none.
+struct GPT2Layer {
+  Tensor ln_1_weight, ln_1_bias;
+  Tensor attn_weight, attn_bias;            // c_attn [C, 3C]
+  Tensor attn_proj_weight, attn_proj_bias;  // attn.c_proj [C, C]
+  Tensor ln_2_weight, ln_2_bias;
+  Tensor fc_weight, fc_bias;                // mlp.c_fc [C, 4C]
+  Tensor mlp_proj_weight, mlp_proj_bias;    // mlp.c_proj [4C, C]
+};
+struct GPT2Parameters {
+  GPT2Parameters(const ParameterLayout& layout, const Tensor& flat);
+
+  Tensor flat;
+  Tensor wte, wpe;  // [padded V, C], [seq_len, C]
+  std::vector<GPT2Layer> layers;
+  Tensor ln_f_weight, ln_f_bias;
+};
+
+}  // namespace lathe

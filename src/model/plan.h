@@ -1,0 +1,25 @@
+// How much memory a run needs, from its sizes alone: what --dry-run prints, and what the arena is
+// made of. Computed apart from the model, which must come to the same bytes.
+#pragma once
+
+#include "kernels/device/arena.h"
+#include "kernels/ops.h"
+#include "src/model/config.h"
+
+namespace lathe {
+
+struct RunShape {
+  DType dtype = DType::fp32;
+  int64_t batch_size = 1;   // sequences of a micro-step
+  int64_t seq_len = 1;      // tokens of a sequence
+  int64_t micro_steps = 1;  // of a step
+  int64_t decode_len = 0;   // positions of the KV cache for samples; 0: none
+};
+
+// Bytes by category of a training run: GPT2, Optimizer, StepState, micro-batch and Decoder together.
+MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const Ops& ops);
+
+// The same for sampling alone: weights, KV cache and the activations of up to `chunk` tokens.
+MemoryPlan plan_decoding(const GPT2Config& config, DType dtype, int64_t chunk, const Ops& ops);
+
+}  // namespace lathe

@@ -1,0 +1,291 @@
+#include "src/model/weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <numbers>
+#include <vector>
+
+#include "kernels/philox.h"
+#include "src/io/safetensors.h"
+
+namespace lathe {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kChunk = 1 << 20;  // elements that pass through the host at a time
+constexpr const char* kModelFile = "model.safetensors";
+constexpr const char* kOptimizerFile = "optimizer-00000-of-00001.safetensors";
+
+// Elements [first, first + count) of one parameter inside flat parameters.
+Tensor part_of(const Tensor& flat, const ParameterSlot& slot, int64_t first, int64_t count) {
+  return flat.rows(slot.offset + first, count);
+}
+
+template <typename To, typename From>
+std::vector<To> converted(const From* values, int64_t count) {
+  std::vector<To> result(count);
+  for (int64_t i = 0; i < count; ++i) result[i] = static_cast<To>(static_cast<float>(values[i]));
+  return result;
+}
+
+// Host floats to device values of any number type.
+void upload_values(Device& device, const Tensor& to, const float* values) {
+  switch (to.dtype) {
+    case DType::fp32: return device.upload(to, values);
+    case DType::bf16: return device.upload(to, converted<bf16>(values, to.elements()).data());
+    case DType::fp64: return device.upload(to, converted<double>(values, to.elements()).data());
+    default: LATHE_CHECK(false, "{} is no number type of weights", name_of(to.dtype));
+  }
+}
+
+std::vector<float> download_values(Device& device, const Tensor& from) {
+  std::vector<float> values(from.elements());
+  switch (from.dtype) {
+    case DType::fp32: device.download(values.data(), from); return values;
+    case DType::bf16: {
+      std::vector<bf16> narrow(values.size());
+      device.download(narrow.data(), from);
+      return converted<float>(narrow.data(), from.elements());
+    }
+    case DType::fp64: {
+      std::vector<double> wide(values.size());
+      device.download(wide.data(), from);
+      return converted<float>(wide.data(), from.elements());
+    }
+    default: LATHE_CHECK(false, "{} is no number type of weights", name_of(from.dtype));
+  }
+  return values;
+}
+
+std::vector<int64_t> dims_of(const Shape& shape) {
+  return {shape.dim.begin(), shape.dim.begin() + shape.rank};
+}
+
+using ChunkFunction = std::function<void(int64_t first, int64_t count)>;
+void for_each_chunk(int64_t elements, const ChunkFunction& body) {
+  for (int64_t first = 0; first < elements; first += kChunk) {
+    body(first, std::min(kChunk, elements - first));
+  }
+}
+
+// Elements [first, first + count) of a parameter, first a multiple of 4: each Philox call gives two
+// of Box and Muller's pairs. The first word of a pair is kept off zero, where the logarithm has none.
+std::vector<float> initial_values(const ParameterSpec& spec, PhiloxKey key, uint32_t parameter,
+                                  int64_t first, int64_t count) {
+  std::vector<float> values(count, spec.init_value);
+  if (spec.init_std == 0) return values;
+  for (int64_t i = 0; i < count; i += 4) {
+    const uint64_t group = static_cast<uint64_t>(first + i) / 4;
+    const auto words = philox4x32_10({static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32),
+                                      parameter, 0x696e6974 /* "init": no other use draws these */},
+                                     key);
+    for (int64_t j = 0; j < 4 && i + j < count; ++j) {
+      const double radius = std::sqrt(-2 * std::log((words[j / 2 * 2] + 0.5) / 4294967296.0));
+      const double angle = 2 * std::numbers::pi * (words[j / 2 * 2 + 1] / 4294967296.0);
+      values[i + j] = static_cast<float>(spec.init_std * radius *
+                                         (j % 2 == 0 ? std::cos(angle) : std::sin(angle)));
+    }
+  }
+  return values;
+}
+
+void write_parameter(SafetensorsWriter& file, const std::string& name, const ParameterSlot& slot,
+                     const Tensor& flat, Device& device) {
+  for_each_chunk(slot.spec.shape.elements(), [&](int64_t first, int64_t count) {
+    const std::vector<float> values = download_values(device, part_of(flat, slot, first, count));
+    file.write(name, values.data(), values.size() * sizeof(float));
+  });
+}
+
+void read_parameter(const SafetensorsReader& file, const std::string& name,
+                    const ParameterSlot& slot, const Tensor& flat, Device& device) {
+  const SafetensorsEntry& entry = file.at(name);
+  std::vector<int64_t> want = dims_of(slot.spec.shape);
+  // A shorter context takes the first rows of longer position embeddings.
+  const bool cut = slot.spec.name == "wpe.weight" && entry.shape.size() == 2 &&
+                   entry.shape[0] > want[0] && entry.shape[1] == want[1];
+  if (entry.shape != want && !cut) {
+    throw UserError("{}: tensor {} has shape {}, but the model wants {}", file.path().string(), name,
+                    fmt::format("[{}]", fmt::join(entry.shape, ", ")), to_string(slot.spec.shape));
+  }
+  std::vector<float> values(entry.elements());
+  file.read_as_float(name, values.data(), entry.elements());
+  for_each_chunk(slot.spec.shape.elements(), [&](int64_t first, int64_t count) {
+    upload_values(device, part_of(flat, slot, first, count), values.data() + first);
+  });
+}
+
+// The biases that transformers expects of a model which has none.
+std::vector<ParameterSpec> absent_biases(GPT2Config config) {
+  if (config.bias) return {};
+  config.bias = true;
+  std::vector<ParameterSpec> absent;
+  for (ParameterSpec& spec : parameter_specs(config)) {
+    if (spec.name.ends_with(".bias")) absent.push_back(std::move(spec));
+  }
+  return absent;
+}
+
+// "transformer.h.0..." is what GPT2LMHeadModel calls the "h.0..." of GPT2Model.
+std::string prefix_in(const SafetensorsReader& file) {
+  return file.find("wte.weight") == nullptr && file.find("transformer.wte.weight") != nullptr
+             ? "transformer."
+             : "";
+}
+
+// Causal masks that old files carry, and the head where it is stored although it is tied.
+bool ignorable(const std::string& name) {
+  return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name == "lm_head.weight";
+}
+
+}  // namespace
+
+void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const Tensor& flat,
+                           Device& device) {
+  const PhiloxKey key(seed);
+  for (size_t p = 0; p < layout.slots.size(); ++p) {
+    const ParameterSlot& slot = layout.slots[p];
+    for_each_chunk(slot.spec.shape.elements(), [&](int64_t first, int64_t count) {
+      const std::vector<float> values =
+          initial_values(slot.spec, key, static_cast<uint32_t>(p), first, count);
+      upload_values(device, part_of(flat, slot, first, count), values.data());
+    });
+  }
+}
+
+WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
+                         const ParameterLayout& layout, const Tensor& flat, Device& device) {
+  WrittenFiles written;
+  const nlohmann::ordered_json json = {
+      {"model_type", "gpt2"},
+      {"architectures", {"GPT2LMHeadModel"}},
+      {"n_layer", config.n_layer},
+      {"n_head", config.n_head},
+      {"n_embd", config.n_embd},
+      {"n_positions", config.seq_len},
+      {"n_ctx", config.seq_len},
+      {"vocab_size", config.vocab_size},
+      {"activation_function", config.gelu == Gelu::exact ? "gelu" : "gelu_new"},
+      {"layer_norm_epsilon", 1e-5},
+      {"resid_pdrop", config.dropout},
+      {"embd_pdrop", config.dropout},
+      {"attn_pdrop", config.dropout},
+      {"tie_word_embeddings", true},
+      {"torch_dtype", "float32"},
+      {"lathe_bias", config.bias}};
+  written["config.json"] = write_file(dir / "config.json", json.dump(2) + "\n");
+
+  SafetensorsWriter file(dir / kModelFile, {{"format", "pt"}});
+  const std::vector<ParameterSpec> absent = absent_biases(config);
+  for (const ParameterSlot& slot : layout.slots) {
+    file.declare(slot.spec.name, DType::fp32, dims_of(slot.spec.shape));
+  }
+  for (const ParameterSpec& spec : absent) file.declare(spec.name, DType::fp32, dims_of(spec.shape));
+  for (const ParameterSlot& slot : layout.slots) {
+    write_parameter(file, slot.spec.name, slot, flat, device);
+  }
+  for (const ParameterSpec& spec : absent) {
+    const std::vector<float> zeros(spec.shape.elements());
+    file.write(spec.name, zeros.data(), zeros.size() * sizeof(float));
+  }
+  written[kModelFile] = file.finish();
+  return written;
+}
+
+GPT2Config read_model_config(const fs::path& dir) {
+  const fs::path path = dir / "config.json";
+  const nlohmann::json json = nlohmann::json::parse(read_whole_file(path, 1 << 20), nullptr, false);
+  if (!json.is_object()) {
+    throw UserError("{} is not a JSON object: give a model directory in Hugging Face's layout", path.string());
+  }
+  const auto refuse = [&](const std::string& key, const std::string& what) {
+    throw UserError("{}: {} {}", path.string(), key, what);
+  };
+  const auto size = [&](const std::string& key) -> int64_t {
+    if (!json.contains(key) || !json[key].is_number_integer()) refuse(key, "is missing or not an integer");
+    return json[key].get<int64_t>();
+  };
+  GPT2Config config;
+  if (json.value("model_type", nlohmann::json()) != "gpt2") refuse("model_type", "is not gpt2");
+  config.n_layer = size("n_layer");
+  config.n_head = size("n_head");
+  config.n_embd = size("n_embd");
+  config.seq_len = size("n_positions");
+  config.vocab_size = size("vocab_size");
+  const auto activation = json.value("activation_function", nlohmann::json("gelu_new"));
+  if (activation == "gelu") {
+    config.gelu = Gelu::exact;
+  } else if (activation == "gelu_new" || activation == "gelu_pytorch_tanh") {
+    config.gelu = Gelu::tanh;
+  } else {
+    refuse("activation_function", "is " + activation.dump() + ", but lathe knows gelu and gelu_new");
+  }
+  if (json.contains("layer_norm_epsilon") && json["layer_norm_epsilon"] != 1e-5) {
+    refuse("layer_norm_epsilon", "is not 1e-5, which is all that lathe does");
+  }
+  if (json.contains("lathe_bias")) {
+    if (!json["lathe_bias"].is_boolean()) refuse("lathe_bias", "is not true or false");
+    config.bias = json["lathe_bias"].get<bool>();
+  }
+  if (json.contains("resid_pdrop")) {
+    if (!json["resid_pdrop"].is_number()) refuse("resid_pdrop", "is not a number");
+    config.dropout = json["resid_pdrop"].get<float>();
+  }
+  try {
+    validate(config);
+  } catch (const UserError& error) {
+    throw UserError("{}: {}", path.string(), error.what());
+  }
+  return config;
+}
+
+void read_model(const fs::path& dir, const GPT2Config& config, const ParameterLayout& layout,
+                const Tensor& flat, Device& device) {
+  const SafetensorsReader file(dir / kModelFile);
+  const std::string prefix = prefix_in(file);
+  std::vector<std::string> known;
+  for (const ParameterSlot& slot : layout.slots) known.push_back(prefix + slot.spec.name);
+  for (const ParameterSpec& spec : absent_biases(config)) known.push_back(prefix + spec.name);
+  std::sort(known.begin(), known.end());
+  for (const SafetensorsEntry& entry : file.entries()) {
+    if (!std::binary_search(known.begin(), known.end(), entry.name) && !ignorable(entry.name)) {
+      throw UserError("{}: tensor {} does not belong to this model (n_layer {}, n_embd {}, bias {})",
+                      file.path().string(), entry.name, config.n_layer, config.n_embd, config.bias);
+    }
+  }
+  for (const ParameterSlot& slot : layout.slots) {
+    read_parameter(file, prefix + slot.spec.name, slot, flat, device);
+  }
+}
+
+WrittenFiles write_optimizer(const fs::path& dir, const ParameterLayout& layout,
+                             const Optimizer& optimizer, Device& device) {
+  SafetensorsWriter file(dir / kOptimizerFile);
+  const std::pair<std::string, const Tensor*> moments[] = {{"m.", &optimizer.m()}, {"v.", &optimizer.v()}};
+  for (const auto& [prefix, flat] : moments) {
+    for (const ParameterSlot& slot : layout.slots) {
+      file.declare(prefix + slot.spec.name, DType::fp32, dims_of(slot.spec.shape));
+    }
+  }
+  for (const auto& [prefix, flat] : moments) {
+    for (const ParameterSlot& slot : layout.slots) {
+      write_parameter(file, prefix + slot.spec.name, slot, *flat, device);
+    }
+  }
+  return {{kOptimizerFile, file.finish()}};
+}
+
+void read_optimizer(const fs::path& dir, const ParameterLayout& layout, const Optimizer& optimizer,
+                    Device& device) {
+  const SafetensorsReader file(dir / kOptimizerFile);
+  for (const ParameterSlot& slot : layout.slots) {
+    read_parameter(file, "m." + slot.spec.name, slot, optimizer.m(), device);
+    read_parameter(file, "v." + slot.spec.name, slot, optimizer.v(), device);
+  }
+}
+
+}  // namespace lathe

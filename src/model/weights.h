@@ -1,0 +1,44 @@
+// Weights into and out of memory: random initialisation, Hugging Face's GPT-2 layout (config.json
+// and model.safetensors), and the optimizer's state beside it.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "kernels/device/device.h"
+#include "src/io/file.h"
+#include "src/model/config.h"
+#include "src/model/optimizer.h"
+#include "src/model/parameters.h"
+
+namespace lathe {
+
+// Checksums of the files that a call wrote, by file name: what a checkpoint's manifest lists.
+using WrittenFiles = std::map<std::string, FileDigest>;
+
+// Fills flat parameters of any number type: N(0, init_std) from Philox, keyed by seed, parameter and
+// element, so that the values depend neither on the device nor on the padding.
+void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const Tensor& flat,
+                           Device& device);
+
+// Writes DIR/config.json and DIR/model.safetensors (fp32, vocabulary unpadded, names and shapes of
+// transformers' GPT2Model). A model without biases writes zeros and "lathe_bias": false.
+WrittenFiles write_model(const std::filesystem::path& dir, const GPT2Config& config,
+                         const ParameterLayout& layout, const Tensor& flat, Device& device);
+
+// Reads DIR/config.json, or throws a UserError that says what lathe cannot do.
+GPT2Config read_model_config(const std::filesystem::path& dir);
+
+// Reads DIR/model.safetensors into flat parameters of any number type. Every parameter must be there
+// in its shape; position embeddings longer than config.seq_len are cut. Throws UserError.
+void read_model(const std::filesystem::path& dir, const GPT2Config& config,
+                const ParameterLayout& layout, const Tensor& flat, Device& device);
+
+// AdamW's moments, "m.NAME" and "v.NAME", in DIR/optimizer-00000-of-00001.safetensors.
+WrittenFiles write_optimizer(const std::filesystem::path& dir, const ParameterLayout& layout,
+                             const Optimizer& optimizer, Device& device);
+void read_optimizer(const std::filesystem::path& dir, const ParameterLayout& layout,
+                    const Optimizer& optimizer, Device& device);
+
+}  // namespace lathe

@@ -1,0 +1,71 @@
+// Everything that a user can say to build/train: flags, a TOML file with the same keys, presets.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "src/model/config.h"
+#include "src/model/optimizer.h"
+
+namespace lathe {
+
+struct TrainOptions {
+  std::string model = "gpt2-124m";
+  GPT2Config gpt2;  // vocab_size 0: the data's
+
+  std::string data;
+  std::string init = "random";  // or a directory in Hugging Face's layout
+  std::string sampling = "random";
+  int64_t batch_size = 4;        // sequences of a rank's micro-step
+  int64_t total_batch_size = 0;  // tokens of a step over all ranks; 0: one micro-step
+  int64_t steps = 1000;
+  uint64_t seed = 1337;
+
+  double lr = 6e-4;
+  double min_lr = 6e-5;
+  int64_t warmup_steps = 100;
+  int64_t lr_decay_steps = 0;  // 0: steps
+  std::string schedule = "cosine";
+  OptimizerConfig optimizer;
+
+  std::string dtype = "fp32";
+  std::string device = "auto";
+  int threads = 0;  // 0: OpenMP's choice
+  bool deterministic = false;
+
+  int64_t eval_interval = 250;  // steps; 0: never
+  int64_t eval_batches = 0;     // 0: the whole validation set
+  bool eval_only = false;
+  int64_t log_interval = 1;
+  int64_t sample_interval = 0;
+  int64_t sample_tokens = 256;
+  int64_t max_skipped_steps = 10;  // in a row; then the run stops
+
+  std::string out;
+  std::string resume = "auto";
+  int64_t checkpoint_interval = 0;  // 0: only at the end
+  int64_t keep = 2;
+
+  bool dry_run = false;
+  bool benchmark = false;
+
+  std::string resolved;  // the same as TOML, every key with its value
+
+  DType number_type() const { return dtype == "bf16" ? DType::bf16 : DType::fp32; }
+  int64_t decay_steps() const { return lr_decay_steps > 0 ? lr_decay_steps : steps; }
+  // Micro-steps of a step. UserError where total_batch_size is no multiple of a micro-step's tokens.
+  int64_t micro_steps(int64_t world_size) const;
+};
+
+// Options by name: the sizes of a model and what trains it. UserError where there is no such preset.
+TrainOptions preset(const std::string& model);
+
+// Preset, then --config FILE, then flags. Throws UserError; prints and leaves by `exit_code` >= 0 for
+// --help.
+TrainOptions parse_train_options(int argc, char** argv, int* exit_code);
+
+// The learning rate at a step: linear warm-up to lr, then the schedule down to min_lr. cosine and
+// linear reach it after decay_steps; wsd holds lr and decays linearly over the last fifth.
+double learning_rate(const TrainOptions& options, int64_t step);
+
+}  // namespace lathe
