@@ -11,7 +11,21 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/device/dtype.h"
+
 namespace lathe {
+
+// Stores a value rounded to the type of the target. Assigning a whole bf16 inside a loop keeps GCC
+// from vectorising it; assigning its bits does not.
+inline void store(bf16& target, float value) {
+  target.bits = bf16(value).bits;
+}
+inline void store(float& target, float value) {
+  target = value;
+}
+inline void store(double& target, double value) {
+  target = value;
+}
 
 namespace vecmath {
 
