@@ -1,0 +1,86 @@
+// Matrix products on the CPU, with the epilogues that training needs.
+//
+//   C[m, n] = epilogue(op(A)[m, k] op(B)[k, n])
+//
+// Everything is row-major with leading dimensions in elements. Three implementations stand behind
+// one call: lathe's plain code (any machine, any type), oneDNN (fp32 and bf16 where it was built
+// in), and lathe's AMX kernel (bf16 on CPUs with AMX). Which one runs is a fixed function of the
+// types, the shape and the machine, never of a timing, so that a resumed run takes the same.
+// Every implementation gives the same bits for the same number of threads; plain code and AMX give
+// the same bits for any number.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/device/dtype.h"
+
+namespace lathe {
+
+enum class Activation : uint8_t { none, gelu_tanh, gelu_exact };
+enum class MatmulBackend : uint8_t { automatic, plain, onednn, amx };
+
+// One product. (T, TOut) is (float, float), (bf16, bf16), (bf16, float) or (double, double);
+// products are summed in Accumulator<T>.
+template <typename T, typename TOut>
+struct MatmulArgs {
+  bool trans_a = false, trans_b = false;
+  int64_t m = 0, n = 0, k = 0;
+  const T* a = nullptr;  // [m, lda], or [k, lda] when trans_a
+  int64_t lda = 0;
+  const T* b = nullptr;  // [k, ldb], or [n, ldb] when trans_b
+  int64_t ldb = 0;
+  TOut* c = nullptr;  // [m, ldc]; overlaps no other operand
+  int64_t ldc = 0;
+  // C += op(A) op(B), for weight gradients: TOut is Accumulator<T>, no activation.
+  bool accumulate = false;
+  const T* bias = nullptr;  // [n], added to every row before anything is rounded; or null
+  // With an activation (TOut is T) the sum is rounded to T first, and the activation reads the
+  // rounded value: C is the same whether pre_activation is kept or not.
+  Activation activation = Activation::none;
+  T* pre_activation = nullptr;  // [m, ldc]: where the rounded value is kept; or null
+};
+
+// Runs products and owns what they need between calls: oneDNN's primitives by shape, and the
+// workspace. Calls may come from several threads, one runs at a time. After one call of a shape,
+// further calls of it allocate nothing of their own (oneDNN allocates a few hundred bytes of
+// bookkeeping inside each execution, which no caller can prevent).
+class MatmulContext {
+ public:
+  // Any other backend than `automatic` is taken for every product it can do, and plain code does
+  // the rest. Throws CheckError where the machine or the build lacks it.
+  explicit MatmulContext(MatmulBackend backend = MatmulBackend::automatic);
+  ~MatmulContext();
+  MatmulContext(const MatmulContext&) = delete;
+  MatmulContext& operator=(const MatmulContext&) = delete;
+
+  template <typename T, typename TOut>
+  void run(const MatmulArgs<T, TOut>& args);
+
+  // Bytes of workspace that run(args) takes with the present number of threads; the pointers of
+  // args may be null, except that bias and pre_activation say by being null that there is none.
+  template <typename T, typename TOut>
+  size_t workspace_bytes(const MatmulArgs<T, TOut>& args);
+
+  // The implementation that run(args) takes.
+  template <typename T, typename TOut>
+  MatmulBackend backend_for(const MatmulArgs<T, TOut>& args) const;
+
+  // From here on products use the caller's memory (64-byte aligned), and one that needs more is a
+  // CheckError. Without a loan the context keeps a workspace of its own, which grows on demand.
+  void lend_workspace(void* memory, size_t bytes);
+  size_t owned_workspace_bytes() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+bool matmul_backend_available(MatmulBackend backend);
+
+// What the machine has, for the banner: "lathe AMX + oneDNN 2.6.3", "plain code (no oneDNN)", ...
+std::string matmul_backend_name();
+
+}  // namespace lathe

@@ -1,0 +1,14 @@
+#include <omp.h>
+
+#include "kernels/cpu/threads.h"
+
+namespace lathe {
+
+int max_threads() {
+  return omp_in_parallel() ? 1 : omp_get_max_threads();
+}
+int thread_index() {
+  return omp_get_thread_num();
+}
+
+}  // namespace lathe

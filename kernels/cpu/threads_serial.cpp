@@ -1,0 +1,12 @@
+#include "kernels/cpu/threads.h"
+
+namespace lathe {
+
+int max_threads() {
+  return 1;
+}
+int thread_index() {
+  return 0;
+}
+
+}  // namespace lathe
