@@ -4,6 +4,9 @@ precision what they make of a batch: logits, loss and every gradient.
 
     python3 tests/model/make_golden.py      # needs torch and numpy; made with the versions below
 
+Beside each value stands how far the same PyTorch code is off in fp32 and in bf16 (largest and root mean
+square error): the yardstick for lathe's own fp32 and bf16, which may be off by twice as much.
+
 The model is written out with plain tensor operations, so that it follows the paper and not one
 library's module. Weights are stored as Hugging Face stores them: linear layers [in, out].
 """
@@ -69,6 +72,18 @@ def logits(config, p, tokens):
     return layernorm("ln_f", x) @ p["wte.weight"].T
 
 
+def run(config, p, tokens, targets, dtype):
+    """Logits, loss and gradients with every tensor of this type, as double."""
+    p = {key: value.detach().to(dtype).requires_grad_() for key, value in p.items()}
+    out = logits(config, p, tokens)
+    loss = torch.nn.functional.cross_entropy(out.view(-1, config["vocab_size"]).to(
+        torch.float32 if dtype == torch.bfloat16 else dtype), targets.view(-1))
+    loss.backward()
+    result = {"logits": out.detach().double(), "loss": loss.detach().double().reshape(1)}
+    result.update({"grad." + key: value.grad.double() for key, value in p.items()})
+    return result
+
+
 def save_safetensors(path, tensors, metadata):
     header, data = {"__metadata__": metadata}, b""
     types = {"float64": "F64", "float32": "F32", "int32": "I32"}
@@ -93,19 +108,21 @@ def main():
         shape = (config["batch"], config["t"])
         tokens = torch.randint(config["vocab_size"], shape, generator=generator)
         targets = torch.randint(config["vocab_size"], shape, generator=generator)
-        out = logits(config, p, tokens)
-        loss = torch.nn.functional.cross_entropy(out.view(-1, config["vocab_size"]), targets.view(-1))
-        loss.backward()
-        tensors = {"logits": out.detach().numpy(), "loss": loss.detach().numpy().reshape(1),
-                   "tokens": tokens.int().numpy(), "targets": targets.int().numpy()}
+        tensors = {"tokens": tokens.int().numpy(), "targets": targets.int().numpy()}
         for key, value in p.items():
             tensors["weight." + key] = value.detach().float().numpy()
-            tensors["grad." + key] = value.grad.numpy()
+        reference = run(config, p, tokens, targets, torch.float64)
+        tensors.update({key: value.numpy() for key, value in reference.items()})
+        for type_name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            for key, value in run(config, p, tokens, targets, dtype).items():
+                error = value - reference[key]
+                tensors[f"error_{type_name}.{key}"] = np.array(
+                    [error.abs().max().item(), error.square().mean().sqrt().item()])
         os.makedirs(os.path.join(HERE, "golden"), exist_ok=True)
         save_safetensors(os.path.join(HERE, "golden", name + ".safetensors"), tensors,
                          {"torch": torch.__version__, "numpy": np.__version__,
                           **{key: str(value) for key, value in config.items()}})
-        print(name, "loss", loss.item())
+        print(name, "loss", reference["loss"].item())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,107 @@
+// A small GPT-2 with everything it needs to take a step, for tests.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <vector>
+
+#include "kernels/device/arena.h"
+#include "src/model/gpt2.h"
+#include "src/model/optimizer.h"
+#include "src/model/plan.h"
+#include "src/model/weights.h"
+
+namespace lathe::testing {
+
+// The values of a tensor as doubles.
+inline std::vector<double> values_of(Device& device, const Tensor& tensor) {
+  std::vector<char> bytes(tensor.bytes());
+  device.download(bytes.data(), tensor);
+  std::vector<double> values(tensor.elements());
+  for (size_t i = 0; i < values.size(); ++i) {
+    switch (tensor.dtype) {
+      case DType::fp32: values[i] = reinterpret_cast<const float*>(bytes.data())[i]; break;
+      case DType::fp64: values[i] = reinterpret_cast<const double*>(bytes.data())[i]; break;
+      case DType::bf16: values[i] = reinterpret_cast<const bf16*>(bytes.data())[i]; break;
+      default: ADD_FAILURE() << "no number type";
+    }
+  }
+  return values;
+}
+
+inline void set_values(Device& device, const Tensor& tensor, const std::vector<double>& values) {
+  ASSERT_EQ(static_cast<size_t>(tensor.elements()), values.size());
+  const auto upload = [&]<typename T>(T) {
+    std::vector<T> converted;
+    for (double value : values) converted.push_back(T(value));
+    device.upload(tensor, converted.data());
+  };
+  if (tensor.dtype == DType::fp64) upload(double{});
+  if (tensor.dtype == DType::fp32) upload(float{});
+  if (tensor.dtype == DType::bf16) upload(bf16(0.0f));
+}
+
+struct Harness {
+  Harness(const GPT2Config& config, const RunShape& shape, uint64_t seed = 7)
+      : device(make_cpu_device()),
+        arena(*device, plan_training(config, shape, device->ops(shape.dtype)).total()),
+        model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena),
+        optimizer({}, model.weights(), model.gradients(), model.layout(), *device, arena),
+        state(*device, arena, shape.micro_steps),
+        tokens(arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len})),
+        targets(arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len})),
+        inputs(shape.micro_steps) {
+    initialize_parameters(model.layout(), seed, optimizer.masters(), *device);
+    sync_weights();
+    for (StepInputs& input : inputs) input = {.seed = seed, .step = 3, .learning_rate = 1e-3f};
+    state.begin(model.ops(), inputs);
+  }
+
+  // Weights that are a copy of the masters follow them.
+  void sync_weights() {
+    if (model.weights().flat.data != optimizer.masters().data) {
+      model.ops().cast({.destination = model.weights().flat, .source = optimizer.masters()}, {});
+    }
+  }
+
+  MicroBatch batch(int64_t micro_step = 0) const {
+    return {tokens, targets, state.inputs(micro_step)};
+  }
+  void set_batch(const std::vector<int32_t>& in, const std::vector<int32_t>& out) {
+    device->upload(tokens, in.data());
+    device->upload(targets, out.data());
+  }
+  void random_batch(uint64_t seed) {
+    std::mt19937_64 random(seed);
+    std::vector<int32_t> in(tokens.elements()), out(tokens.elements());
+    for (auto* list : {&in, &out}) {
+      for (int32_t& token : *list) token = static_cast<int32_t>(random() % model.config().vocab_size);
+    }
+    set_batch(in, out);
+  }
+  // Mean loss of one micro-step, and its gradients.
+  double forward_backward() {
+    state.begin(model.ops(), inputs);
+    const double scale = 1.0 / static_cast<double>(tokens.elements());
+    model.forward(batch(), true);
+    model.loss_and_backward(batch(), scale, state.device_results(), false, {});
+    return state.results().loss;
+  }
+  double training_loss() {  // dropout on, no backward
+    state.begin(model.ops(), inputs);
+    model.forward(batch(), true);
+    model.loss(batch(), 1.0 / static_cast<double>(tokens.elements()), state.device_results());
+    return state.results().loss;
+  }
+
+  std::unique_ptr<Device> device;
+  Arena arena;
+  GPT2 model;
+  Optimizer optimizer;
+  StepState state;
+  Tensor tokens, targets;
+  std::vector<StepInputs> inputs;
+};
+
+}  // namespace lathe::testing

@@ -1,0 +1,63 @@
+#include "src/model/plan.h"
+
+#include <gtest/gtest.h>
+
+#include "src/model/decoder.h"
+#include "tests/model/harness.h"
+
+namespace lathe::testing {
+namespace {
+
+// The plan, from formulas, and the arena, from what the program really took.
+TEST(Plan, AgreesWithTheArenaToTheByte) {
+  for (DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
+    for (const GPT2Config& config :
+         {GPT2Config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 2, .seq_len = 1},
+          GPT2Config{.n_layer = 3, .n_head = 3, .n_embd = 120, .vocab_size = 97, .seq_len = 65, .bias = false, .dropout = 0.1f},
+          GPT2Config{.n_layer = 2, .n_head = 5, .n_embd = 80, .vocab_size = 5003, .seq_len = 33, .gelu = Gelu::exact}}) {
+      const RunShape shape{.dtype = dtype, .batch_size = 3, .seq_len = config.seq_len, .micro_steps = 2,
+                           .decode_len = config.seq_len};
+      const auto device = make_cpu_device();
+      const MemoryPlan plan = plan_training(config, shape, device->ops(dtype));
+      Arena arena(*device, plan.total());
+      GPT2 model(config, dtype, shape.batch_size, shape.seq_len, *device, arena);
+      Optimizer optimizer({}, model.weights(), model.gradients(), model.layout(), *device, arena);
+      StepState state(*device, arena, shape.micro_steps);
+      for (int i = 0; i < 2; ++i) {
+        arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len});
+      }
+      Decoder decoder(config, model.weights(), config.seq_len, config.seq_len, *device, arena);
+      EXPECT_EQ(arena.used(), plan) << to_string(arena.used()) << to_string(plan);
+    }
+  }
+}
+
+TEST(Plan, AnArenaThatIsTooSmallIsAnError) {
+  const auto device = make_cpu_device();
+  const GPT2Config config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 20, .seq_len = 8};
+  const MemoryPlan plan = plan_training(config, {.batch_size = 1, .seq_len = 8}, device->ops(DType::fp32));
+  Arena arena(*device, plan.bytes[static_cast<int>(MemoryCategory::weights)]);
+  EXPECT_THROW(GPT2(config, DType::fp32, 1, 8, *device, arena), CheckError);
+}
+
+TEST(Plan, ParameterCountsOfTheKnownModels) {
+  const auto counts = [](GPT2Config config) { return count_parameters(config); };
+  EXPECT_EQ(counts({}).total, 124439808);
+  EXPECT_EQ(counts({.n_layer = 24, .n_head = 16, .n_embd = 1024}).total, 354823168);
+  EXPECT_EQ(counts({.n_layer = 36, .n_head = 20, .n_embd = 1280}).total, 774030080);
+  EXPECT_EQ(counts({.n_layer = 48, .n_head = 25, .n_embd = 1600}).total, 1557611200);
+  const GPT2Config talk{.vocab_size = 65, .bias = false};
+  EXPECT_EQ(counts(talk).without_position_embeddings, 85003776);
+  int64_t decayed = 0, undecayed = 0, decayed_tensors = 0, undecayed_tensors = 0;
+  for (const ParameterSpec& spec : parameter_specs(talk)) {
+    (spec.decay ? decayed : undecayed) += spec.shape.elements();
+    ++(spec.decay ? decayed_tensors : undecayed_tensors);
+  }
+  EXPECT_EQ(decayed, 85771008);
+  EXPECT_EQ(undecayed, 19200);
+  EXPECT_EQ(decayed_tensors, 50);
+  EXPECT_EQ(undecayed_tensors, 25);
+}
+
+}  // namespace
+}  // namespace lathe::testing
