@@ -144,9 +144,7 @@ int32_t sample_token(std::span<const double> logits, const SamplingConfig& confi
   size_t count = 0;
   while (count < keep && (count == 0 || kept < config.top_p * sum)) kept += weights[count++];
 
-  const uint64_t word = static_cast<uint64_t>(position);
-  const auto random = philox4x32_10(
-      {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32), 0, 0}, PhiloxKey(config.seed));
+  const auto random = philox(config.seed, static_cast<uint64_t>(position), kPhiloxSiteSample, 0);
   const double uniform = ((random[0] >> 5) * 67108864.0 + (random[1] >> 6)) / 9007199254740992.0;
   double left = uniform * kept;
   for (size_t i = 0; i + 1 < count; ++i) {

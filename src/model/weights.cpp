@@ -74,15 +74,13 @@ void for_each_chunk(int64_t elements, const ChunkFunction& body) {
 
 // Elements [first, first + count) of a parameter, first a multiple of 4: each Philox call gives two
 // of Box and Muller's pairs. The first word of a pair is kept off zero, where the logarithm has none.
-std::vector<float> initial_values(const ParameterSpec& spec, PhiloxKey key, uint32_t parameter,
+std::vector<float> initial_values(const ParameterSpec& spec, uint64_t seed, uint32_t parameter,
                                   int64_t first, int64_t count) {
   std::vector<float> values(count, spec.init_value);
   if (spec.init_std == 0) return values;
   for (int64_t i = 0; i < count; i += 4) {
     const uint64_t group = static_cast<uint64_t>(first + i) / 4;
-    const auto words = philox4x32_10({static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32),
-                                      parameter, 0x696e6974 /* "init": no other use draws these */},
-                                     key);
+    const auto words = philox(seed, group, kPhiloxSiteInit, parameter);
     for (int64_t j = 0; j < 4 && i + j < count; ++j) {
       const double radius = std::sqrt(-2 * std::log((words[j / 2 * 2] + 0.5) / 4294967296.0));
       const double angle = 2 * std::numbers::pi * (words[j / 2 * 2 + 1] / 4294967296.0);
@@ -146,12 +144,11 @@ bool ignorable(const std::string& name) {
 
 void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const Tensor& flat,
                            Device& device) {
-  const PhiloxKey key(seed);
   for (size_t p = 0; p < layout.slots.size(); ++p) {
     const ParameterSlot& slot = layout.slots[p];
     for_each_chunk(slot.spec.shape.elements(), [&](int64_t first, int64_t count) {
       const std::vector<float> values =
-          initial_values(slot.spec, key, static_cast<uint32_t>(p), first, count);
+          initial_values(slot.spec, seed, static_cast<uint32_t>(p), first, count);
       upload_values(device, part_of(flat, slot, first, count), values.data());
     });
   }

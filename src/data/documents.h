@@ -1,0 +1,57 @@
+// Text files as a stream of documents, read in pieces of bounded size.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lathe {
+
+// Where documents end besides at the end of each file.
+struct DocumentFormat {
+  std::string separator;  // this text, which is left out; empty: nowhere
+  std::string jsonl_key;  // not empty: one JSON object a line, the document under this key
+};
+
+struct Piece {
+  std::string text;      // valid UTF-8, whole characters
+  bool starts_document;  // false: goes on with the document of the piece before
+};
+
+// Reads the files in order. Throws UserError where one cannot be read or holds invalid UTF-8,
+// naming file and byte offset. Empty documents are left out.
+class DocumentReader {
+ public:
+  DocumentReader(std::vector<std::filesystem::path> files, DocumentFormat format);
+
+  std::optional<Piece> next();
+  uint64_t bytes_read() const { return bytes_read_; }
+
+ private:
+  bool fill();  // reads on; false at the end of the last file
+  bool open_next_file();
+  std::optional<Piece> next_text();
+  std::optional<Piece> next_line();
+  Piece take(size_t bytes, size_t skip);
+  void check_utf8(std::string_view text) const;
+
+  std::vector<std::filesystem::path> files_;
+  DocumentFormat format_;
+  size_t opened_ = 0;
+  std::ifstream stream_;
+  std::string_view rest() const { return std::string_view(buffer_).substr(begin_); }
+
+  std::string buffer_;  // what was read of the file; from begin_ on not yet handed out
+  size_t begin_ = 0;
+  uint64_t offset_ = 0;  // in the file, of the byte at begin_
+  uint64_t bytes_read_ = 0;
+  int64_t line_ = 0;
+  bool at_end_ = true;           // of the current file
+  bool document_starts_ = true;  // at the byte at begin_
+};
+
+}  // namespace lathe

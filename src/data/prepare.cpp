@@ -1,0 +1,351 @@
+#include "src/data/prepare.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <future>
+#include <iostream>
+#include <mutex>
+#include <thread>
+
+#include "kernels/device/error.h"
+#include "src/data/shard.h"
+#include "src/data/utf8.h"
+
+namespace lathe {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr size_t kChunkBytes = 1 << 20;
+
+// Threads that encode chunks of text; results come back through futures, so their order is ours.
+class EncoderPool {
+ public:
+  EncoderPool(const Tokenizer& tokenizer, int threads) {
+    for (int i = 0; i < threads; ++i) {
+      threads_.emplace_back([this, &tokenizer](std::stop_token stop) { work(tokenizer, stop); });
+    }
+  }
+
+  std::future<std::vector<int32_t>> submit(std::string text) {
+    std::promise<std::vector<int32_t>> promise;
+    auto future = promise.get_future();
+    {
+      const std::lock_guard lock(mutex_);
+      jobs_.push_back({std::move(text), std::move(promise)});
+    }
+    wake_.notify_one();
+    return future;
+  }
+
+ private:
+  struct Job {
+    std::string text;
+    std::promise<std::vector<int32_t>> result;
+  };
+
+  void work(const Tokenizer& tokenizer, const std::stop_token& stop) {
+    const auto encoder = tokenizer.encoder();
+    while (true) {
+      std::unique_lock lock(mutex_);
+      if (!wake_.wait(lock, stop, [this] { return !jobs_.empty(); })) return;
+      Job job = std::move(jobs_.front());
+      jobs_.pop_front();
+      lock.unlock();
+      try {
+        std::vector<int32_t> ids;
+        encoder->encode(job.text, ids);
+        job.result.set_value(std::move(ids));
+      } catch (...) {
+        job.result.set_exception(std::current_exception());
+      }
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable_any wake_;
+  std::deque<Job> jobs_;
+  std::vector<std::jthread> threads_;  // last: they stop before the rest goes
+};
+
+// Writes the tokens of one split: text in, cut at places that do not change its tokens, encoded by
+// the pool, written in order.
+class SplitWriter {
+ public:
+  SplitWriter(const Tokenizer& tokenizer, EncoderPool& pool, ShardWriter& shards, size_t in_flight)
+      : tokenizer_(tokenizer), pool_(pool), shards_(shards), in_flight_(in_flight) {}
+
+  void append(std::string_view text, bool starts_document) {
+    if (starts_document) end_document();
+    pending_ += text;
+    if (pending_.size() < cut_at_) return;
+    const size_t cut = tokenizer_.safe_cut(pending_);
+    if (cut > 0) submit(cut);
+    // Where a word is longer than a chunk, search again only when the text has doubled.
+    cut_at_ = std::max(kChunkBytes, pending_.size() * 2);
+  }
+
+  void finish() {
+    end_document();
+    while (!waiting_.empty()) write_first();
+    shards_.finish();
+  }
+
+ private:
+  void end_document() {
+    if (!pending_.empty()) submit(pending_.size());
+    starts_document_ = true;
+  }
+
+  void submit(size_t bytes) {
+    const bool separate = starts_document_ && began_;
+    waiting_.push_back({separate, pool_.submit(pending_.substr(0, bytes))});
+    pending_.erase(0, bytes);
+    began_ = true;
+    starts_document_ = false;
+    if (waiting_.size() > in_flight_) write_first();
+  }
+
+  void write_first() {
+    const std::vector<int32_t> ids = waiting_.front().ids.get();
+    if (waiting_.front().separate && tokenizer_.end_of_text()) {
+      const int32_t end_of_text = *tokenizer_.end_of_text();
+      shards_.append({&end_of_text, 1});
+    }
+    waiting_.pop_front();
+    shards_.append(ids);
+  }
+
+  struct Waiting {
+    bool separate;  // from the document before, by the end-of-text token
+    std::future<std::vector<int32_t>> ids;
+  };
+
+  const Tokenizer& tokenizer_;
+  EncoderPool& pool_;
+  ShardWriter& shards_;
+  size_t in_flight_;
+  std::string pending_;
+  size_t cut_at_ = kChunkBytes;
+  std::deque<Waiting> waiting_;
+  bool starts_document_ = true;
+  bool began_ = false;
+};
+
+// A folder for everything unfinished inside `out`; what is left in it goes with it.
+class StagingFolder {
+ public:
+  explicit StagingFolder(const fs::path& out) : path_(out / ".prepare.partial") {
+    std::error_code error;
+    created_out_ = fs::create_directories(out, error);
+    if (!error) fs::remove_all(path_, error);  // of a run that was killed
+    if (!error) fs::create_directory(path_, error);
+    if (error) {
+      throw UserError("cannot write {}: {}; choose another --out", out.string(), error.message());
+    }
+  }
+  ~StagingFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+    if (created_out_) fs::remove(path_.parent_path(), ignored);  // only where it is empty
+  }
+  StagingFolder(const StagingFolder&) = delete;
+  StagingFolder& operator=(const StagingFolder&) = delete;
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+  bool created_out_ = false;
+};
+
+// What the first pass over the text finds.
+struct Census {
+  int64_t documents = 0;
+  int64_t characters = 0;
+  uint64_t bytes = 0;
+  std::vector<int32_t> code_points;  // ascending
+};
+
+uint64_t total_bytes(const std::vector<fs::path>& inputs) {
+  uint64_t bytes = 0;
+  for (const auto& file : inputs) {
+    std::error_code error;
+    const uint64_t size = fs::file_size(file, error);
+    if (!error) bytes += size;
+  }
+  return bytes;
+}
+
+Census take_census(const PrepareOptions& options, const std::vector<fs::path>& inputs,
+                   const PrepareProgress& progress) {
+  Census census;
+  std::vector<bool> seen(0x110000);
+  DocumentReader reader(inputs, options.format);
+  const uint64_t total = total_bytes(inputs);
+  while (const auto piece = reader.next()) {
+    census.documents += piece->starts_document;
+    census.characters += count_code_points(piece->text);
+    census.bytes += piece->text.size();
+    if (options.tokenizer == "char") {
+      for (std::string_view rest = piece->text; !rest.empty();) {
+        const CodePoint c = decode_utf8(rest);
+        seen[static_cast<size_t>(c.value)] = true;
+        rest.remove_prefix(static_cast<size_t>(c.length));
+      }
+    }
+    if (progress) progress("reading", reader.bytes_read(), total, 0);
+  }
+  for (int32_t c = 0; c < 0x110000; ++c) {
+    if (seen[static_cast<size_t>(c)]) census.code_points.push_back(c);
+  }
+  return census;
+}
+
+// Copies standard input into the staging folder, as the text is read twice.
+std::vector<fs::path> seekable(const std::vector<fs::path>& inputs, const fs::path& staging) {
+  std::vector<fs::path> files = inputs;
+  if (std::count(files.begin(), files.end(), "-") > 1) {
+    throw UserError("--input names standard input (-) more than once; name it once");
+  }
+  for (auto& file : files) {
+    if (file != "-") continue;
+    file = staging / "standard-input";
+    AtomicFile copy(file);
+    std::vector<char> block(1 << 20);
+    while (std::cin.read(block.data(), static_cast<std::streamsize>(block.size())) ||
+           std::cin.gcount() > 0) {
+      copy.append(block.data(), static_cast<size_t>(std::cin.gcount()));
+    }
+    copy.commit();
+  }
+  return files;
+}
+
+std::unique_ptr<Tokenizer> choose_tokenizer(const PrepareOptions& options, const Census& census) {
+  if (options.tokenizer == "char") return make_char_tokenizer(census.code_points, "the input");
+  if (options.tokenizer != "gpt2") return load_tokenizer(options.tokenizer);
+  if (options.vocab_dir.empty()) {
+    throw UserError(
+        "--tokenizer gpt2 needs --vocab-dir: the directory with encoder.json + "
+        "vocab.bpe, vocab.json + merges.txt or tokenizer.json");
+  }
+  return load_tokenizer(options.vocab_dir);
+}
+
+bool is_shard(const fs::path& file) {
+  const std::string name = file.filename().string();
+  return file.extension() == ".bin" && (name.starts_with("train_") || name.starts_with("val_"));
+}
+
+std::vector<fs::path> old_output(const fs::path& out) {
+  std::vector<fs::path> files;
+  std::error_code error;
+  for (fs::directory_iterator it(out, error), end; !error && it != end; it.increment(error)) {
+    if (is_shard(it->path()) || it->path().filename() == "tokenizer.json") {
+      files.push_back(it->path());
+    }
+  }
+  return files;
+}
+
+// Replaces the old data by the new: tokenizer.json goes first and comes last, so that a directory
+// with one is whole.
+void publish(const fs::path& staging, const fs::path& out, const ShardWriter& train,
+             const ShardWriter& val) {
+  fs::remove(out / "tokenizer.json");
+  for (const auto& file : old_output(out)) fs::remove(file);
+  sync_directory(out);
+  for (const ShardWriter* shards : {&train, &val}) {
+    for (const auto& file : shards->files()) fs::rename(file, out / file.filename());
+  }
+  sync_directory(out);
+  fs::rename(staging / "tokenizer.json", out / "tokenizer.json");
+  sync_directory(out);
+}
+
+// The second pass: everything before character `train_characters` to train, the rest to val.
+void encode_all(DocumentReader& reader, const Census& census, int64_t train_characters,
+                SplitWriter& train, SplitWriter& val, const std::function<void()>& progress) {
+  int64_t at = 0;
+  while (const auto piece = reader.next()) {
+    const std::string_view text = piece->text;
+    const int64_t left = std::max<int64_t>(0, train_characters - at);
+    const size_t cut = offset_of_code_point(text, left);
+    if (cut > 0) train.append(text.substr(0, cut), piece->starts_document);
+    if (cut < text.size()) val.append(text.substr(cut), cut == 0 && piece->starts_document);
+    at += count_code_points(text);
+    progress();
+  }
+  if (at != census.characters) {
+    throw UserError(
+        "the input changed while it was read: {} characters, then {}; run prepare "
+        "again",
+        census.characters, at);
+  }
+}
+
+void check_options(const PrepareOptions& options) {
+  if (options.inputs.empty()) throw UserError("--input names no file; give at least one");
+  if (!(options.val_fraction >= 0 && options.val_fraction < 1)) {
+    throw UserError("--val-fraction is {}; give a share from 0 up to, but not including, 1",
+                    options.val_fraction);
+  }
+  if (options.shard_tokens < 1 || options.shard_tokens > INT32_MAX) {
+    throw UserError("--shard-tokens is {}; give a number from 1 to {}", options.shard_tokens,
+                    INT32_MAX);
+  }
+  if (options.threads < 0 || options.threads > 4096) {
+    throw UserError("--threads is {}; give a number from 0 (all) to 4096", options.threads);
+  }
+  if (!options.format.separator.empty() && !options.format.jsonl_key.empty()) {
+    throw UserError("--document-separator and --jsonl-key exclude each other; give one of them");
+  }
+  if (!options.force && !old_output(options.out).empty()) {
+    throw UserError("{} already holds data ({}); give another --out, or --force to replace it",
+                    options.out.string(), old_output(options.out)[0].filename().string());
+  }
+}
+
+}  // namespace
+
+PrepareResult prepare(const PrepareOptions& options, const PrepareProgress& progress) {
+  check_options(options);
+  const StagingFolder staging(options.out);
+  const auto inputs = seekable(options.inputs, staging.path());
+  const Census census = take_census(options, inputs, progress);
+  if (census.characters == 0) throw UserError("the input holds no text; give a file with some");
+  const auto tokenizer = choose_tokenizer(options, census);
+
+  const int threads = options.threads > 0
+                          ? options.threads
+                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  ShardWriter train_shards(staging.path(), "train", options.shard_tokens);
+  ShardWriter val_shards(staging.path(), "val", options.shard_tokens);
+  {
+    EncoderPool pool(*tokenizer, threads);
+    const auto in_flight = static_cast<size_t>(8 * threads);
+    SplitWriter train(*tokenizer, pool, train_shards, in_flight);
+    SplitWriter val(*tokenizer, pool, val_shards, in_flight);
+    // As nanoGPT: int(n * 0.9), the product in double.
+    const auto train_characters =
+        static_cast<int64_t>(static_cast<double>(census.characters) * (1 - options.val_fraction));
+    DocumentReader reader(inputs, options.format);
+    const uint64_t total = total_bytes(inputs);
+    encode_all(reader, census, train_characters, train, val, [&] {
+      if (!progress) return;
+      progress("encoding", reader.bytes_read(), total, train_shards.tokens() + val_shards.tokens());
+    });
+    train.finish();
+    val.finish();
+  }
+  save_tokenizer(*tokenizer, staging.path());
+  publish(staging.path(), options.out, train_shards, val_shards);
+  return {census.documents,      census.characters,   census.bytes,
+          train_shards.tokens(), val_shards.tokens(), tokenizer->vocab_size()};
+}
+
+}  // namespace lathe

@@ -1,0 +1,91 @@
+// Token shards in llm.c's format: 256 little-endian int32 ([0] = 20240520, [1] = 1, [2] = number
+// of tokens n, the rest 0), then n little-endian uint16 tokens; the file is exactly 1024 + 2 n
+// bytes.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "src/data/file.h"
+
+namespace lathe {
+
+inline constexpr int32_t kShardMagic = 20240520;
+inline constexpr int32_t kShardVersion = 1;
+inline constexpr size_t kShardHeaderBytes = 1024;
+inline constexpr int32_t kMaxVocabSize = 65536;  // tokens are 16 bits
+
+// One shard, mapped. The constructor checks header and size and throws UserError that names the
+// file; tokens are checked against the vocabulary as they are copied.
+class Shard {
+ public:
+  explicit Shard(const std::filesystem::path& path);
+
+  int64_t size() const { return size_; }  // tokens
+  const std::filesystem::path& path() const { return file_.path(); }
+
+  // Writes tokens first .. first + count to out. Throws UserError naming the file and the byte
+  // offset of a token >= vocab_size; vocab_size 0 checks nothing.
+  void copy(int64_t first, int64_t count, int32_t* out, int32_t vocab_size) const;
+
+ private:
+  MappedFile file_;
+  int64_t size_ = 0;
+};
+
+// All shards of one split of a data directory, read as one list of tokens.
+class TokenSet {
+ public:
+  // Shards are the directory's .bin files whose name has `split` ("train" or "val") as one of its
+  // parts between underscores (train_000000.bin; llm.c's fineweb_val_000000.bin), in the order of
+  // their names. Throws UserError where there is none, one is damaged, or they belong to more than
+  // one data set. vocab_size as in Shard::copy.
+  TokenSet(const std::filesystem::path& directory, const std::string& split,
+           int32_t vocab_size = 0);
+
+  int64_t size() const { return starts_.back(); }  // tokens in all shards
+  void copy(int64_t first, int64_t count, int32_t* out) const;
+  const std::vector<Shard>& shards() const { return shards_; }
+
+ private:
+  std::vector<Shard> shards_;
+  std::vector<int64_t> starts_{0};  // starts_[i]: index of the first token of shard i
+  int32_t vocab_size_;
+};
+
+// The .bin files that TokenSet would open, sorted; empty where there is none.
+std::vector<std::filesystem::path> find_shards(const std::filesystem::path& directory,
+                                               const std::string& split);
+
+// Writes `split`_000000.bin, `split`_000001.bin, ... of at most shard_tokens tokens, each written
+// beside its final name, fsynced and renamed. finish() completes the last one; without it, the
+// unfinished shard leaves no file.
+class ShardWriter {
+ public:
+  ShardWriter(std::filesystem::path directory, std::string split,
+              int64_t shard_tokens = 100'000'000);
+
+  void append(std::span<const int32_t> tokens);  // CheckError where one is not in 0 .. 65535
+  void finish();
+  int64_t tokens() const { return total_; }
+  const std::vector<std::filesystem::path>& files() const { return files_; }
+
+ private:
+  void open();
+  void close();
+
+  std::filesystem::path directory_;
+  std::string split_;
+  int64_t shard_tokens_;
+  std::optional<AtomicFile> file_;
+  std::vector<std::filesystem::path> files_;
+  std::vector<uint16_t> buffer_;
+  int64_t in_shard_ = 0;
+  int64_t total_ = 0;
+};
+
+}  // namespace lathe

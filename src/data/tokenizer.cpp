@@ -1,0 +1,111 @@
+#include "src/data/tokenizer.h"
+
+#include <nlohmann/json.hpp>
+
+#include "kernels/device/error.h"
+#include "src/data/bpe.h"
+#include "src/data/char_tokenizer.h"
+#include "src/data/file.h"
+#include "src/data/utf8.h"
+
+namespace lathe {
+
+namespace fs = std::filesystem;
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+  std::vector<int32_t> ids;
+  encoder()->encode(text, ids);
+  return ids;
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids) const {
+  std::string text;
+  for (int32_t id : ids) text += token(id);
+  return text;
+}
+
+static constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
+
+// Moves what is complete from held to the result; `last`: nothing more will come.
+static std::string printable(std::string& held, bool last) {
+  std::string out;
+  const size_t keep = last ? 0 : incomplete_utf8_tail(held);
+  std::string_view rest = std::string_view(held).substr(0, held.size() - keep);
+  while (!rest.empty()) {
+    const size_t valid = valid_utf8_prefix(rest);
+    out += rest.substr(0, valid);
+    rest.remove_prefix(valid);
+    if (rest.empty()) break;
+    out += kReplacement;
+    rest.remove_prefix(1);
+  }
+  held.erase(0, held.size() - keep);
+  return out;
+}
+
+std::string StreamDecoder::next(int32_t id) {
+  held_ += tokenizer_.token(id);
+  return printable(held_, false);
+}
+
+std::string StreamDecoder::finish() {
+  return printable(held_, true);
+}
+
+static std::unique_ptr<Tokenizer> load_pair(const fs::path& vocabulary, const fs::path& merges) {
+  const MappedFile vocabulary_file(vocabulary), merges_file(merges);
+  return parse_bpe_files(vocabulary_file.text(), merges_file.text(), vocabulary.string());
+}
+
+std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (!fs::exists(status)) {
+    throw UserError(
+        "there is no tokenizer at {}; give a directory with tokenizer.json, "
+        "encoder.json + vocab.bpe or vocab.json + merges.txt, or one of these files",
+        path.string());
+  }
+  const bool is_directory = fs::is_directory(status);
+  const fs::path directory = is_directory ? path : path.parent_path();
+  const std::string file = is_directory ? "" : path.filename().string();
+  if (is_directory && fs::exists(path / "tokenizer.json", error)) {
+    return load_tokenizer(path / "tokenizer.json");
+  }
+  for (const auto& [vocabulary, merges] :
+       {std::pair{"encoder.json", "vocab.bpe"}, std::pair{"vocab.json", "merges.txt"}}) {
+    const bool named = file == vocabulary || file == merges;
+    const bool found =
+        is_directory && (fs::exists(path / vocabulary, error) || fs::exists(path / merges, error));
+    if (named || found) return load_pair(directory / vocabulary, directory / merges);
+  }
+  if (is_directory) {
+    throw UserError(
+        "{} holds no tokenizer.json, encoder.json + vocab.bpe or "
+        "vocab.json + merges.txt; give the directory or file of a tokenizer",
+        path.string());
+  }
+  const MappedFile json(path);
+  return parse_tokenizer_json(json.text(), path.string());
+}
+
+void save_tokenizer(const Tokenizer& tokenizer, const fs::path& directory) {
+  AtomicFile file(directory / "tokenizer.json");
+  const std::string json = tokenizer.to_json();
+  file.append(json.data(), json.size());
+  file.commit();
+}
+
+std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string_view text, const std::string& name) {
+  nlohmann::json json;
+  try {
+    json = nlohmann::json::parse(text);
+  } catch (const nlohmann::json::exception& error) {
+    throw UserError("{} is no valid JSON ({}); give an undamaged tokenizer", name, error.what());
+  }
+  if (!json.is_object()) throw UserError("{} holds no JSON object; give a tokenizer", name);
+  if (json.contains("type") && json["type"] == "char") return parse_char_tokenizer(json, name);
+  return parse_hugging_face_tokenizer(json, name);
+}
+
+}  // namespace lathe

@@ -1,0 +1,137 @@
+// prepare: text files in, token shards and tokenizer.json out.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+
+#include "kernels/device/error.h"
+#include "src/data/prepare.h"
+#include "src/data/shard.h"
+
+namespace {
+
+using lathe::UserError;
+
+// One line that is rewritten on a terminal; in a pipe a line for each tenth of the way, at most one
+// a second.
+class Progress {
+ public:
+  void operator()(std::string_view stage, uint64_t done, uint64_t total, int64_t tokens) {
+    const auto now = std::chrono::steady_clock::now();
+    if (stage != stage_) {
+      end_line();
+      stage_ = stage;
+      started_ = shown_at_ = now;
+      shown_tenths_ = 0;
+    }
+    const uint64_t tenths = total > 0 ? done * 10 / total : 0;
+    const bool due = now - shown_at_ >= std::chrono::milliseconds(terminal_ ? 200 : 1000) &&
+                     (terminal_ || tenths > shown_tenths_);
+    if (!due) return;
+    shown_at_ = now;
+    shown_tenths_ = tenths;
+    const double seconds = std::chrono::duration<double>(now - started_).count();
+    std::string line = fmt::format("{} {:.1f} of {:.1f} MB, {:.1f} MB/s", stage, done / 1e6,
+                                   total / 1e6, done / 1e6 / seconds);
+    if (tokens > 0) line += fmt::format(", {} tokens", tokens);
+    fmt::print(stderr, "{}{}{}", terminal_ ? "\r" : "", line, terminal_ ? "\033[K" : "\n");
+    open_line_ = terminal_;
+  }
+
+  void end_line() {
+    if (open_line_) fmt::print(stderr, "\n");
+    open_line_ = false;
+  }
+
+ private:
+  bool terminal_ = ::isatty(STDERR_FILENO) != 0;
+  bool open_line_ = false;
+  std::string stage_;
+  std::chrono::steady_clock::time_point started_, shown_at_;
+  uint64_t shown_tenths_ = 0;
+};
+
+void write_out(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size()) {
+    throw UserError("cannot write the text to standard output");
+  }
+}
+
+// Prints the text of one shard, or of all of a directory's: training, then validation.
+void decode(const std::filesystem::path& path) {
+  const bool is_directory = std::filesystem::is_directory(path);
+  const auto tokenizer =
+      lathe::load_tokenizer((is_directory ? path : path.parent_path()) / "tokenizer.json");
+  std::vector<std::filesystem::path> files{path};
+  if (is_directory) {
+    files = lathe::find_shards(path, "train");
+    for (const auto& file : lathe::find_shards(path, "val")) files.push_back(file);
+  }
+  std::vector<int32_t> ids(1 << 16);
+  for (const auto& file : files) {
+    const lathe::Shard shard(file);
+    for (int64_t at = 0; at < shard.size(); at += static_cast<int64_t>(ids.size())) {
+      const int64_t count = std::min(shard.size() - at, static_cast<int64_t>(ids.size()));
+      shard.copy(at, count, ids.data(), tokenizer->vocab_size());
+      write_out(tokenizer->decode({ids.data(), static_cast<size_t>(count)}));
+    }
+  }
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Turns text into the token shards and tokenizer.json that train reads.", "prepare");
+  lathe::PrepareOptions options;
+  std::filesystem::path decode_path;
+  app.add_option(
+         "--tokenizer", options.tokenizer,
+         "char: one token a character; gpt2: GPT-2's BPE, see --vocab-dir; or the directory "
+         "or file of a tokenizer")
+      ->capture_default_str();
+  app.add_option("--vocab-dir", options.vocab_dir,
+                 "where gpt2 finds encoder.json + vocab.bpe, vocab.json + merges.txt or "
+                 "tokenizer.json");
+  app.add_option("--input", options.inputs, "text files, each one document; - is standard input");
+  app.add_option("--document-separator", options.format.separator,
+                 "text between the documents of a file, left out");
+  app.add_option("--jsonl-key", options.format.jsonl_key,
+                 "the files hold one JSON object a line, the document is under this key");
+  app.add_option("--val-fraction", options.val_fraction,
+                 "share of the characters, from the end, that validates")
+      ->capture_default_str();
+  app.add_option("--out", options.out, "directory for train_*.bin, val_*.bin and tokenizer.json");
+  app.add_option("--shard-tokens", options.shard_tokens, "tokens of a shard")
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "0: as many as there are cores")
+      ->capture_default_str();
+  app.add_flag("--force", options.force, "replace the data that --out holds");
+  app.add_option("--decode", decode_path, "print the text of a data directory or shard, and end");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    throw UserError("{}; see prepare --help", error.what());
+  }
+  if (!decode_path.empty()) {
+    decode(decode_path);
+    return 0;
+  }
+  if (options.inputs.empty()) throw UserError("--input is missing; name a text file");
+  if (options.out.empty()) throw UserError("--out is missing; name a directory for the data");
+  Progress progress;
+  const auto result = lathe::prepare(options, std::ref(progress));
+  progress.end_line();
+  fmt::print(
+      "{}: {} train and {} validation tokens of {} symbols, from {} characters in {} "
+      "document{}\n",
+      options.out.string(), result.train_tokens, result.val_tokens, result.vocab_size,
+      result.characters, result.documents, result.documents == 1 ? "" : "s");
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return lathe::run_main("prepare", [&] { return run(argc, argv); });
+}
