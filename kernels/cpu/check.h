@@ -1,0 +1,42 @@
+// What every CPU operation checks of its tensors before it touches them.
+#pragma once
+
+#include "kernels/device/tensor.h"
+
+namespace lathe {
+
+// Of a tensor [..., C]: C, and the product of what comes before it.
+inline int64_t columns_of(const Tensor& tensor) {
+  LATHE_CHECK(tensor.shape.rank > 0);
+  return tensor.shape[tensor.shape.rank - 1];
+}
+inline int64_t rows_of(const Tensor& tensor) {
+  const int64_t columns = columns_of(tensor);
+  return columns == 0 ? 0 : tensor.elements() / columns;
+}
+
+// `tensor` is there, of this type, [..., columns] with `rows` rows.
+inline void check_matrix(const Tensor& tensor, DType dtype, int64_t rows, int64_t columns,
+                         const char* name) {
+  LATHE_CHECK(tensor || rows * columns == 0, "{} is absent", name);
+  LATHE_CHECK(tensor.dtype == dtype, "{} is {}, wanted {}", name, name_of(tensor.dtype),
+              name_of(dtype));
+  LATHE_CHECK(columns_of(tensor) == columns && rows_of(tensor) == rows, "{} is {}, wanted {} x {}",
+              name, to_string(tensor.shape), rows, columns);
+}
+
+// `tensor` is there, of this type, with so many elements in whatever shape.
+inline void check_vector(const Tensor& tensor, DType dtype, int64_t elements, const char* name) {
+  LATHE_CHECK(tensor || elements == 0, "{} is absent", name);
+  LATHE_CHECK(tensor.dtype == dtype, "{} is {}, wanted {}", name, name_of(tensor.dtype),
+              name_of(dtype));
+  LATHE_CHECK(tensor.elements() == elements, "{} is {}, wanted {} elements", name,
+              to_string(tensor.shape), elements);
+}
+
+inline void check_workspace(const Tensor& workspace, size_t bytes) {
+  LATHE_CHECK(workspace.bytes() >= bytes, "workspace of {} bytes, {} wanted", workspace.bytes(),
+              bytes);
+}
+
+}  // namespace lathe
