@@ -92,9 +92,9 @@ void adamw(const AdamW& args) {
   parallel_for((elements + kChunk - 1) / kChunk, elements, [&](int64_t chunk) {
     const int64_t begin = chunk * kChunk, end = std::min(elements, begin + kChunk);
     const OptimizerSegment* last = args.segments + args.segment_count;
-    const OptimizerSegment* s =
-        std::upper_bound(args.segments, last, begin,
-                         [](int64_t e, const OptimizerSegment& segment) { return e < segment.end; });
+    const OptimizerSegment* s = std::upper_bound(
+        args.segments, last, begin,
+        [](int64_t e, const OptimizerSegment& segment) { return e < segment.end; });
     for (; s < last && s->begin < end; ++s) {
       const int64_t from = std::max(begin, s->begin), to = std::min(end, s->end);
       const A decay = s->weight_decay;

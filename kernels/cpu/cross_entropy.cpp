@@ -51,7 +51,8 @@ struct Call {
     return aligned(static_cast<size_t>(chunks.rows * vocabulary) * sizeof(A));
   }
   size_t dlogits_bytes(const LinearCrossEntropy& args) const {
-    return args.dx_nc ? aligned(static_cast<size_t>(chunks.rows * vocabulary) * sizeof(T)) : 0;
+    if (!is_planned(args.dx_nc)) return 0;
+    return aligned(static_cast<size_t>(chunks.rows * vocabulary) * sizeof(T));
   }
 
   // logits = x wte^T for rows first .. first + count.
@@ -178,7 +179,7 @@ size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, MatmulCont
     if (call.rows == 0) break;
     const int64_t count = std::min(call.chunks.rows, call.rows - first);
     most = std::max(most, matmul.workspace_bytes(call.logits_product(args, first, count)));
-    if (!args.dx_nc) continue;
+    if (!is_planned(args.dx_nc)) continue;
     most = std::max(most, matmul.workspace_bytes(call.dx_product(args, first, count)));
     most = std::max(most, matmul.workspace_bytes(call.dwte_product(args, first, count)));
   }

@@ -43,11 +43,11 @@ void global_norm(const GlobalNorm& args, const Tensor& workspace) {
   auto* sums = static_cast<double*>(workspace.data);
   parallel_for(blocks, elements, [&](int64_t block) {
     const A* g = gradients + block * kNormBlock;
-    sums[block] = sum_of<double>(std::min(kNormBlock, elements - block * kNormBlock),
-                                 [g](int64_t i) {
-                                   const double x = static_cast<double>(g[i]);
-                                   return x * x;
-                                 });
+    sums[block] =
+        sum_of<double>(std::min(kNormBlock, elements - block * kNormBlock), [g](int64_t i) {
+          const double x = static_cast<double>(g[i]);
+          return x * x;
+        });
   });
   StepResults& results = *args.results;
   results.grad_norm = std::sqrt(tree_sum(sums, blocks));

@@ -6,8 +6,8 @@
 #include "kernels/cpu/dropout.h"
 #include "kernels/cpu/operations.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/vecmath.h"
 #include "kernels/cpu/sums.h"
+#include "kernels/cpu/vecmath.h"
 
 namespace lathe {
 
@@ -103,13 +103,18 @@ void backward_row(const BackwardRow<T>& r, const DropoutMask& mask, int64_t chan
                   Accumulator<T>* dweight, Accumulator<T>* dbias) {
   using A = Accumulator<T>;
   const A mean = r.mean, rstd = r.rstd;
-  const A mean_dnorm = sum_of<A>(channels, [&](int64_t c) {
-    return static_cast<A>(r.dout[c]) * static_cast<A>(r.weight[c]);
-  }) / static_cast<A>(channels);
-  const A mean_dnorm_hat = sum_of<A>(channels, [&](int64_t c) {
-    const A hat = (static_cast<A>(r.x[c]) - mean) * rstd;
-    return static_cast<A>(r.dout[c]) * static_cast<A>(r.weight[c]) * hat;
-  }) / static_cast<A>(channels);
+  const A mean_dnorm = sum_of<A>(channels,
+                                 [&](int64_t c) {
+                                   return static_cast<A>(r.dout[c]) * static_cast<A>(r.weight[c]);
+                                 }) /
+                       static_cast<A>(channels);
+  const A mean_dnorm_hat =
+      sum_of<A>(channels,
+                [&](int64_t c) {
+                  const A hat = (static_cast<A>(r.x[c]) - mean) * rstd;
+                  return static_cast<A>(r.dout[c]) * static_cast<A>(r.weight[c]) * hat;
+                }) /
+      static_cast<A>(channels);
   const A keep_residual = r.fresh ? A(0) : A(1);
   (void)keep_residual;
   const bool fresh = r.fresh;
@@ -187,12 +192,13 @@ void layernorm_forward(const LayerNormForward& args) {
       row = residual_out + at;
     }
     const A size = static_cast<A>(channels);
-    const A mean =
-        sum_of<A>(channels, [row](int64_t c) { return static_cast<A>(row[c]); }) / size;
-    const A variance = sum_of<A>(channels, [row, mean](int64_t c) {
-      const A centred = static_cast<A>(row[c]) - mean;
-      return centred * centred;
-    }) / size;
+    const A mean = sum_of<A>(channels, [row](int64_t c) { return static_cast<A>(row[c]); }) / size;
+    const A variance = sum_of<A>(channels,
+                                 [row, mean](int64_t c) {
+                                   const A centred = static_cast<A>(row[c]) - mean;
+                                   return centred * centred;
+                                 }) /
+                       size;
     const A rstd = A(1) / std::sqrt(variance + static_cast<A>(kEpsilon));
     means[n] = mean;
     rstds[n] = rstd;
@@ -224,9 +230,14 @@ void layernorm_backward(const LayerNormBackward& args, const Tensor& workspace) 
     std::fill_n(dweight, 2 * channels, A(0));
     for (int64_t n = p * block; n < std::min(rows, (p + 1) * block); ++n) {
       const int64_t at = n * channels;
-      const BackwardRow<T> row{dout + at,       x + at,   args.weight_c.as<T>(),
-                               d_residual + at, dx ? dx + at : nullptr,
-                               means[n],        rstds[n], args.fresh,
+      const BackwardRow<T> row{dout + at,
+                               x + at,
+                               args.weight_c.as<T>(),
+                               d_residual + at,
+                               dx ? dx + at : nullptr,
+                               means[n],
+                               rstds[n],
+                               args.fresh,
                                element0 + static_cast<uint64_t>(at)};
       backward_row(row, mask, channels, dweight, dbias);
     }

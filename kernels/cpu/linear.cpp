@@ -111,7 +111,11 @@ void check_backward(const LinearBackward& args) {
 
 template <typename T>
 size_t linear_forward_workspace(const LinearForward& args, MatmulContext& matmul) {
-  return matmul.workspace_bytes(forward_product<T>(args));
+  static constexpr T kSome{};  // only the absence of a pointer is read
+  MatmulArgs<T, T> product = forward_product<T>(args);
+  if (is_planned(args.bias_o)) product.bias = &kSome;
+  if (is_planned(args.pre_activation_no)) product.pre_activation = const_cast<T*>(&kSome);
+  return matmul.workspace_bytes(product);
 }
 
 template <typename T>
@@ -132,7 +136,8 @@ void linear_forward(const LinearForward& args, MatmulContext& matmul, const Tens
 template <typename T>
 size_t linear_backward_workspace(const LinearBackward& args, MatmulContext& matmul) {
   const size_t weights = matmul.workspace_bytes(weight_product<T>(args));
-  return args.dx_ni ? std::max(weights, matmul.workspace_bytes(input_product<T>(args))) : weights;
+  if (!is_planned(args.dx_ni)) return weights;
+  return std::max(weights, matmul.workspace_bytes(input_product<T>(args)));
 }
 
 template <typename T>
