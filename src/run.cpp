@@ -1,0 +1,209 @@
+#include "src/run.h"
+
+#include <algorithm>
+#include <array>
+#include <iostream>
+#include <map>
+#include <set>
+#include <sstream>
+
+#include "src/io/checkpoint.h"
+#include "src/model/weights.h"
+
+namespace lathe {
+
+namespace {
+
+namespace fs = std::filesystem;
+using Keys = std::map<std::string, std::string>;
+
+// "key=value" lines of the resolved configuration.
+Keys keys_of(const std::string& resolved) {
+  Keys keys;
+  std::istringstream lines(resolved);
+  for (std::string line; std::getline(lines, line);) {
+    const size_t equals = line.find('=');
+    if (equals == std::string::npos || line.starts_with('#')) continue;
+    std::string value = line.substr(equals + 1);
+    std::erase(value, '"');
+    keys[line.substr(0, equals)] = value;
+  }
+  return keys;
+}
+
+// What may change when a run is taken up again; everything else would make it another run.
+const std::set<std::string>& changeable() {
+  static const std::set<std::string> keys = {
+      "steps", "eval-interval", "eval-batches", "eval-only", "sample-interval", "sample-tokens",
+      "log-interval", "out", "checkpoint-interval", "keep", "resume", "data", "dry-run", "benchmark",
+      "device", "threads", "deterministic", "init", "model", "max-skipped-steps"};
+  return keys;
+}
+
+void refuse_changes(const Keys& before, const Keys& now, const fs::path& checkpoint) {
+  for (const auto& [key, value] : now) {
+    const auto found = before.find(key);
+    if (changeable().contains(key) || (found != before.end() && found->second == value)) continue;
+    throw UserError("{} was made with --{} {}, but now it is {}: continue with the former value, or begin "
+                    "anew with --resume never and another --out",
+                    checkpoint.string(), key, found == before.end() ? "(absent)" : found->second, value);
+  }
+}
+
+fs::path checkpoint_to_resume(const TrainOptions& options) {
+  if (options.resume == "never" || options.benchmark) return {};
+  if (options.resume != "auto") {
+    verify_checkpoint(options.resume);
+    return options.resume;
+  }
+  if (options.out.empty()) return {};
+  return find_latest_checkpoint(options.out).value_or(fs::path{});
+}
+
+// A fresh run into a directory that holds another's checkpoints would mix the two.
+void refuse_foreign_out(const TrainOptions& options) {
+  if (options.resume != "never" || options.out.empty() || options.dry_run || options.eval_only) return;
+  if (fs::exists(options.out) && find_latest_checkpoint(options.out)) {
+    throw UserError("--out {} holds checkpoints of another run: continue it with --resume auto, or name "
+                    "another directory", options.out);
+  }
+}
+
+LoaderOptions loader_options(const TrainOptions& o, const std::string& split) {
+  return {.directory = o.data, .split = split, .seq_len = o.gpt2.seq_len,
+          .batch_size = o.batch_size, .micro_steps = o.micro_steps(1), .seed = o.seed,
+          .sampling = parse_sampling(o.sampling),
+          .vocab_size = static_cast<int32_t>(o.gpt2.vocab_size)};
+}
+
+}  // namespace
+
+Setup::Setup(const TrainOptions& given, Device& device) : options(given) {
+  GPT2Config& gpt2 = options.gpt2;
+  if (!options.data.empty()) {
+    tokenizer = load_tokenizer(options.data);
+    if (gpt2.vocab_size == 0) gpt2.vocab_size = tokenizer->vocab_size();
+    if (tokenizer->vocab_size() > gpt2.vocab_size) {
+      throw UserError("--vocab-size {} is too small: the data in {} use {} tokens", gpt2.vocab_size,
+                      options.data, tokenizer->vocab_size());
+    }
+  }
+  refuse_foreign_out(options);
+  resume_from = checkpoint_to_resume(options);
+  if (options.init != "random" && resume_from.empty()) {
+    // The sizes are those of the weights; context length, dropout and GELU stay the user's to say.
+    const GPT2Config opened = read_model_config(options.init);
+    if (opened.vocab_size < gpt2.vocab_size && tokenizer && tokenizer->vocab_size() > opened.vocab_size) {
+      throw UserError("--init {} has a vocabulary of {}, but the data use {} tokens", options.init,
+                      opened.vocab_size, tokenizer->vocab_size());
+    }
+    if (gpt2.seq_len > opened.seq_len) {
+      throw UserError("--seq-len {} is beyond the {} positions of --init {}", gpt2.seq_len,
+                      opened.seq_len, options.init);
+    }
+    gpt2 = {opened.n_layer, opened.n_head, opened.n_embd, opened.vocab_size, gpt2.seq_len,
+            opened.bias, gpt2.dropout, opened.gelu};
+  }
+  validate(gpt2);
+  const Keys keys = keys_of(options.resolved);
+  shape = {.dtype = options.number_type(), .batch_size = options.batch_size, .seq_len = gpt2.seq_len,
+           .micro_steps = options.micro_steps(1),
+           .decode_len = options.sample_interval > 0 && !options.benchmark ? gpt2.seq_len : 0};
+  plan = plan_training(gpt2, shape, device.ops(shape.dtype));
+}
+
+Run::Run(Setup setup, Device& on)
+    : setup_(std::move(setup)),
+      device(on),
+      arena(on, setup_.plan.total()),
+      model(setup_.options.gpt2, setup_.shape.dtype, setup_.shape.batch_size, setup_.shape.seq_len,
+            on, arena),
+      optimizer(setup_.options.optimizer, model.weights(), model.gradients(), model.layout(), on, arena),
+      state(on, arena, setup_.shape.micro_steps),
+      loader(loader_options(setup_.options, "train")),
+      tokens_(arena.allocate(MemoryCategory::batch, DType::int32, {setup_.shape.batch_size, setup_.shape.seq_len})),
+      targets_(arena.allocate(MemoryCategory::batch, DType::int32, {setup_.shape.batch_size, setup_.shape.seq_len})) {
+  const TrainOptions& o = setup_.options;
+  if (setup_.shape.decode_len > 0) {
+    decoder.emplace(o.gpt2, model.weights(), setup_.shape.decode_len, setup_.shape.decode_len, on, arena);
+  }
+  LATHE_CHECK(arena.used() == setup_.plan, "plan and arena differ:\n{}{}", to_string(setup_.plan),
+              to_string(arena.used()));
+  if (!o.benchmark && (o.eval_interval > 0 || o.eval_only)) validation.emplace(loader_options(o, "val"));
+
+  if (!setup_.resume_from.empty()) {
+    restore();
+  } else if (o.init == "random") {
+    initialize_parameters(model.layout(), o.seed, optimizer.masters(), device);
+  } else {
+    read_model(o.init, o.gpt2, model.layout(), optimizer.masters(), device);
+  }
+  if (model.weights().flat.data != optimizer.masters().data) {
+    model.ops().cast({.destination = model.weights().flat, .source = optimizer.masters()}, {});
+  }
+}
+
+int64_t Run::tokens_per_step() const {
+  return setup_.shape.batch_size * setup_.shape.seq_len * setup_.shape.micro_steps;
+}
+
+void Run::begin(int64_t step) {
+  std::vector<StepInputs> inputs(setup_.shape.micro_steps);
+  for (size_t m = 0; m < inputs.size(); ++m) {
+    inputs[m] = {.seed = options().seed,
+                 .first_sequence = m * static_cast<uint64_t>(setup_.shape.batch_size),
+                 .step = static_cast<uint32_t>(step),
+                 .learning_rate = static_cast<float>(learning_rate(options(), step))};
+  }
+  state.begin(model.ops(), inputs);
+}
+
+MicroBatch Run::upload(const Batch& batch, int64_t micro_step) const {
+  device.upload(tokens_, batch.inputs.data());
+  device.upload(targets_, batch.targets.data());
+  return {tokens_, targets_, state.inputs(micro_step)};
+}
+
+TrainerState Run::trainer_state(int64_t step) const {
+  const TrainOptions& o = options();
+  TrainerState s;
+  s.step = step;
+  s.tokens = step * tokens_per_step();
+  s.skipped_steps = skipped_steps;
+  s.seed = o.seed;
+  s.loader = {.sampling = o.sampling, .step = loader.position().step};
+  s.layout = {.threads = o.threads, .cpu = device.name(), .dtype = o.dtype, .device = "cpu"};
+  s.config = keys_of(o.resolved);
+  return s;
+}
+
+void Run::save(int64_t step) {
+  CheckpointWriter writer(options().out, step);
+  const auto add = [&](const WrittenFiles& files) {
+    for (const auto& [name, digest] : files) writer.add(name, digest);
+  };
+  add(write_model(writer.path(), options().gpt2, model.layout(), optimizer.masters(), device));
+  add(write_optimizer(writer.path(), model.layout(), optimizer, device));
+  writer.write("tokenizer.json", setup_.tokenizer->to_json());
+  writer.write("trainer.json", to_json(trainer_state(step)));
+  writer.commit();
+  prune_checkpoints(options().out, static_cast<int>(options().keep));
+}
+
+void Run::restore() {
+  const fs::path& from = setup_.resume_from;
+  const TrainerState s = read_trainer_state(from / "trainer.json");
+  refuse_changes(s.config, keys_of(options().resolved), from);
+  if (s.layout.cpu != device.name()) {
+    std::cerr << "train: " << from.string() << " was made on '" << s.layout.cpu << "', this is '"
+              << device.name() << "': the run goes on, but not bit for bit\n";
+  }
+  read_model(from, options().gpt2, model.layout(), optimizer.masters(), device);
+  read_optimizer(from, model.layout(), optimizer, device);
+  first_step = s.step;
+  skipped_steps = s.skipped_steps;
+  state.set_results({.updates = s.step - s.skipped_steps});
+  loader.restore({.step = s.loader.step, .micro_step = 0});
+}
+
+}  // namespace lathe

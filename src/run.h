@@ -1,0 +1,71 @@
+// Everything that a training run holds, put together from the options: device, memory, model,
+// optimizer, data; and how it is saved and taken up again.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "kernels/device/arena.h"
+#include "src/data/loader.h"
+#include "src/data/tokenizer.h"
+#include "src/io/trainer_state.h"
+#include "src/model/decoder.h"
+#include "src/model/gpt2.h"
+#include "src/model/optimizer.h"
+#include "src/model/plan.h"
+#include "src/options.h"
+
+namespace lathe {
+
+// Options completed by what the data and the weights say: vocabulary, sizes of a model taken from
+// --init or the checkpoint. And what the run will need.
+struct Setup {
+  Setup(const TrainOptions& options, Device& device);
+
+  TrainOptions options;
+  std::unique_ptr<Tokenizer> tokenizer;  // null without --data (a dry run)
+  std::filesystem::path resume_from;     // empty: a fresh run
+  RunShape shape;
+  MemoryPlan plan;
+};
+
+class Run {
+ public:
+  Run(Setup setup, Device& device);
+
+  const TrainOptions& options() const { return setup_.options; }
+  int64_t tokens_per_step() const;
+
+  // Writes OUT/step-N with all that Run(resume) needs, keeps the newest --keep. `step` steps are done.
+  void save(int64_t step);
+
+  // Copies a batch to the device and names it as micro-step m's.
+  MicroBatch upload(const Batch& batch, int64_t micro_step) const;
+  // Starts a step: the loss is 0, the device knows learning rate, step and seed.
+  void begin(int64_t step);
+
+ private:
+  Setup setup_;
+
+ public:
+  Device& device;
+  Arena arena;
+  GPT2 model;
+  Optimizer optimizer;
+  StepState state;
+  std::optional<Decoder> decoder;  // where samples are wanted
+  Loader loader;
+  std::optional<EvalLoader> validation;  // where there is a validation set and it is wanted
+  int64_t first_step = 0;                // steps done before this run
+  int64_t skipped_steps = 0;             // updates left out for a NaN or infinity, in all
+
+ private:
+  void restore();
+  TrainerState trainer_state(int64_t step) const;
+
+  Tensor tokens_, targets_;
+};
+
+}  // namespace lathe

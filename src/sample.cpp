@@ -1,0 +1,79 @@
+// build/sample: continues a prompt with the weights of a checkpoint.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iostream>
+
+#include "src/io/file.h"
+#include "src/model/plan.h"
+#include "src/model/weights.h"
+#include "src/text.h"
+#include "tools/flags.h"
+
+namespace lathe {
+namespace {
+
+constexpr int64_t kPrefillChunk = 128;        // tokens of a prompt that go through the model at once
+constexpr uint64_t kMaxPromptBytes = 1 << 24;
+
+struct SampleOptions {
+  std::string checkpoint;
+  std::string prompt = "\n";
+  int64_t tokens = 256;
+  SamplingConfig sampling{.seed = 1337};
+  std::string dtype = "fp32";
+  int threads = 0;
+};
+
+bool parse(int argc, char** argv, SampleOptions& o) {
+  CLI::App app("Continues a prompt with a trained model.", "sample");
+  app.option_defaults()->always_capture_default();
+  app.add_option("--checkpoint", o.checkpoint,
+                 "Directory with config.json, model.safetensors and a tokenizer")->required();
+  app.add_option("--prompt", o.prompt, "Text, or @FILE");
+  app.add_option("--tokens", o.tokens, "Tokens to make")->check(CLI::Range(0, 1 << 30));
+  app.add_option("--temperature", o.sampling.temperature, "0 takes the likeliest token")->check(CLI::Range(0.0, 1e6));
+  app.add_option("--top-k", o.sampling.top_k, "Only the k likeliest tokens; 0: all")->check(CLI::Range(0, 1 << 30));
+  app.add_option("--top-p", o.sampling.top_p, "Only the likeliest tokens that make up this probability")->check(CLI::Range(0.0, 1.0));
+  app.add_option("--seed", o.sampling.seed, "The same seed gives the same text");
+  app.add_option("--dtype", o.dtype, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}));
+  app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")->check(CLI::Range(0, 4096));
+  return parse_flags(app, argc, argv);
+}
+
+int sample(int argc, char** argv) {
+  SampleOptions options;
+  if (!parse(argc, argv, options)) return 0;
+  const std::filesystem::path directory = options.checkpoint;
+  const GPT2Config config = read_model_config(directory);
+  const auto tokenizer = load_tokenizer(directory);
+  if (tokenizer->vocab_size() > config.vocab_size) {
+    throw UserError("{}: the tokenizer has {} tokens, but the model only {}", directory.string(),
+                    tokenizer->vocab_size(), config.vocab_size);
+  }
+  if (options.prompt.starts_with('@')) {
+    options.prompt = read_whole_file(options.prompt.substr(1), kMaxPromptBytes);
+  }
+
+  const auto device = make_cpu_device(options.threads);
+  const DType dtype = options.dtype == "bf16" ? DType::bf16 : DType::fp32;
+  const int64_t chunk = std::min(kPrefillChunk, config.seq_len);
+  Arena arena(*device, plan_decoding(config, dtype, chunk, device->ops(dtype)).total());
+  const ParameterLayout layout(config);
+  const GPT2Parameters weights(layout, arena.allocate(MemoryCategory::weights, dtype, {layout.elements}));
+  read_model(directory, config, layout, weights.flat, *device);
+  Decoder decoder(config, weights, config.seq_len, chunk, *device, arena);
+
+  std::cout << options.prompt << std::flush;
+  generate_text(decoder, *tokenizer, options.prompt, options.tokens, options.sampling,
+                [](std::string_view text) { std::cout << text << std::flush; });
+  std::cout << "\n";
+  if (!std::cout) throw CheckError("cannot write to standard output");
+  return 0;
+}
+
+}  // namespace
+}  // namespace lathe
+
+int main(int argc, char** argv) {
+  return lathe::run_main("sample", [&] { return lathe::sample(argc, argv); });
+}

@@ -1,0 +1,31 @@
+#include "src/text.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace lathe {
+
+void generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_view prompt,
+                   int64_t tokens, const SamplingConfig& config,
+                   const std::function<void(std::string_view)>& emit) {
+  std::vector<int32_t> context = tokenizer.encode(prompt);
+  if (context.empty()) context.push_back(tokenizer.end_of_text().value_or(0));
+  StreamDecoder stream(tokenizer);
+  decoder.reset();
+  size_t known = 0;  // tokens of the context that the decoder has seen
+  for (int64_t i = 0; i < tokens; ++i) {
+    const size_t capacity = static_cast<size_t>(decoder.capacity());
+    if (context.size() > capacity) {
+      context.erase(context.begin(), context.end() - static_cast<int64_t>((capacity + 1) / 2));
+      decoder.reset();
+      known = 0;
+    }
+    const int32_t next = sample_token(decoder.append(std::span(context).subspan(known)), config, i);
+    known = context.size();
+    context.push_back(next);
+    if (const std::string text = stream.next(next); !text.empty()) emit(text);
+  }
+  if (const std::string text = stream.finish(); !text.empty()) emit(text);
+}
+
+}  // namespace lathe

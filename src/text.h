@@ -1,0 +1,20 @@
+// Text out of a model: what build/sample and the samples of a training run share.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "src/data/tokenizer.h"
+#include "src/model/decoder.h"
+
+namespace lathe {
+
+// Continues `prompt` (may be empty: the end-of-text token, or the first token, begins) by
+// `tokens` tokens and hands on the text as it is made. When the context is full, the model goes on
+// from the last half of it. The same seed gives the same text.
+void generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_view prompt,
+                   int64_t tokens, const SamplingConfig& config,
+                   const std::function<void(std::string_view)>& emit);
+
+}  // namespace lathe
