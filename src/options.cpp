@@ -21,8 +21,14 @@ TrainOptions gpt2_preset(int64_t n_layer, int64_t n_head, int64_t n_embd) {
 TrainOptions shakespeare_preset(int64_t n_layer, int64_t n_head, int64_t n_embd, int64_t seq_len,
                                 float dropout) {
   TrainOptions options;
-  options.gpt2 = {.n_layer = n_layer, .n_head = n_head, .n_embd = n_embd, .vocab_size = 0,
-                  .seq_len = seq_len, .bias = false, .dropout = dropout, .gelu = Gelu::exact};
+  options.gpt2 = {.n_layer = n_layer,
+                  .n_head = n_head,
+                  .n_embd = n_embd,
+                  .vocab_size = 0,
+                  .seq_len = seq_len,
+                  .bias = false,
+                  .dropout = dropout,
+                  .gelu = Gelu::exact};
   options.lr = 1e-3;
   options.min_lr = 1e-4;
   options.warmup_steps = 100;
@@ -70,59 +76,113 @@ void add_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--n-layer", o.gpt2.n_layer, "Layers")->group("Model");
   app.add_option("--n-head", o.gpt2.n_head, "Attention heads")->group("Model");
   app.add_option("--n-embd", o.gpt2.n_embd, "Channels")->group("Model");
-  app.add_option("--vocab-size", o.gpt2.vocab_size, "Vocabulary; 0 takes the data's")->check(counted)->group("Model");
+  app.add_option("--vocab-size", o.gpt2.vocab_size, "Vocabulary; 0 takes the data's")
+      ->check(counted)
+      ->group("Model");
   app.add_option("--seq-len", o.gpt2.seq_len, "Tokens of a sequence")->group("Model");
   app.add_option("--bias", o.gpt2.bias, "Biases in LayerNorms and linear layers")->group("Model");
   app.add_option("--dropout", o.gpt2.dropout, "Probability of dropping")->group("Model");
   app.add_option_function<std::string>(
          "--gelu", [&o](const std::string& name) { o.gpt2.gelu = gelu_from_name(name); },
          "exact or tanh")
-      ->default_str(std::string(name_of(o.gpt2.gelu)))->group("Model");
-  app.add_option("--init", o.init, "random, or a directory with config.json and model.safetensors")->group("Model");
+      ->default_str(std::string(name_of(o.gpt2.gelu)))
+      ->group("Model");
+  app.add_option("--init", o.init, "random, or a directory with config.json and model.safetensors")
+      ->group("Model");
 
   app.add_option("--data", o.data, "Directory that build/prepare wrote")->group("Data");
   app.add_option("--sampling", o.sampling, "random windows, or sequential with a shuffle per epoch")
-      ->check(CLI::IsMember({"random", "sequential"}))->group("Data");
-  app.add_option("--batch-size", o.batch_size, "Sequences per rank and micro-step")->check(positive)->group("Data");
+      ->check(CLI::IsMember({"random", "sequential"}))
+      ->group("Data");
+  app.add_option("--batch-size", o.batch_size, "Sequences per rank and micro-step")
+      ->check(positive)
+      ->group("Data");
   app.add_option("--total-batch-size", o.total_batch_size,
                  "Tokens per step over all ranks, sets accumulation; 0: one micro-step")
-      ->check(counted)->group("Data");
+      ->check(counted)
+      ->group("Data");
   app.add_option("--seed", o.seed, "Of weights, data and dropout")->group("Data");
 
   app.add_option("--steps", o.steps, "Steps of the run")->check(counted)->group("Optimizer");
-  app.add_option("--lr", o.lr, "Peak learning rate")->check(CLI::NonNegativeNumber)->group("Optimizer");
-  app.add_option("--min-lr", o.min_lr, "Learning rate at the end of the decay")->check(CLI::NonNegativeNumber)->group("Optimizer");
-  app.add_option("--warmup-steps", o.warmup_steps, "Steps of linear warm-up")->check(counted)->group("Optimizer");
-  app.add_option("--lr-decay-steps", o.lr_decay_steps, "Step at which min-lr is reached; 0: steps")->check(counted)->group("Optimizer");
+  app.add_option("--lr", o.lr, "Peak learning rate")
+      ->check(CLI::NonNegativeNumber)
+      ->group("Optimizer");
+  app.add_option("--min-lr", o.min_lr, "Learning rate at the end of the decay")
+      ->check(CLI::NonNegativeNumber)
+      ->group("Optimizer");
+  app.add_option("--warmup-steps", o.warmup_steps, "Steps of linear warm-up")
+      ->check(counted)
+      ->group("Optimizer");
+  app.add_option("--lr-decay-steps", o.lr_decay_steps, "Step at which min-lr is reached; 0: steps")
+      ->check(counted)
+      ->group("Optimizer");
   app.add_option("--schedule", o.schedule, "cosine, linear, constant or wsd")
-      ->check(CLI::IsMember({"cosine", "linear", "constant", "wsd"}))->group("Optimizer");
-  app.add_option("--weight-decay", o.optimizer.weight_decay, "On matrices only")->check(CLI::NonNegativeNumber)->group("Optimizer");
-  app.add_option("--beta1", o.optimizer.beta1, "AdamW")->check(CLI::Range(0.0, 0.999999))->group("Optimizer");
-  app.add_option("--beta2", o.optimizer.beta2, "AdamW")->check(CLI::Range(0.0, 0.999999))->group("Optimizer");
+      ->check(CLI::IsMember({"cosine", "linear", "constant", "wsd"}))
+      ->group("Optimizer");
+  app.add_option("--weight-decay", o.optimizer.weight_decay, "On matrices only")
+      ->check(CLI::NonNegativeNumber)
+      ->group("Optimizer");
+  app.add_option("--beta1", o.optimizer.beta1, "AdamW")
+      ->check(CLI::Range(0.0, 0.999999))
+      ->group("Optimizer");
+  app.add_option("--beta2", o.optimizer.beta2, "AdamW")
+      ->check(CLI::Range(0.0, 0.999999))
+      ->group("Optimizer");
   app.add_option("--eps", o.optimizer.eps, "AdamW")->check(CLI::PositiveNumber)->group("Optimizer");
-  app.add_option("--grad-clip", o.optimizer.grad_clip, "Largest gradient norm; 0: no clipping")->check(CLI::NonNegativeNumber)->group("Optimizer");
+  app.add_option("--grad-clip", o.optimizer.grad_clip, "Largest gradient norm; 0: no clipping")
+      ->check(CLI::NonNegativeNumber)
+      ->group("Optimizer");
   app.add_option("--max-skipped-steps", o.max_skipped_steps,
                  "Steps in a row without a finite loss and gradient before the run stops")
-      ->check(positive)->group("Optimizer");
+      ->check(positive)
+      ->group("Optimizer");
 
-  app.add_option("--dtype", o.dtype, "fp32 or bf16 (with fp32 masters)")->check(CLI::IsMember({"fp32", "bf16"}))->group("Machine");
-  app.add_option("--device", o.device, "auto or cpu")->check(CLI::IsMember({"auto", "cpu"}))->group("Machine");
-  app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")->check(CLI::Range(0, 4096))->group("Machine");
-  app.add_flag("--deterministic", o.deterministic, "Refuse whatever could change bits from run to run")->group("Machine");
+  app.add_option("--dtype", o.dtype, "fp32 or bf16 (with fp32 masters)")
+      ->check(CLI::IsMember({"fp32", "bf16"}))
+      ->group("Machine");
+  app.add_option("--device", o.device, "auto or cpu")
+      ->check(CLI::IsMember({"auto", "cpu"}))
+      ->group("Machine");
+  app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
+      ->check(CLI::Range(0, 4096))
+      ->group("Machine");
+  app.add_flag("--deterministic", o.deterministic,
+               "Refuse whatever could change bits from run to run")
+      ->group("Machine");
 
-  app.add_option("--eval-interval", o.eval_interval, "Steps between evaluations; 0: never")->check(counted)->group("Evaluation and samples");
-  app.add_option("--eval-batches", o.eval_batches, "Batches of an evaluation; 0: the whole validation set")->check(counted)->group("Evaluation and samples");
-  app.add_flag("--eval-only", o.eval_only, "Evaluate once and stop")->group("Evaluation and samples");
-  app.add_option("--sample-interval", o.sample_interval, "Steps between samples; 0: never")->check(counted)->group("Evaluation and samples");
-  app.add_option("--sample-tokens", o.sample_tokens, "Tokens of a sample")->check(positive)->group("Evaluation and samples");
-  app.add_option("--log-interval", o.log_interval, "Steps between lines where the output is no terminal")->check(positive)->group("Evaluation and samples");
+  app.add_option("--eval-interval", o.eval_interval, "Steps between evaluations; 0: never")
+      ->check(counted)
+      ->group("Evaluation and samples");
+  app.add_option("--eval-batches", o.eval_batches,
+                 "Batches of an evaluation; 0: the whole validation set")
+      ->check(counted)
+      ->group("Evaluation and samples");
+  app.add_flag("--eval-only", o.eval_only, "Evaluate once and stop")
+      ->group("Evaluation and samples");
+  app.add_option("--sample-interval", o.sample_interval, "Steps between samples; 0: never")
+      ->check(counted)
+      ->group("Evaluation and samples");
+  app.add_option("--sample-tokens", o.sample_tokens, "Tokens of a sample")
+      ->check(positive)
+      ->group("Evaluation and samples");
+  app.add_option("--log-interval", o.log_interval,
+                 "Steps between lines where the output is no terminal")
+      ->check(positive)
+      ->group("Evaluation and samples");
 
   app.add_option("--out", o.out, "Directory of the run; none: nothing is written")->group("Output");
-  app.add_option("--checkpoint-interval", o.checkpoint_interval, "Steps between checkpoints; 0: only at the end")->check(counted)->group("Output");
+  app.add_option("--checkpoint-interval", o.checkpoint_interval,
+                 "Steps between checkpoints; 0: only at the end")
+      ->check(counted)
+      ->group("Output");
   app.add_option("--keep", o.keep, "Checkpoints kept")->check(positive)->group("Output");
-  app.add_option("--resume", o.resume, "auto (the newest in --out), never, or a checkpoint's directory")->group("Output");
-  app.add_flag("--dry-run", o.dry_run, "Print configuration and memory plan, then stop")->group("Output");
-  app.add_flag("--benchmark", o.benchmark, "Time steps: no evaluation, no sample, no file")->group("Output");
+  app.add_option("--resume", o.resume,
+                 "auto (the newest in --out), never, or a checkpoint's directory")
+      ->group("Output");
+  app.add_flag("--dry-run", o.dry_run, "Print configuration and memory plan, then stop")
+      ->group("Output");
+  app.add_flag("--benchmark", o.benchmark, "Time steps: no evaluation, no sample, no file")
+      ->group("Output");
 }
 
 void require_consistent(const TrainOptions& o) {
@@ -133,7 +193,8 @@ void require_consistent(const TrainOptions& o) {
   if (o.gpt2.vocab_size == 0 && o.data.empty()) {
     throw UserError("--vocab-size is missing: give it, or --data whose vocabulary is taken");
   }
-  if (!std::isfinite(o.lr) || !std::isfinite(o.min_lr)) throw UserError("--lr and --min-lr must be finite");
+  if (!std::isfinite(o.lr) || !std::isfinite(o.min_lr))
+    throw UserError("--lr and --min-lr must be finite");
 }
 
 }  // namespace
@@ -178,9 +239,10 @@ int64_t TrainOptions::micro_steps(int64_t world_size) const {
   const int64_t tokens = batch_size * gpt2.seq_len * world_size;
   if (total_batch_size == 0) return 1;
   if (total_batch_size % tokens != 0) {
-    throw UserError("--total-batch-size {} is no multiple of the {} tokens of a micro-step "
-                    "(--batch-size {} x --seq-len {} x {} ranks)",
-                    total_batch_size, tokens, batch_size, gpt2.seq_len, world_size);
+    throw UserError(
+        "--total-batch-size {} is no multiple of the {} tokens of a micro-step "
+        "(--batch-size {} x --seq-len {} x {} ranks)",
+        total_batch_size, tokens, batch_size, gpt2.seq_len, world_size);
   }
   return total_batch_size / tokens;
 }
@@ -200,7 +262,8 @@ double learning_rate(const TrainOptions& options, int64_t step) {
     return now < from ? lr : lr + (min_lr - lr) * (now - from) / (decay - from);
   }
   const double ratio = (now - warmup) / (decay - warmup);
-  const double left = options.schedule == "linear" ? 1 - ratio : 0.5 * (1 + std::cos(std::numbers::pi * ratio));
+  const double left =
+      options.schedule == "linear" ? 1 - ratio : 0.5 * (1 + std::cos(std::numbers::pi * ratio));
   return min_lr + left * (lr - min_lr);
 }
 

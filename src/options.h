@@ -53,14 +53,17 @@ struct TrainOptions {
 
   DType number_type() const { return dtype == "bf16" ? DType::bf16 : DType::fp32; }
   int64_t decay_steps() const { return lr_decay_steps > 0 ? lr_decay_steps : steps; }
-  // Micro-steps of a step. UserError where total_batch_size is no multiple of a micro-step's tokens.
+  // Micro-steps of a step. UserError where total_batch_size is no multiple of a micro-step's
+  // tokens.
   int64_t micro_steps(int64_t world_size) const;
 };
 
-// Options by name: the sizes of a model and what trains it. UserError where there is no such preset.
+// Options by name: the sizes of a model and what trains it. UserError where there is no such
+// preset.
 TrainOptions preset(const std::string& model);
 
-// Preset, then --config FILE, then flags. Throws UserError; prints and leaves by `exit_code` >= 0 for
+// Preset, then --config FILE, then flags. Throws UserError; prints and leaves by `exit_code` >= 0
+// for
 // --help.
 TrainOptions parse_train_options(int argc, char** argv, int* exit_code);
 

@@ -33,10 +33,26 @@ Keys keys_of(const std::string& resolved) {
 
 // What may change when a run is taken up again; everything else would make it another run.
 const std::set<std::string>& changeable() {
-  static const std::set<std::string> keys = {
-      "steps", "eval-interval", "eval-batches", "eval-only", "sample-interval", "sample-tokens",
-      "log-interval", "out", "checkpoint-interval", "keep", "resume", "data", "dry-run", "benchmark",
-      "device", "threads", "deterministic", "init", "model", "max-skipped-steps"};
+  static const std::set<std::string> keys = {"steps",
+                                             "eval-interval",
+                                             "eval-batches",
+                                             "eval-only",
+                                             "sample-interval",
+                                             "sample-tokens",
+                                             "log-interval",
+                                             "out",
+                                             "checkpoint-interval",
+                                             "keep",
+                                             "resume",
+                                             "data",
+                                             "dry-run",
+                                             "benchmark",
+                                             "device",
+                                             "threads",
+                                             "deterministic",
+                                             "init",
+                                             "model",
+                                             "max-skipped-steps"};
   return keys;
 }
 
@@ -44,9 +60,10 @@ void refuse_changes(const Keys& before, const Keys& now, const fs::path& checkpo
   for (const auto& [key, value] : now) {
     const auto found = before.find(key);
     if (changeable().contains(key) || (found != before.end() && found->second == value)) continue;
-    throw UserError("{} was made with --{} {}, but now it is {}: continue with the former value, or begin "
-                    "anew with --resume never and another --out",
-                    checkpoint.string(), key, found == before.end() ? "(absent)" : found->second, value);
+    throw UserError(
+        "{} was made with --{} {}, but now it is {}: continue with the former value, or begin "
+        "anew with --resume never and another --out",
+        checkpoint.string(), key, found == before.end() ? "(absent)" : found->second, value);
   }
 }
 
@@ -62,16 +79,23 @@ fs::path checkpoint_to_resume(const TrainOptions& options) {
 
 // A fresh run into a directory that holds another's checkpoints would mix the two.
 void refuse_foreign_out(const TrainOptions& options) {
-  if (options.resume != "never" || options.out.empty() || options.dry_run || options.eval_only) return;
+  if (options.resume != "never" || options.out.empty() || options.dry_run || options.eval_only)
+    return;
   if (fs::exists(options.out) && find_latest_checkpoint(options.out)) {
-    throw UserError("--out {} holds checkpoints of another run: continue it with --resume auto, or name "
-                    "another directory", options.out);
+    throw UserError(
+        "--out {} holds checkpoints of another run: continue it with --resume auto, or name "
+        "another directory",
+        options.out);
   }
 }
 
 LoaderOptions loader_options(const TrainOptions& o, const std::string& split) {
-  return {.directory = o.data, .split = split, .seq_len = o.gpt2.seq_len,
-          .batch_size = o.batch_size, .micro_steps = o.micro_steps(1), .seed = o.seed,
+  return {.directory = o.data,
+          .split = split,
+          .seq_len = o.gpt2.seq_len,
+          .batch_size = o.batch_size,
+          .micro_steps = o.micro_steps(1),
+          .seed = o.seed,
           .sampling = parse_sampling(o.sampling),
           .vocab_size = static_cast<int32_t>(o.gpt2.vocab_size)};
 }
@@ -93,7 +117,8 @@ Setup::Setup(const TrainOptions& given, Device& device) : options(given) {
   if (options.init != "random" && resume_from.empty()) {
     // The sizes are those of the weights; context length, dropout and GELU stay the user's to say.
     const GPT2Config opened = read_model_config(options.init);
-    if (opened.vocab_size < gpt2.vocab_size && tokenizer && tokenizer->vocab_size() > opened.vocab_size) {
+    if (opened.vocab_size < gpt2.vocab_size && tokenizer &&
+        tokenizer->vocab_size() > opened.vocab_size) {
       throw UserError("--init {} has a vocabulary of {}, but the data use {} tokens", options.init,
                       opened.vocab_size, tokenizer->vocab_size());
     }
@@ -101,12 +126,14 @@ Setup::Setup(const TrainOptions& given, Device& device) : options(given) {
       throw UserError("--seq-len {} is beyond the {} positions of --init {}", gpt2.seq_len,
                       opened.seq_len, options.init);
     }
-    gpt2 = {opened.n_layer, opened.n_head, opened.n_embd, opened.vocab_size, gpt2.seq_len,
-            opened.bias, gpt2.dropout, opened.gelu};
+    gpt2 = {opened.n_layer, opened.n_head, opened.n_embd, opened.vocab_size,
+            gpt2.seq_len,   opened.bias,   gpt2.dropout,  opened.gelu};
   }
   validate(gpt2);
   const Keys keys = keys_of(options.resolved);
-  shape = {.dtype = options.number_type(), .batch_size = options.batch_size, .seq_len = gpt2.seq_len,
+  shape = {.dtype = options.number_type(),
+           .batch_size = options.batch_size,
+           .seq_len = gpt2.seq_len,
            .micro_steps = options.micro_steps(1),
            .decode_len = options.sample_interval > 0 && !options.benchmark ? gpt2.seq_len : 0};
   plan = plan_training(gpt2, shape, device.ops(shape.dtype));
@@ -118,18 +145,23 @@ Run::Run(Setup setup, Device& on)
       arena(on, setup_.plan.total()),
       model(setup_.options.gpt2, setup_.shape.dtype, setup_.shape.batch_size, setup_.shape.seq_len,
             on, arena),
-      optimizer(setup_.options.optimizer, model.weights(), model.gradients(), model.layout(), on, arena),
+      optimizer(setup_.options.optimizer, model.weights(), model.gradients(), model.layout(), on,
+                arena),
       state(on, arena, setup_.shape.micro_steps),
       loader(loader_options(setup_.options, "train")),
-      tokens_(arena.allocate(MemoryCategory::batch, DType::int32, {setup_.shape.batch_size, setup_.shape.seq_len})),
-      targets_(arena.allocate(MemoryCategory::batch, DType::int32, {setup_.shape.batch_size, setup_.shape.seq_len})) {
+      tokens_(arena.allocate(MemoryCategory::batch, DType::int32,
+                             {setup_.shape.batch_size, setup_.shape.seq_len})),
+      targets_(arena.allocate(MemoryCategory::batch, DType::int32,
+                              {setup_.shape.batch_size, setup_.shape.seq_len})) {
   const TrainOptions& o = setup_.options;
   if (setup_.shape.decode_len > 0) {
-    decoder.emplace(o.gpt2, model.weights(), setup_.shape.decode_len, setup_.shape.decode_len, on, arena);
+    decoder.emplace(o.gpt2, model.weights(), setup_.shape.decode_len, setup_.shape.decode_len, on,
+                    arena);
   }
   LATHE_CHECK(arena.used() == setup_.plan, "plan and arena differ:\n{}{}", to_string(setup_.plan),
               to_string(arena.used()));
-  if (!o.benchmark && (o.eval_interval > 0 || o.eval_only)) validation.emplace(loader_options(o, "val"));
+  if (!o.benchmark && (o.eval_interval > 0 || o.eval_only))
+    validation.emplace(loader_options(o, "val"));
 
   if (!setup_.resume_from.empty()) {
     restore();

@@ -37,8 +37,11 @@ class Run {
 
   const TrainOptions& options() const { return setup_.options; }
   int64_t tokens_per_step() const;
+  int64_t micro_steps() const { return setup_.shape.micro_steps; }
+  const Setup& setup() const { return setup_; }
 
-  // Writes OUT/step-N with all that Run(resume) needs, keeps the newest --keep. `step` steps are done.
+  // Writes OUT/step-N with all that Run(resume) needs, keeps the newest --keep. `step` steps are
+  // done.
   void save(int64_t step);
 
   // Copies a batch to the device and names it as micro-step m's.

@@ -12,7 +12,7 @@
 namespace lathe {
 namespace {
 
-constexpr int64_t kPrefillChunk = 128;        // tokens of a prompt that go through the model at once
+constexpr int64_t kPrefillChunk = 128;  // tokens of a prompt that go through the model at once
 constexpr uint64_t kMaxPromptBytes = 1 << 24;
 
 struct SampleOptions {
@@ -28,15 +28,21 @@ bool parse(int argc, char** argv, SampleOptions& o) {
   CLI::App app("Continues a prompt with a trained model.", "sample");
   app.option_defaults()->always_capture_default();
   app.add_option("--checkpoint", o.checkpoint,
-                 "Directory with config.json, model.safetensors and a tokenizer")->required();
+                 "Directory with config.json, model.safetensors and a tokenizer")
+      ->required();
   app.add_option("--prompt", o.prompt, "Text, or @FILE");
   app.add_option("--tokens", o.tokens, "Tokens to make")->check(CLI::Range(0, 1 << 30));
-  app.add_option("--temperature", o.sampling.temperature, "0 takes the likeliest token")->check(CLI::Range(0.0, 1e6));
-  app.add_option("--top-k", o.sampling.top_k, "Only the k likeliest tokens; 0: all")->check(CLI::Range(0, 1 << 30));
-  app.add_option("--top-p", o.sampling.top_p, "Only the likeliest tokens that make up this probability")->check(CLI::Range(0.0, 1.0));
+  app.add_option("--temperature", o.sampling.temperature, "0 takes the likeliest token")
+      ->check(CLI::Range(0.0, 1e6));
+  app.add_option("--top-k", o.sampling.top_k, "Only the k likeliest tokens; 0: all")
+      ->check(CLI::Range(0, 1 << 30));
+  app.add_option("--top-p", o.sampling.top_p,
+                 "Only the likeliest tokens that make up this probability")
+      ->check(CLI::Range(0.0, 1.0));
   app.add_option("--seed", o.sampling.seed, "The same seed gives the same text");
   app.add_option("--dtype", o.dtype, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}));
-  app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")->check(CLI::Range(0, 4096));
+  app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
+      ->check(CLI::Range(0, 4096));
   return parse_flags(app, argc, argv);
 }
 
@@ -59,7 +65,8 @@ int sample(int argc, char** argv) {
   const int64_t chunk = std::min(kPrefillChunk, config.seq_len);
   Arena arena(*device, plan_decoding(config, dtype, chunk, device->ops(dtype)).total());
   const ParameterLayout layout(config);
-  const GPT2Parameters weights(layout, arena.allocate(MemoryCategory::weights, dtype, {layout.elements}));
+  const GPT2Parameters weights(layout,
+                               arena.allocate(MemoryCategory::weights, dtype, {layout.elements}));
   read_model(directory, config, layout, weights.flat, *device);
   Decoder decoder(config, weights, config.seq_len, chunk, *device, arena);
 

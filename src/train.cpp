@@ -1,7 +1,7 @@
 // build/train: THE training loop. What it does is on this page; how, in the rooms it calls:
-//   src/options.h   flags, presets, the learning rate      src/run.h         what a run holds, checkpoints
-//   src/data/       batches                                src/model/gpt2.h  forward and backward
-//   src/report.h    console lines, metrics.jsonl           src/text.h        samples
+//   src/options.h   flags, presets, the learning rate      src/run.h         what a run holds,
+//   checkpoints src/data/       batches                                src/model/gpt2.h  forward
+//   and backward src/report.h    console lines, metrics.jsonl           src/text.h        samples
 #include <iostream>
 
 #include "src/io/signals.h"
@@ -15,7 +15,8 @@ namespace {
 // Mean loss over the validation set, or its first --eval-batches batches.
 double evaluate(Run& run) {
   const int64_t wanted = run.options().eval_batches;
-  const int64_t batches = wanted > 0 ? std::min(wanted, run.validation->batches()) : run.validation->batches();
+  const int64_t batches =
+      wanted > 0 ? std::min(wanted, run.validation->batches()) : run.validation->batches();
   int64_t targets = 0;
   run.begin(0);
   for (int64_t b = 0; b < batches; ++b) {
@@ -64,7 +65,9 @@ int train(int argc, char** argv) {
   }
   const StopSignal stop;
   Report report(run);
-  const auto due = [](int64_t interval, int64_t step) { return interval > 0 && step % interval == 0; };
+  const auto due = [](int64_t interval, int64_t step) {
+    return interval > 0 && step % interval == 0;
+  };
 
   int64_t saved = run.first_step, bad_in_a_row = 0;
   const auto save = [&](int64_t step) {
@@ -77,7 +80,8 @@ int train(int argc, char** argv) {
     if (run.validation && (due(o.eval_interval, step) || last) && !stop.requested()) {
       report.validation(step, evaluate(run));
     }
-    if (run.decoder && (due(o.sample_interval, step) || last) && !stop.requested()) report.sample(run);
+    if (run.decoder && (due(o.sample_interval, step) || last) && !stop.requested())
+      report.sample(run);
     if (due(o.checkpoint_interval, step) || last || stop.requested()) save(step);
     if (last || stop.requested()) break;
 
@@ -88,9 +92,10 @@ int train(int argc, char** argv) {
     run.skipped_steps += results.skip;
     if (bad_in_a_row >= o.max_skipped_steps) {
       save(step + 1);
-      throw CheckError(fmt::format("{} steps in a row had no finite loss and gradient; the weights are those "
-                                   "after the last good step{}", bad_in_a_row,
-                                   o.out.empty() ? "" : ", saved in " + o.out));
+      throw CheckError(
+          fmt::format("{} steps in a row had no finite loss and gradient; the weights are those "
+                      "after the last good step{}",
+                      bad_in_a_row, o.out.empty() ? "" : ", saved in " + o.out));
     }
   }
   report.finish(stop.requested());

@@ -30,8 +30,9 @@ void validate(const GPT2Config& config) {
                     config.n_head);
   }
   if (config.head_size() > 256) {
-    throw UserError("--n-embd {} over --n-head {} gives heads of {} channels; the limit is 256: use more heads",
-                    config.n_embd, config.n_head, config.head_size());
+    throw UserError(
+        "--n-embd {} over --n-head {} gives heads of {} channels; the limit is 256: use more heads",
+        config.n_embd, config.n_head, config.head_size());
   }
   if (!(config.dropout >= 0 && config.dropout < 1)) {
     throw UserError("--dropout is {}, but must be at least 0 and below 1", config.dropout);
@@ -49,9 +50,12 @@ ParameterCounts count_parameters(const GPT2Config& config) {
 
 std::string_view name_of(Gelu gelu) {
   switch (gelu) {
-    case Gelu::none: return "none";
-    case Gelu::exact: return "exact";
-    case Gelu::tanh: return "tanh";
+    case Gelu::none:
+      return "none";
+    case Gelu::exact:
+      return "exact";
+    case Gelu::tanh:
+      return "tanh";
   }
   return "?";
 }

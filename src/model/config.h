@@ -27,8 +27,8 @@ struct GPT2Config {
     const int64_t multiple = vocab_size >= 4096 ? 128 : 16;
     return (vocab_size + multiple - 1) / multiple * multiple;
   }
-  // FLOPs of training on one token, 6 N + 6 L C T (N without position embeddings; the causal half of
-  // attention), as counted for MFU; forward alone is a third.
+  // FLOPs of training on one token, 6 N + 6 L C T (N without position embeddings; the causal half
+  // of attention), as counted for MFU; forward alone is a third.
   double flops_per_token(int64_t seq_len) const;
 
   bool operator==(const GPT2Config&) const = default;
@@ -38,7 +38,7 @@ struct GPT2Config {
 void validate(const GPT2Config& config);
 
 struct ParameterCounts {
-  int64_t total = 0;                      // without vocabulary padding
+  int64_t total = 0;  // without vocabulary padding
   int64_t without_position_embeddings = 0;
 };
 ParameterCounts count_parameters(const GPT2Config& config);

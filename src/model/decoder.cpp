@@ -5,8 +5,8 @@
 #include <numeric>
 #include <utility>
 
+#include "kernels/observed_ops.h"
 #include "kernels/philox.h"
-#include "src/model/recording_ops.h"
 
 namespace lathe {
 
@@ -57,8 +57,12 @@ void Decoder::run(int64_t t) {
   Tensor residual = view(x_, {1, t, c}), next = view(residual_, {1, t, c});
   bool first = true;  // the first LayerNorm has no branch to add
   const auto layernorm = [&](const Tensor& weight, const Tensor& bias) {
-    LayerNormForward args{.out_btc = hidden, .mean_bt = mean, .rstd_bt = rstd,
-                          .residual_in_btc = residual, .weight_c = weight, .bias_c = bias};
+    LayerNormForward args{.out_btc = hidden,
+                          .mean_bt = mean,
+                          .rstd_bt = rstd,
+                          .residual_in_btc = residual,
+                          .weight_c = weight,
+                          .bias_c = bias};
     if (!std::exchange(first, false)) {
       args.x_btc = branch;
       args.residual_out_btc = next;
@@ -66,7 +70,8 @@ void Decoder::run(int64_t t) {
     }
     ops_->layernorm_forward(args, workspace_);
   };
-  const auto linear = [&](const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const auto linear = [&](const Tensor& y, const Tensor& x, const Tensor& weight,
+                          const Tensor& bias) {
     ops_->linear_forward({.y_no = y.reshaped({t, y.elements() / t}),
                           .x_ni = x.reshaped({t, x.elements() / t}),
                           .weight_io = weight,
@@ -74,28 +79,40 @@ void Decoder::run(int64_t t) {
                          workspace_);
   };
 
-  ops_->embedding_forward({.x_btc = residual, .tokens_bt = view(tokens_, {1, t}),
-                           .wte_vc = weights_.wte, .wpe_tc = weights_.wpe, .first_position = past_},
+  ops_->embedding_forward({.x_btc = residual,
+                           .tokens_bt = view(tokens_, {1, t}),
+                           .wte_vc = weights_.wte,
+                           .wpe_tc = weights_.wpe,
+                           .first_position = past_},
                           workspace_);
   for (int64_t l = 0; l < config_.n_layer; ++l) {
     const GPT2Layer& w = weights_.layers[l];
     layernorm(w.ln_1_weight, w.ln_1_bias);
     const Tensor qkv = view(wide_, {1, t, 3 * c});
     linear(qkv, hidden, w.attn_weight, w.attn_bias);
-    ops_->attention_cached({.out_btc = hidden, .keys_bmc = keys_[l], .values_bmc = values_[l],
-                            .qkv_bt3c = qkv, .n_head = config_.n_head, .past = past_},
+    ops_->attention_cached({.out_btc = hidden,
+                            .keys_bmc = keys_[l],
+                            .values_bmc = values_[l],
+                            .qkv_bt3c = qkv,
+                            .n_head = config_.n_head,
+                            .past = past_},
                            workspace_);
     linear(branch, hidden, w.attn_proj_weight, w.attn_proj_bias);
     layernorm(w.ln_2_weight, w.ln_2_bias);
-    ops_->linear_forward({.y_no = view(wide2_, {t, 4 * c}), .pre_activation_no = view(wide_, {t, 4 * c}),
-                          .x_ni = hidden.reshaped({t, c}), .weight_io = w.fc_weight,
-                          .bias_o = w.fc_bias, .gelu = config_.gelu},
+    ops_->linear_forward({.y_no = view(wide2_, {t, 4 * c}),
+                          .pre_activation_no = view(wide_, {t, 4 * c}),
+                          .x_ni = hidden.reshaped({t, c}),
+                          .weight_io = w.fc_weight,
+                          .bias_o = w.fc_bias,
+                          .gelu = config_.gelu},
                          workspace_);
     linear(branch, view(wide2_, {t, 4 * c}), w.mlp_proj_weight, w.mlp_proj_bias);
   }
   layernorm(weights_.ln_f_weight, weights_.ln_f_bias);
-  ops_->logits({.logits_nv = logits_, .x_nc = hidden.reshaped({t, c}).rows(t - 1, 1),
-                .wte_vc = weights_.wte, .vocab_size = config_.vocab_size},
+  ops_->logits({.logits_nv = logits_,
+                .x_nc = hidden.reshaped({t, c}).rows(t - 1, 1),
+                .wte_vc = weights_.wte,
+                .vocab_size = config_.vocab_size},
                workspace_);
 }
 
@@ -111,21 +128,25 @@ std::span<const double> Decoder::append(std::span<const int32_t> tokens) {
   }
   device_.download(host_logits_.data(), logits_);
   if (logits_.dtype == DType::fp64) {
-    std::copy_n(reinterpret_cast<const double*>(host_logits_.data()), result_.size(), result_.begin());
+    std::copy_n(reinterpret_cast<const double*>(host_logits_.data()), result_.size(),
+                result_.begin());
   } else {
-    std::copy_n(reinterpret_cast<const float*>(host_logits_.data()), result_.size(), result_.begin());
+    std::copy_n(reinterpret_cast<const float*>(host_logits_.data()), result_.size(),
+                result_.begin());
   }
   return result_;
 }
 
-int32_t sample_token(std::span<const double> logits, const SamplingConfig& config, int64_t position) {
+int32_t sample_token(std::span<const double> logits, const SamplingConfig& config,
+                     int64_t position) {
   const double largest = *std::max_element(logits.begin(), logits.end());
   if (config.temperature == 0) {
     return static_cast<int32_t>(std::find(logits.begin(), logits.end(), largest) - logits.begin());
   }
   std::vector<int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
-  const size_t keep = config.top_k > 0 ? std::min<size_t>(config.top_k, order.size()) : order.size();
+  const size_t keep =
+      config.top_k > 0 ? std::min<size_t>(config.top_k, order.size()) : order.size();
   if (keep < order.size() || config.top_p < 1) {
     const auto larger = [&](int32_t a, int32_t b) {
       return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;

@@ -11,7 +11,8 @@
 
 namespace lathe {
 
-// Reads the weights that somebody else owns (the model in training, or weights loaded for sampling).
+// Reads the weights that somebody else owns (the model in training, or weights loaded for
+// sampling).
 class Decoder {
  public:
   // Takes the KV cache (capacity positions, at most config.seq_len) and activations for up to
@@ -53,6 +54,7 @@ struct SamplingConfig {
 };
 
 // The token at `position` of a text: a function of logits, seed and position alone.
-int32_t sample_token(std::span<const double> logits, const SamplingConfig& config, int64_t position);
+int32_t sample_token(std::span<const double> logits, const SamplingConfig& config,
+                     int64_t position);
 
 }  // namespace lathe

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "src/model/recording_ops.h"
+#include "kernels/observed_ops.h"
 
 namespace lathe {
 
@@ -57,8 +57,8 @@ void GPT2::allocate_activations(Arena& arena) {
   d_4c_ = values({b * t, 4 * c});
 }
 
-// The workspace holds the largest operation's scratch. Which that is, the step itself tells: it runs
-// once against a table that computes nothing.
+// The workspace holds the largest operation's scratch. Which that is, the step itself tells: it
+// runs once against a table that computes nothing.
 void GPT2::allocate_workspace(Arena& arena) {
   const RecordingOps recorder(*ops_);
   const Ops* real = std::exchange(ops_, &recorder);
@@ -100,42 +100,70 @@ void GPT2::forward(const MicroBatch& batch, bool training) {
     LayerActivations& a = layers_[l];
     // Each residual addition is fused into the LayerNorm that follows it.
     if (l == 0) {
-      layernorm({.out_btc = a.ln_1, .mean_bt = a.ln_1_mean, .rstd_bt = a.ln_1_rstd,
-                 .residual_in_btc = residual, .weight_c = w.ln_1_weight, .bias_c = w.ln_1_bias});
+      layernorm({.out_btc = a.ln_1,
+                 .mean_bt = a.ln_1_mean,
+                 .rstd_bt = a.ln_1_rstd,
+                 .residual_in_btc = residual,
+                 .weight_c = w.ln_1_weight,
+                 .bias_c = w.ln_1_bias});
     } else {
       LayerActivations& below = layers_[l - 1];
-      layernorm({.out_btc = a.ln_1, .residual_out_btc = below.residual_out,
-                 .mean_bt = a.ln_1_mean, .rstd_bt = a.ln_1_rstd,
-                 .x_btc = projection_, .residual_in_btc = residual,
-                 .weight_c = w.ln_1_weight, .bias_c = w.ln_1_bias,
+      layernorm({.out_btc = a.ln_1,
+                 .residual_out_btc = below.residual_out,
+                 .mean_bt = a.ln_1_mean,
+                 .rstd_bt = a.ln_1_rstd,
+                 .x_btc = projection_,
+                 .residual_in_btc = residual,
+                 .weight_c = w.ln_1_weight,
+                 .bias_c = w.ln_1_bias,
                  .dropout = dropout(l - 1, DropoutSite::mlp_projection, batch, training)});
       residual = below.residual_out;
     }
-    linear({.y_no = flat(a.qkv), .x_ni = flat(a.ln_1), .weight_io = w.attn_weight, .bias_o = w.attn_bias});
+    linear({.y_no = flat(a.qkv),
+            .x_ni = flat(a.ln_1),
+            .weight_io = w.attn_weight,
+            .bias_o = w.attn_bias});
     ops_->attention_forward({.out_btc = a.attention,
                              .logsumexp_bht = a.logsumexp,
                              .qkv_bt3c = a.qkv,
                              .n_head = config_.n_head,
                              .dropout = dropout(l, DropoutSite::attention, batch, training)},
                             workspace_);
-    linear({.y_no = flat(projection_), .x_ni = flat(a.attention), .weight_io = w.attn_proj_weight,
+    linear({.y_no = flat(projection_),
+            .x_ni = flat(a.attention),
+            .weight_io = w.attn_proj_weight,
             .bias_o = w.attn_proj_bias});
-    layernorm({.out_btc = a.ln_2, .residual_out_btc = a.residual_mid,
-               .mean_bt = a.ln_2_mean, .rstd_bt = a.ln_2_rstd,
-               .x_btc = projection_, .residual_in_btc = residual,
-               .weight_c = w.ln_2_weight, .bias_c = w.ln_2_bias,
+    layernorm({.out_btc = a.ln_2,
+               .residual_out_btc = a.residual_mid,
+               .mean_bt = a.ln_2_mean,
+               .rstd_bt = a.ln_2_rstd,
+               .x_btc = projection_,
+               .residual_in_btc = residual,
+               .weight_c = w.ln_2_weight,
+               .bias_c = w.ln_2_bias,
                .dropout = dropout(l, DropoutSite::attention_projection, batch, training)});
     residual = a.residual_mid;
-    linear({.y_no = a.gelu, .pre_activation_no = a.pre_gelu, .x_ni = flat(a.ln_2),
-            .weight_io = w.fc_weight, .bias_o = w.fc_bias, .gelu = config_.gelu});
-    linear({.y_no = flat(projection_), .x_ni = a.gelu, .weight_io = w.mlp_proj_weight,
+    linear({.y_no = a.gelu,
+            .pre_activation_no = a.pre_gelu,
+            .x_ni = flat(a.ln_2),
+            .weight_io = w.fc_weight,
+            .bias_o = w.fc_bias,
+            .gelu = config_.gelu});
+    linear({.y_no = flat(projection_),
+            .x_ni = a.gelu,
+            .weight_io = w.mlp_proj_weight,
             .bias_o = w.mlp_proj_bias});
   }
-  layernorm({.out_btc = ln_f_, .residual_out_btc = layers_.back().residual_out,
-             .mean_bt = ln_f_mean_, .rstd_bt = ln_f_rstd_,
-             .x_btc = projection_, .residual_in_btc = residual,
-             .weight_c = weights_.ln_f_weight, .bias_c = weights_.ln_f_bias,
-             .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection, batch, training)});
+  layernorm(
+      {.out_btc = ln_f_,
+       .residual_out_btc = layers_.back().residual_out,
+       .mean_bt = ln_f_mean_,
+       .rstd_bt = ln_f_rstd_,
+       .x_btc = projection_,
+       .residual_in_btc = residual,
+       .weight_c = weights_.ln_f_weight,
+       .bias_c = weights_.ln_f_bias,
+       .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection, batch, training)});
   LATHE_CHECK(ln_f_.elements() == n * c);
 }
 
@@ -215,22 +243,40 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
   const LayerActivations& a = layers_[l];
 
   // residual_out = residual_mid + mlp_proj(gelu(fc(ln_2(residual_mid))))
-  linear({.dx_ni = d_4c_, .dweight_io = g.mlp_proj_weight, .dbias_o = g.mlp_proj_bias,
-          .dy_no = flat(branch_gradient()), .x_ni = a.gelu, .weight_io = w.mlp_proj_weight,
-          .input_pre_activation_ni = a.pre_gelu, .gelu = config_.gelu});
-  linear({.dx_ni = flat(d_c_), .dweight_io = g.fc_weight, .dbias_o = g.fc_bias,
-          .dy_no = d_4c_, .x_ni = flat(a.ln_2), .weight_io = w.fc_weight});
-  layernorm({.d_residual_btc = d_residual_, .dx_btc = d_branch_,
-             .dweight_c = g.ln_2_weight, .dbias_c = g.ln_2_bias,
-             .dout_btc = d_c_, .residual_out_btc = a.residual_mid,
-             .mean_bt = a.ln_2_mean, .rstd_bt = a.ln_2_rstd, .weight_c = w.ln_2_weight,
+  linear({.dx_ni = d_4c_,
+          .dweight_io = g.mlp_proj_weight,
+          .dbias_o = g.mlp_proj_bias,
+          .dy_no = flat(branch_gradient()),
+          .x_ni = a.gelu,
+          .weight_io = w.mlp_proj_weight,
+          .input_pre_activation_ni = a.pre_gelu,
+          .gelu = config_.gelu});
+  linear({.dx_ni = flat(d_c_),
+          .dweight_io = g.fc_weight,
+          .dbias_o = g.fc_bias,
+          .dy_no = d_4c_,
+          .x_ni = flat(a.ln_2),
+          .weight_io = w.fc_weight});
+  layernorm({.d_residual_btc = d_residual_,
+             .dx_btc = d_branch_,
+             .dweight_c = g.ln_2_weight,
+             .dbias_c = g.ln_2_bias,
+             .dout_btc = d_c_,
+             .residual_out_btc = a.residual_mid,
+             .mean_bt = a.ln_2_mean,
+             .rstd_bt = a.ln_2_rstd,
+             .weight_c = w.ln_2_weight,
              .dropout = dropout(l, DropoutSite::attention_projection, batch, true)});
 
   // residual_mid = residual_in + attn_proj(attention(qkv(ln_1(residual_in))))
   Tensor d_qkv = d_4c_;
   d_qkv.shape = {batch_size_, seq_len_, 3 * c};
-  linear({.dx_ni = flat(d_c_), .dweight_io = g.attn_proj_weight, .dbias_o = g.attn_proj_bias,
-          .dy_no = flat(branch_gradient()), .x_ni = flat(a.attention), .weight_io = w.attn_proj_weight});
+  linear({.dx_ni = flat(d_c_),
+          .dweight_io = g.attn_proj_weight,
+          .dbias_o = g.attn_proj_bias,
+          .dy_no = flat(branch_gradient()),
+          .x_ni = flat(a.attention),
+          .weight_io = w.attn_proj_weight});
   ops_->attention_backward({.dqkv_bt3c = d_qkv,
                             .dout_btc = d_c_,
                             .out_btc = a.attention,
@@ -239,14 +285,24 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
                             .n_head = config_.n_head,
                             .dropout = dropout(l, DropoutSite::attention, batch, true)},
                            workspace_);
-  linear({.dx_ni = flat(d_c_), .dweight_io = g.attn_weight, .dbias_o = g.attn_bias,
-          .dy_no = flat(d_qkv), .x_ni = flat(a.ln_1), .weight_io = w.attn_weight});
+  linear({.dx_ni = flat(d_c_),
+          .dweight_io = g.attn_weight,
+          .dbias_o = g.attn_bias,
+          .dy_no = flat(d_qkv),
+          .x_ni = flat(a.ln_1),
+          .weight_io = w.attn_weight});
   // Below the first layer lies the embedding, which applies its own mask.
-  const Dropout below = l > 0 ? dropout(l - 1, DropoutSite::mlp_projection, batch, true) : Dropout{};
-  layernorm({.d_residual_btc = d_residual_, .dx_btc = l > 0 ? d_branch_ : Tensor{},
-             .dweight_c = g.ln_1_weight, .dbias_c = g.ln_1_bias,
-             .dout_btc = d_c_, .residual_out_btc = l > 0 ? layers_[l - 1].residual_out : embedded_,
-             .mean_bt = a.ln_1_mean, .rstd_bt = a.ln_1_rstd, .weight_c = w.ln_1_weight,
+  const Dropout below =
+      l > 0 ? dropout(l - 1, DropoutSite::mlp_projection, batch, true) : Dropout{};
+  layernorm({.d_residual_btc = d_residual_,
+             .dx_btc = l > 0 ? d_branch_ : Tensor{},
+             .dweight_c = g.ln_1_weight,
+             .dbias_c = g.ln_1_bias,
+             .dout_btc = d_c_,
+             .residual_out_btc = l > 0 ? layers_[l - 1].residual_out : embedded_,
+             .mean_bt = a.ln_1_mean,
+             .rstd_bt = a.ln_1_rstd,
+             .weight_c = w.ln_1_weight,
              .dropout = below});
 }
 

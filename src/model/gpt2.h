@@ -12,7 +12,8 @@
 
 namespace lathe {
 
-// B sequences of T tokens on the device, and what they should continue as. Targets < 0 do not count.
+// B sequences of T tokens on the device, and what they should continue as. Targets < 0 do not
+// count.
 struct MicroBatch {
   Tensor tokens_bt, targets_bt;        // int32
   const StepInputs* inputs = nullptr;  // device memory; read by dropout
@@ -35,10 +36,13 @@ class GPT2 {
   // After forward: adds scale * (sum of losses) to results->loss.
   void loss(const MicroBatch& batch, double scale, StepResults* results);
 
-  // After forward(batch, true): the loss as above, and the gradients of every parameter, overwritten
-  // in the first micro-step of a step and added to in the others. `ready` may be empty.
+  // After forward(batch, true): the loss as above, and the gradients of every parameter,
+  // overwritten in the first micro-step of a step and added to in the others. `ready` may be empty.
   void loss_and_backward(const MicroBatch& batch, double scale, StepResults* results,
                          bool accumulate, const GradientReady& ready);
+
+  // Runs on another table from here on: one that observes the device's.
+  void use(const Ops& ops) { ops_ = &ops; }
 
   const GPT2Config& config() const { return config_; }
   const ParameterLayout& layout() const { return layout_; }

@@ -22,11 +22,13 @@ StepResults StepState::results() const {
   return results;
 }
 
-void StepState::set_results(const StepResults& results) { device_.upload(results_, &results); }
+void StepState::set_results(const StepResults& results) {
+  device_.upload(results_, &results);
+}
 
 Optimizer::Optimizer(const OptimizerConfig& config, const GPT2Parameters& weights,
-                     const GPT2Parameters& gradients, const ParameterLayout& layout,
-                     Device& device, Arena& arena)
+                     const GPT2Parameters& gradients, const ParameterLayout& layout, Device& device,
+                     Arena& arena)
     : config_(config), weights_(weights.flat), gradients_(gradients.flat) {
   const DType acc = gradients_.dtype;
   const Shape flat{layout.elements};
@@ -45,10 +47,9 @@ Optimizer::Optimizer(const OptimizerConfig& config, const GPT2Parameters& weight
 }
 
 void Optimizer::step(const Ops& ops, const StepState& state, const Tensor& workspace) const {
-  ops.global_norm({.gradients = gradients_,
-                   .grad_clip = config_.grad_clip,
-                   .results = state.device_results()},
-                  workspace);
+  ops.global_norm(
+      {.gradients = gradients_, .grad_clip = config_.grad_clip, .results = state.device_results()},
+      workspace);
   ops.adamw({.masters = masters_,
              .m = m_,
              .v = v_,

@@ -47,7 +47,8 @@ ParameterLayout::ParameterLayout(const GPT2Config& config) {
     Shape padded = spec.shape;
     if (spec.name == "wte.weight") padded.dim[0] = config.padded_vocab_size();
     slots.push_back({std::move(spec), elements, padded});
-    elements += (padded.elements() + kParameterAlignment - 1) / kParameterAlignment * kParameterAlignment;
+    elements +=
+        (padded.elements() + kParameterAlignment - 1) / kParameterAlignment * kParameterAlignment;
   }
 }
 

@@ -50,8 +50,8 @@ struct GPT2Layer {
   Tensor attn_weight, attn_bias;            // c_attn [C, 3C]
   Tensor attn_proj_weight, attn_proj_bias;  // attn.c_proj [C, C]
   Tensor ln_2_weight, ln_2_bias;
-  Tensor fc_weight, fc_bias;                // mlp.c_fc [C, 4C]
-  Tensor mlp_proj_weight, mlp_proj_bias;    // mlp.c_proj [4C, C]
+  Tensor fc_weight, fc_bias;              // mlp.c_fc [C, 4C]
+  Tensor mlp_proj_weight, mlp_proj_bias;  // mlp.c_proj [4C, C]
 };
 struct GPT2Parameters {
   GPT2Parameters(const ParameterLayout& layout, const Tensor& flat);

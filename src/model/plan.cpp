@@ -23,7 +23,8 @@ int64_t flat_elements(const GPT2Config& config) {
   const auto bias = [&](int64_t n) { return config.bias ? aligned(n) : 0; };
   const auto layernorm = vector(c) + bias(c);
   const auto linear = [&](int64_t in, int64_t out) { return aligned(in * out) + bias(out); };
-  const int64_t layer = 2 * layernorm + linear(c, 3 * c) + linear(c, c) + linear(c, 4 * c) + linear(4 * c, c);
+  const int64_t layer =
+      2 * layernorm + linear(c, 3 * c) + linear(c, c) + linear(c, 4 * c) + linear(4 * c, c);
   return aligned(config.padded_vocab_size() * c) + aligned(config.seq_len * c) +
          config.n_layer * layer + layernorm;
 }
@@ -43,44 +44,86 @@ size_t training_workspace(const GPT2Config& config, const RunShape& shape, const
   size_t most = 0;
   const auto ask = [&](const auto& args) { most = std::max(most, ops.workspace_bytes(args)); };
 
-  ask(EmbeddingForward{.x_btc = x, .tokens_bt = tokens, .wte_vc = wte,
-                       .wpe_tc = imagined(dtype, {config.seq_len, c}), .dropout = dropout});
-  ask(EmbeddingBackward{.dwte_vc = dwte, .dwpe_tc = imagined(acc, {config.seq_len, c}), .dx_btc = x,
-                        .tokens_bt = tokens, .dropout = dropout, .accumulate = true});
-  ask(LayerNormForward{.out_btc = x, .residual_out_btc = x, .mean_bt = statistics,
-                       .rstd_bt = statistics, .x_btc = x, .residual_in_btc = x, .weight_c = vector,
-                       .bias_c = config.bias ? vector : none, .dropout = dropout});
-  ask(LayerNormBackward{.d_residual_btc = x, .dx_btc = dropped, .dweight_c = dvector,
-                        .dbias_c = config.bias ? dvector : none, .dout_btc = x, .residual_out_btc = x,
-                        .mean_bt = statistics, .rstd_bt = statistics, .weight_c = vector,
-                        .dropout = dropout, .accumulate = true});
-  struct Linear { int64_t in, out; bool gelu_out, gelu_in; };
+  ask(EmbeddingForward{.x_btc = x,
+                       .tokens_bt = tokens,
+                       .wte_vc = wte,
+                       .wpe_tc = imagined(dtype, {config.seq_len, c}),
+                       .dropout = dropout});
+  ask(EmbeddingBackward{.dwte_vc = dwte,
+                        .dwpe_tc = imagined(acc, {config.seq_len, c}),
+                        .dx_btc = x,
+                        .tokens_bt = tokens,
+                        .dropout = dropout,
+                        .accumulate = true});
+  ask(LayerNormForward{.out_btc = x,
+                       .residual_out_btc = x,
+                       .mean_bt = statistics,
+                       .rstd_bt = statistics,
+                       .x_btc = x,
+                       .residual_in_btc = x,
+                       .weight_c = vector,
+                       .bias_c = config.bias ? vector : none,
+                       .dropout = dropout});
+  ask(LayerNormBackward{.d_residual_btc = x,
+                        .dx_btc = dropped,
+                        .dweight_c = dvector,
+                        .dbias_c = config.bias ? dvector : none,
+                        .dout_btc = x,
+                        .residual_out_btc = x,
+                        .mean_bt = statistics,
+                        .rstd_bt = statistics,
+                        .weight_c = vector,
+                        .dropout = dropout,
+                        .accumulate = true});
+  struct Linear {
+    int64_t in, out;
+    bool gelu_out, gelu_in;
+  };
   for (const auto& [in, out, gelu_out, gelu_in] :
        {Linear{c, 3 * c, false, false}, Linear{c, c, false, false}, Linear{c, 4 * c, true, false},
         Linear{4 * c, c, false, true}}) {
     const Tensor weight = imagined(dtype, {in, out}), y = imagined(dtype, {n, out});
     const Tensor input = imagined(dtype, {n, in});
-    ask(LinearForward{.y_no = y, .pre_activation_no = gelu_out ? y : none, .x_ni = input,
-                      .weight_io = weight, .bias_o = config.bias ? imagined(dtype, {out}) : none,
+    ask(LinearForward{.y_no = y,
+                      .pre_activation_no = gelu_out ? y : none,
+                      .x_ni = input,
+                      .weight_io = weight,
+                      .bias_o = config.bias ? imagined(dtype, {out}) : none,
                       .gelu = gelu_out ? config.gelu : Gelu::none});
-    ask(LinearBackward{.dx_ni = input, .dweight_io = imagined(acc, {in, out}),
-                       .dbias_o = config.bias ? imagined(acc, {out}) : none, .dy_no = y,
-                       .x_ni = input, .weight_io = weight,
+    ask(LinearBackward{.dx_ni = input,
+                       .dweight_io = imagined(acc, {in, out}),
+                       .dbias_o = config.bias ? imagined(acc, {out}) : none,
+                       .dy_no = y,
+                       .x_ni = input,
+                       .weight_io = weight,
                        .input_pre_activation_ni = gelu_in ? input : none,
-                       .gelu = gelu_in ? config.gelu : Gelu::none, .accumulate = true});
+                       .gelu = gelu_in ? config.gelu : Gelu::none,
+                       .accumulate = true});
   }
   Dropout attention_dropout = dropout;
   attention_dropout.site = DropoutSite::attention;
   const Tensor qkv = imagined(dtype, {b, t, 3 * c}), lse = imagined(acc, {b, config.n_head, t});
-  ask(AttentionForward{.out_btc = x, .logsumexp_bht = lse, .qkv_bt3c = qkv,
-                       .n_head = config.n_head, .dropout = attention_dropout});
-  ask(AttentionBackward{.dqkv_bt3c = qkv, .dout_btc = x, .out_btc = x, .logsumexp_bht = lse,
-                        .qkv_bt3c = qkv, .n_head = config.n_head, .dropout = attention_dropout});
+  ask(AttentionForward{.out_btc = x,
+                       .logsumexp_bht = lse,
+                       .qkv_bt3c = qkv,
+                       .n_head = config.n_head,
+                       .dropout = attention_dropout});
+  ask(AttentionBackward{.dqkv_bt3c = qkv,
+                        .dout_btc = x,
+                        .out_btc = x,
+                        .logsumexp_bht = lse,
+                        .qkv_bt3c = qkv,
+                        .n_head = config.n_head,
+                        .dropout = attention_dropout});
   for (bool backward : {false, true}) {
-    ask(LinearCrossEntropy{.losses_n = imagined(acc, {n}), .dx_nc = backward ? x_nc : none,
-                           .dwte_vc = backward ? dwte : none, .x_nc = x_nc, .wte_vc = wte,
+    ask(LinearCrossEntropy{.losses_n = imagined(acc, {n}),
+                           .dx_nc = backward ? x_nc : none,
+                           .dwte_vc = backward ? dwte : none,
+                           .x_nc = x_nc,
+                           .wte_vc = wte,
                            .targets_n = imagined(DType::int32, {n}),
-                           .vocab_size = config.vocab_size, .accumulate = backward});
+                           .vocab_size = config.vocab_size,
+                           .accumulate = backward});
   }
   ask(GlobalNorm{.gradients = imagined(acc, {flat_elements(config)})});
   return most;
@@ -96,25 +139,43 @@ size_t decoding_workspace(const GPT2Config& config, DType dtype, int64_t capacit
   size_t most = 0;
   const auto ask = [&](const auto& args) { most = std::max(most, ops.workspace_bytes(args)); };
 
-  ask(EmbeddingForward{.x_btc = x, .tokens_bt = imagined(DType::int32, {1, t}), .wte_vc = wte,
-                       .wpe_tc = imagined(dtype, {config.seq_len, c}), .first_position = capacity - t});
-  ask(LayerNormForward{.out_btc = x, .residual_out_btc = x, .mean_bt = statistics,
-                       .rstd_bt = statistics, .x_btc = x, .residual_in_btc = x, .weight_c = vector,
+  ask(EmbeddingForward{.x_btc = x,
+                       .tokens_bt = imagined(DType::int32, {1, t}),
+                       .wte_vc = wte,
+                       .wpe_tc = imagined(dtype, {config.seq_len, c}),
+                       .first_position = capacity - t});
+  ask(LayerNormForward{.out_btc = x,
+                       .residual_out_btc = x,
+                       .mean_bt = statistics,
+                       .rstd_bt = statistics,
+                       .x_btc = x,
+                       .residual_in_btc = x,
+                       .weight_c = vector,
                        .bias_c = config.bias ? vector : none});
-  struct Linear { int64_t in, out; bool gelu; };
+  struct Linear {
+    int64_t in, out;
+    bool gelu;
+  };
   for (const auto& [in, out, gelu] : {Linear{c, 3 * c, false}, Linear{c, c, false},
                                       Linear{c, 4 * c, true}, Linear{4 * c, c, false}}) {
     const Tensor y = imagined(dtype, {t, out});
-    ask(LinearForward{.y_no = y, .pre_activation_no = gelu ? y : none, .x_ni = imagined(dtype, {t, in}),
+    ask(LinearForward{.y_no = y,
+                      .pre_activation_no = gelu ? y : none,
+                      .x_ni = imagined(dtype, {t, in}),
                       .weight_io = imagined(dtype, {in, out}),
                       .bias_o = config.bias ? imagined(dtype, {out}) : none,
                       .gelu = gelu ? config.gelu : Gelu::none});
   }
-  ask(AttentionCached{.out_btc = x, .keys_bmc = cache, .values_bmc = cache,
-                      .qkv_bt3c = imagined(dtype, {1, t, 3 * c}), .n_head = config.n_head,
+  ask(AttentionCached{.out_btc = x,
+                      .keys_bmc = cache,
+                      .values_bmc = cache,
+                      .qkv_bt3c = imagined(dtype, {1, t, 3 * c}),
+                      .n_head = config.n_head,
                       .past = capacity - t});
-  ask(Logits{.logits_nv = imagined(acc, {1, config.vocab_size}), .x_nc = imagined(dtype, {1, c}),
-             .wte_vc = wte, .vocab_size = config.vocab_size});
+  ask(Logits{.logits_nv = imagined(acc, {1, config.vocab_size}),
+             .x_nc = imagined(dtype, {1, c}),
+             .wte_vc = wte,
+             .vocab_size = config.vocab_size});
   return most;
 }
 
@@ -168,8 +229,9 @@ MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const 
   plan.add(MemoryCategory::batch, DType::uint8,
            shape.micro_steps * static_cast<int64_t>(sizeof(StepInputs)));
   plan.add(MemoryCategory::batch, DType::uint8, sizeof(StepResults));
-  plan.add(MemoryCategory::batch, DType::uint8,
-           static_cast<int64_t>(ParameterLayout(config).segments(1).size() * sizeof(OptimizerSegment)));
+  plan.add(
+      MemoryCategory::batch, DType::uint8,
+      static_cast<int64_t>(ParameterLayout(config).segments(1).size() * sizeof(OptimizerSegment)));
   if (shape.decode_len > 0) {
     add_decoder(plan, config, dtype, shape.decode_len, shape.decode_len, ops);
   }

@@ -16,7 +16,8 @@ struct RunShape {
   int64_t decode_len = 0;   // positions of the KV cache for samples; 0: none
 };
 
-// Bytes by category of a training run: GPT2, Optimizer, StepState, micro-batch and Decoder together.
+// Bytes by category of a training run: GPT2, Optimizer, StepState, micro-batch and Decoder
+// together.
 MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const Ops& ops);
 
 // The same for sampling alone: weights, KV cache and the activations of up to `chunk` tokens.

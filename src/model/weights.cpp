@@ -35,17 +35,23 @@ std::vector<To> converted(const From* values, int64_t count) {
 // Host floats to device values of any number type.
 void upload_values(Device& device, const Tensor& to, const float* values) {
   switch (to.dtype) {
-    case DType::fp32: return device.upload(to, values);
-    case DType::bf16: return device.upload(to, converted<bf16>(values, to.elements()).data());
-    case DType::fp64: return device.upload(to, converted<double>(values, to.elements()).data());
-    default: LATHE_CHECK(false, "{} is no number type of weights", name_of(to.dtype));
+    case DType::fp32:
+      return device.upload(to, values);
+    case DType::bf16:
+      return device.upload(to, converted<bf16>(values, to.elements()).data());
+    case DType::fp64:
+      return device.upload(to, converted<double>(values, to.elements()).data());
+    default:
+      LATHE_CHECK(false, "{} is no number type of weights", name_of(to.dtype));
   }
 }
 
 std::vector<float> download_values(Device& device, const Tensor& from) {
   std::vector<float> values(from.elements());
   switch (from.dtype) {
-    case DType::fp32: device.download(values.data(), from); return values;
+    case DType::fp32:
+      device.download(values.data(), from);
+      return values;
     case DType::bf16: {
       std::vector<bf16> narrow(values.size());
       device.download(narrow.data(), from);
@@ -56,7 +62,8 @@ std::vector<float> download_values(Device& device, const Tensor& from) {
       device.download(wide.data(), from);
       return converted<float>(wide.data(), from.elements());
     }
-    default: LATHE_CHECK(false, "{} is no number type of weights", name_of(from.dtype));
+    default:
+      LATHE_CHECK(false, "{} is no number type of weights", name_of(from.dtype));
   }
   return values;
 }
@@ -73,7 +80,8 @@ void for_each_chunk(int64_t elements, const ChunkFunction& body) {
 }
 
 // Elements [first, first + count) of a parameter, first a multiple of 4: each Philox call gives two
-// of Box and Muller's pairs. The first word of a pair is kept off zero, where the logarithm has none.
+// of Box and Muller's pairs. The first word of a pair is kept off zero, where the logarithm has
+// none.
 std::vector<float> initial_values(const ParameterSpec& spec, uint64_t seed, uint32_t parameter,
                                   int64_t first, int64_t count) {
   std::vector<float> values(count, spec.init_value);
@@ -107,8 +115,9 @@ void read_parameter(const SafetensorsReader& file, const std::string& name,
   const bool cut = slot.spec.name == "wpe.weight" && entry.shape.size() == 2 &&
                    entry.shape[0] > want[0] && entry.shape[1] == want[1];
   if (entry.shape != want && !cut) {
-    throw UserError("{}: tensor {} has shape {}, but the model wants {}", file.path().string(), name,
-                    fmt::format("[{}]", fmt::join(entry.shape, ", ")), to_string(slot.spec.shape));
+    throw UserError("{}: tensor {} has shape {}, but the model wants {}", file.path().string(),
+                    name, fmt::format("[{}]", fmt::join(entry.shape, ", ")),
+                    to_string(slot.spec.shape));
   }
   std::vector<float> values(entry.elements());
   file.read_as_float(name, values.data(), entry.elements());
@@ -137,7 +146,8 @@ std::string prefix_in(const SafetensorsReader& file) {
 
 // Causal masks that old files carry, and the head where it is stored although it is tied.
 bool ignorable(const std::string& name) {
-  return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name == "lm_head.weight";
+  return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") ||
+         name == "lm_head.weight";
 }
 
 }  // namespace
@@ -181,7 +191,8 @@ WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
   for (const ParameterSlot& slot : layout.slots) {
     file.declare(slot.spec.name, DType::fp32, dims_of(slot.spec.shape));
   }
-  for (const ParameterSpec& spec : absent) file.declare(spec.name, DType::fp32, dims_of(spec.shape));
+  for (const ParameterSpec& spec : absent)
+    file.declare(spec.name, DType::fp32, dims_of(spec.shape));
   for (const ParameterSlot& slot : layout.slots) {
     write_parameter(file, slot.spec.name, slot, flat, device);
   }
@@ -197,13 +208,15 @@ GPT2Config read_model_config(const fs::path& dir) {
   const fs::path path = dir / "config.json";
   const nlohmann::json json = nlohmann::json::parse(read_whole_file(path, 1 << 20), nullptr, false);
   if (!json.is_object()) {
-    throw UserError("{} is not a JSON object: give a model directory in Hugging Face's layout", path.string());
+    throw UserError("{} is not a JSON object: give a model directory in Hugging Face's layout",
+                    path.string());
   }
   const auto refuse = [&](const std::string& key, const std::string& what) {
     throw UserError("{}: {} {}", path.string(), key, what);
   };
   const auto size = [&](const std::string& key) -> int64_t {
-    if (!json.contains(key) || !json[key].is_number_integer()) refuse(key, "is missing or not an integer");
+    if (!json.contains(key) || !json[key].is_number_integer())
+      refuse(key, "is missing or not an integer");
     return json[key].get<int64_t>();
   };
   GPT2Config config;
@@ -219,7 +232,8 @@ GPT2Config read_model_config(const fs::path& dir) {
   } else if (activation == "gelu_new" || activation == "gelu_pytorch_tanh") {
     config.gelu = Gelu::tanh;
   } else {
-    refuse("activation_function", "is " + activation.dump() + ", but lathe knows gelu and gelu_new");
+    refuse("activation_function",
+           "is " + activation.dump() + ", but lathe knows gelu and gelu_new");
   }
   if (json.contains("layer_norm_epsilon") && json["layer_norm_epsilon"] != 1e-5) {
     refuse("layer_norm_epsilon", "is not 1e-5, which is all that lathe does");
@@ -250,8 +264,9 @@ void read_model(const fs::path& dir, const GPT2Config& config, const ParameterLa
   std::sort(known.begin(), known.end());
   for (const SafetensorsEntry& entry : file.entries()) {
     if (!std::binary_search(known.begin(), known.end(), entry.name) && !ignorable(entry.name)) {
-      throw UserError("{}: tensor {} does not belong to this model (n_layer {}, n_embd {}, bias {})",
-                      file.path().string(), entry.name, config.n_layer, config.n_embd, config.bias);
+      throw UserError(
+          "{}: tensor {} does not belong to this model (n_layer {}, n_embd {}, bias {})",
+          file.path().string(), entry.name, config.n_layer, config.n_embd, config.bias);
     }
   }
   for (const ParameterSlot& slot : layout.slots) {
@@ -262,7 +277,8 @@ void read_model(const fs::path& dir, const GPT2Config& config, const ParameterLa
 WrittenFiles write_optimizer(const fs::path& dir, const ParameterLayout& layout,
                              const Optimizer& optimizer, Device& device) {
   SafetensorsWriter file(dir / kOptimizerFile);
-  const std::pair<std::string, const Tensor*> moments[] = {{"m.", &optimizer.m()}, {"v.", &optimizer.v()}};
+  const std::pair<std::string, const Tensor*> moments[] = {{"m.", &optimizer.m()},
+                                                           {"v.", &optimizer.v()}};
   for (const auto& [prefix, flat] : moments) {
     for (const ParameterSlot& slot : layout.slots) {
       file.declare(prefix + slot.spec.name, DType::fp32, dims_of(slot.spec.shape));

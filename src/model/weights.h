@@ -17,8 +17,8 @@ namespace lathe {
 // Checksums of the files that a call wrote, by file name: what a checkpoint's manifest lists.
 using WrittenFiles = std::map<std::string, FileDigest>;
 
-// Fills flat parameters of any number type: N(0, init_std) from Philox, keyed by seed, parameter and
-// element, so that the values depend neither on the device nor on the padding.
+// Fills flat parameters of any number type: N(0, init_std) from Philox, keyed by seed, parameter
+// and element, so that the values depend neither on the device nor on the padding.
 void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const Tensor& flat,
                            Device& device);
 
@@ -30,8 +30,8 @@ WrittenFiles write_model(const std::filesystem::path& dir, const GPT2Config& con
 // Reads DIR/config.json, or throws a UserError that says what lathe cannot do.
 GPT2Config read_model_config(const std::filesystem::path& dir);
 
-// Reads DIR/model.safetensors into flat parameters of any number type. Every parameter must be there
-// in its shape; position embeddings longer than config.seq_len are cut. Throws UserError.
+// Reads DIR/model.safetensors into flat parameters of any number type. Every parameter must be
+// there in its shape; position embeddings longer than config.seq_len are cut. Throws UserError.
 void read_model(const std::filesystem::path& dir, const GPT2Config& config,
                 const ParameterLayout& layout, const Tensor& flat, Device& device);
 

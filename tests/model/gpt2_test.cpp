@@ -14,17 +14,22 @@ namespace lathe::testing {
 namespace {
 
 struct Golden {
-  explicit Golden(const std::string& name) : file(std::filesystem::path(LATHE_GOLDEN_DIR) / (name + ".safetensors")) {}
+  explicit Golden(const std::string& name)
+      : file(std::filesystem::path(LATHE_GOLDEN_DIR) / (name + ".safetensors")) {}
 
   GPT2Config config() const {
     const auto number = [&](const char* key) { return std::stoll(file.metadata().at(key)); };
-    return {.n_layer = number("n_layer"), .n_head = number("n_head"), .n_embd = number("n_embd"),
-            .vocab_size = number("vocab_size"), .seq_len = number("seq_len"),
+    return {.n_layer = number("n_layer"),
+            .n_head = number("n_head"),
+            .n_embd = number("n_embd"),
+            .vocab_size = number("vocab_size"),
+            .seq_len = number("seq_len"),
             .bias = file.metadata().at("bias") == "True",
             .gelu = gelu_from_name(file.metadata().at("gelu"))};
   }
   RunShape shape(DType dtype) const {
-    return {.dtype = dtype, .batch_size = std::stoll(file.metadata().at("batch")),
+    return {.dtype = dtype,
+            .batch_size = std::stoll(file.metadata().at("batch")),
             .seq_len = std::stoll(file.metadata().at("t"))};
   }
   std::vector<double> doubles(const std::string& name) const {
@@ -57,8 +62,10 @@ void expect_within(const Golden& golden, const std::string& name, DType dtype,
   for (double r : reference) magnitude = std::max(magnitude, std::fabs(r));
   double limit_max = 1e-12 * magnitude, limit_rms = limit_max;
   if (dtype != DType::fp64) {
-    const std::vector<double> plain = golden.doubles("error_" + std::string(name_of(dtype)) + "." + name);
-    const double floor = dtype == DType::bf16 ? ulp_at<bf16>(magnitude) : 8 * ulp_at<float>(magnitude);
+    const std::vector<double> plain =
+        golden.doubles("error_" + std::string(name_of(dtype)) + "." + name);
+    const double floor =
+        dtype == DType::bf16 ? ulp_at<bf16>(magnitude) : 8 * ulp_at<float>(magnitude);
     limit_max = std::max(2 * plain[0], floor);
     limit_rms = std::max(2 * plain[1], floor);
   }
@@ -90,7 +97,8 @@ TEST_P(GoldenTest, LossAndGradientsAgreeWithPyTorch) {
 
 INSTANTIATE_TEST_SUITE_P(PyTorch, GoldenTest,
                          ::testing::Combine(::testing::Values("bias_tanh", "nobias_exact"),
-                                            ::testing::Values(DType::fp64, DType::fp32, DType::bf16)),
+                                            ::testing::Values(DType::fp64, DType::fp32,
+                                                              DType::bf16)),
                          [](const auto& info) {
                            return std::string(std::get<0>(info.param)) + "_" +
                                   std::string(name_of(std::get<1>(info.param)));
@@ -101,7 +109,9 @@ struct Case {
   GPT2Config config;
   int64_t batch_size, seq_len;
 };
-std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.name; }
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << c.name;
+}
 
 class FiniteDifferences : public ::testing::TestWithParam<Case> {};
 
@@ -115,8 +125,10 @@ TEST_P(FiniteDifferences, AgreeWithBackward) {
   std::normal_distribution<double> normal;
   const Tensor weights = h.model.weights().flat;
   std::vector<double> w = values_of(*h.device, weights);
-  for (const ParameterSlot& slot : h.model.layout().slots) {  // away from the initial zeros and ones
-    for (int64_t i = 0; i < slot.spec.shape.elements(); ++i) w[slot.offset + i] += 0.2 * normal(random);
+  for (const ParameterSlot& slot :
+       h.model.layout().slots) {  // away from the initial zeros and ones
+    for (int64_t i = 0; i < slot.spec.shape.elements(); ++i)
+      w[slot.offset + i] += 0.2 * normal(random);
   }
   set_values(*h.device, weights, w);
   h.forward_backward();
@@ -134,7 +146,8 @@ TEST_P(FiniteDifferences, AgreeWithBackward) {
     double difference = 0;
     for (double sign : {1.0, -1.0}) {
       std::vector<double> moved = w;
-      for (size_t i = 0; i < direction.size(); ++i) moved[slot.offset + i] += sign * step * direction[i];
+      for (size_t i = 0; i < direction.size(); ++i)
+        moved[slot.offset + i] += sign * step * direction[i];
       set_values(*h.device, weights, moved);
       difference += sign * h.training_loss() / (2 * step);
     }
@@ -144,8 +157,14 @@ TEST_P(FiniteDifferences, AgreeWithBackward) {
 
 constexpr GPT2Config small(int64_t n_head, int64_t head_size, int64_t vocab_size, int64_t seq_len,
                            bool bias, float dropout, Gelu gelu) {
-  return {.n_layer = 2, .n_head = n_head, .n_embd = n_head * head_size, .vocab_size = vocab_size,
-          .seq_len = seq_len, .bias = bias, .dropout = dropout, .gelu = gelu};
+  return {.n_layer = 2,
+          .n_head = n_head,
+          .n_embd = n_head * head_size,
+          .vocab_size = vocab_size,
+          .seq_len = seq_len,
+          .bias = bias,
+          .dropout = dropout,
+          .gelu = gelu};
 }
 INSTANTIATE_TEST_SUITE_P(
     OddSizes, FiniteDifferences,
@@ -194,14 +213,16 @@ TEST(GPT2, AnnouncesEveryGradientOnceWhenItIsFinal) {
   h.state.begin(h.model.ops(), h.inputs);
   std::vector<int> seen(final.size());
   h.model.forward(h.batch(), true);
-  h.model.loss_and_backward(h.batch(), 1.0 / 18, h.state.device_results(), false, [&](const Tensor& range) {
-    const int64_t offset = static_cast<float*>(range.data) - static_cast<float*>(h.model.gradients().flat.data);
-    const std::vector<double> now = values_of(*h.device, range);
-    for (size_t i = 0; i < now.size(); ++i) {
-      ++seen[offset + i];
-      ASSERT_EQ(now[i], final[offset + i]);
-    }
-  });
+  h.model.loss_and_backward(
+      h.batch(), 1.0 / 18, h.state.device_results(), false, [&](const Tensor& range) {
+        const int64_t offset =
+            static_cast<float*>(range.data) - static_cast<float*>(h.model.gradients().flat.data);
+        const std::vector<double> now = values_of(*h.device, range);
+        for (size_t i = 0; i < now.size(); ++i) {
+          ++seen[offset + i];
+          ASSERT_EQ(now[i], final[offset + i]);
+        }
+      });
   for (int count : seen) ASSERT_EQ(count, 1);
 }
 
@@ -212,7 +233,8 @@ TEST(GPT2, ThePaddedVocabularyIsNeverPredictedAndGetsNoGradient) {
   h.random_batch(3);
   const double loss = h.forward_backward();
   const Tensor padding = h.model.weights().wte.rows(17, config.padded_vocab_size() - 17);
-  for (double g : values_of(*h.device, h.model.gradients().wte.rows(17, padding.shape[0]))) ASSERT_EQ(g, 0);
+  for (double g : values_of(*h.device, h.model.gradients().wte.rows(17, padding.shape[0])))
+    ASSERT_EQ(g, 0);
   // Rows that would win every softmax change nothing.
   set_values(*h.device, padding, std::vector<double>(padding.elements(), 1e3));
   EXPECT_EQ(h.forward_backward(), loss);

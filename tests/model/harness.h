@@ -21,10 +21,17 @@ inline std::vector<double> values_of(Device& device, const Tensor& tensor) {
   std::vector<double> values(tensor.elements());
   for (size_t i = 0; i < values.size(); ++i) {
     switch (tensor.dtype) {
-      case DType::fp32: values[i] = reinterpret_cast<const float*>(bytes.data())[i]; break;
-      case DType::fp64: values[i] = reinterpret_cast<const double*>(bytes.data())[i]; break;
-      case DType::bf16: values[i] = reinterpret_cast<const bf16*>(bytes.data())[i]; break;
-      default: ADD_FAILURE() << "no number type";
+      case DType::fp32:
+        values[i] = reinterpret_cast<const float*>(bytes.data())[i];
+        break;
+      case DType::fp64:
+        values[i] = reinterpret_cast<const double*>(bytes.data())[i];
+        break;
+      case DType::bf16:
+        values[i] = reinterpret_cast<const bf16*>(bytes.data())[i];
+        break;
+      default:
+        ADD_FAILURE() << "no number type";
     }
   }
   return values;
@@ -49,8 +56,10 @@ struct Harness {
         model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena),
         optimizer({}, model.weights(), model.gradients(), model.layout(), *device, arena),
         state(*device, arena, shape.micro_steps),
-        tokens(arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len})),
-        targets(arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len})),
+        tokens(
+            arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len})),
+        targets(
+            arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len})),
         inputs(shape.micro_steps) {
     initialize_parameters(model.layout(), seed, optimizer.masters(), *device);
     sync_weights();
@@ -76,7 +85,8 @@ struct Harness {
     std::mt19937_64 random(seed);
     std::vector<int32_t> in(tokens.elements()), out(tokens.elements());
     for (auto* list : {&in, &out}) {
-      for (int32_t& token : *list) token = static_cast<int32_t>(random() % model.config().vocab_size);
+      for (int32_t& token : *list)
+        token = static_cast<int32_t>(random() % model.config().vocab_size);
     }
     set_batch(in, out);
   }

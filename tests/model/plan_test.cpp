@@ -13,9 +13,23 @@ TEST(Plan, AgreesWithTheArenaToTheByte) {
   for (DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
     for (const GPT2Config& config :
          {GPT2Config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 2, .seq_len = 1},
-          GPT2Config{.n_layer = 3, .n_head = 3, .n_embd = 120, .vocab_size = 97, .seq_len = 65, .bias = false, .dropout = 0.1f},
-          GPT2Config{.n_layer = 2, .n_head = 5, .n_embd = 80, .vocab_size = 5003, .seq_len = 33, .gelu = Gelu::exact}}) {
-      const RunShape shape{.dtype = dtype, .batch_size = 3, .seq_len = config.seq_len, .micro_steps = 2,
+          GPT2Config{.n_layer = 3,
+          .n_head = 3,
+          .n_embd = 120,
+          .vocab_size = 97,
+          .seq_len = 65,
+          .bias = false,
+          .dropout = 0.1f},
+          GPT2Config{.n_layer = 2,
+          .n_head = 5,
+          .n_embd = 80,
+          .vocab_size = 5003,
+          .seq_len = 33,
+          .gelu = Gelu::exact}}) {
+      const RunShape shape{.dtype = dtype,
+                           .batch_size = 3,
+                           .seq_len = config.seq_len,
+                           .micro_steps = 2,
                            .decode_len = config.seq_len};
       const auto device = make_cpu_device();
       const MemoryPlan plan = plan_training(config, shape, device->ops(dtype));
@@ -35,7 +49,8 @@ TEST(Plan, AgreesWithTheArenaToTheByte) {
 TEST(Plan, AnArenaThatIsTooSmallIsAnError) {
   const auto device = make_cpu_device();
   const GPT2Config config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 20, .seq_len = 8};
-  const MemoryPlan plan = plan_training(config, {.batch_size = 1, .seq_len = 8}, device->ops(DType::fp32));
+  const MemoryPlan plan =
+      plan_training(config, {.batch_size = 1, .seq_len = 8}, device->ops(DType::fp32));
   Arena arena(*device, plan.bytes[static_cast<int>(MemoryCategory::weights)]);
   EXPECT_THROW(GPT2(config, DType::fp32, 1, 8, *device, arena), CheckError);
 }

@@ -1,0 +1,156 @@
+// Whole training steps, operation by operation, next to what they cannot do without: their matmuls
+// alone, as oneDNN does them, and one pass of AdamW over its memory.
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/observed_ops.h"
+#include "profiling/matmul_floor.h"
+#include "src/model/gpt2.h"
+#include "src/model/optimizer.h"
+#include "src/model/plan.h"
+#include "src/model/weights.h"
+#include "src/options.h"
+#include "tools/flags.h"
+
+namespace lathe {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+class TimedOps : public ObservedOps {
+ public:
+  using ObservedOps::ObservedOps;
+  struct Total {
+    int64_t calls = 0;
+    double ms = 0;
+    OpCost cost;
+  };
+  mutable std::map<std::string, Total> totals;
+
+ protected:
+  bool before(const Call&) const override {
+    start_ = Clock::now();
+    return true;
+  }
+  void after(const Call& call) const override {
+    Total& total = totals[std::string(call.name)];
+    total.ms += milliseconds_since(start_);
+    ++total.calls;
+    total.cost += call.cost;
+  }
+
+ private:
+  mutable Clock::time_point start_;
+};
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+struct Step {
+  Step(const TrainOptions& options, int64_t batch_size, int64_t seq_len)
+      : device(make_cpu_device()),
+        shape{.dtype = options.number_type(), .batch_size = batch_size, .seq_len = seq_len},
+        arena(*device, plan_training(options.gpt2, shape, device->ops(shape.dtype)).total()),
+        model(options.gpt2, shape.dtype, batch_size, seq_len, *device, arena),
+        optimizer(options.optimizer, model.weights(), model.gradients(), model.layout(), *device, arena),
+        state(*device, arena, 1),
+        tokens(arena.allocate(MemoryCategory::batch, DType::int32, {batch_size, seq_len})),
+        targets(arena.allocate(MemoryCategory::batch, DType::int32, {batch_size, seq_len})) {
+    initialize_parameters(model.layout(), 1, optimizer.masters(), *device);
+    if (shape.dtype == DType::bf16) {
+      model.ops().cast({.destination = model.weights().flat, .source = optimizer.masters()}, {});
+    }
+    std::mt19937 random(1);
+    std::vector<int32_t> ids(tokens.elements());
+    for (int32_t& id : ids) id = static_cast<int32_t>(random() % options.gpt2.vocab_size);
+    device->upload(tokens, ids.data());
+    device->upload(targets, ids.data());
+  }
+
+  double run() {
+    const auto start = Clock::now();
+    const StepInputs inputs{.seed = 1, .learning_rate = 1e-4f};
+    const MicroBatch batch{tokens, targets, state.inputs(0)};
+    state.begin(model.ops(), {&inputs, 1});
+    model.forward(batch, true);
+    model.loss_and_backward(batch, 1.0 / static_cast<double>(tokens.elements()),
+                            state.device_results(), false, {});
+    optimizer.step(model.ops(), state, model.workspace());
+    return milliseconds_since(start);
+  }
+
+  std::unique_ptr<Device> device;
+  RunShape shape;
+  Arena arena;
+  GPT2 model;
+  Optimizer optimizer;
+  StepState state;
+  Tensor tokens, targets;
+};
+
+int profile(int argc, char** argv) {
+  CLI::App app("Profiles whole training steps.", "step_profile");
+  std::string name = "gpt2-124m", dtype = "fp32";
+  int64_t batch_size = 4, seq_len = 64, steps = 5, vocab_size = 0;
+  app.add_option("--model", name, "Preset");
+  app.add_option("--dtype", dtype)->check(CLI::IsMember({"fp32", "bf16"}));
+  app.add_option("--batch-size", batch_size);
+  app.add_option("--seq-len", seq_len);
+  app.add_option("--vocab-size", vocab_size, "0: the preset's, or 65");
+  app.add_option("--steps", steps, "Timed steps, after two that are not");
+  if (!parse_flags(app, argc, argv)) return 0;
+
+  TrainOptions options = preset(name);
+  options.dtype = dtype;
+  if (vocab_size > 0) options.gpt2.vocab_size = vocab_size;
+  if (options.gpt2.vocab_size == 0) options.gpt2.vocab_size = 65;
+  Step step(options, batch_size, seq_len);
+  std::cout << fmt::format("{} {} batch {} x {}, {}\n", name, dtype, batch_size, seq_len, step.device->name());
+
+  for (int i = 0; i < 2; ++i) step.run();
+  std::vector<double> plain, floors, adamw;
+  MatmulFloor floor(options.gpt2, options.number_type(), batch_size * seq_len);
+  const TimedOps timed(step.model.ops());
+  const Ops& real = step.model.ops();
+  for (int64_t i = 0; i < steps; ++i) {  // in turn, so that a change of the machine's pace hits both
+    plain.push_back(step.run());
+    floors.push_back(floor.run());
+    step.model.use(timed);
+    const double before = timed.totals["adamw"].ms;
+    step.run();
+    adamw.push_back(timed.totals["adamw"].ms - before);
+    step.model.use(real);
+  }
+  double all = 0;
+  for (const auto& [op, total] : timed.totals) all += total.ms;
+  std::vector<std::pair<std::string, TimedOps::Total>> rows(timed.totals.begin(), timed.totals.end());
+  std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second.ms > b.second.ms; });
+  std::cout << fmt::format("{:<22}{:>7}{:>11}{:>8}{:>11}{:>9}\n", "operation", "calls", "ms/step", "share", "GFLOP/s", "GB/s");
+  for (const auto& [op, total] : rows) {
+    std::cout << fmt::format("{:<22}{:>7}{:>11.3f}{:>7.1f}%{:>11.1f}{:>9.1f}\n", op, total.calls / steps,
+                             total.ms / static_cast<double>(steps), 100 * total.ms / all,
+                             total.cost.flops / total.ms / 1e6, total.cost.bytes / total.ms / 1e6);
+  }
+  const double ms = median(plain), floor_ms = median(floors) + median(adamw);
+  std::cout << fmt::format(
+      "step {:.2f} ms, {:.0f} tokens/s; matmuls alone ({}) {:.2f} ms + AdamW {:.2f} ms: step / (both) = {:.3f}\n",
+      ms, 1e3 * static_cast<double>(batch_size * seq_len) / ms, floor.name(), median(floors), median(adamw), ms / floor_ms);
+  return 0;
+}
+
+}  // namespace
+}  // namespace lathe
+
+int main(int argc, char** argv) {
+  return lathe::run_main("step_profile", [&] { return lathe::profile(argc, argv); });
+}
