@@ -1,0 +1,114 @@
+// What the forward and backward passes of attention share: shapes, scratch, and the blocks that
+// are read into it.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <limits>
+
+#include "kernels/cpu/attention_tile.h"
+#include "kernels/cpu/check.h"
+#include "kernels/cpu/dropout.h"
+#include "kernels/cpu/threads.h"
+#include "kernels/cpu/vecmath.h"
+#include "kernels/ops.h"
+
+namespace lathe::attention {
+
+using tile::Matrix;
+
+inline constexpr int64_t kBlock = 64;  // queries and keys of a block of scores
+
+// qkv is [B, T, 3 C], each of q, k, v [H, D].
+struct Sizes {
+  int64_t B, T, C, H, D;
+
+  Sizes(const Tensor& qkv, int64_t n_head) {
+    LATHE_CHECK(qkv.shape.rank == 3, "qkv is {}", to_string(qkv.shape));
+    B = qkv.shape[0], T = qkv.shape[1], C = qkv.shape[2] / 3, H = n_head;
+    LATHE_CHECK(H > 0 && C > 0 && 3 * C == qkv.shape[2] && C % H == 0, "qkv is {}, {} heads",
+                to_string(qkv.shape), H);
+    D = C / H;
+  }
+};
+
+// Cuts scratch into arrays that begin on cache lines. Without memory it only counts.
+class Carver {
+ public:
+  explicit Carver(std::byte* memory = nullptr) : memory_(memory) {}
+  template <typename A>
+  A* take(int64_t elements) {
+    std::byte* const start = memory_ ? memory_ + bytes_ : nullptr;
+    bytes_ += (static_cast<size_t>(elements) * sizeof(A) + 63) / 64 * 64;
+    return reinterpret_cast<A*>(start);
+  }
+  template <typename A>
+  Matrix<A> matrix(int64_t rows, int64_t columns) {
+    return {take<A>(rows * columns), columns};
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* memory_;
+  size_t bytes_ = 0;
+};
+
+// The calling thread's slice of the workspace.
+inline std::byte* thread_slice(const Tensor& workspace, size_t bytes_per_thread) {
+  return static_cast<std::byte*>(workspace.data) +
+         static_cast<size_t>(thread_index()) * bytes_per_thread;
+}
+
+// Reads rows into scratch, with zeros in the columns up to a whole vector.
+template <typename T, typename A = Accumulator<T>>
+void read_rows(const T* from, int64_t from_stride, int64_t rows, int64_t columns, Matrix<A> to) {
+  const int64_t padded = tile::padded<A>(columns);
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* source = from + r * from_stride;
+    A* row = to.row(r);
+#pragma omp simd
+    for (int64_t c = 0; c < columns; ++c) row[c] = static_cast<A>(source[c]);
+    for (int64_t c = columns; c < padded; ++c) row[c] = A(0);
+  }
+}
+
+// Rounds rows of scratch into a tensor.
+template <typename T, typename A = Accumulator<T>>
+void write_rows(const A* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+                int64_t to_stride) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* row = from + r * from_stride;
+    T* target = to + r * to_stride;
+#pragma omp simd
+    for (int64_t c = 0; c < columns; ++c) target[c] = static_cast<T>(row[c]);
+  }
+}
+
+// to[c][r] = block[r][c]. The block has room for whole vectors of rows; those past `rows` become
+// zeros.
+template <typename A>
+void transpose_rows(Matrix<A> block, int64_t rows, int64_t columns, Matrix<A> to) {
+  constexpr int W = tile::kLanes<A>;
+  for (int64_t r = rows; r < tile::padded<A>(rows); ++r)
+    std::fill_n(block.row(r), tile::padded<A>(columns), A(0));
+  for (int64_t r = 0; r < rows; r += W)
+    for (int64_t c = 0; c < columns; c += W)
+      tile::transpose_square<A>(block.row(r) + c, block.stride, to.row(c) + r, to.stride);
+}
+
+// The mask element of query 0, key 0 of a head.
+inline uint64_t mask_element_of_head(const DropoutMask& mask, const Sizes& s, int64_t b,
+                                     int64_t h) {
+  const auto H = static_cast<uint64_t>(s.H), T = static_cast<uint64_t>(s.T);
+  return ((mask.first_sequence() + static_cast<uint64_t>(b)) * H + static_cast<uint64_t>(h)) * T *
+         T;
+}
+
+// Zeros in a row of a block of scores from `first`, a multiple of a vector, on.
+template <typename A>
+inline void clear_from(A* row, int64_t first) {
+  for (int64_t j = first; j < kBlock; j += tile::kLanes<A>)
+    tile::store(row + j, tile::Vector<A>{});
+}
+
+}  // namespace lathe::attention
