@@ -148,7 +148,7 @@ inline void run(const Ops& t, const Cast& a) {
 // differences at up to `most` elements spread over it.
 inline void expect_gradient(const Buffer<double>& x, const std::vector<double>& gradient,
                             const std::function<double()>& loss, const std::string& what,
-                            size_t most = 24) {
+                            size_t most = 12) {
   ASSERT_EQ(static_cast<size_t>(x.tensor.elements()), gradient.size()) << what;
   double magnitude = 1e-3;
   for (double g : gradient) magnitude = std::max(magnitude, std::fabs(g));
