@@ -135,7 +135,7 @@ inline T gelu_tanh_grad(T x) {
   const T y = c * (T(-1.5957691216057308) + T(-0.07135481627260025) * c2);
   const T e = fast_exp(y > T(80) ? T(80) : y);
   const T s = T(1) / (T(1) + e);
-  return s + c * s * (e * s) * (T(1.5957691216057308) + T(0.21406444881780076) * c2);
+  return s + c * s * (e * s) * (T(1.5957691216057308) + T(0.21406444881780075) * c2);
 }
 
 // The exact form, x Phi(x). Absolute error <= 1.3e-7 max(|x|, 1).
