@@ -94,8 +94,8 @@ void softmax_block(const Head<T>& head, int64_t rows, int64_t q0, int64_t k0, in
       for (int64_t c = 0; c < width; ++c) sums[c] *= correction;
     }
     if (*head.mask) {
-      const uint64_t first = head.mask_element +
-                             static_cast<uint64_t>((q0 + r) * head.mask_stride + k0);
+      const uint64_t first =
+          head.mask_element + static_cast<uint64_t>((q0 + r) * head.mask_stride + k0);
       head.mask->scales(first, count, scratch.keep);
 #pragma omp simd
       for (int64_t j = 0; j < count; ++j) scores[j] *= scratch.keep[j];
@@ -188,8 +188,7 @@ void append(const AttentionCached& args, const Sizes& s) {
   for (int64_t row = 0; row < s.B * s.T; ++row) {
     const int64_t b = row / s.T, position = args.past + row % s.T;
     for (int64_t i = 0; i < 2; ++i)
-      std::copy_n(qkv + row * 3 * s.C + (1 + i) * s.C, s.C,
-                  caches[i] + (b * M + position) * s.C);
+      std::copy_n(qkv + row * 3 * s.C + (1 + i) * s.C, s.C, caches[i] + (b * M + position) * s.C);
   }
 }
 

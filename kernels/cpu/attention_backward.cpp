@@ -19,9 +19,9 @@ struct HeadGradient {
 
 template <typename A>
 struct BackwardScratch {
-  Matrix<A> q, dout, dq;                                  // of the whole head
-  Matrix<A> k, k_transposed, v, v_transposed, dk, dv;     // of a block of keys
-  Matrix<A> p, ds;                                        // of a block of scores
+  Matrix<A> q, dout, dq;                               // of the whole head
+  Matrix<A> k, k_transposed, v, v_transposed, dk, dv;  // of a block of keys
+  Matrix<A> p, ds;                                     // of a block of scores
   A *delta, *keep;
   size_t bytes;
 

@@ -107,8 +107,7 @@ inline uint64_t mask_element_of_head(const DropoutMask& mask, const Sizes& s, in
 // Zeros in a row of a block of scores from `first`, a multiple of a vector, on.
 template <typename A>
 inline void clear_from(A* row, int64_t first) {
-  for (int64_t j = first; j < kBlock; j += tile::kLanes<A>)
-    tile::store(row + j, tile::Vector<A>{});
+  for (int64_t j = first; j < kBlock; j += tile::kLanes<A>) tile::store(row + j, tile::Vector<A>{});
 }
 
 }  // namespace lathe::attention

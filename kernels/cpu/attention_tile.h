@@ -157,9 +157,8 @@ enum class Causal {
 
 // c[rows, vectors] (+)= a b within the causal mask, V vectors at a time.
 template <int V, Causal kCausal, typename A>
-void product_columns(int64_t rows, int64_t steps, int64_t diagonal, int64_t vector,
-                     int64_t vectors, Matrix<const A> a, Matrix<const A> b, Matrix<A> c,
-                     bool add) {
+void product_columns(int64_t rows, int64_t steps, int64_t diagonal, int64_t vector, int64_t vectors,
+                     Matrix<const A> a, Matrix<const A> b, Matrix<A> c, bool add) {
   constexpr Left kLeft = kCausal == Causal::first_step ? Left::columns : Left::rows;
   const int64_t column = vector * kLanes<A>;
   for (int64_t r = 0; r < rows;) {

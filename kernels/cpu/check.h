@@ -15,6 +15,11 @@ inline int64_t rows_of(const Tensor& tensor) {
   return columns == 0 ? 0 : tensor.elements() / columns;
 }
 
+// Where memory is being planned tensors have shapes but no data yet: what is absent has no shape.
+inline bool is_planned(const Tensor& tensor) {
+  return tensor.data != nullptr || tensor.shape.rank > 0;
+}
+
 // `tensor` is there, of this type, [..., columns] with `rows` rows.
 inline void check_matrix(const Tensor& tensor, DType dtype, int64_t rows, int64_t columns,
                          const char* name) {

@@ -4,12 +4,6 @@
 
 namespace lathe {
 
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool kSeparateAllocations = true;
-#else
-constexpr bool kSeparateAllocations = false;
-#endif
-
 std::string_view name_of(MemoryCategory category) {
   switch (category) {
     case MemoryCategory::weights:
@@ -52,7 +46,7 @@ Arena::Arena(Device& device, size_t capacity) : device_(device), capacity_(capac
 
 Arena::~Arena() {
   if (block_) device_.release(block_, capacity_);
-  for (void* memory : separate_) device_.release(memory, 0);
+  for (const auto& [memory, bytes] : separate_) device_.release(memory, bytes);
 }
 
 Tensor Arena::allocate(MemoryCategory category, DType dtype, Shape shape) {
@@ -63,8 +57,8 @@ Tensor Arena::allocate(MemoryCategory category, DType dtype, Shape shape) {
               bytes, name_of(category), offset_);
   if (bytes > 0) {
     if (kSeparateAllocations) {
-      separate_.push_back(device_.allocate(tensor.bytes()));
-      tensor.data = separate_.back();
+      separate_.emplace_back(device_.allocate(tensor.bytes()), tensor.bytes());
+      tensor.data = separate_.back().first;
     } else {
       tensor.data = block_ + offset_;
     }

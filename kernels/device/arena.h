@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kernels/device/tensor.h"
@@ -52,6 +53,13 @@ struct MemoryPlan {
 // Human-readable table of a plan, one category a line, empty categories left out.
 std::string to_string(const MemoryPlan& plan);
 
+// AddressSanitizer sees overruns of separate allocations only.
+#if defined(__SANITIZE_ADDRESS__)
+inline constexpr bool kSeparateAllocations = true;
+#else
+inline constexpr bool kSeparateAllocations = false;
+#endif
+
 // Owns `capacity` bytes of a device's memory and hands them out in order; nothing is given back
 // before the arena dies. Tensors are zeroed. Under AddressSanitizer each tensor is an allocation
 // of its own, so that an overrun is seen.
@@ -73,7 +81,7 @@ class Arena {
   size_t capacity_;
   char* block_ = nullptr;
   size_t offset_ = 0;
-  std::vector<void*> separate_;
+  std::vector<std::pair<void*, size_t>> separate_;
   MemoryPlan used_;
 };
 

@@ -1,0 +1,62 @@
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/check.h"
+#include "kernels/cpu/operations.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/vecmath.h"
+
+namespace lathe {
+
+namespace {
+
+constexpr int64_t kChunk = 16384;
+
+// double to bf16 goes through float and may round twice there; nothing in training takes that way.
+template <typename To, typename From>
+void cast_elements(const Cast& args) {
+  const From* source = args.source.as<From>();
+  To* destination = args.destination.as<To>();
+  const int64_t elements = args.source.elements();
+  parallel_for((elements + kChunk - 1) / kChunk, elements, [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk, end = std::min(elements, begin + kChunk);
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) {
+      using A = Accumulator<To>;
+      store(destination[i], static_cast<A>(source[i]));
+    }
+  });
+}
+
+template <typename From>
+void cast_from(const Cast& args) {
+  switch (args.destination.dtype) {
+    case DType::fp32:
+      return cast_elements<float, From>(args);
+    case DType::bf16:
+      return cast_elements<bf16, From>(args);
+    case DType::fp64:
+      return cast_elements<double, From>(args);
+    default:
+      LATHE_CHECK(false, "cast to {}", name_of(args.destination.dtype));
+  }
+}
+
+}  // namespace
+
+void cast(const Cast& args) {
+  check_vector(args.source, args.source.dtype, args.destination.elements(), "source");
+  check_vector(args.destination, args.destination.dtype, args.source.elements(), "destination");
+  switch (args.source.dtype) {
+    case DType::fp32:
+      return cast_from<float>(args);
+    case DType::bf16:
+      return cast_from<bf16>(args);
+    case DType::fp64:
+      return cast_from<double>(args);
+    default:
+      LATHE_CHECK(false, "cast from {}", name_of(args.source.dtype));
+  }
+}
+
+}  // namespace lathe

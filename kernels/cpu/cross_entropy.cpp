@@ -1,0 +1,222 @@
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cpu/check.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/operations.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/sums.h"
+#include "kernels/cpu/vecmath.h"
+
+namespace lathe {
+
+namespace {
+
+// Each chunk reads and writes the whole of dwte once more, so chunks are as long as their logits
+// (and workspace) allow: 2^23 logits are 32 MiB in float.
+constexpr int64_t kChunkLogits = int64_t{1} << 23;
+constexpr int64_t kRowUnit = 32;
+
+constexpr size_t aligned(size_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+
+// The rows are cut into chunks of about the same length.
+struct Chunks {
+  int64_t rows, count;
+  Chunks(int64_t total, int64_t vocabulary) {
+    const int64_t most = std::max(kRowUnit, kChunkLogits / vocabulary);
+    count = (total + most - 1) / most;
+    rows = count == 0 ? 0 : (total + count - 1) / count;
+    rows = std::min(total, (rows + kRowUnit - 1) / kRowUnit * kRowUnit);
+    count = rows == 0 ? 0 : (total + rows - 1) / rows;
+  }
+};
+
+// Everything about one call; the matmuls' workspace follows the logits and their gradient.
+template <typename T>
+struct Call {
+  using A = Accumulator<T>;
+  int64_t rows, channels, vocabulary;  // vocabulary with padding
+  Chunks chunks;
+  A* logits = nullptr;   // [chunk rows, vocabulary]
+  T* dlogits = nullptr;  // the same
+
+  explicit Call(const LinearCrossEntropy& args)
+      : rows(rows_of(args.x_nc)),
+        channels(columns_of(args.x_nc)),
+        vocabulary(rows_of(args.wte_vc)),
+        chunks(rows, vocabulary) {}
+  size_t logits_bytes() const {
+    return aligned(static_cast<size_t>(chunks.rows * vocabulary) * sizeof(A));
+  }
+  size_t dlogits_bytes(const LinearCrossEntropy& args) const {
+    if (!is_planned(args.dx_nc)) return 0;
+    return aligned(static_cast<size_t>(chunks.rows * vocabulary) * sizeof(T));
+  }
+
+  // logits = x wte^T for rows first .. first + count.
+  MatmulArgs<T, A> logits_product(const LinearCrossEntropy& args, int64_t first,
+                                  int64_t count) const {
+    MatmulArgs<T, A> product;
+    product.trans_b = true;
+    product.m = count, product.n = vocabulary, product.k = channels;
+    product.a = args.x_nc.as<T>() + first * channels, product.lda = channels;
+    product.b = args.wte_vc.as<T>(), product.ldb = channels;
+    product.c = logits, product.ldc = vocabulary;
+    return product;
+  }
+  // dx = dlogits wte
+  MatmulArgs<T, T> dx_product(const LinearCrossEntropy& args, int64_t first, int64_t count) const {
+    MatmulArgs<T, T> product;
+    product.m = count, product.n = channels, product.k = vocabulary;
+    product.a = dlogits, product.lda = vocabulary;
+    product.b = args.wte_vc.as<T>(), product.ldb = channels;
+    product.c = args.dx_nc.as<T>() + first * channels, product.ldc = channels;
+    return product;
+  }
+  // dwte (+)= dlogits^T x
+  MatmulArgs<T, A> dwte_product(const LinearCrossEntropy& args, int64_t first,
+                                int64_t count) const {
+    MatmulArgs<T, A> product;
+    product.trans_a = true;
+    product.m = vocabulary, product.n = channels, product.k = count;
+    product.a = dlogits, product.lda = vocabulary;
+    product.b = args.x_nc.as<T>() + first * channels, product.ldb = channels;
+    product.c = args.dwte_vc.as<A>(), product.ldc = channels;
+    product.accumulate = args.accumulate || first > 0;
+    return product;
+  }
+};
+
+// -inf does not survive `m > x ? m : x` with NaN, but a NaN logit makes the sum NaN anyway.
+template <typename A>
+A largest(const A* values, int64_t count) {
+  A lanes[kSumLanes];
+  std::fill_n(lanes, kSumLanes, values[0]);
+  int64_t i = 0;
+  for (; i + kSumLanes <= count; i += kSumLanes) {
+#pragma omp simd
+    for (int j = 0; j < kSumLanes; ++j) {
+      const A value = values[i + j];
+      lanes[j] = lanes[j] > value ? lanes[j] : value;
+    }
+  }
+  for (; i < count; ++i) lanes[0] = std::max(lanes[0], values[i]);
+  return *std::max_element(lanes, lanes + kSumLanes);
+}
+
+template <typename A>
+A log_sum_exp(const A* values, int64_t count) {
+  const A top = largest(values, count);
+  const A sum = sum_of<A>(count, [values, top](int64_t i) { return fast_exp(values[i] - top); });
+  return top + std::log(sum);
+}
+
+// dlogits = scale (softmax(logits) - [v == target]); nothing for padding.
+template <typename T>
+void logits_gradient(const Accumulator<T>* logits, Accumulator<T> logsumexp, int32_t target,
+                     Accumulator<T> scale, int64_t vocab_size, int64_t vocabulary, T* dlogits) {
+  using A = Accumulator<T>;
+#pragma omp simd
+  for (int64_t v = 0; v < vocab_size; ++v)
+    store(dlogits[v], fast_exp(logits[v] - logsumexp) * scale);
+  std::fill(dlogits + vocab_size, dlogits + vocabulary, static_cast<T>(A(0)));
+  store(dlogits[target], (fast_exp(logits[target] - logsumexp) - A(1)) * scale);
+}
+
+template <typename T>
+void softmax_rows(const LinearCrossEntropy& args, const Call<T>& call, int64_t first,
+                  int64_t count) {
+  using A = Accumulator<T>;
+  const int64_t vocabulary = call.vocabulary;
+  const int32_t* targets = args.targets_n.as<int32_t>() + first;
+  A* losses = args.losses_n.as<A>() + first;
+  const A scale = static_cast<A>(args.scale);
+  const bool gradient = static_cast<bool>(args.dx_nc);
+  parallel_for(count, count * vocabulary, [&](int64_t n) {
+    const A* row = call.logits + n * vocabulary;
+    T* drow = gradient ? call.dlogits + n * vocabulary : nullptr;
+    if (targets[n] < 0) {
+      losses[n] = 0;
+      if (gradient) std::fill_n(drow, vocabulary, static_cast<T>(A(0)));
+      return;
+    }
+    const A logsumexp = log_sum_exp(row, args.vocab_size);
+    losses[n] = logsumexp - row[targets[n]];
+    if (gradient)
+      logits_gradient<T>(row, logsumexp, targets[n], scale, args.vocab_size, vocabulary, drow);
+  });
+}
+
+template <typename T>
+void check_arguments(const LinearCrossEntropy& args, const Call<T>& call) {
+  using A = Accumulator<T>;
+  check_matrix(args.x_nc, dtype_of<T>, call.rows, call.channels, "x");
+  check_matrix(args.wte_vc, dtype_of<T>, call.vocabulary, call.channels, "wte");
+  check_vector(args.losses_n, dtype_of<A>, call.rows, "losses");
+  check_vector(args.targets_n, DType::int32, call.rows, "targets");
+  LATHE_CHECK(args.vocab_size > 0 && args.vocab_size <= call.vocabulary, "{} of {}",
+              args.vocab_size, call.vocabulary);
+  LATHE_CHECK(args.results != nullptr);
+  LATHE_CHECK(static_cast<bool>(args.dx_nc) == static_cast<bool>(args.dwte_vc));
+  if (args.dx_nc) {
+    check_matrix(args.dx_nc, dtype_of<T>, call.rows, call.channels, "dx");
+    check_matrix(args.dwte_vc, dtype_of<A>, call.vocabulary, call.channels, "dwte");
+  }
+  const int32_t* targets = args.targets_n.as<int32_t>();
+  for (int64_t n = 0; n < call.rows; ++n)
+    LATHE_CHECK(targets[n] < args.vocab_size, "target {} of {}", targets[n], args.vocab_size);
+}
+
+}  // namespace
+
+template <typename T>
+size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, MatmulContext& matmul) {
+  const Call<T> call(args);
+  size_t most = 0;
+  for (int64_t first : {int64_t{0}, (call.chunks.count - 1) * call.chunks.rows}) {
+    if (call.rows == 0) break;
+    const int64_t count = std::min(call.chunks.rows, call.rows - first);
+    most = std::max(most, matmul.workspace_bytes(call.logits_product(args, first, count)));
+    if (!is_planned(args.dx_nc)) continue;
+    most = std::max(most, matmul.workspace_bytes(call.dx_product(args, first, count)));
+    most = std::max(most, matmul.workspace_bytes(call.dwte_product(args, first, count)));
+  }
+  return call.logits_bytes() + call.dlogits_bytes(args) + most;
+}
+
+template <typename T>
+void linear_cross_entropy(const LinearCrossEntropy& args, MatmulContext& matmul,
+                          const Tensor& workspace) {
+  Call<T> call(args);
+  check_arguments(args, call);
+  const size_t own = call.logits_bytes() + call.dlogits_bytes(args);
+  check_workspace(workspace, own);
+  auto* memory = static_cast<char*>(workspace.data);
+  call.logits = reinterpret_cast<Accumulator<T>*>(memory);
+  call.dlogits = reinterpret_cast<T*>(memory + call.logits_bytes());
+  matmul.lend_workspace(memory + own, workspace.bytes() - own);
+  for (int64_t first = 0; first < call.rows; first += call.chunks.rows) {
+    const int64_t count = std::min(call.chunks.rows, call.rows - first);
+    matmul.run(call.logits_product(args, first, count));
+    softmax_rows(args, call, first, count);
+    if (!args.dx_nc) continue;
+    matmul.run(call.dx_product(args, first, count));
+    matmul.run(call.dwte_product(args, first, count));
+  }
+  double sum = 0;
+  for (int64_t n = 0; n < call.rows; ++n)
+    sum += static_cast<double>(args.losses_n.as<Accumulator<T>>()[n]);
+  args.results->loss += args.scale * sum;
+}
+
+template size_t linear_cross_entropy_workspace<float>(const LinearCrossEntropy&, MatmulContext&);
+template size_t linear_cross_entropy_workspace<bf16>(const LinearCrossEntropy&, MatmulContext&);
+template size_t linear_cross_entropy_workspace<double>(const LinearCrossEntropy&, MatmulContext&);
+template void linear_cross_entropy<float>(const LinearCrossEntropy&, MatmulContext&, const Tensor&);
+template void linear_cross_entropy<bf16>(const LinearCrossEntropy&, MatmulContext&, const Tensor&);
+template void linear_cross_entropy<double>(const LinearCrossEntropy&, MatmulContext&,
+                                           const Tensor&);
+
+}  // namespace lathe

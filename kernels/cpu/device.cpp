@@ -1,0 +1,129 @@
+#include "kernels/device/device.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/threads.h"
+#include "kernels/device/arena.h"
+#include "kernels/ops.h"
+
+namespace lathe {
+
+namespace {
+
+// The text after the colon of the first line of a /proc file that starts with `key`.
+std::string proc_value(const char* path, std::string_view key) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with(key)) continue;
+    const size_t value = line.find_first_not_of(" \t:", key.size());
+    return value == std::string::npos ? "" : line.substr(value);
+  }
+  return "";
+}
+
+// What a control group leaves of its memory limit; SIZE_MAX without one.
+size_t cgroup_available() {
+  size_t limit = 0, used = 0;
+  std::ifstream limit_file("/sys/fs/cgroup/memory.max"), used_file("/sys/fs/cgroup/memory.current");
+  if (!(limit_file >> limit) || !(used_file >> used)) return SIZE_MAX;
+  return limit > used ? limit - used : 0;
+}
+
+// Memory that can be had without swapping, in bytes; SIZE_MAX where the system does not say.
+size_t memory_available() {
+  const std::string kibibytes = proc_value("/proc/meminfo", "MemAvailable");
+  const size_t free = kibibytes.empty() ? SIZE_MAX : std::stoull(kibibytes) * 1024;
+  return std::min(free, cgroup_available());
+}
+
+class CpuDevice final : public Device {
+ public:
+  explicit CpuDevice(int threads) {
+    LATHE_CHECK(threads >= 0);
+    if (threads > 0) set_max_threads(threads);
+  }
+
+  std::string name() const override {
+    std::string model = proc_value("/proc/cpuinfo", "model name");
+    if (model.empty()) model = "CPU";
+    return fmt::format("{}, {} thread{}, {}", model, max_threads(), max_threads() == 1 ? "" : "s",
+                       matmul_backend_name());
+  }
+
+  // No CPU tells the clock that it keeps while all its vector or matrix units are busy.
+  double peak_flops(DType) const override { return 0; }
+
+  // The system overcommits and would kill the run later, so what cannot fit is refused here.
+  void* allocate(size_t bytes) override {
+    LATHE_CHECK(bytes > 0);
+    const size_t available = memory_available();
+    void* memory = bytes > available ? nullptr : map(bytes);
+    if (memory == nullptr) {
+      throw UserError(
+          "{:.1f} GiB of memory wanted and {:.1f} GiB available: lower --batch-size, "
+          "--seq-len or the size of the model",
+          gibibytes(bytes), gibibytes(available));
+    }
+    return memory;
+  }
+
+  void release(void* memory, size_t bytes) noexcept override {
+    if (kSeparateAllocations) {
+      std::free(memory);
+    } else if (memory) {
+      munmap(memory, bytes);
+    }
+  }
+
+  void upload(const Tensor& destination, const void* source) override {
+    if (destination.bytes() > 0) std::memcpy(destination.data, source, destination.bytes());
+  }
+  void download(void* destination, const Tensor& source) override {
+    if (source.bytes() > 0) std::memcpy(destination, source.data, source.bytes());
+  }
+  void zero(const Tensor& tensor) override {
+    if (tensor.bytes() > 0) std::memset(tensor.data, 0, tensor.bytes());
+  }
+  void synchronize() override {}
+
+  const Ops& ops(DType dtype) override {
+    std::unique_ptr<Ops>& table = tables_.at(static_cast<size_t>(dtype));
+    if (!table) table = make_cpu_ops(dtype, matmul_);
+    return *table;
+  }
+
+ private:
+  static double gibibytes(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+
+  // Zeroed memory, or null.
+  static void* map(size_t bytes) {
+    if (kSeparateAllocations) {
+      void* memory = nullptr;
+      if (posix_memalign(&memory, kArenaAlignment, bytes) != 0) return nullptr;
+      return std::memset(memory, 0, bytes);
+    }
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return nullptr;
+    madvise(memory, bytes, MADV_HUGEPAGE);  // fewer TLB misses; without it nothing else changes
+    return memory;
+  }
+
+  MatmulContext matmul_;
+  std::array<std::unique_ptr<Ops>, 6> tables_;  // by DType
+};
+
+}  // namespace
+
+std::unique_ptr<Device> make_cpu_device(int threads) {
+  return std::make_unique<CpuDevice>(threads);
+}
+
+}  // namespace lathe

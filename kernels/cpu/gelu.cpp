@@ -1,0 +1,69 @@
+#include <algorithm>
+
+#include "kernels/cpu/check.h"
+#include "kernels/cpu/operations.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/vecmath.h"
+
+namespace lathe {
+
+namespace {
+
+constexpr int64_t kChunk = 4096;
+
+// out[i] = function(i) for all elements, chunk by chunk.
+template <typename T, typename Function>
+void map_elements(int64_t elements, T* out, const Function& function) {
+  parallel_for((elements + kChunk - 1) / kChunk, elements, [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk, end = std::min(elements, begin + kChunk);
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) store(out[i], function(i));
+  });
+}
+
+}  // namespace
+
+template <typename T>
+void gelu_forward(const GeluForward& args) {
+  using A = Accumulator<T>;
+  const int64_t elements = args.x.elements();
+  check_vector(args.x, dtype_of<T>, elements, "x");
+  check_vector(args.y, dtype_of<T>, elements, "y");
+  LATHE_CHECK(args.gelu != Gelu::none);
+  const T* x = args.x.as<T>();
+  T* y = args.y.as<T>();
+  if (args.gelu == Gelu::tanh)
+    map_elements(elements, y, [x](int64_t i) { return gelu_tanh(static_cast<A>(x[i])); });
+  else
+    map_elements(elements, y, [x](int64_t i) { return gelu_exact(static_cast<A>(x[i])); });
+}
+
+template <typename T>
+void gelu_backward(const GeluBackward& args) {
+  using A = Accumulator<T>;
+  const int64_t elements = args.x.elements();
+  check_vector(args.x, dtype_of<T>, elements, "x");
+  check_vector(args.dy, dtype_of<T>, elements, "dy");
+  check_vector(args.dx, dtype_of<T>, elements, "dx");
+  LATHE_CHECK(args.gelu != Gelu::none);
+  const T *x = args.x.as<T>(), *dy = args.dy.as<T>();
+  T* dx = args.dx.as<T>();
+  if (args.gelu == Gelu::tanh) {
+    map_elements(elements, dx, [x, dy](int64_t i) {
+      return static_cast<A>(dy[i]) * gelu_tanh_grad(static_cast<A>(x[i]));
+    });
+  } else {
+    map_elements(elements, dx, [x, dy](int64_t i) {
+      return static_cast<A>(dy[i]) * gelu_exact_grad(static_cast<A>(x[i]));
+    });
+  }
+}
+
+template void gelu_forward<float>(const GeluForward&);
+template void gelu_forward<bf16>(const GeluForward&);
+template void gelu_forward<double>(const GeluForward&);
+template void gelu_backward<float>(const GeluBackward&);
+template void gelu_backward<bf16>(const GeluBackward&);
+template void gelu_backward<double>(const GeluBackward&);
+
+}  // namespace lathe

@@ -1,0 +1,62 @@
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cpu/check.h"
+#include "kernels/cpu/operations.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/sums.h"
+
+namespace lathe {
+
+namespace {
+
+int64_t block_count(const GlobalNorm& args) {
+  return (args.gradients.elements() + kNormBlock - 1) / kNormBlock;
+}
+
+// The sum of values[0 .. count) as a binary tree, whose shape depends on count alone. In place.
+double tree_sum(double* values, int64_t count) {
+  if (count == 0) return 0;
+  while (count > 1) {
+    for (int64_t i = 0; i < count / 2; ++i) values[i] = values[2 * i] + values[2 * i + 1];
+    if (count % 2) values[count / 2] = values[count - 1];
+    count = (count + 1) / 2;
+  }
+  return values[0];
+}
+
+}  // namespace
+
+size_t global_norm_workspace(const GlobalNorm& args) {
+  return static_cast<size_t>(block_count(args)) * sizeof(double);
+}
+
+// The squares are summed in double: memory is the limit anyway, and large gradients of float do
+// not overflow.
+template <typename A>
+void global_norm(const GlobalNorm& args, const Tensor& workspace) {
+  const int64_t elements = args.gradients.elements(), blocks = block_count(args);
+  check_vector(args.gradients, dtype_of<A>, elements, "gradients");
+  check_workspace(workspace, global_norm_workspace(args));
+  LATHE_CHECK(args.results != nullptr && args.grad_clip >= 0);
+  const A* gradients = args.gradients.as<A>();
+  auto* sums = static_cast<double*>(workspace.data);
+  parallel_for(blocks, elements, [&](int64_t block) {
+    const A* g = gradients + block * kNormBlock;
+    sums[block] =
+        sum_of<double>(std::min(kNormBlock, elements - block * kNormBlock), [g](int64_t i) {
+          const double x = static_cast<double>(g[i]);
+          return x * x;
+        });
+  });
+  StepResults& results = *args.results;
+  results.grad_norm = std::sqrt(tree_sum(sums, blocks));
+  const bool clips = args.grad_clip > 0 && results.grad_norm > args.grad_clip;
+  results.clip_scale = clips ? args.grad_clip / results.grad_norm : 1.0;
+  results.skip = std::isfinite(results.grad_norm) && std::isfinite(results.loss) ? 0 : 1;
+}
+
+template void global_norm<float>(const GlobalNorm&, const Tensor&);
+template void global_norm<double>(const GlobalNorm&, const Tensor&);
+
+}  // namespace lathe

@@ -1,0 +1,171 @@
+#include <algorithm>
+
+#include "kernels/cpu/check.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/operations.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/vecmath.h"
+
+namespace lathe {
+
+namespace {
+
+Activation activation_of(Gelu gelu) {
+  switch (gelu) {
+    case Gelu::none:
+      return Activation::none;
+    case Gelu::exact:
+      return Activation::gelu_exact;
+    case Gelu::tanh:
+      return Activation::gelu_tanh;
+  }
+  return Activation::none;
+}
+
+// y = x weight.
+template <typename T>
+MatmulArgs<T, T> forward_product(const LinearForward& args) {
+  MatmulArgs<T, T> product;
+  product.m = rows_of(args.x_ni);
+  product.k = columns_of(args.x_ni);
+  product.n = columns_of(args.y_no);
+  product.a = args.x_ni.as<T>(), product.lda = product.k;
+  product.b = args.weight_io.as<T>(), product.ldb = product.n;
+  product.c = args.y_no.as<T>(), product.ldc = product.n;
+  product.bias = args.bias_o.as<T>();
+  product.activation = activation_of(args.gelu);
+  product.pre_activation = args.pre_activation_no.as<T>();
+  return product;
+}
+
+// dx = dy weight^T.
+template <typename T>
+MatmulArgs<T, T> input_product(const LinearBackward& args) {
+  MatmulArgs<T, T> product;
+  product.m = rows_of(args.dy_no);
+  product.k = columns_of(args.dy_no);
+  product.n = columns_of(args.x_ni);
+  product.trans_b = true;
+  product.a = args.dy_no.as<T>(), product.lda = product.k;
+  product.b = args.weight_io.as<T>(), product.ldb = product.k;
+  product.c = args.dx_ni.as<T>(), product.ldc = product.n;
+  return product;
+}
+
+// dweight (+)= x^T dy.
+template <typename T>
+MatmulArgs<T, Accumulator<T>> weight_product(const LinearBackward& args) {
+  MatmulArgs<T, Accumulator<T>> product;
+  product.m = columns_of(args.x_ni);
+  product.k = rows_of(args.x_ni);
+  product.n = columns_of(args.dy_no);
+  product.trans_a = true;
+  product.a = args.x_ni.as<T>(), product.lda = product.m;
+  product.b = args.dy_no.as<T>(), product.ldb = product.n;
+  product.c = args.dweight_io.as<Accumulator<T>>(), product.ldc = product.n;
+  product.accumulate = args.accumulate;
+  return product;
+}
+
+// bias (+)= the sum of the rows, first within blocks of rows, so that many rows lose no precision;
+// threads take channels, so that the order is the same for any number of them.
+template <typename T>
+void sum_rows(const T* dy, int64_t rows, int64_t channels, bool accumulate, Accumulator<T>* bias) {
+  using A = Accumulator<T>;
+  constexpr int64_t kChannelBlock = 128, kRowBlock = 64;
+  const int64_t blocks = (channels + kChannelBlock - 1) / kChannelBlock;
+  parallel_for(blocks, rows * channels, [&](int64_t block) {
+    const int64_t c0 = block * kChannelBlock, count = std::min(kChannelBlock, channels - c0);
+    A total[kChannelBlock] = {};
+    for (int64_t n0 = 0; n0 < rows; n0 += kRowBlock) {
+      A sum[kChannelBlock] = {};
+      for (int64_t n = n0; n < std::min(rows, n0 + kRowBlock); ++n) {
+        const T* row = dy + n * channels + c0;
+#pragma omp simd
+        for (int64_t i = 0; i < count; ++i) sum[i] += static_cast<A>(row[i]);
+      }
+      for (int64_t i = 0; i < count; ++i) total[i] += sum[i];
+    }
+    for (int64_t i = 0; i < count; ++i) bias[c0 + i] = (accumulate ? bias[c0 + i] : 0) + total[i];
+  });
+}
+
+template <typename T>
+void check_backward(const LinearBackward& args) {
+  using A = Accumulator<T>;
+  const int64_t rows = rows_of(args.dy_no), inputs = columns_of(args.x_ni);
+  const int64_t outputs = columns_of(args.dy_no);
+  check_matrix(args.dy_no, dtype_of<T>, rows, outputs, "dy");
+  check_matrix(args.x_ni, dtype_of<T>, rows, inputs, "x");
+  check_matrix(args.weight_io, dtype_of<T>, inputs, outputs, "weight");
+  check_matrix(args.dweight_io, dtype_of<A>, inputs, outputs, "dweight");
+  if (args.dbias_o) check_vector(args.dbias_o, dtype_of<A>, outputs, "dbias");
+  LATHE_CHECK((args.gelu != Gelu::none) == static_cast<bool>(args.input_pre_activation_ni));
+  if (!args.dx_ni) return;
+  check_matrix(args.dx_ni, dtype_of<T>, rows, inputs, "dx");
+  if (args.input_pre_activation_ni)
+    check_matrix(args.input_pre_activation_ni, dtype_of<T>, rows, inputs, "input_pre_activation");
+}
+
+}  // namespace
+
+template <typename T>
+size_t linear_forward_workspace(const LinearForward& args, MatmulContext& matmul) {
+  static constexpr T kSome{};  // only the absence of a pointer is read
+  MatmulArgs<T, T> product = forward_product<T>(args);
+  if (is_planned(args.bias_o)) product.bias = &kSome;
+  if (is_planned(args.pre_activation_no)) product.pre_activation = const_cast<T*>(&kSome);
+  return matmul.workspace_bytes(product);
+}
+
+template <typename T>
+void linear_forward(const LinearForward& args, MatmulContext& matmul, const Tensor& workspace) {
+  const int64_t rows = rows_of(args.x_ni), inputs = columns_of(args.x_ni);
+  const int64_t outputs = columns_of(args.y_no);
+  check_matrix(args.x_ni, dtype_of<T>, rows, inputs, "x");
+  check_matrix(args.y_no, dtype_of<T>, rows, outputs, "y");
+  check_matrix(args.weight_io, dtype_of<T>, inputs, outputs, "weight");
+  if (args.bias_o) check_vector(args.bias_o, dtype_of<T>, outputs, "bias");
+  LATHE_CHECK(args.gelu != Gelu::none || !args.pre_activation_no);
+  if (args.pre_activation_no)
+    check_matrix(args.pre_activation_no, dtype_of<T>, rows, outputs, "pre_activation");
+  matmul.lend_workspace(workspace.data, workspace.bytes());
+  matmul.run(forward_product<T>(args));
+}
+
+template <typename T>
+size_t linear_backward_workspace(const LinearBackward& args, MatmulContext& matmul) {
+  const size_t weights = matmul.workspace_bytes(weight_product<T>(args));
+  if (!is_planned(args.dx_ni)) return weights;
+  return std::max(weights, matmul.workspace_bytes(input_product<T>(args)));
+}
+
+template <typename T>
+void linear_backward(const LinearBackward& args, MatmulContext& matmul, const Tensor& workspace) {
+  using A = Accumulator<T>;
+  check_backward<T>(args);
+  matmul.lend_workspace(workspace.data, workspace.bytes());
+  if (args.dbias_o)
+    sum_rows(args.dy_no.as<T>(), rows_of(args.dy_no), columns_of(args.dy_no), args.accumulate,
+             args.dbias_o.as<A>());
+  matmul.run(weight_product<T>(args));
+  if (!args.dx_ni) return;
+  matmul.run(input_product<T>(args));
+  if (args.gelu == Gelu::none) return;
+  gelu_backward<T>({args.dx_ni, args.dx_ni, args.input_pre_activation_ni, args.gelu});
+}
+
+template size_t linear_forward_workspace<float>(const LinearForward&, MatmulContext&);
+template size_t linear_forward_workspace<bf16>(const LinearForward&, MatmulContext&);
+template size_t linear_forward_workspace<double>(const LinearForward&, MatmulContext&);
+template void linear_forward<float>(const LinearForward&, MatmulContext&, const Tensor&);
+template void linear_forward<bf16>(const LinearForward&, MatmulContext&, const Tensor&);
+template void linear_forward<double>(const LinearForward&, MatmulContext&, const Tensor&);
+template size_t linear_backward_workspace<float>(const LinearBackward&, MatmulContext&);
+template size_t linear_backward_workspace<bf16>(const LinearBackward&, MatmulContext&);
+template size_t linear_backward_workspace<double>(const LinearBackward&, MatmulContext&);
+template void linear_backward<float>(const LinearBackward&, MatmulContext&, const Tensor&);
+template void linear_backward<bf16>(const LinearBackward&, MatmulContext&, const Tensor&);
+template void linear_backward<double>(const LinearBackward&, MatmulContext&, const Tensor&);
+
+}  // namespace lathe
