@@ -61,7 +61,7 @@ void softmax_row_backward(A* p, A* ds, int64_t count, A scale, A logsumexp, A de
   if (keep) {
 #pragma omp simd
     for (int64_t j = 0; j < computed; ++j) {
-      const A e = fast_exp(p[j] * scale - logsumexp);
+      const A e = exp_of_score(p[j] * scale - logsumexp);
       const A d = e * (ds[j] * keep[j] - delta) * scale;
       p[j] = j < count ? e * keep[j] : A(0);
       ds[j] = j < count ? d : A(0);
@@ -69,7 +69,7 @@ void softmax_row_backward(A* p, A* ds, int64_t count, A scale, A logsumexp, A de
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < computed; ++j) {
-      const A e = fast_exp(p[j] * scale - logsumexp);
+      const A e = exp_of_score(p[j] * scale - logsumexp);
       const A d = e * (ds[j] - delta) * scale;
       p[j] = j < count ? e : A(0);
       ds[j] = j < count ? d : A(0);

@@ -104,6 +104,16 @@ inline uint64_t mask_element_of_head(const DropoutMask& mask, const Sizes& s, in
          T;
 }
 
+// exp(x) of a score less its maximum or logarithm of sums, so x is at most a little above 0. What
+// is below exp(-87), the end of the normal numbers, is as good as zero beside the largest.
+inline float exp_of_score(float x) {
+  const vecmath::Reduced d = vecmath::reduce(x < -87.0f ? -87.0f : x);
+  return (1.0f + vecmath::expm1_core(d.r)) * vecmath::power_of_two(d.n);
+}
+inline double exp_of_score(double x) {
+  return std::exp(x);
+}
+
 // Zeros in a row of a block of scores from `first`, a multiple of a vector, on.
 template <typename A>
 inline void clear_from(A* row, int64_t first) {

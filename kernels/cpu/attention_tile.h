@@ -58,6 +58,11 @@ inline V lanes_below(int64_t count, V a, V b) {
   return kLane < static_cast<Index>(std::min<int64_t>(count, W)) ? a : b;
 }
 
+template <typename A>
+inline Vector<A> larger(Vector<A> a, Vector<A> b) {
+  return a > b ? a : b;
+}
+
 // Combines all lanes as a binary tree.
 template <int S, typename A, typename Combine, int... I>
 inline A reduce(Vector<A> x, const Combine& combine, std::integer_sequence<int, I...> lanes) {
@@ -69,9 +74,7 @@ inline A reduce(Vector<A> x, const Combine& combine, std::integer_sequence<int, 
 }
 template <typename A>
 inline A reduce_max(Vector<A> x) {
-  return reduce<kLanes<A> / 2, A>(
-      x, [](Vector<A> a, Vector<A> b) { return a > b ? a : b; },
-      std::make_integer_sequence<int, kLanes<A>>());
+  return reduce<kLanes<A> / 2, A>(x, larger<A>, std::make_integer_sequence<int, kLanes<A>>());
 }
 template <typename A>
 inline A reduce_sum(Vector<A> x) {
