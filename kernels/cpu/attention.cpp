@@ -94,28 +94,31 @@ void update_maxima(const ScoreBlock<A>& block) {
     const A correction = block.correction[r];
     if (correction == A(1)) continue;
     A* const sums = block.out.row(r);
-#pragma omp simd
-    for (int64_t c = 0; c < block.out.stride; ++c) sums[c] *= correction;
+    for (int64_t c = 0; c < block.out.stride; c += tile::kLanes<A>)
+      tile::store(sums + c, tile::load(sums + c) * correction);
   }
 }
 
 // scores[j] = exp(scale scores[j] - m) for j < count, else 0. Returns their sum.
 template <typename A>
 A exponentials(A* scores, int64_t count, A scale, A m) {
-  A sum = 0;
-  if (count == kBlock) {
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < kBlock; ++j) sum += scores[j] = exp_of_score(scores[j] * scale - m);
-    return sum;
+  constexpr int W = tile::kLanes<A>;
+  tile::Vector<A> sum{};
+  int64_t j = 0;
+  for (; j + W <= count; j += W) {
+    const auto p = exp_of_scores<A>(tile::load(scores + j) * scale - m);
+    tile::store(scores + j, p);
+    sum += p;
   }
-  const int64_t computed = tile::padded<A>(count);
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < computed; ++j) {
-    const A p = exp_of_score(scores[j] * scale - m);
-    sum += scores[j] = j < count ? p : A(0);
+  if (j < count) {
+    const auto p = exp_of_scores<A>(tile::load(scores + j) * scale - m);
+    const auto seen = tile::lanes_below(count - j, p, tile::Vector<A>{});
+    tile::store(scores + j, seen);
+    sum += seen;
+    j += W;
   }
-  clear_from(scores, computed);
-  return sum;
+  clear_from(scores, j);
+  return tile::reduce_sum<A>(sum);
 }
 
 // Turns scores into probabilities, normalised at the end, and drops some.
@@ -140,17 +143,14 @@ void softmax_block(const Head<T>& head, const ScoreBlock<A>& block, A* keep) {
 template <typename T, typename A = Accumulator<T>>
 void finish_queries(const Head<T>& head, int64_t begin, int64_t rows,
                     const ForwardScratch<A>& scratch) {
-  const int64_t width = tile::padded<A>(head.D);
   for (int64_t r = 0; r < rows; ++r) {
     const A inverse = A(1) / scratch.row_sum[r];
-    A* const sums = scratch.out.row(r);
-#pragma omp simd
-    for (int64_t c = 0; c < width; ++c) sums[c] *= inverse;
+    for (int64_t c = 0; c < head.D; c += tile::kLanes<A>)
+      tile::store_as<A>(head.out + (begin + r) * head.out_stride + c,
+                        tile::load(scratch.out.row(r) + c) * inverse, head.D - c);
     if (head.logsumexp)
       head.logsumexp[begin + r] = scratch.row_max[r] + std::log(scratch.row_sum[r]);
   }
-  write_rows<T>(scratch.out.data, width, rows, head.D, head.out + begin * head.out_stride,
-                head.out_stride);
 }
 
 // Attention of queries begin .. end of a head, at most kItemQueries.

@@ -35,6 +35,34 @@ inline void store(A* to, Vector<A> value) {
   *reinterpret_cast<typename VectorOf<A>::type*>(to) = value;
 }
 
+// Up to a vector of `count` stored values; zeros in the other lanes.
+template <typename A, typename T>
+inline Vector<A> load_as(const T* from, int64_t count) {
+  constexpr int W = kLanes<A>;
+  A lanes[W] = {};
+  if (count >= W) {
+#pragma omp simd
+    for (int i = 0; i < W; ++i) lanes[i] = static_cast<A>(from[i]);
+  } else {
+    for (int i = 0; i < count; ++i) lanes[i] = static_cast<A>(from[i]);
+  }
+  return load(lanes);
+}
+
+// Rounds the first `count` lanes, all where there are fewer, into storage.
+template <typename A, typename T>
+inline void store_as(T* to, Vector<A> value, int64_t count) {
+  constexpr int W = kLanes<A>;
+  A lanes[W];
+  store(lanes, value);
+  if (count >= W) {
+#pragma omp simd
+    for (int i = 0; i < W; ++i) to[i] = static_cast<T>(lanes[i]);
+  } else {
+    for (int i = 0; i < count; ++i) to[i] = static_cast<T>(lanes[i]);
+  }
+}
+
 template <typename A>
 constexpr int64_t padded(int64_t columns) {
   return (columns + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
