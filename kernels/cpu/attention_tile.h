@@ -7,6 +7,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/device/dtype.h"
+
 namespace lathe::tile {
 
 // Bytes of the widest vector of the target: 64 with AVX-512, 32 with AVX2.
@@ -35,32 +37,50 @@ inline void store(A* to, Vector<A> value) {
   *reinterpret_cast<typename VectorOf<A>::type*>(to) = value;
 }
 
+// Vectors of stored values become vectors of accumulators; the other way they are rounded.
+inline Vector<float> load_full(const float* from) {
+  return load(from);
+}
+inline Vector<double> load_full(const double* from) {
+  return load(from);
+}
+inline void store_full(float* to, Vector<float> value) {
+  store(to, value);
+}
+inline void store_full(double* to, Vector<double> value) {
+  store(to, value);
+}
+
+typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+inline Vector<float> load_full(const bf16* from) {
+  const HalfWords bits = *reinterpret_cast<const HalfWords*>(from);
+  return reinterpret_cast<Vector<float>>(__builtin_convertvector(bits, Words) << 16);
+}
+inline void store_full(bf16* to, Vector<float> value) {
+  const Words u = reinterpret_cast<Words>(value);
+  const Words rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet_nan = (u >> 16) | 0x40;
+  const Words bits = (u & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded;
+  *reinterpret_cast<HalfWords*>(to) = __builtin_convertvector(bits, HalfWords);
+}
+
 // Up to a vector of `count` stored values; zeros in the other lanes.
 template <typename A, typename T>
 inline Vector<A> load_as(const T* from, int64_t count) {
-  constexpr int W = kLanes<A>;
-  A lanes[W] = {};
-  if (count >= W) {
-#pragma omp simd
-    for (int i = 0; i < W; ++i) lanes[i] = static_cast<A>(from[i]);
-  } else {
-    for (int i = 0; i < count; ++i) lanes[i] = static_cast<A>(from[i]);
-  }
+  if (count >= kLanes<A>) return load_full(from);
+  A lanes[kLanes<A>] = {};
+  for (int i = 0; i < count; ++i) lanes[i] = static_cast<A>(from[i]);
   return load(lanes);
 }
 
 // Rounds the first `count` lanes, all where there are fewer, into storage.
 template <typename A, typename T>
 inline void store_as(T* to, Vector<A> value, int64_t count) {
-  constexpr int W = kLanes<A>;
-  A lanes[W];
+  if (count >= kLanes<A>) return store_full(to, value);
+  A lanes[kLanes<A>];
   store(lanes, value);
-  if (count >= W) {
-#pragma omp simd
-    for (int i = 0; i < W; ++i) to[i] = static_cast<T>(lanes[i]);
-  } else {
-    for (int i = 0; i < count; ++i) to[i] = static_cast<T>(lanes[i]);
-  }
+  for (int i = 0; i < count; ++i) to[i] = static_cast<T>(lanes[i]);
 }
 
 template <typename A>
