@@ -5,6 +5,7 @@ namespace lathe {
 int max_threads() {
   return 1;
 }
+void set_max_threads(int) {}
 int thread_index() {
   return 0;
 }
