@@ -42,13 +42,14 @@ void write_file(const fs::path& path, const std::string& content) {
   std::ofstream file(partial, std::ios::binary);
   file << content;
   file.close();
-  if (!file) {
+  std::error_code failed;
+  if (file) fs::rename(partial, path, failed);
+  if (!file || failed) {
     std::error_code ignored;
     fs::remove(partial, ignored);
     throw UserError("cannot write {}: check that the disk has room and may be written",
                     path.string());
   }
-  fs::rename(partial, path);
 }
 
 int corpus(int argc, char** argv) {
