@@ -10,7 +10,9 @@ fail() { echo "$(basename "$0"): $1" >&2; exit 2; }
 
 # checksum FILE: its SHA-256.
 checksum() {
-  if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d' ' -f1
+  local tool=(sha256sum)
+  command -v sha256sum >/dev/null || tool=(shasum -a 256)
+  "${tool[@]}" "$1" | cut -d' ' -f1
 }
 
 # verify FILE SHA256

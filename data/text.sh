@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Any text, from files or from a URL with its checksum, tokenized into train and val shards.
-# usage: data/text.sh --out DIR [--tokenizer char|gpt2|FILE] [--val-fraction F] FILE...
-#        data/text.sh --out DIR [--tokenizer char|gpt2|FILE] [--val-fraction F] --url URL --sha256 SUM
+# usage: data/text.sh --out DIR [options] FILE...
+#        data/text.sh --out DIR [options] --url URL --sha256 SUM
+# options: --tokenizer char|gpt2|FILE, --val-fraction F
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 out= tokenizer=char fraction=0.1 url= sha256=
@@ -9,7 +10,7 @@ files=()
 
 while [[ $# -gt 0 ]]; do
   case $1 in
-    -h | --help) sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;;
     --out | --tokenizer | --val-fraction | --url | --sha256)
       [[ $# -ge 2 ]] || fail "$1 needs a value"
       case $1 in

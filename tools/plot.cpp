@@ -4,38 +4,45 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
-#include "tools/flags.h"
 #include "tools/run_plot.h"
+#include "tools/tool.h"
 
 namespace lathe {
 namespace {
 
 namespace fs = std::filesystem;
 
-void write_file(const fs::path& path, const std::string& content) {
-  const fs::path partial = path.string() + ".partial";
-  std::ofstream file(partial, std::ios::binary);
-  file << content;
-  file.close();
-  std::error_code failed;
-  if (file) fs::rename(partial, path, failed);
-  if (!file || failed) {
-    std::error_code ignored;
-    fs::remove(partial, ignored);
-    throw UserError("cannot write {}: check that its directory exists, has room and may be written",
-                    path.string());
+// A number, or the file that `corpus` writes beside its text.
+double read_floor(const std::string& floor) {
+  size_t used = 0;
+  double value = std::nan("");
+  try {
+    value = std::stod(floor, &used);
+  } catch (const std::logic_error&) {  // no number
   }
+  if (used == 0 || used < floor.size()) {
+    std::ifstream file(floor);
+    const auto json = nlohmann::json::parse(file, nullptr, false);
+    if (!json.is_object() || !json.contains("nats_per_character")) {
+      throw UserError("--floor {}: give a number, or a file with nats_per_character", floor);
+    }
+    const auto& nats = json["nats_per_character"];
+    value = nats.is_number() ? nats.get<double>() : std::nan("");
+  }
+  if (!std::isfinite(value)) throw UserError("--floor {}: give a finite number", floor);
+  return value;
 }
 
 int plot(int argc, char** argv) {
   CLI::App app("Draws the loss, learning rate and gradient norm of a run.", "plot");
-  std::string run_dir, out, title;
-  double floor = std::nan("");
+  std::string run_dir, out, title, floor;
   bool terminal = false;
   app.add_option("RUN_DIR", run_dir, "The directory of the run, or its metrics.jsonl")->required();
   app.add_option("--out", out, "The SVG file; RUN_DIR/loss.svg when not given");
-  app.add_option("--floor", floor, "Draw the entropy of the text, in nats per token");
+  app.add_option("--floor", floor,
+                 "Draw the entropy of the text: nats per token, or the entropy.json of corpus");
   app.add_option("--title", title, "Heading; the directory's name when not given");
   app.add_flag("--terminal", terminal, "Print a chart; a file is written only with --out");
   if (!parse_flags(app, argc, argv)) return 0;
@@ -43,10 +50,7 @@ int plot(int argc, char** argv) {
   const RunMetrics run = read_run(run_dir);
   PlotOptions options;
   options.title = title;
-  if (app.count("--floor") > 0) {
-    if (!std::isfinite(floor)) throw UserError("--floor {}: give a finite number", floor);
-    options.floor = floor;
-  }
+  if (app.count("--floor") > 0) options.floor = read_floor(floor);
   if (terminal) {
     fmt::print("{}", plot_terminal(run, options, 70, 15, isatty(STDOUT_FILENO) != 0));
   }

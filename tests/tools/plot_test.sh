@@ -41,6 +41,11 @@ expect 2 'cannot read .*metrics.jsonl' "$plot" "$work"
 expect 2 'RUN_DIR is required' "$plot"
 expect 2 '--florr' "$plot" "$work/run" --florr 3
 expect 2 '--floor' "$plot" "$work/run" --floor low
+echo '{"nats_per_character": 0.25}' > "$work/entropy.json"
+expect 0 'entropy of the text 0.250' "$plot" "$work/run" --terminal --floor "$work/entropy.json"
+echo '{"nats_per_character": "low"}' > "$work/entropy.json"
+expect 2 '--floor .*entropy.json' "$plot" "$work/run" --floor "$work/entropy.json"
+expect 2 '--floor 3x' "$plot" "$work/run" --floor 3x
 expect 2 '--floor nan' "$plot" "$work/run" --floor nan
 expect 2 'cannot write' "$plot" "$work/run" --out "$work/no/such/a.svg"
 expect 2 'cannot write' "$plot" "$work/run" --out "$work/run"
