@@ -184,7 +184,7 @@ TEST(Stories, ASampledTextHasOneDerivation) {
   const Grammar grammar(stories_description());
   GrammarRandom random(3);
   std::string text;
-  for (int story = 0; story < 8; ++story) grammar.sample(random, text);
+  for (int story = 0; story < 100; ++story) grammar.sample(random, text);
   EXPECT_EQ(grammar.derivations(text), 1u);
   std::string wrong = text;
   wrong[text.size() / 2] = '#';
