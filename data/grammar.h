@@ -23,7 +23,7 @@
 //   {who.they}    writes a column of the row that `who` remembers; a name counts until the end of
 //                 the alternative that bound it, also in the rules used from there on
 //   {Time}, {who.They}  the same with the first letter in upper case
-//   \n            ends a line
+//   \n            ends a line; a backslash at the end of a line continues it in the next one
 //
 // Unambiguous. The entropy of the text equals that of the random choices only if a text tells
 // which choices made it. The grammar is prefix-free at every choice: no text of one alternative is

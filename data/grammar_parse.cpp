@@ -61,12 +61,23 @@ std::pair<uint64_t, std::string> read_row(std::string_view line) {
   return {1, std::string(line)};
 }
 
+// The next line, with the lines that continue it after a backslash.
+std::string next_line(std::string_view& description) {
+  std::string line;
+  do {
+    if (!line.empty()) line.pop_back();
+    const std::string_view more = description.substr(0, description.find('\n'));
+    description.remove_prefix(std::min(description.size(), more.size() + 1));
+    line += line.empty() ? std::string(more) : trim(more);
+  } while (line.ends_with('\\') && !description.empty());
+  return line;
+}
+
 std::vector<RawRule> read_lines(std::string_view description) {
   std::vector<RawRule> rules;
   bool in_lists = false;
   while (!description.empty()) {
-    const std::string_view line = description.substr(0, description.find('\n'));
-    description.remove_prefix(std::min(description.size(), line.size() + 1));
+    const std::string line = next_line(description);
     if (line.empty() || line[0] == '#') continue;
     if (line[0] != ' ') {
       const size_t open = line.find('(');
@@ -80,7 +91,7 @@ std::vector<RawRule> read_lines(std::string_view description) {
       rules.push_back(std::move(rule));
     } else {
       if (rules.empty()) fail(trim(line), "an alternative stands before the first rule");
-      const std::string_view text = line.substr(line.find_first_not_of(' '));
+      const std::string text = line.substr(line.find_first_not_of(' '));
       if (!in_lists) rules.back().rows.push_back(read_row(text));
       for (const std::string& word : in_lists ? split(text, ",") : std::vector<std::string>{}) {
         if (!word.empty()) rules.back().rows.emplace_back(1, word);

@@ -13,8 +13,15 @@ story
 
 # The friend, the place and the trade stay the same in all of them.
 body
-  {opening} {friend=friend}, {friend.a} {trade=trade}. {scenes}{loss} {quest=place.into}. {way} {scenes}{friend_helps}{meeting}\n{scenes}{finding} {scenes}{ending}
-  {opening} {friend=friend}, {friend.a} {trade=trade}. {home}\n{meeting}\n{loss} {quest=place.into}. {scenes}{friend_helps}{talk} {scenes}{ending} {scene}
+  {opening} {friend=friend}, {friend.a} {trade=trade}. {scenes}\
+  {loss} {quest=place.into}. {way} {scenes}\
+  {friend_helps}{meeting}\n{scenes}\
+  {finding} {scenes}\
+  {ending}
+  {opening} {friend=friend}, {friend.a} {trade=trade}. {home}\n{meeting}\n\
+  {loss} {quest=place.into}. {scenes}\
+  {friend_helps}{talk} {scenes}\
+  {ending} {scene}
 
 opening
   2* {Time} there lived a {trait} {hero.child} called {hero.name}, who {habit} with
@@ -166,15 +173,21 @@ scene
   {friend.name} {did} {where}, {mood} and {mood}.
   {Count} {mood} {being}s {did} {where}; they {took} {item}.
   {Adverb} {hero.they} {took} the {being}'s {kind} {object}.
-  {Where} stood {item}, and {hero.name} {took} it {adverb}.
+  {Preposition} the {spot} {lay} {one_item}, and {hero.name} {took} it {adverb}.
   The {spot} was {kind}, the {object}s were {kind}, the {being} {did} {adverb}.
   "My {object} is {kind}," said a {mood} {being}, "my {object}s are {kind}."
 
 item
+  4* {one_item}
+  {count} {object}s
+
+one_item
   2* a {kind} {object}
   the {object}
-  {count} {object}s
   {hero.their} {kind} {object}
+
+lay:
+  lay, stood, gleamed, waited, remained, grew, appeared, hung
 
 where
   2* {preposition} the {spot}
@@ -190,7 +203,7 @@ being:
 
 object:
   barrel, blanket, book, boot, bottle, bucket, button, cake, candle, carpet, chair, cheese, coin
-  cup, curtain, dictionary's page, feather, flag, fork, glove, hammer, hat, jar, jewel, kettle
+  cup, curtain, dagger, feather, flag, fork, glove, hammer, hat, jar, jewel, kettle
   ladder, lemon, letter, map, marble, medal, melon, nail, necklace, needle, pancake, parcel, pear
   pencil, pillow, pipe, pot, pumpkin, puzzle, ribbon, rope, saddle, sausage, shawl, shovel, sock
   stamp, sword, table, ticket, trumpet, turnip, vase, wagon, walnut, wheel, yellow bean, zither
@@ -340,7 +353,8 @@ guess
 loss
   {Moment}, the {thing.name} was gone. {reaction} {decision}
   {Moment}, {hero.name} heard a {voice} voice: "{rumour}" {reaction} {decision}
-  {Moment}, a stranger in a {colour} {garment} came to the door and asked for the {look.plain} {thing.name}. {decision}
+  {Moment}, a stranger in a {colour} {garment} came to the door and asked for the \
+      {look.plain} {thing.name}. {decision}
 
 moment
   one {weather} morning
@@ -510,10 +524,13 @@ gesture
   pulling on {hero.their} gloves
 
 finding
-  At the end of the {span} {hero.they} found it: {thing.holds}, and the {look.plain} {thing.name} {beside} it.
-  Then {hero.name} {tripped} over something. It was the {look.plain} {thing.name}; inside there was {thing.holds}.
+  At the end of the {span} {hero.they} found it: {thing.holds}, and the {look.plain} \
+      {thing.name} {beside} it.
+  Then {hero.name} {tripped} over something. It was the {look.plain} {thing.name}; inside \
+      there was {thing.holds}.
   It was {friend.name} who found the {thing.name}, {beside} {quest.met}. {reaction}
-  They never found the {thing.name}. But {beside} {quest.met} stood {look.a} {other=thing} and, it is said, {other.holds}.
+  They never found the {thing.name}. But {beside} {quest.met} stood {look.a} {other=thing} \
+      and, it is said, {other.holds}.
 
 span:
   day, road, night, week, tunnel, year
@@ -527,7 +544,8 @@ beside:
 ending
   {Later} {hero.name} {became} a {trade.name}, and {friend.name} {end_friend}.
   {Later} {hero.they} gave the {thing.name} to {friend.name}, who {end_friend}. {moral}
-  {Later} {hero.name} and {friend.name} {came_home}, {hero.they} with {luggage}, {friend.they} with {trade.tool}. {moral}
+  {Later} {hero.name} and {friend.name} {came_home}, {hero.they} with {luggage}, \
+      {friend.they} with {trade.tool}. {moral}
 
 later:
   from that day on, years later, when it was over, the next {season}, in the end

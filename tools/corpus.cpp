@@ -1,10 +1,10 @@
 // Writes the embedded corpus, and beside it entropy.json: how low the loss can get.
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "data/grammar.h"
+#include "src/io/file.h"
 #include "tools/flags.h"
 
 namespace lathe {
@@ -34,21 +34,6 @@ std::string write_stories(const Grammar& grammar, uint64_t bytes, uint64_t seed,
   // What this very text cost to choose; it differs from the expectation by the luck of the draw.
   entropy["nats_per_character_of_this_text"] = nats / static_cast<double>(text.size());
   return text;
-}
-
-// Writes beside the final name and renames, so that a failed write leaves the old file whole.
-void write_file(const fs::path& path, const std::string& content) {
-  const fs::path partial = path.string() + ".partial";
-  std::ofstream file(partial, std::ios::binary);
-  file << content;
-  file.close();
-  if (!file) {
-    std::error_code ignored;
-    fs::remove(partial, ignored);
-    throw UserError("cannot write {}: check that the disk has room and may be written",
-                    path.string());
-  }
-  fs::rename(partial, path);
 }
 
 int corpus(int argc, char** argv) {

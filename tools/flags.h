@@ -1,9 +1,8 @@
-// Reading a tool's flags.
+// Reading the flags of a program.
 #pragma once
 
 #include <CLI/CLI.hpp>
 #include <iostream>
-#include <string>
 
 #include "kernels/device/error.h"
 

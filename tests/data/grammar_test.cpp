@@ -39,7 +39,8 @@ void expect_equal(const GrammarExpectation& formula, const GrammarExpectation& b
 constexpr const char* kSmall = R"(
 story
   3* {who=person} met {other=person}. {deed} {who.They} {did}.\n
-  {who=person} and {other=person} {did}.\n
+  {who=person} and \
+      {other=person} {did}.\n
 deed
   2* Then came {guest}.
   Nothing happened.
@@ -183,7 +184,7 @@ TEST(Stories, ASampledTextHasOneDerivation) {
   const Grammar grammar(stories_description());
   GrammarRandom random(3);
   std::string text;
-  for (int story = 0; story < 8; ++story) grammar.sample(random, text);
+  for (int story = 0; story < 100; ++story) grammar.sample(random, text);
   EXPECT_EQ(grammar.derivations(text), 1u);
   std::string wrong = text;
   wrong[text.size() / 2] = '#';
@@ -222,7 +223,7 @@ TEST(Stories, TheDefaultTextIsTheSameEverywhere) {
   const std::set<char> vocabulary(text.begin(), text.end());
   EXPECT_GE(vocabulary.size(), 60u);
   EXPECT_LE(vocabulary.size(), 70u);
-  EXPECT_EQ(XXH3_64bits(text.data(), text.size()), 1363925438688149210u);
+  EXPECT_EQ(XXH3_64bits(text.data(), text.size()), 16882694897150250789u);
 }
 
 }  // namespace

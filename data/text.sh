@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Any text, from files or from a URL with its checksum, tokenized into train and val shards.
+# usage: data/text.sh --out DIR [options] FILE...
+#        data/text.sh --out DIR [options] --url URL --sha256 SUM
+# options: --tokenizer char|gpt2|FILE, --val-fraction F
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+out= tokenizer=char fraction=0.1 url= sha256=
+files=()
+
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    -h | --help) sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --out | --tokenizer | --val-fraction | --url | --sha256)
+      [[ $# -ge 2 ]] || fail "$1 needs a value"
+      case $1 in
+        --out) out=$2 ;;
+        --tokenizer) tokenizer=$2 ;;
+        --val-fraction) fraction=$2 ;;
+        --url) url=$2 ;;
+        --sha256) sha256=$2 ;;
+      esac
+      shift 2 ;;
+    -*) fail "unknown flag $1; see --help" ;;
+    *) files+=("$1"); shift ;;
+  esac
+done
+
+[[ -n $out ]] || fail "name the directory for the shards with --out DIR"
+if [[ -n $url ]]; then
+  [[ ${#files[@]} == 0 ]] || fail "give either FILE or --url, found both"
+  [[ $sha256 =~ ^[0-9a-f]{64}$ ]] || fail "--url needs --sha256 with 64 hexadecimal digits"
+  name=$(basename "${url%%[?#]*}")
+  files=("$out/$name")
+  download "$url" "${files[0]}" "$sha256"
+else
+  [[ ${#files[@]} -gt 0 ]] || fail "give at least one FILE, or --url URL --sha256 SUM"
+  readable "${files[@]}"
+  if [[ -n $sha256 ]]; then
+    [[ ${#files[@]} == 1 ]] || fail "--sha256 is for one file, found ${#files[@]}"
+    verify "${files[0]}" "$sha256"
+  fi
+fi
+run_prepare --tokenizer "$tokenizer" --input "${files[@]}" --out "$out" --val-fraction "$fraction"

@@ -1,0 +1,123 @@
+#include "src/report.h"
+
+#include <algorithm>
+#include <fstream>
+#include <string>
+
+#include "src/io/file.h"
+#include "src/text.h"
+
+namespace lathe {
+
+namespace {
+
+std::string counts_line(const GPT2Config& config) {
+  const ParameterCounts counts = count_parameters(config);
+  return fmt::format("{} ({} without position embeddings)", counts.total,
+                     counts.without_position_embeddings);
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+}  // namespace
+
+void StepClock::start(Phase phase) {
+  const Clock::time_point now = Clock::now();
+  spent_[static_cast<int>(phase_)] += std::chrono::duration<double, std::milli>(now - since_).count();
+  since_ = now;
+  phase_ = phase;
+}
+
+double StepClock::total() const {
+  double sum = 0;
+  for (double ms : spent_) sum += ms;
+  return sum;
+}
+
+void print_setup(const Setup& setup, const Device& device) {
+  const TrainOptions& o = setup.options;
+  const GPT2Config& c = o.gpt2;
+  Console console;
+  console.banner(
+      "lathe",
+      {{"model", fmt::format("{}: {} layers, {} heads, {} wide, context {}, vocabulary {}{}, {} GELU, dropout {}",
+                             o.model, c.n_layer, c.n_head, c.n_embd, c.seq_len, c.vocab_size,
+                             c.bias ? "" : ", no biases", name_of(c.gelu), c.dropout)},
+       {"parameters", counts_line(c)},
+       {"device", device.name()},
+       {"numbers", std::string(name_of(setup.shape.dtype))},
+       {"step", fmt::format("{} tokens: {} sequences x {} tokens x {} micro-steps",
+                            setup.shape.batch_size * setup.shape.seq_len * setup.shape.micro_steps,
+                            setup.shape.batch_size, setup.shape.seq_len, setup.shape.micro_steps)},
+       {"resume", setup.resume_from.empty() ? "a fresh run" : setup.resume_from.string()}});
+  console.print("memory plan\n" + to_string(setup.plan));
+  if (o.dry_run) console.print("configuration\n" + o.resolved);
+}
+
+Report::Report(Run& run)
+    : run_(run),
+      flops_per_step_(run.options().gpt2.flops_per_token(run.options().gpt2.seq_len) *
+                      static_cast<double>(run.tokens_per_step())),
+      peak_flops_(run.device.peak_flops(run.setup().shape.dtype)),
+      console_({.log_interval = run.options().log_interval}) {
+  const TrainOptions& o = run.options();
+  if (o.out.empty() || o.benchmark) return;
+  make_directory(o.out);
+  write_file(std::filesystem::path(o.out) / "config.toml", o.resolved);
+  metrics_.emplace(o.out, run.first_step);
+}
+
+void Report::step(int64_t steps_done, const StepResults& results, double lr, const StepClock& clock) {
+  const double seconds = clock.total() / 1e3;
+  StepMetrics m{.step = steps_done,
+                .loss = results.loss,
+                .lr = lr,
+                .grad_norm = results.grad_norm,
+                .dt_ms = clock.total(),
+                .forward_ms = clock.milliseconds(Phase::forward),
+                .backward_ms = clock.milliseconds(Phase::backward),
+                .optimizer_ms = clock.milliseconds(Phase::optimizer),
+                .tokens_per_second = static_cast<double>(run_.tokens_per_step()) / seconds,
+                .samples_per_second = static_cast<double>(run_.tokens_per_step()) /
+                                      static_cast<double>(run_.options().gpt2.seq_len) / seconds,
+                .tokens = steps_done * run_.tokens_per_step()};
+  if (peak_flops_ > 0) m.mfu = flops_per_step_ / seconds / peak_flops_;
+  step_ms_.push_back(clock.total());
+  if (metrics_) metrics_->write(m);
+  console_.step(m, run_.options().steps);
+  if (results.skip) {
+    console_.print(fmt::format("step {}: loss {} or gradient norm {} is not finite; the update is skipped",
+                               steps_done, results.loss, results.grad_norm));
+  }
+}
+
+void Report::validation(int64_t steps_done, double loss) {
+  const StepMetrics m{.step = steps_done, .val_loss = loss};
+  if (metrics_) metrics_->write(m);
+  console_.print(fmt::format("step {}/{} | val {:.4f}", steps_done, run_.options().steps, loss));
+}
+
+void Report::sample(Run& run) {
+  std::string text;
+  generate_text(*run.decoder, *run.setup().tokenizer, "\n", run.options().sample_tokens,
+                {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
+                [&](std::string_view part) { text += part; });
+  console_.print("sample:" + (text.starts_with('\n') ? text : "\n" + text));
+}
+
+void Report::finish(bool stopped) {
+  if (stopped) {
+    console_.print(run_.options().out.empty() ? "stopped" : "stopped; --resume auto goes on from here");
+  }
+  if (run_.options().benchmark && !step_ms_.empty()) {
+    const double ms = median(step_ms_);
+    console_.print(fmt::format("median step {:.2f} ms, {:.0f} tokens/s over {} steps", ms,
+                               1e3 * static_cast<double>(run_.tokens_per_step()) / ms, step_ms_.size()));
+  }
+}
+
+}  // namespace lathe

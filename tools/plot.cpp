@@ -1,0 +1,73 @@
+// Draws a run: RUN_DIR/metrics.jsonl as an SVG file, or as a small chart in the terminal.
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tools/run_plot.h"
+#include "src/io/file.h"
+#include "tools/flags.h"
+
+namespace lathe {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A number, or the file that `corpus` writes beside its text.
+double read_floor(const std::string& floor) {
+  size_t used = 0;
+  double value = std::nan("");
+  try {
+    value = std::stod(floor, &used);
+  } catch (const std::logic_error&) {  // no number
+  }
+  if (used == 0 || used < floor.size()) {
+    std::ifstream file(floor);
+    const auto json = nlohmann::json::parse(file, nullptr, false);
+    if (!json.is_object() || !json.contains("nats_per_character")) {
+      throw UserError("--floor {}: give a number, or a file with nats_per_character", floor);
+    }
+    const auto& nats = json["nats_per_character"];
+    value = nats.is_number() ? nats.get<double>() : std::nan("");
+  }
+  if (!std::isfinite(value)) throw UserError("--floor {}: give a finite number", floor);
+  return value;
+}
+
+int plot(int argc, char** argv) {
+  CLI::App app("Draws the loss, learning rate and gradient norm of a run.", "plot");
+  std::string run_dir, out, title, floor;
+  bool terminal = false;
+  app.add_option("RUN_DIR", run_dir, "The directory of the run, or its metrics.jsonl")->required();
+  app.add_option("--out", out, "The SVG file; RUN_DIR/loss.svg when not given");
+  app.add_option("--floor", floor,
+                 "Draw the entropy of the text: nats per token, or the entropy.json of corpus");
+  app.add_option("--title", title, "Heading; the directory's name when not given");
+  app.add_flag("--terminal", terminal, "Print a chart; a file is written only with --out");
+  if (!parse_flags(app, argc, argv)) return 0;
+
+  const RunMetrics run = read_run(run_dir);
+  PlotOptions options;
+  options.title = title;
+  if (app.count("--floor") > 0) options.floor = read_floor(floor);
+  if (terminal) {
+    fmt::print("{}", plot_terminal(run, options, 70, 15, isatty(STDOUT_FILENO) != 0));
+  }
+  if (!terminal || !out.empty()) {
+    const fs::path base =
+        fs::is_directory(run_dir) ? fs::path(run_dir) : fs::path(run_dir).parent_path();
+    const fs::path path = out.empty() ? base / "loss.svg" : fs::path(out);
+    write_file(path, plot_svg(run, options));
+    if (!terminal) fmt::print("{}\n", path.string());
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace lathe
+
+int main(int argc, char** argv) {
+  return lathe::run_main("plot", [&] { return lathe::plot(argc, argv); });
+}
