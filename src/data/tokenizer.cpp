@@ -12,6 +12,14 @@ namespace lathe {
 
 namespace fs = std::filesystem;
 
+UnknownCharacter::UnknownCharacter(const std::string& source, int32_t code, uint64_t at)
+    : UserError(
+          "{} has U+{:04X} at byte {}, which the vocabulary lacks; "
+          "use characters of the text that the vocabulary was made from",
+          source, code, at),
+      code_point(code),
+      byte(at) {}
+
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<int32_t> ids;
   encoder()->encode(text, ids);
