@@ -171,9 +171,10 @@ FileDigest write_file(const fs::path& path, std::string_view text) {
 namespace {
 
 // Calls sink(data, bytes) for each piece of the file in order, with at most limit bytes in all.
+// `size` is what the file claims, and is only a hint.
 template <typename Sink>
-void read_pieces(int fd, const fs::path& path, uint64_t limit, const Sink& sink) {
-  std::vector<char> piece(std::min<uint64_t>(limit, 1 << 20));
+void read_pieces(int fd, const fs::path& path, uint64_t size, uint64_t limit, const Sink& sink) {
+  std::vector<char> piece(std::clamp<uint64_t>(size, 4 << 10, 1 << 20));
   while (limit > 0) {
     const ssize_t got = ::read(fd, piece.data(), std::min<uint64_t>(piece.size(), limit));
     if (got < 0 && errno == EINTR) continue;
@@ -198,16 +199,17 @@ std::string read_whole_file(const fs::path& path, uint64_t max_bytes) {
   std::string text;
   text.reserve(size);
   // One byte beyond the limit, for a file that grows or, as in /proc, says that it has no size.
-  read_pieces(file.get(), path, max_bytes + 1,
+  read_pieces(file.get(), path, size, max_bytes + 1,
               [&](const char* data, size_t bytes) { text.append(data, bytes); });
   if (text.size() > max_bytes) refuse(text.size());
   return text;
 }
 
 FileDigest digest_file(const fs::path& path) {
-  const FileHandle file = open_regular_file(path, nullptr);
+  uint64_t size = 0;
+  const FileHandle file = open_regular_file(path, &size);
   Hasher hasher;
-  read_pieces(file.get(), path, UINT64_MAX,
+  read_pieces(file.get(), path, size, UINT64_MAX,
               [&](const char* data, size_t bytes) { hasher.update(data, bytes); });
   return hasher.digest();
 }
@@ -242,6 +244,17 @@ void make_directory(const fs::path& path) {
   struct stat status {};
   if (error == EEXIST && ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) return;
   throw_io_error("create directory", path, error);
+}
+
+void make_directories(const fs::path& path) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) return;
+  const fs::path parent = parent_of(path);
+  if (parent == path) throw_io_error("create directory", path, ENOENT);
+  make_directories(parent);
+  if (!path.has_filename()) return;  // "a/b/": its parent, "a/b", is what was wanted
+  make_directory(path);
+  sync_directory(parent);
 }
 
 MappedFile::MappedFile(const fs::path& path) {

@@ -117,6 +117,9 @@ void remove_file(const std::filesystem::path& path);
 void remove_directory(const std::filesystem::path& path);
 void make_directory(const std::filesystem::path& path);
 
+// Makes a directory and those above it, as far as they are missing, durably.
+void make_directories(const std::filesystem::path& path);
+
 // A regular file mapped read-only. An empty file has data() == nullptr. The file must not shrink
 // while it is mapped: the kernel would end the program with SIGBUS.
 class MappedFile {

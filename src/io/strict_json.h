@@ -30,6 +30,9 @@ class StrictObject {
   std::string take_string(std::string_view key);
   void finish() const;
 
+  // All keys and values, for an object whose keys are free.
+  auto items() const { return object_.items(); }
+
   // The name of a key of this object in errors.
   std::string name_of(std::string_view key) const;
 
