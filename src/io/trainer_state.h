@@ -13,9 +13,9 @@ namespace lathe {
 inline constexpr int64_t kTrainerStateVersion = 1;
 
 struct LoaderState {
-  std::string sampling;  // "random" or "sequential"
-  int64_t epoch = 0;     // passes over the data that are complete
-  int64_t step = 0;      // within the epoch, or of the run where windows are random
+  std::string sampling{};  // "random" or "sequential"
+  int64_t epoch = 0;       // passes over the data that are complete
+  int64_t step = 0;        // within the epoch, or of the run where windows are random
   bool operator==(const LoaderState&) const = default;
 };
 
@@ -24,9 +24,9 @@ struct RunLayout {
   int64_t world_size = 1;
   int64_t zero_stage = 0;
   int64_t threads = 1;
-  std::string cpu;     // the CPU's kind
-  std::string dtype;   // "fp32" or "bf16"
-  std::string device;  // "cpu" or "cuda"
+  std::string cpu{};     // the CPU's kind
+  std::string dtype{};   // "fp32" or "bf16"
+  std::string device{};  // "cpu" or "cuda"
   bool operator==(const RunLayout&) const = default;
 };
 
@@ -35,9 +35,9 @@ struct TrainerState {
   int64_t tokens = 0;         // tokens seen by all ranks
   int64_t skipped_steps = 0;  // steps done whose update was skipped for a NaN or infinity
   uint64_t seed = 0;          // with the step, all there is of the random numbers' state
-  LoaderState loader;
-  RunLayout layout;
-  std::map<std::string, std::string> config;  // the resolved configuration, flag -> value
+  LoaderState loader{};
+  RunLayout layout{};
+  std::map<std::string, std::string> config{};  // the resolved configuration, flag -> value
   bool operator==(const TrainerState&) const = default;
 };
 
