@@ -1,0 +1,207 @@
+#include "src/io/console.h"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+#include <utf8proc.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+
+namespace lathe {
+
+std::string short_number(double value) {
+  // A unit begins where the one below would be written with four digits before the point.
+  if (std::abs(value) >= 999.95e9) return fmt::format("{:.1f}T", value / 1e12);
+  if (std::abs(value) >= 999.95e6) return fmt::format("{:.1f}G", value / 1e9);
+  if (std::abs(value) >= 999.95e3) return fmt::format("{:.1f}M", value / 1e6);
+  if (std::abs(value) >= 999.5) return fmt::format("{:.1f}k", value / 1e3);
+  return fmt::format("{:.0f}", value);
+}
+
+std::string short_time(double seconds) {
+  if (!std::isfinite(seconds) || seconds < 0 || seconds > 1e12) return "?";
+  const int64_t s = std::llround(seconds);
+  const int64_t hours = s / 3600 % 24, minutes = s / 60 % 60;
+  if (s >= 86400) return fmt::format("{}d {:02}:{:02}:{:02}", s / 86400, hours, minutes, s % 60);
+  if (s >= 3600) return fmt::format("{}:{:02}:{:02}", hours, minutes, s % 60);
+  return fmt::format("{:02}:{:02}", minutes, s % 60);
+}
+
+std::string step_line(const StepMetrics& metrics, int64_t steps,
+                      std::optional<double> eta_seconds) {
+  std::string line = fmt::format("step {}/{}", metrics.step, steps);
+  const auto add = [&](const std::optional<double>& value, const auto& format) {
+    if (value) line += " | " + format(*value);
+  };
+  add(metrics.loss, [](double v) { return fmt::format("loss {:.4f}", v); });
+  add(metrics.val_loss, [](double v) { return fmt::format("val {:.4f}", v); });
+  add(metrics.lr, [](double v) { return fmt::format("lr {:.2e}", v); });
+  add(metrics.grad_norm, [](double v) { return fmt::format("norm {:.2f}", v); });
+  add(metrics.dt_ms, [](double v) { return fmt::format("{:.1f} ms", v); });
+  add(metrics.tokens_per_second, [](double v) { return short_number(v) + " tok/s"; });
+  add(metrics.mfu, [](double v) { return fmt::format("mfu {:.1f}%", v * 100); });
+  add(eta_seconds, [](double v) { return "eta " + short_time(v); });
+  return line;
+}
+
+namespace {
+
+constexpr utf8proc_int32_t kBroken = -1;
+
+// One character: its code point (kBroken for a byte that begins none) and its bytes.
+struct Character {
+  utf8proc_int32_t code;
+  size_t bytes;
+};
+
+Character character_at(std::string_view text) {
+  utf8proc_int32_t code = kBroken;
+  const utf8proc_ssize_t n =
+      utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                       static_cast<utf8proc_ssize_t>(text.size()), &code);
+  if (n <= 0) return {kBroken, 1};
+  return {code, static_cast<size_t>(n)};
+}
+
+bool is_control(utf8proc_int32_t code) {
+  return code >= 0 && (code < 0x20 || (code >= 0x7f && code < 0xa0));
+}
+
+int width_of(utf8proc_int32_t code) {
+  return code == kBroken || is_control(code) ? 1 : utf8proc_charwidth(code);
+}
+
+}  // namespace
+
+int display_width(std::string_view text) {
+  int width = 0;
+  while (!text.empty()) {
+    const Character c = character_at(text);
+    width += width_of(c.code);
+    text.remove_prefix(c.bytes);
+  }
+  return width;
+}
+
+std::string_view clip_to_width(std::string_view text, int columns) {
+  size_t end = 0;
+  while (end < text.size()) {
+    const Character c = character_at(text.substr(end));
+    columns -= width_of(c.code);
+    if (columns < 0) break;
+    end += c.bytes;
+  }
+  return text.substr(0, end);
+}
+
+std::string printable(std::string_view text) {
+  std::string result;
+  result.reserve(text.size());
+  while (!text.empty()) {
+    const Character c = character_at(text);
+    if (c.code == kBroken) {
+      result += "\uFFFD";
+    } else if (is_control(c.code) && c.code != '\n' && c.code != '\t') {
+      result += '?';
+    } else {
+      result += text.substr(0, c.bytes);
+    }
+    text.remove_prefix(c.bytes);
+  }
+  return result;
+}
+
+std::string format_table(const std::vector<std::pair<std::string, std::string>>& rows) {
+  int widest = 0;
+  for (const auto& [key, value] : rows) widest = std::max(widest, display_width(key));
+  std::string text;
+  for (const auto& [key, value] : rows) {
+    const std::string padding(static_cast<size_t>(widest - display_width(key)), ' ');
+    text += fmt::format("  {}{}  {}\n", key, padding, value);
+  }
+  return text;
+}
+
+Console::Console(ConsoleOptions options) : options_(std::move(options)) {
+  if (!options_.clock) {
+    options_.clock = [] {
+      return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+          .count();
+    };
+  }
+  const char* term = std::getenv("TERM");
+  const bool dumb = !term || std::string_view(term) == "dumb";
+  live_ = options_.live.value_or(::isatty(options_.fd) == 1 && !dumb);
+  options_.log_interval = std::max<int64_t>(options_.log_interval, 1);
+}
+
+Console::~Console() {
+  if (line_open_) put("\n");
+}
+
+int Console::columns() const {
+  if (options_.columns) return *options_.columns;
+  winsize size{};
+  if (::ioctl(options_.fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+  return 80;
+}
+
+void Console::put(std::string_view text) const {
+  while (!text.empty()) {
+    const ssize_t n = ::write(options_.fd, text.data(), text.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return;
+    text.remove_prefix(static_cast<size_t>(n));
+  }
+}
+
+void Console::erase_live() {
+  if (line_open_) put("\r\x1b[K");
+  line_open_ = false;
+}
+
+std::optional<double> Console::eta(const StepMetrics& metrics, int64_t steps, double now) {
+  if (!first_step_) first_step_.emplace(metrics.step, now);
+  const auto [first, since] = *first_step_;
+  const double left = static_cast<double>(std::max<int64_t>(steps - metrics.step, 0));
+  if (metrics.step > first) return (now - since) / static_cast<double>(metrics.step - first) * left;
+  if (metrics.dt_ms) return *metrics.dt_ms / 1000 * left;
+  return {};
+}
+
+void Console::step(const StepMetrics& metrics, int64_t steps) {
+  const double now = options_.clock();
+  const std::optional<double> left = eta(metrics, steps, now);
+  const bool lasting = metrics.step % options_.log_interval == 0 || metrics.step >= steps ||
+                       metrics.step == first_step_->first || metrics.val_loss;
+  if (!live_ && !lasting) return;
+  if (!lasting && last_drawn_ && now - *last_drawn_ < options_.redraw_seconds) return;
+  const std::string line = step_line(metrics, steps, left);
+  if (!live_) {
+    put(line + "\n");
+    return;
+  }
+  // A line as wide as the terminal would leave some with a line break, so one column stays free.
+  const std::string_view shown = clip_to_width(line, std::max(columns() - 1, 1));
+  put(fmt::format("\r{}\x1b[K{}", lasting ? std::string_view(line) : shown, lasting ? "\n" : ""));
+  line_open_ = !lasting;
+  last_drawn_ = now;
+}
+
+void Console::print(std::string_view text) {
+  erase_live();
+  std::string lines = printable(text);
+  if (lines.empty() || lines.back() != '\n') lines += '\n';
+  put(lines);
+}
+
+void Console::banner(std::string_view title,
+                     const std::vector<std::pair<std::string, std::string>>& rows) {
+  print(fmt::format("{}\n{}", title, format_table(rows)));
+}
+
+}  // namespace lathe

@@ -1,0 +1,80 @@
+// What a run shows: the banner, a line a step (live on a terminal, plain in a pipe), messages.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "src/io/metrics.h"
+
+namespace lathe {
+
+// "step 100/2000 | loss 2.4790 | lr 6.00e-04 | norm 0.53 | 12.3 ms | 62.4k tok/s | mfu 12.1% |
+// eta 00:23"; what was not measured is left out. val_loss comes after loss as "val 2.4790".
+std::string step_line(const StepMetrics& metrics, int64_t steps,
+                      std::optional<double> eta_seconds = {});
+
+// 999, 62.4k, 1.3M, ...
+std::string short_number(double value);
+// 00:23, 1:02:03, 2d 03:04:05; rounded to whole seconds.
+std::string short_time(double seconds);
+
+// Rows of two columns, the first as wide as its longest text, indented by two spaces.
+std::string format_table(const std::vector<std::pair<std::string, std::string>>& rows);
+
+// How many columns a terminal gives the text (UTF-8; wide characters count two, combining ones
+// none, control characters and broken bytes one).
+int display_width(std::string_view text);
+// Its longest beginning of at most this many columns, never part of a character.
+std::string_view clip_to_width(std::string_view text, int columns);
+// The text with broken UTF-8 as U+FFFD and control characters other than newline and tab as '?', so
+// that it cannot command the terminal.
+std::string printable(std::string_view text);
+
+struct ConsoleOptions {
+  int fd = 1;
+  std::optional<bool> live{};    // a terminal that can be redrawn; found out from fd where empty
+  std::optional<int> columns{};  // found out from fd where empty (80 where there is no terminal)
+  int64_t log_interval = 10;     // a line stays for every so many steps, and for the first and last
+  double redraw_seconds = 0.1;   // at most so often on a terminal
+  std::function<double()> clock{};  // seconds; the steady clock where empty
+};
+
+// One line at the bottom of a terminal that follows the steps, and lasting lines above it. In a
+// pipe only the lasting ones, each written at once. Errors of writing are ignored: a run does not
+// end because nobody looks. Not for several threads.
+class Console {
+ public:
+  explicit Console(ConsoleOptions options = {});
+  // Ends a live line with a newline.
+  ~Console();
+  Console(const Console&) = delete;
+  Console& operator=(const Console&) = delete;
+
+  // Shows a step. The time left comes from the pace since the first step shown here.
+  void step(const StepMetrics& metrics, int64_t steps);
+  // Lasting text, made printable; a newline is added where there is none at the end.
+  void print(std::string_view text);
+  // A title and a table of the resolved configuration below it.
+  void banner(std::string_view title, const std::vector<std::pair<std::string, std::string>>& rows);
+
+  bool live() const { return live_; }
+
+ private:
+  std::optional<double> eta(const StepMetrics& metrics, int64_t steps, double now);
+  int columns() const;
+  void put(std::string_view text) const;
+  void erase_live();
+
+  ConsoleOptions options_;
+  bool live_;
+  bool line_open_ = false;  // a live line stands without its newline
+  std::optional<double> last_drawn_{};
+  std::optional<std::pair<int64_t, double>> first_step_;  // its number, and when it was shown
+};
+
+}  // namespace lathe

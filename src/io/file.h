@@ -1,0 +1,140 @@
+// Files that are either wholly there or not there at all, and the checksums that prove it.
+//
+// Errors of system calls name the file and the system's own words. Which kind they are depends on
+// the reason alone: what a user can put right by another path or permission (missing, not a
+// directory, not permitted, read-only, name too long) is a UserError (exit code 2); what befell the
+// machine (disk full, quota, input/output error, too many open files) is a CheckError (exit code
+// 1).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lathe {
+
+// Throws "cannot ACTION PATH: <words for error_number>", as the kind said above.
+[[noreturn]] void throw_io_error(std::string_view action, const std::filesystem::path& path,
+                                 int error_number);
+
+// What a manifest says of a file: bytes, and XXH3-128 in 32 hexadecimal digits, as `xxh128sum`
+// prints it.
+struct FileDigest {
+  uint64_t size = 0;
+  std::string xxh128;
+  bool operator==(const FileDigest&) const = default;
+};
+
+// Streaming XXH3-128.
+class Hasher {
+ public:
+  Hasher();
+  ~Hasher();
+  Hasher(Hasher&&) noexcept;
+  void update(const void* data, size_t bytes);
+  FileDigest digest() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Owns a file descriptor.
+class FileHandle {
+ public:
+  FileHandle() = default;
+  explicit FileHandle(int fd) : fd_(fd) {}
+  ~FileHandle();
+  FileHandle(FileHandle&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  FileHandle& operator=(FileHandle&& other) noexcept;
+  explicit operator bool() const { return fd_ >= 0; }
+  int get() const { return fd_; }
+
+ private:
+  int fd_ = -1;
+};
+
+// Opens a regular file for reading; a directory, pipe or device is refused. UserError or
+// CheckError as above.
+FileHandle open_regular_file(const std::filesystem::path& path, uint64_t* size);
+
+// Writes all bytes to a descriptor, however many calls it takes.
+void write_all(int fd, const void* data, size_t bytes, const std::filesystem::path& path);
+
+// A file that appears under its name only when it is complete and on the disk. It grows as
+// `path`.partial; commit() flushes it, fsyncs it, renames it over `path` and fsyncs the directory.
+// If it is destroyed before commit() the partial file is removed, and a former `path` stays as it
+// was. A .partial file left by a crash is overwritten by the next AtomicFile of the same path.
+class AtomicFile {
+ public:
+  explicit AtomicFile(const std::filesystem::path& path, size_t buffer_bytes = 4 << 20);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(const void* data, size_t bytes);
+  void write(std::string_view text) { write(text.data(), text.size()); }
+  // Size and checksum of what was written. Nothing may be written afterwards.
+  FileDigest commit();
+
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  void flush();
+
+  std::filesystem::path path_;
+  std::filesystem::path partial_;
+  FileHandle file_;
+  Hasher hasher_;
+  std::vector<char> buffer_;
+  size_t filled_ = 0;
+  bool committed_ = false;
+};
+
+// AtomicFile in one call.
+FileDigest write_file(const std::filesystem::path& path, std::string_view text);
+
+// The whole of a regular file of at most max_bytes; a longer one is a UserError.
+std::string read_whole_file(const std::filesystem::path& path, uint64_t max_bytes);
+
+// Reads a file from end to end (1 MiB at a time) for its size and checksum.
+FileDigest digest_file(const std::filesystem::path& path);
+
+// Makes names created, renamed or removed in this directory durable.
+void sync_directory(const std::filesystem::path& directory);
+
+// The directory that holds `path`: "." for a bare name.
+std::filesystem::path parent_of(const std::filesystem::path& path);
+
+// rename(2), unlink(2), rmdir(2), mkdir(2) with errors as above. make_directory does nothing where
+// the directory is there already.
+void rename_path(const std::filesystem::path& from, const std::filesystem::path& to);
+void remove_file(const std::filesystem::path& path);
+void remove_directory(const std::filesystem::path& path);
+void make_directory(const std::filesystem::path& path);
+
+// Makes a directory and those above it, as far as they are missing, durably.
+void make_directories(const std::filesystem::path& path);
+
+// A regular file mapped read-only. An empty file has data() == nullptr. The file must not shrink
+// while it is mapped: the kernel would end the program with SIGBUS.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&&) = delete;
+
+  const std::byte* data() const { return data_; }
+  uint64_t size() const { return size_; }
+
+ private:
+  const std::byte* data_ = nullptr;
+  uint64_t size_ = 0;
+};
+
+}  // namespace lathe

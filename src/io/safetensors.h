@@ -1,0 +1,141 @@
+// The safetensors format: 8 bytes with the header's length (little-endian), the header (JSON: name
+// -> dtype, shape, data_offsets; and __metadata__, strings), then the tensors' bytes back to back.
+// https://github.com/huggingface/safetensors
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/device/dtype.h"
+#include "src/io/file.h"
+
+namespace lathe {
+
+// The number types that a file may name. Those that lathe can read as numbers are those with a
+// DType; the others (an attention mask as BOOL, say) may be in a file and are listed.
+enum class SafetensorsType : uint8_t {
+  BOOL,
+  U8,
+  I8,
+  F8_E5M2,
+  F8_E4M3,
+  I16,
+  U16,
+  F16,
+  BF16,
+  I32,
+  U32,
+  F32,
+  F64,
+  I64,
+  U64
+};
+std::string_view name_of(SafetensorsType type);
+size_t size_of(SafetensorsType type);
+std::optional<DType> dtype_of_safetensors(SafetensorsType type);
+SafetensorsType safetensors_type_of(DType dtype);
+
+struct SafetensorsEntry {
+  std::string name;
+  SafetensorsType type = SafetensorsType::F32;
+  std::vector<int64_t> shape;  // empty for a scalar
+  uint64_t begin = 0;          // offsets in bytes from the first byte after the header
+  uint64_t end = 0;
+
+  int64_t elements() const {
+    int64_t n = 1;
+    for (int64_t d : shape) n *= d;
+    return n;
+  }
+  uint64_t bytes() const { return end - begin; }
+};
+
+struct SafetensorsHeader {
+  std::vector<SafetensorsEntry> entries;  // in the order of their bytes
+  std::map<std::string, std::string> metadata;
+  uint64_t data_begin = 0;  // where in the file the tensors' bytes begin
+};
+
+// The reference's limit for a header.
+inline constexpr uint64_t kSafetensorsMaxHeader = 100'000'000;
+
+// Parses and validates a header. `head` is the file from its first byte, at least as far as the
+// header goes (or all that there is of it); `file_size` the size of the whole file; `file` its name
+// for errors. Every tensor's bytes are checked to lie inside the file, to be as many as its shape
+// and type say, to follow the tensor before without overlap or hole, and to end with the file; a
+// name may occur once. Takes memory in proportion to the header only. Throws UserError.
+SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint64_t file_size,
+                                           std::string_view file);
+
+// A safetensors file, mapped. All errors are UserErrors that name the file and the tensor.
+class SafetensorsReader {
+ public:
+  explicit SafetensorsReader(const std::filesystem::path& path);
+
+  const std::vector<SafetensorsEntry>& entries() const { return header_.entries; }
+  const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
+  const std::filesystem::path& path() const { return path_; }
+
+  // nullptr where there is no such tensor.
+  const SafetensorsEntry* find(std::string_view name) const;
+  const SafetensorsEntry& at(std::string_view name) const;
+
+  // The tensor's bytes in the mapped file, little-endian. They may lie on any address, so they must
+  // be copied before they are used as numbers.
+  std::span<const std::byte> bytes(const SafetensorsEntry& entry) const;
+
+  // Copies `elements` numbers to `out`, converted from BF16, F32 or F64. An error where the tensor
+  // has another number of elements or another type.
+  void read_as_float(std::string_view name, float* out, int64_t elements) const;
+
+  // Copies `elements` numbers of exactly this type.
+  void read(std::string_view name, DType dtype, void* out, int64_t elements) const;
+
+ private:
+  std::filesystem::path path_;
+  MappedFile file_;
+  SafetensorsHeader header_;
+  std::unordered_map<std::string_view, size_t> index_;  // views of the entries' names
+};
+
+// Writes a safetensors file in one pass: first all tensors are declared, then their bytes are
+// given in the declared order in pieces of any size; nothing but the file's buffer is held. The
+// header is padded with spaces so that the data begin on a multiple of 8 bytes; declare the
+// widest types first, then each tensor is aligned to its own type too.
+class SafetensorsWriter {
+ public:
+  explicit SafetensorsWriter(const std::filesystem::path& path,
+                             std::map<std::string, std::string> metadata = {});
+
+  void declare(std::string_view name, DType dtype, std::vector<int64_t> shape);
+
+  // The next bytes of tensor `name`, which must be the first declared tensor that is not complete.
+  // The first call writes the header and ends the declarations.
+  void write(std::string_view name, const void* data, size_t bytes);
+
+  // All tensors must be complete. The file has its name and is on the disk afterwards.
+  FileDigest finish();
+
+ private:
+  void write_header();
+  void skip_complete();
+
+  AtomicFile file_;
+  std::map<std::string, std::string> metadata_;
+  std::vector<SafetensorsEntry> entries_;
+  std::unordered_map<std::string, size_t> names_;
+  bool header_written_ = false;
+  size_t current_ = 0;    // the tensor being written
+  uint64_t written_ = 0;  // bytes of all tensors written so far
+};
+
+}  // namespace lathe

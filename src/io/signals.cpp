@@ -1,0 +1,67 @@
+#include "src/io/signals.h"
+
+#include <atomic>
+#include <cerrno>
+
+#include "kernels/device/error.h"
+
+namespace lathe {
+
+namespace {
+
+// A signal handler has no other way to leave its note than a variable of the whole program.
+std::atomic<bool> installed{false};
+std::atomic<int> first_signal{0};
+std::atomic<int> interrupts{0};
+static_assert(std::atomic<int>::is_always_lock_free, "only then it is safe in a handler");
+
+extern "C" void lathe_note_stop_signal(int signal) {
+  const int kept_errno = errno;
+  int none = 0;
+  first_signal.compare_exchange_strong(none, signal);
+  if (signal == SIGINT && interrupts.fetch_add(1) > 0) {
+    // Delivered with the default action as soon as this handler returns.
+    std::signal(SIGINT, SIG_DFL);
+    ::raise(SIGINT);
+  }
+  errno = kept_errno;
+}
+
+}  // namespace
+
+StopSignal::StopSignal() {
+  LATHE_CHECK(!installed.exchange(true), "there is a StopSignal already");
+  first_signal = 0;
+  interrupts = 0;
+  struct sigaction action {};
+  action.sa_handler = lathe_note_stop_signal;
+  action.sa_flags = SA_RESTART;  // a read or write under way goes on
+  sigemptyset(&action.sa_mask);
+  for (int i = 0; i < 3; ++i) ::sigaction(kSignals[i], &action, &former_[i]);
+}
+
+StopSignal::~StopSignal() {
+  for (int i = 0; i < 3; ++i) ::sigaction(kSignals[i], &former_[i], nullptr);
+  installed = false;
+}
+
+int StopSignal::signal() const {
+  return first_signal.load(std::memory_order_relaxed);
+}
+
+std::string_view StopSignal::name() const {
+  switch (signal()) {
+    case 0:
+      return "";
+    case SIGTERM:
+      return "SIGTERM";
+    case SIGINT:
+      return "SIGINT";
+    case SIGUSR1:
+      return "SIGUSR1";
+    default:
+      return "?";
+  }
+}
+
+}  // namespace lathe

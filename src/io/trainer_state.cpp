@@ -1,0 +1,100 @@
+#include "src/io/trainer_state.h"
+
+#include "kernels/device/error.h"
+#include "src/io/file.h"
+#include "src/io/strict_json.h"
+
+namespace lathe {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr std::string_view kFormat = "lathe trainer state";
+constexpr uint64_t kMaxBytes = 16 << 20;
+
+LoaderState parse_loader(const json& value, std::string_view file) {
+  StrictObject object(value, file, "loader");
+  LoaderState loader;
+  loader.sampling = object.take_string("sampling");
+  loader.epoch = object.take_integer("epoch", 0, INT64_MAX);
+  loader.step = object.take_integer("step", 0, INT64_MAX);
+  object.finish();
+  return loader;
+}
+
+RunLayout parse_layout(const json& value, std::string_view file) {
+  StrictObject object(value, file, "layout");
+  RunLayout layout;
+  layout.world_size = object.take_integer("world_size", 1, INT32_MAX);
+  layout.zero_stage = object.take_integer("zero_stage", 0, 3);
+  layout.threads = object.take_integer("threads", 0, INT32_MAX);
+  layout.cpu = object.take_string("cpu");
+  layout.dtype = object.take_string("dtype");
+  layout.device = object.take_string("device");
+  object.finish();
+  return layout;
+}
+
+}  // namespace
+
+std::string to_json(const TrainerState& state) {
+  const nlohmann::ordered_json value = {{"format", kFormat},
+                                        {"version", kTrainerStateVersion},
+                                        {"step", state.step},
+                                        {"tokens", state.tokens},
+                                        {"skipped_steps", state.skipped_steps},
+                                        {"seed", state.seed},
+                                        {"loader",
+                                         {{"sampling", state.loader.sampling},
+                                          {"epoch", state.loader.epoch},
+                                          {"step", state.loader.step}}},
+                                        {"layout",
+                                         {{"world_size", state.layout.world_size},
+                                          {"zero_stage", state.layout.zero_stage},
+                                          {"threads", state.layout.threads},
+                                          {"cpu", state.layout.cpu},
+                                          {"dtype", state.layout.dtype},
+                                          {"device", state.layout.device}}},
+                                        {"config", state.config}};
+  try {
+    return value.dump(2) + "\n";
+  } catch (const json::type_error&) {
+    throw UserError(
+        "a flag's value or a path is not UTF-8 and cannot be saved in trainer.json; "
+        "rename the path");
+  }
+}
+
+TrainerState parse_trainer_state(std::string_view text, std::string_view file) {
+  const json value = parse_strict_json(text, file, 8);
+  StrictObject object(value, file);
+  if (object.take_string("format") != kFormat) {
+    throw UserError("{} is not a trainer's state: key \"format\" is {}, expected \"{}\"", file,
+                    json_quoted(object.take_string("format")), kFormat);
+  }
+  const int64_t version = object.take_integer("version", 0, INT64_MAX);
+  if (version != kTrainerStateVersion) {
+    throw UserError(
+        "{} has format version {}, this program reads version {}; use the program that "
+        "wrote it",
+        file, version, kTrainerStateVersion);
+  }
+  TrainerState state;
+  state.step = object.take_integer("step", 0, INT64_MAX);
+  state.tokens = object.take_integer("tokens", 0, INT64_MAX);
+  state.skipped_steps = object.take_integer("skipped_steps", 0, INT64_MAX);
+  state.seed = object.take_unsigned("seed");
+  state.loader = parse_loader(object.take("loader"), file);
+  state.layout = parse_layout(object.take("layout"), file);
+  StrictObject config(object.take("config"), file, "config");
+  for (const auto& [key, unused] : config.items()) state.config[key] = config.take_string(key);
+  object.finish();
+  return state;
+}
+
+TrainerState read_trainer_state(const std::filesystem::path& path) {
+  return parse_trainer_state(read_whole_file(path, kMaxBytes), path.string());
+}
+
+}  // namespace lathe

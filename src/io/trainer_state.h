@@ -1,0 +1,53 @@
+// What a run must know, beside weights and moments, to go on as if it had never stopped:
+// trainer.json of a checkpoint.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+
+namespace lathe {
+
+inline constexpr int64_t kTrainerStateVersion = 1;
+
+struct LoaderState {
+  std::string sampling{};  // "random" or "sequential"
+  int64_t epoch = 0;       // passes over the data that are complete
+  int64_t step = 0;        // within the epoch, or of the run where windows are random
+  bool operator==(const LoaderState&) const = default;
+};
+
+// What must be the same for a continuation to be bitwise.
+struct RunLayout {
+  int64_t world_size = 1;
+  int64_t zero_stage = 0;
+  int64_t threads = 1;
+  std::string cpu{};     // the CPU's kind
+  std::string dtype{};   // "fp32" or "bf16"
+  std::string device{};  // "cpu" or "cuda"
+  bool operator==(const RunLayout&) const = default;
+};
+
+struct TrainerState {
+  int64_t step = 0;           // steps done
+  int64_t tokens = 0;         // tokens seen by all ranks
+  int64_t skipped_steps = 0;  // steps done whose update was skipped for a NaN or infinity
+  uint64_t seed = 0;          // with the step, all there is of the random numbers' state
+  LoaderState loader{};
+  RunLayout layout{};
+  std::map<std::string, std::string> config{};  // the resolved configuration, flag -> value
+  bool operator==(const TrainerState&) const = default;
+};
+
+// UserError where a string is not UTF-8.
+std::string to_json(const TrainerState& state);
+
+// Throws UserError that names `file` and the key: another format or version, or unknown, missing,
+// mistyped or negative values.
+TrainerState parse_trainer_state(std::string_view text, std::string_view file);
+
+TrainerState read_trainer_state(const std::filesystem::path& path);
+
+}  // namespace lathe
