@@ -1,7 +1,5 @@
 #include "src/data/prepare.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
@@ -13,6 +11,7 @@
 #include "kernels/device/error.h"
 #include "src/data/shard.h"
 #include "src/data/utf8.h"
+#include "src/io/file.h"
 
 namespace lathe {
 
@@ -233,7 +232,7 @@ std::vector<fs::path> seekable(const std::vector<fs::path>& inputs, const fs::pa
     std::vector<char> block(1 << 20);
     while (std::cin.read(block.data(), static_cast<std::streamsize>(block.size())) ||
            std::cin.gcount() > 0) {
-      copy.append(block.data(), static_cast<size_t>(std::cin.gcount()));
+      copy.write(block.data(), static_cast<size_t>(std::cin.gcount()));
     }
     copy.commit();
   }
