@@ -23,12 +23,7 @@ class CharEncoder : public Encoder {
       if (c.value < 0) throw UserError("the text is not UTF-8 at byte {}; convert it", at);
       const auto place = static_cast<size_t>(c.value);
       const int32_t id = place < id_of_.size() ? id_of_[place] : -1;
-      if (id < 0) {
-        throw UserError(
-            "the text has U+{:04X} at byte {}, which the vocabulary lacks; "
-            "use characters of the text that the vocabulary was made from",
-            c.value, at);
-      }
+      if (id < 0) throw UnknownCharacter("the text", c.value, at);
       ids.push_back(id);
       at += static_cast<size_t>(c.length);
     }

@@ -59,7 +59,8 @@ void DocumentReader::check_utf8(std::string_view text) const {
 
 // Hands out the first `bytes` of the buffer and drops `skip` more.
 Piece DocumentReader::take(size_t bytes, size_t skip) {
-  Piece piece{buffer_.substr(begin_, bytes), document_starts_};
+  Piece piece{buffer_.substr(begin_, bytes), document_starts_, files_[opened_ - 1].string(),
+              offset_};
   check_utf8(piece.text);
   begin_ += bytes + skip;
   offset_ += bytes + skip;
@@ -105,19 +106,18 @@ std::optional<Piece> DocumentReader::next_line() {
   const Piece line = take(last ? rest().size() : end, last ? 0 : 1);
   ++line_;
   if (line.text.find_first_not_of(" \t\r") == std::string::npos) return std::nullopt;
-  const std::string name = files_[opened_ - 1].string();
+  const std::string name = fmt::format("{} line {}", line.source, line_);
   nlohmann::json object;
   try {
     object = nlohmann::json::parse(line.text);
   } catch (const nlohmann::json::exception&) {
-    throw UserError("{} line {} is no valid JSON; give one object a line", name, line_);
+    throw UserError("{} is no valid JSON; give one object a line", name);
   }
   const auto& key = format_.jsonl_key;
   if (!object.is_object() || !object.contains(key) || !object[key].is_string()) {
-    throw UserError("{} line {} has no text under \"{}\"; name the right key with --jsonl-key",
-                    name, line_, key);
+    throw UserError("{} has no text under \"{}\"; name the right key with --jsonl-key", name, key);
   }
-  return Piece{object[key].get<std::string>(), true};
+  return Piece{object[key].get<std::string>(), true, name, 0};
 }
 
 }  // namespace lathe

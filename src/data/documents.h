@@ -20,6 +20,8 @@ struct DocumentFormat {
 struct Piece {
   std::string text;      // valid UTF-8, whole characters
   bool starts_document;  // false: goes on with the document of the piece before
+  std::string source;    // what errors call it: the file, or the file and line of JSON
+  uint64_t offset;       // in the source, of the first byte
 };
 
 // Reads the files in order. Throws UserError where one cannot be read or holds invalid UTF-8,

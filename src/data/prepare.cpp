@@ -1,7 +1,5 @@
 #include "src/data/prepare.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
@@ -13,6 +11,7 @@
 #include "kernels/device/error.h"
 #include "src/data/shard.h"
 #include "src/data/utf8.h"
+#include "src/io/file.h"
 
 namespace lathe {
 
@@ -180,17 +179,32 @@ uint64_t total_bytes(const std::vector<fs::path>& inputs) {
   return bytes;
 }
 
+// Throws UnknownCharacter where the vocabulary lacks one of the piece's characters.
+void check_characters(const Piece& piece, Encoder& encoder) {
+  std::vector<int32_t> ids;
+  try {
+    encoder.encode(piece.text, ids);
+  } catch (const UnknownCharacter& unknown) {
+    throw UnknownCharacter(piece.source, unknown.code_point, piece.offset + unknown.byte);
+  }
+}
+
+// Reads everything once. tokenizer: the one that will encode, or null where it is made from what is
+// found here. All that can be wrong with the text is found now, before anything is written.
 Census take_census(const PrepareOptions& options, const std::vector<fs::path>& inputs,
-                   const PrepareProgress& progress) {
+                   const Tokenizer* tokenizer, const PrepareProgress& progress) {
   Census census;
   std::vector<bool> seen(0x110000);
+  std::unique_ptr<Encoder> encoder;
+  if (tokenizer && tokenizer->kind() == "char") encoder = tokenizer->encoder();
   DocumentReader reader(inputs, options.format);
   const uint64_t total = total_bytes(inputs);
   while (const auto piece = reader.next()) {
     census.documents += piece->starts_document;
     census.characters += count_code_points(piece->text);
     census.bytes += piece->text.size();
-    if (options.tokenizer == "char") {
+    if (encoder) check_characters(*piece, *encoder);
+    if (!tokenizer) {
       for (std::string_view rest = piece->text; !rest.empty();) {
         const CodePoint c = decode_utf8(rest);
         seen[static_cast<size_t>(c.value)] = true;
@@ -218,15 +232,16 @@ std::vector<fs::path> seekable(const std::vector<fs::path>& inputs, const fs::pa
     std::vector<char> block(1 << 20);
     while (std::cin.read(block.data(), static_cast<std::streamsize>(block.size())) ||
            std::cin.gcount() > 0) {
-      copy.append(block.data(), static_cast<size_t>(std::cin.gcount()));
+      copy.write(block.data(), static_cast<size_t>(std::cin.gcount()));
     }
     copy.commit();
   }
   return files;
 }
 
-std::unique_ptr<Tokenizer> choose_tokenizer(const PrepareOptions& options, const Census& census) {
-  if (options.tokenizer == "char") return make_char_tokenizer(census.code_points, "the input");
+// Null for "char", whose tokenizer is made from the text.
+std::unique_ptr<Tokenizer> open_tokenizer(const PrepareOptions& options) {
+  if (options.tokenizer == "char") return nullptr;
   if (options.tokenizer != "gpt2") return load_tokenizer(options.tokenizer);
   if (options.vocab_dir.empty()) {
     throw UserError(
@@ -304,6 +319,10 @@ void check_options(const PrepareOptions& options) {
   if (!options.format.separator.empty() && !options.format.jsonl_key.empty()) {
     throw UserError("--document-separator and --jsonl-key exclude each other; give one of them");
   }
+  if (options.format.separator.size() > 65536) {
+    throw UserError("--document-separator has {} bytes; give at most 65536",
+                    options.format.separator.size());
+  }
   if (!options.force && !old_output(options.out).empty()) {
     throw UserError("{} already holds data ({}); give another --out, or --force to replace it",
                     options.out.string(), old_output(options.out)[0].filename().string());
@@ -314,11 +333,12 @@ void check_options(const PrepareOptions& options) {
 
 PrepareResult prepare(const PrepareOptions& options, const PrepareProgress& progress) {
   check_options(options);
+  auto tokenizer = open_tokenizer(options);
   const StagingFolder staging(options.out);
   const auto inputs = seekable(options.inputs, staging.path());
-  const Census census = take_census(options, inputs, progress);
+  const Census census = take_census(options, inputs, tokenizer.get(), progress);
   if (census.characters == 0) throw UserError("the input holds no text; give a file with some");
-  const auto tokenizer = choose_tokenizer(options, census);
+  if (!tokenizer) tokenizer = make_char_tokenizer(census.code_points, "the input");
 
   const int threads = options.threads > 0
                           ? options.threads

@@ -1,8 +1,12 @@
 #include "src/data/shard.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cerrno>
 #include <cstring>
 
 #include "kernels/device/error.h"
@@ -12,7 +16,7 @@ namespace lathe {
 static_assert(std::endian::native == std::endian::little,
               "shards are read and written as they are");
 
-Shard::Shard(const std::filesystem::path& path) : file_(path) {
+Shard::Shard(const std::filesystem::path& path) : path_(path), file_(path) {
   const std::string name = path.string();
   if (file_.size() < kShardHeaderBytes) {
     throw UserError(
@@ -136,19 +140,28 @@ ShardWriter::ShardWriter(std::filesystem::path directory, std::string split, int
   LATHE_CHECK(shard_tokens > 0 && shard_tokens <= INT32_MAX, "{}", shard_tokens);
 }
 
+ShardWriter::~ShardWriter() {
+  if (file_) ::unlink(partial().c_str());
+}
+
 void ShardWriter::open() {
   files_.push_back(directory_ / fmt::format("{}_{:06}.bin", split_, files_.size()));
-  file_.emplace(files_.back());
+  file_ = FileHandle(::open(partial().c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (!file_) throw_io_error("write", files_.back(), errno);
   const std::array<int32_t, kShardHeaderBytes / 4> header{};
-  file_->append(header.data(), sizeof header);
+  write_all(file_.get(), header.data(), sizeof header, partial());
   in_shard_ = 0;
 }
 
+// The number of tokens is known only now, so this is no AtomicFile, which writes from start to end.
 void ShardWriter::close() {
   const std::array<int32_t, 3> header{kShardMagic, kShardVersion, static_cast<int32_t>(in_shard_)};
-  file_->overwrite(0, header.data(), sizeof header);
-  file_->commit();
-  file_.reset();
+  if (::lseek(file_.get(), 0, SEEK_SET) != 0) throw_io_error("write", partial(), errno);
+  write_all(file_.get(), header.data(), sizeof header, partial());
+  if (::fsync(file_.get()) != 0) throw_io_error("write", partial(), errno);
+  rename_path(partial(), files_.back());
+  file_ = FileHandle();
+  sync_directory(parent_of(files_.back()));
 }
 
 void ShardWriter::append(std::span<const int32_t> tokens) {
@@ -161,7 +174,7 @@ void ShardWriter::append(std::span<const int32_t> tokens) {
       LATHE_CHECK(token >= 0 && token < kMaxVocabSize, "token {}", token);
       buffer_.push_back(static_cast<uint16_t>(token));
     }
-    file_->append(buffer_.data(), buffer_.size() * sizeof(uint16_t));
+    write_all(file_.get(), buffer_.data(), buffer_.size() * sizeof(uint16_t), partial());
     in_shard_ += static_cast<int64_t>(count);
     total_ += static_cast<int64_t>(count);
     if (in_shard_ == shard_tokens_) close();

@@ -5,12 +5,11 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "src/data/file.h"
+#include "src/io/file.h"
 
 namespace lathe {
 
@@ -26,13 +25,14 @@ class Shard {
   explicit Shard(const std::filesystem::path& path);
 
   int64_t size() const { return size_; }  // tokens
-  const std::filesystem::path& path() const { return file_.path(); }
+  const std::filesystem::path& path() const { return path_; }
 
   // Writes tokens first .. first + count to out. Throws UserError naming the file and the byte
   // offset of a token >= vocab_size; vocab_size 0 checks nothing.
   void copy(int64_t first, int64_t count, int32_t* out, int32_t vocab_size) const;
 
  private:
+  std::filesystem::path path_;
   MappedFile file_;
   int64_t size_ = 0;
 };
@@ -69,19 +69,26 @@ class ShardWriter {
   ShardWriter(std::filesystem::path directory, std::string split,
               int64_t shard_tokens = 100'000'000);
 
-  void append(std::span<const int32_t> tokens);  // CheckError where one is not in 0 .. 65535
+  ~ShardWriter();
+  ShardWriter(const ShardWriter&) = delete;
+  ShardWriter& operator=(const ShardWriter&) = delete;
+
+  // CheckError where a token is not in 0 .. 65535; UserError or CheckError of io/file.h where the
+  // file cannot be written.
+  void append(std::span<const int32_t> tokens);
   void finish();
   int64_t tokens() const { return total_; }
   const std::vector<std::filesystem::path>& files() const { return files_; }
 
  private:
+  std::filesystem::path partial() const { return files_.back().string() + ".partial"; }
   void open();
   void close();
 
   std::filesystem::path directory_;
   std::string split_;
   int64_t shard_tokens_;
-  std::optional<AtomicFile> file_;
+  FileHandle file_;  // of files_.back() + ".partial", while it is written
   std::vector<std::filesystem::path> files_;
   std::vector<uint16_t> buffer_;
   int64_t in_shard_ = 0;

@@ -5,12 +5,20 @@
 #include "kernels/device/error.h"
 #include "src/data/bpe.h"
 #include "src/data/char_tokenizer.h"
-#include "src/data/file.h"
 #include "src/data/utf8.h"
+#include "src/io/file.h"
 
 namespace lathe {
 
 namespace fs = std::filesystem;
+
+UnknownCharacter::UnknownCharacter(const std::string& source, int32_t code, uint64_t at)
+    : UserError(
+          "{} has U+{:04X} at byte {}, which the vocabulary lacks; "
+          "use characters of the text that the vocabulary was made from",
+          source, code, at),
+      code_point(code),
+      byte(at) {}
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<int32_t> ids;
@@ -52,9 +60,11 @@ std::string StreamDecoder::finish() {
   return printable(held_, true);
 }
 
+static constexpr uint64_t kMaxFileBytes = 256 << 20;  // far more than 65536 tokens take
+
 static std::unique_ptr<Tokenizer> load_pair(const fs::path& vocabulary, const fs::path& merges) {
-  const MappedFile vocabulary_file(vocabulary), merges_file(merges);
-  return parse_bpe_files(vocabulary_file.text(), merges_file.text(), vocabulary.string());
+  return parse_bpe_files(read_whole_file(vocabulary, kMaxFileBytes),
+                         read_whole_file(merges, kMaxFileBytes), vocabulary.string());
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& path) {
@@ -85,15 +95,11 @@ std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& path) {
         "vocab.json + merges.txt; give the directory or file of a tokenizer",
         path.string());
   }
-  const MappedFile json(path);
-  return parse_tokenizer_json(json.text(), path.string());
+  return parse_tokenizer_json(read_whole_file(path, kMaxFileBytes), path.string());
 }
 
 void save_tokenizer(const Tokenizer& tokenizer, const fs::path& directory) {
-  AtomicFile file(directory / "tokenizer.json");
-  const std::string json = tokenizer.to_json();
-  file.append(json.data(), json.size());
-  file.commit();
+  write_file(directory / "tokenizer.json", tokenizer.to_json());
 }
 
 std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string_view text, const std::string& name) {

@@ -11,7 +11,16 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/device/error.h"
+
 namespace lathe {
+
+// A character that the vocabulary lacks.
+struct UnknownCharacter : UserError {
+  UnknownCharacter(const std::string& source, int32_t code_point, uint64_t byte);
+  int32_t code_point;
+  uint64_t byte;  // its place in the source
+};
 
 // Encodes for one thread: may keep a cache of words.
 class Encoder {
@@ -20,7 +29,8 @@ class Encoder {
 
   // Appends the ids of text. Special tokens written out in text ("<|endoftext|>") are ordinary
   // characters, as for OpenAI's encoder. Any code point is legal, U+0000 too. Throws UserError at
-  // invalid UTF-8, and (characters) at one that is not in the vocabulary, naming the byte offset.
+  // invalid UTF-8, naming the byte offset, and UnknownCharacter where the vocabulary of
+  // characters lacks one.
   virtual void encode(std::string_view text, std::vector<int32_t>& ids) = 0;
 };
 

@@ -1,0 +1,34 @@
+// Text of any bytes: valid UTF-8 comes back from BPE as it was, and in two parts where it may be
+// cut; invalid UTF-8 is refused. Tokens in any order print as valid UTF-8.
+#include "src/data/tokenizer.h"
+#include "src/data/utf8.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  static const auto tokenizer = lathe::load_tokenizer(LATHE_SMALL_BPE);
+  const std::string text(reinterpret_cast<const char*>(data), size);
+
+  lathe::StreamDecoder decoder(*tokenizer);
+  std::string printed;
+  for (size_t i = 0; i + 1 < size; i += 2) {
+    printed += decoder.next((data[i] * 256 + data[i + 1]) % tokenizer->vocab_size());
+    LATHE_CHECK(lathe::valid_utf8_prefix(printed) == printed.size());
+  }
+  printed += decoder.finish();
+  LATHE_CHECK(lathe::valid_utf8_prefix(printed) == printed.size());
+
+  const bool valid = lathe::valid_utf8_prefix(text) == size;
+  std::vector<int32_t> ids;
+  try {
+    ids = tokenizer->encode(text);
+    LATHE_CHECK(valid);
+  } catch (const lathe::UserError&) {
+    LATHE_CHECK(!valid);
+    return 0;
+  }
+  LATHE_CHECK(tokenizer->decode(ids) == text);
+  const size_t cut = tokenizer->safe_cut(text);
+  std::vector<int32_t> parts = tokenizer->encode(text.substr(0, cut));
+  for (int32_t id : tokenizer->encode(text.substr(cut))) parts.push_back(id);
+  LATHE_CHECK(parts == ids);
+  return 0;
+}

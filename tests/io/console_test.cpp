@@ -1,0 +1,203 @@
+#include "src/io/console.h"
+
+#include <fcntl.h>
+
+#include <cmath>
+
+#include "tests/io/scratch.h"
+
+namespace lathe {
+namespace {
+
+StepMetrics sample(int64_t step) {
+  StepMetrics metrics;
+  metrics.step = step;
+  metrics.loss = 2.47901;
+  metrics.lr = 6e-4;
+  metrics.grad_norm = 0.531;
+  metrics.dt_ms = 12.34;
+  metrics.tokens_per_second = 62410;
+  metrics.mfu = 0.1212;
+  return metrics;
+}
+
+TEST(StepLine, ShowsWhatWasMeasured) {
+  EXPECT_EQ(step_line(sample(100), 2000, 23.4),
+            "step 100/2000 | loss 2.4790 | lr 6.00e-04 | norm 0.53 | 12.3 ms | 62.4k tok/s | "
+            "mfu 12.1% | eta 00:23");
+  StepMetrics validation;
+  validation.step = 5;
+  validation.val_loss = 1.5;
+  EXPECT_EQ(step_line(validation, 10), "step 5/10 | val 1.5000");
+  validation.loss = std::nan("");
+  EXPECT_EQ(step_line(validation, 10), "step 5/10 | loss nan | val 1.5000");
+}
+
+TEST(ShortNumber, NeverHasFourDigitsBeforeThePoint) {
+  EXPECT_EQ(short_number(0), "0");
+  EXPECT_EQ(short_number(999), "999");
+  EXPECT_EQ(short_number(999.6), "1.0k");
+  EXPECT_EQ(short_number(62410), "62.4k");
+  EXPECT_EQ(short_number(999949), "999.9k");
+  EXPECT_EQ(short_number(999950), "1.0M");
+  EXPECT_EQ(short_number(1.26e9), "1.3G");
+  EXPECT_EQ(short_number(5e15), "5000.0T");
+}
+
+TEST(ShortTime, CountsUpToDays) {
+  EXPECT_EQ(short_time(0), "00:00");
+  EXPECT_EQ(short_time(59.6), "01:00");
+  EXPECT_EQ(short_time(3599), "59:59");
+  EXPECT_EQ(short_time(3723), "1:02:03");
+  EXPECT_EQ(short_time(2 * 86400 + 3723), "2d 01:02:03");
+  EXPECT_EQ(short_time(-1), "?");
+  EXPECT_EQ(short_time(std::nan("")), "?");
+  EXPECT_EQ(short_time(INFINITY), "?");
+}
+
+TEST(DisplayWidth, CountsColumns) {
+  EXPECT_EQ(display_width("abc"), 3);
+  EXPECT_EQ(display_width("läufe"), 5);
+  EXPECT_EQ(display_width("漢字"), 4);
+  EXPECT_EQ(display_width("e\u0301"), 1);
+  EXPECT_EQ(display_width("a\xff\n"), 3);
+}
+
+TEST(ClipToWidth, NeverCutsACharacter) {
+  const std::string text = "a漢é\u0301😀z";
+  EXPECT_EQ(clip_to_width(text, 0), "");
+  EXPECT_EQ(clip_to_width(text, 2), "a");  // 漢 needs two columns
+  EXPECT_EQ(clip_to_width(text, 3), "a漢");
+  EXPECT_EQ(clip_to_width(text, 4), "a漢é\u0301");
+  EXPECT_EQ(clip_to_width(text, 5), "a漢é\u0301");
+  EXPECT_EQ(clip_to_width(text, 6), "a漢é\u0301😀");
+  EXPECT_EQ(clip_to_width(text, 100), text);
+}
+
+TEST(Printable, TakesCommandsAndBrokenBytesOut) {
+  EXPECT_EQ(printable("é漢\n\t"), "é漢\n\t");
+  EXPECT_EQ(printable("\x1b[2J\r\x07"), "?[2J??");
+  EXPECT_EQ(printable("a\xff\xe6\xbc"), "a\uFFFD\uFFFD\uFFFD");
+  EXPECT_EQ(printable("\u009b"), "?");  // the one-character CSI
+  EXPECT_EQ(printable(std::string(1, '\0')), "?");
+}
+
+TEST(FormatTable, AlignsByColumns) {
+  EXPECT_EQ(format_table({{"lr", "0.1"}, {"größe", "2"}, {"", ""}}),
+            "  lr     0.1\n  größe  2\n         \n");
+  EXPECT_EQ(format_table({}), "");
+}
+
+// A console on a file and a clock that the test moves.
+class Recorded {
+ public:
+  Recorded(bool live, int64_t log_interval, int columns = 200) {
+    fd_ = ::open((scratch_ / "out").c_str(), O_WRONLY | O_CREAT, 0600);
+    console_.emplace(ConsoleOptions{.fd = fd_,
+                                    .live = live,
+                                    .columns = columns,
+                                    .log_interval = log_interval,
+                                    .redraw_seconds = 0.1,
+                                    .clock = [this] { return now; }});
+  }
+  ~Recorded() {
+    console_.reset();
+    ::close(fd_);
+  }
+  Console& console() { return *console_; }
+  std::string text() { return slurp(scratch_ / "out"); }
+  std::string text_at_end() {
+    console_.reset();
+    return text();
+  }
+
+  double now = 100;
+
+ private:
+  Scratch scratch_;
+  int fd_;
+  std::optional<Console> console_;
+};
+
+TEST(Console, InAPipeWritesPlainLinesEveryInterval) {
+  Recorded out(false, 10);
+  for (int step = 1; step <= 25; ++step, out.now += 2) {
+    StepMetrics metrics;
+    metrics.step = step;
+    out.console().step(metrics, 25);
+  }
+  EXPECT_EQ(out.text_at_end(),
+            "step 1/25\nstep 10/25 | eta 00:30\nstep 20/25 | eta 00:10\nstep 25/25 | eta 00:00\n");
+}
+
+TEST(Console, AValidationAlwaysStays) {
+  Recorded out(false, 10);
+  StepMetrics metrics;
+  metrics.step = 0;
+  out.console().step(metrics, 100);
+  metrics.step = 3;
+  out.console().step(metrics, 100);
+  metrics.val_loss = 2;
+  out.console().step(metrics, 100);
+  EXPECT_EQ(out.text(), "step 0/100\nstep 3/100 | val 2.0000 | eta 00:00\n");
+}
+
+TEST(Console, OnATerminalRedrawsOneLineAtMostTenTimesASecond) {
+  Recorded out(true, 100);
+  StepMetrics metrics;
+  const auto show = [&](int step, double later) {
+    out.now += later;
+    metrics.step = step;
+    out.console().step(metrics, 1000);
+  };
+  show(1, 0);
+  show(2, 0.05);  // too soon
+  show(3, 0.06);
+  show(4, 0.05);  // too soon
+  show(100, 0.01);
+  show(101, 0.5);
+  EXPECT_EQ(out.text_at_end(),
+            "\rstep 1/1000\x1b[K\n"
+            "\rstep 3/1000 | eta 00:55\x1b[K"
+            "\rstep 100/1000 | eta 00:02\x1b[K\n"
+            "\rstep 101/1000 | eta 00:06\x1b[K"
+            "\n");
+}
+
+TEST(Console, ALiveLineNeverFillsTheTerminal) {
+  Recorded out(true, 100, 20);
+  out.console().step(sample(1), 1000);
+  out.now += 1;
+  out.console().step(sample(2), 1000);
+  const std::string text = out.text();
+  EXPECT_EQ(text.substr(text.find('\n') + 1), "\rstep 2/1000 | loss \x1b[K");
+}
+
+TEST(Console, TextGoesAboveTheLiveLine) {
+  Recorded out(true, 100);
+  StepMetrics metrics;
+  metrics.step = 1;
+  out.console().step(metrics, 10);
+  metrics.step = 2;
+  out.now += 1;
+  out.console().step(metrics, 10);
+  out.console().print("sample: é\x1b[31m");
+  out.console().banner("lathe", {{"lr", "0.1"}});
+  EXPECT_EQ(out.text_at_end(),
+            "\rstep 1/10\x1b[K\n"
+            "\rstep 2/10 | eta 00:08\x1b[K"
+            "\r\x1b[Ksample: é?[31m\n"
+            "lathe\n  lr  0.1\n");
+}
+
+TEST(Console, FindsOutThatAFileIsNoTerminalAndOutlivesAClosedOne) {
+  const Scratch scratch;
+  const int fd = ::open((scratch / "out").c_str(), O_WRONLY | O_CREAT, 0600);
+  Console console({.fd = fd});
+  EXPECT_FALSE(console.live());
+  ::close(fd);
+  console.print("nobody looks");
+}
+
+}  // namespace
+}  // namespace lathe

@@ -1,0 +1,110 @@
+#include "src/io/trainer_state.h"
+
+#include <nlohmann/json.hpp>
+
+#include "src/io/file.h"
+#include "tests/io/scratch.h"
+
+namespace lathe {
+namespace {
+
+using nlohmann::json;
+
+TrainerState sample() {
+  TrainerState state;
+  state.step = 1000;
+  state.tokens = int64_t{1} << 45;
+  state.skipped_steps = 3;
+  state.seed = UINT64_MAX;
+  state.loader = {"sequential", 7, int64_t{1} << 40};
+  state.layout = {8, 2, 16, "avx512_bf16", "bf16", "cpu"};
+  state.config = {{"lr", "0.0006"}, {"out", "läufe/\"a\""}, {"", ""}};
+  return state;
+}
+
+TEST(TrainerState, SurvivesTheWayThroughAFile) {
+  const Scratch scratch;
+  write_file(scratch / "trainer.json", to_json(sample()));
+  EXPECT_EQ(read_trainer_state(scratch / "trainer.json"), sample());
+  EXPECT_EQ(parse_trainer_state(to_json(TrainerState{}), "t"), TrainerState{});
+}
+
+TEST(TrainerState, RefusesAPathThatIsNotUtf8) {
+  TrainerState state = sample();
+  state.config["data"] = "\xff";
+  EXPECT_THROW(to_json(state), UserError);
+}
+
+void expect_refused(const std::string& text, const std::string& complaint) {
+  const std::string message =
+      message_of<UserError>([&] { parse_trainer_state(text, "dir/trainer.json"); });
+  EXPECT_CONTAINS(message, "dir/trainer.json");
+  EXPECT_CONTAINS(message, complaint);
+}
+
+TEST(TrainerState, EveryKeyMustBeThereAndOfItsType) {
+  const json sound = json::parse(to_json(sample()));
+  const json flat = sound.flatten();
+  for (const auto& [pointer, value] : flat.items()) {
+    if (pointer.starts_with("/config")) continue;  // its keys are free
+    SCOPED_TRACE(pointer);
+    const json::json_pointer at(pointer);
+    const std::string name = pointer.substr(pointer.rfind('/') + 1);
+    json missing = sound;
+    missing.at(at.parent_pointer()).erase(at.back());
+    expect_refused(missing.dump(), name + "\" is missing");
+    json mistyped = sound;
+    mistyped[at] = json::array();
+    expect_refused(mistyped.dump(), name);
+    mistyped[at] = value.is_string() ? json(5) : json("5");
+    expect_refused(mistyped.dump(), name);
+    if (value.is_string()) continue;
+    for (const json& wrong : {json(-1), json(1.0), json(nullptr), json(true), json(1e30)}) {
+      mistyped[at] = wrong;
+      expect_refused(mistyped.dump(), name);
+    }
+  }
+}
+
+TEST(TrainerState, RefusesWhatItDoesNotKnow) {
+  const json sound = json::parse(to_json(sample()));
+  for (const char* parent : {"", "/loader", "/layout"}) {
+    json unknown = sound;
+    unknown[json::json_pointer(parent)]["extra"] = 1;
+    expect_refused(unknown.dump(), "unknown key");
+  }
+  json other = sound;
+  other["version"] = 2;
+  expect_refused(other.dump(), "format version 2");
+  other = sound;
+  other["format"] = "another program's";
+  expect_refused(other.dump(), "another program's");
+  other = sound;
+  other["step"] = UINT64_MAX;
+  expect_refused(other.dump(), "step");
+  other = sound;
+  other["config"]["lr"] = 0.1;
+  expect_refused(other.dump(), "config.lr");
+  other = sound;
+  other["loader"] = json::array();
+  expect_refused(other.dump(), "loader");
+}
+
+TEST(TrainerState, RefusesWhatIsNotJson) {
+  const std::string sound = to_json(sample());
+  for (size_t n = 0; n + 1 < sound.size(); ++n) {
+    EXPECT_THROW(parse_trainer_state(sound.substr(0, n), "t"), UserError) << n;
+  }
+  expect_refused("", "not valid JSON");
+  expect_refused("[]", "expected an object");
+  expect_refused(sound + "x", "not valid JSON");
+  expect_refused(sound + std::string(1, '\0'), "not valid JSON");
+  expect_refused("{\"a\":\"\xff\"}", "not valid JSON");
+  expect_refused(R"({"step":1,"step":2})", "\"step\" occurs twice");
+  expect_refused(R"({"config":{"lr":"1","lr":"2"}})", "\"lr\" occurs twice");
+  expect_refused(std::string(200'000, '['), "nested");
+  expect_refused(R"({"step":1e999})", "JSON");
+}
+
+}  // namespace
+}  // namespace lathe
