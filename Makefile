@@ -1,0 +1,69 @@
+# What people type. CMake describes the build (CMakeLists.txt, CMakePresets.json); this file drives it.
+#   make          installs what is missing, builds into build/
+#   make demo     trains a small GPT-2 on the embedded corpus, draws its loss, prints a sample
+#   make test     everything that must hold: test-cpu, test-asan, test-tsan, test-plain, test-fuzz, test-format
+#   make bench    operations and whole steps against what this machine can do
+#   make fuzz     the parsers under libFuzzer, FUZZ_SECONDS each (default 600)
+
+SHELL := /bin/bash
+FUZZ_SECONDS ?= 600
+export LATHE_TEST_DATA
+
+.PHONY: all build demo test test-cpu test-asan test-tsan test-plain test-fuzz test-format bench fuzz format clean
+
+all: build
+
+build:
+	@tools/setup.sh build
+	@tools/build.sh release
+
+demo: build
+	@tools/demo.sh
+
+test: test-format test-cpu test-asan test-tsan test-plain test-fuzz
+
+test-cpu:
+	@tools/setup.sh test
+	@tools/build.sh release
+	ctest --test-dir build --output-on-failure -j 2
+
+# The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, all but the long ones.
+test-asan:
+	@tools/setup.sh test
+	@tools/build.sh asan
+	ctest --test-dir build/asan --output-on-failure -j 2 -LE long
+
+# Whatever has threads of its own (loaders, tokenizers) under ThreadSanitizer.
+test-tsan:
+	@tools/setup.sh test
+	@tools/build.sh tsan data_test
+	ctest --test-dir build/tsan --output-on-failure -R '^data_test$$'
+
+# Without MPI and oneDNN: plain code takes over.
+test-plain:
+	@tools/setup.sh test
+	@tools/build.sh plain train sample prepare ops_test gpt2_test
+	ctest --test-dir build/plain --output-on-failure -j 2 -R '^(ops_test|gpt2_test)$$'
+
+test-fuzz:
+	@tools/setup.sh fuzz
+	@tools/fuzz.sh 5
+
+test-format:
+	@tools/setup.sh test
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
+
+bench:
+	@tools/setup.sh bench
+	@tools/build.sh release
+	@tools/bench.sh
+
+fuzz:
+	@tools/setup.sh fuzz
+	@tools/fuzz.sh $(FUZZ_SECONDS)
+
+format:
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
+
+clean:
+	rm -rf build

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# From nothing to a trained model in a minute or two, offline: writes the embedded corpus, trains a
+# small character model on it, draws the loss, says how near it came to the corpus's entropy, and
+# lets the model write.  usage: tools/demo.sh   (from `make demo`, after the build)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+demo=build/demo
+steps=${LATHE_DEMO_STEPS:-1500}
+rm -rf "$demo/run"
+mkdir -p "$demo"
+
+if [[ ! -f $demo/data/tokenizer.json ]]; then
+  build/corpus --out "$demo/stories.txt"
+  build/prepare --tokenizer char --input "$demo/stories.txt" --out "$demo/data" --val-fraction 0.05
+fi
+build/train --model shakespeare-cpu --data "$demo/data" --steps "$steps" --eval-interval 250 \
+  --log-interval 100 --out "$demo/run"
+build/plot "$demo/run" --terminal --floor "$demo/entropy.json"
+build/plot "$demo/run" --floor "$demo/entropy.json" --out "$demo/run/loss.svg"
+
+number() { grep -o "\"$1\": *[0-9.]*" "$2" | tail -n 1 | grep -o '[0-9.]*$'; }
+floor=$(number nats_per_character "$demo/entropy.json")
+loss=$(number val_loss "$demo/run/metrics.jsonl")
+awk -v l="$loss" -v f="$floor" 'BEGIN {
+  printf "validation loss %.4f nats per character; the corpus has an entropy of %.4f: %.4f above what can be reached\n", l, f, l - f }'
+echo "the curve is in $demo/run/loss.svg; the model writes:"
+build/sample --checkpoint "$(ls -d "$demo"/run/step-*[0-9] | tail -n 1)" --tokens 400 --temperature 0.8
