@@ -47,7 +47,8 @@ test-plain:
 
 test-fuzz:
 	@tools/setup.sh fuzz
-	@tools/fuzz.sh 5
+	@tools/build.sh fuzz fuzz_targets
+	ctest --test-dir build/fuzz --output-on-failure -j 2
 
 test-format:
 	@tools/setup.sh test
@@ -60,7 +61,8 @@ bench:
 
 fuzz:
 	@tools/setup.sh fuzz
-	@tools/fuzz.sh $(FUZZ_SECONDS)
+	@tools/build.sh fuzz fuzz_targets
+	@tests/fuzz/run.sh $(FUZZ_SECONDS)
 
 format:
 	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
