@@ -15,7 +15,7 @@ all: build
 
 build:
 	@tools/setup.sh build
-	@tools/build.sh release
+	@tools/build.sh release programs
 
 demo: build
 	@tools/demo.sh
