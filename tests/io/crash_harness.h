@@ -32,7 +32,7 @@ struct CrashRun {
   std::string when = "before";  // before, torn, after, error
   int error_number = 28;        // for "error": ENOSPC
   int rank = -1;                // of mpirun's ranks, the one that counts; -1 without mpirun
-  std::vector<std::string> environment{}; // further NAME=VALUE
+  std::vector<std::string> environment{};  // further NAME=VALUE
 };
 
 struct CrashResult {

@@ -2,7 +2,7 @@
 """Checks lathe's safetensors files against the reference package, both ways.
 
     safetensors_reference.py make  FILE   writes the fixture that lathe's test reads
-    safetensors_reference.py check FILE   reads a file that lathe's test wrote (fixtures/written.safetensors)
+    safetensors_reference.py check FILE   reads what lathe's test wrote (fixtures/written.safetensors)
 
 Needs the packages safetensors (made with 0.8.0) and numpy.
 """
