@@ -45,14 +45,17 @@ struct Problem {
                     &inputs};
     const Shape btc{B, T_, C}, bt3c{B, T_, 3 * C}, bht{B, H, T_};
     forward = {tensor_of(out, btc), tensor_of(logsumexp, bht), tensor_of(qkv, bt3c), H, dropout};
-    backward = {tensor_of(dqkv, bt3c), tensor_of(dout, btc), tensor_of(out, btc),
-                tensor_of(logsumexp, bht), tensor_of(qkv, bt3c), H, dropout};
+    backward = {tensor_of(dqkv, bt3c),
+                tensor_of(dout, btc),
+                tensor_of(out, btc),
+                tensor_of(logsumexp, bht),
+                tensor_of(qkv, bt3c),
+                H,
+                dropout};
     scratch.resize(std::max(attention_forward_workspace_bytes(forward),
                             attention_backward_workspace_bytes(backward)));
   }
-  Tensor workspace() {
-    return tensor_of(scratch, {static_cast<int64_t>(scratch.size())});
-  }
+  Tensor workspace() { return tensor_of(scratch, {static_cast<int64_t>(scratch.size())}); }
   double causal_flops(double products) const {
     const auto t = static_cast<double>(T_);
     return products * 2 * static_cast<double>(B * C) * t * (t + 1) / 2;
@@ -86,8 +89,12 @@ void bench_cached(benchmark::State& state) {
                 past = state.range(4), M = past + N;
   auto qkv = random_values<T>(B * N * 3 * C), out = random_values<T>(B * N * C);
   auto keys = random_values<T>(B * M * C), values = random_values<T>(B * M * C);
-  AttentionCached args{tensor_of(out, {B, N, C}),         tensor_of(keys, {B, M, C}),
-                       tensor_of(values, {B, M, C}),      tensor_of(qkv, {B, N, 3 * C}), H, past};
+  AttentionCached args{tensor_of(out, {B, N, C}),
+                       tensor_of(keys, {B, M, C}),
+                       tensor_of(values, {B, M, C}),
+                       tensor_of(qkv, {B, N, 3 * C}),
+                       H,
+                       past};
   std::vector<uint8_t> scratch(attention_cached_workspace_bytes(args));
   const Tensor workspace = tensor_of(scratch, {static_cast<int64_t>(scratch.size())});
   for (auto _ : state) attention_cached<T>(args, workspace);

@@ -26,7 +26,7 @@ struct Head {
 template <typename A>
 struct ForwardScratch {
   Matrix<A> q, out, k, k_transposed, v, scores;
-  A *row_max, *row_sum, *keep;
+  A *row_max, *row_sum, *correction, *keep;
   size_t bytes;
 
   ForwardScratch(std::byte* memory, int64_t T, int64_t D) {
@@ -40,66 +40,102 @@ struct ForwardScratch {
     scores = carver.matrix<A>(kBlock, kBlock);
     row_max = carver.take<A>(rows);
     row_sum = carver.take<A>(rows);
+    correction = carver.take<A>(kBlock);
     keep = carver.take<A>(kBlock);
     bytes = carver.bytes();
   }
 };
 
-// scores[j] = exp(scale scores[j] - row_max) for j < count, else 0; row_max and row_sum take the
-// row in. Returns what earlier sums must be multiplied by.
+// What the softmax of a block of scores works on: `rows` queries from q0, `keys` keys from k0.
 template <typename A>
-A softmax_row(A* scores, int64_t count, A scale, A& row_max, A& row_sum) {
+struct ScoreBlock {
+  int64_t rows, q0, k0, keys, past;
+  Matrix<A> scores, out;
+  A *row_max, *row_sum, *correction;  // of the block's queries
+  A scale;
+
+  int64_t keys_seen(int64_t r) const {
+    return std::clamp<int64_t>(past + q0 + r - k0 + 1, 0, keys);
+  }
+};
+
+// The largest of a row's first `count` scores, -infinity where there is none.
+template <typename A>
+A largest_score(const A* scores, int64_t count) {
   constexpr int W = tile::kLanes<A>;
-  const int64_t vectors = (count + W - 1) / W;
   const tile::Vector<A> lowest = tile::Vector<A>{} - std::numeric_limits<A>::infinity();
   tile::Vector<A> highest = lowest;
-  for (int64_t i = 0; i < vectors; ++i) {
-    const auto x = tile::lanes_below(count - i * W, tile::load(scores + i * W), lowest);
-    highest = x > highest ? x : highest;
-  }
-  const A largest = scale * tile::reduce_max<A>(highest);
-  const A m = largest > row_max ? largest : row_max;
-#pragma omp simd
-  for (int64_t j = 0; j < vectors * W; ++j) {
-    const A p = fast_exp(scores[j] * scale - m);
-    scores[j] = j < count ? p : A(0);
-  }
-  tile::Vector<A> sum{};
-  for (int64_t i = 0; i < vectors; ++i) sum += tile::load(scores + i * W);
-  const A correction = fast_exp(row_max - m);
-  row_sum = row_sum * correction + tile::reduce_sum<A>(sum);
-  row_max = m;
-  clear_from(scores, vectors * W);
-  return correction;
+  int64_t j = 0;
+  for (; j + W <= count; j += W) highest = tile::larger<A>(tile::load(scores + j), highest);
+  if (j < count)
+    highest =
+        tile::larger<A>(tile::lanes_below(count - j, tile::load(scores + j), lowest), highest);
+  return tile::reduce_max<A>(highest);
 }
 
-// Turns a block of scores into probabilities, normalised later, and rescales the rows of `out` to
-// their new maxima. q0, k0: the block's first query and key.
+// Takes the block's largest scores into row_max. The maximum of an online softmax may lag behind
+// (exp(8) is far from overflow), which saves most of the rescaling of earlier sums by `correction`.
+template <typename A>
+void update_maxima(const ScoreBlock<A>& block) {
+  constexpr A kLag = 8;
+  A largest[kBlock];
+  for (int64_t r = 0; r < block.rows; ++r)
+    largest[r] = largest_score(block.scores.row(r), block.keys_seen(r));
+#pragma omp simd
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const A old = block.row_max[r], seen = largest[r] * block.scale;
+    const A m = seen > old + kLag ? seen : old;
+    block.correction[r] = exp_of_score(old - m);
+    block.row_sum[r] *= block.correction[r];
+    block.row_max[r] = m;
+  }
+  if (block.k0 == 0) return;  // nothing to rescale yet
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const A correction = block.correction[r];
+    if (correction == A(1)) continue;
+    A* const sums = block.out.row(r);
+    for (int64_t c = 0; c < block.out.stride; c += tile::kLanes<A>)
+      tile::store(sums + c, tile::load(sums + c) * correction);
+  }
+}
+
+// scores[j] = exp(scale scores[j] - m) for j < count, else 0. Returns their sum.
+template <typename A>
+A exponentials(A* scores, int64_t count, A scale, A m) {
+  constexpr int W = tile::kLanes<A>;
+  tile::Vector<A> sum{};
+  int64_t j = 0;
+  for (; j + W <= count; j += W) {
+    const auto p = exp_of_scores<A>(tile::load(scores + j) * scale - m);
+    tile::store(scores + j, p);
+    sum += p;
+  }
+  if (j < count) {
+    const auto p = exp_of_scores<A>(tile::load(scores + j) * scale - m);
+    const auto seen = tile::lanes_below(count - j, p, tile::Vector<A>{});
+    tile::store(scores + j, seen);
+    sum += seen;
+    j += W;
+  }
+  clear_from(scores, j);
+  return tile::reduce_sum<A>(sum);
+}
+
+// Turns scores into probabilities, normalised at the end, and drops some.
 template <typename T, typename A = Accumulator<T>>
-void softmax_block(const Head<T>& head, int64_t rows, int64_t q0, int64_t k0, int64_t keys,
-                   Matrix<A> out, A* row_max, A* row_sum, const ForwardScratch<A>& scratch) {
-  const A scale = A(1) / std::sqrt(static_cast<A>(head.D));
-  const int64_t width = tile::padded<A>(head.D);
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t count = std::min(keys, head.past + q0 + r - k0 + 1);
-    A* const scores = scratch.scores.row(r);
-    if (count <= 0) {
-      clear_from(scores, 0);
-      continue;
-    }
-    const A correction = softmax_row(scores, count, scale, row_max[r], row_sum[r]);
-    if (k0 > 0 && correction != A(1)) {
-      A* const sums = out.row(r);
+void softmax_block(const Head<T>& head, const ScoreBlock<A>& block, A* keep) {
+  update_maxima(block);
+  for (int64_t r = 0; r < block.rows; ++r)
+    block.row_sum[r] +=
+        exponentials(block.scores.row(r), block.keys_seen(r), block.scale, block.row_max[r]);
+  if (!*head.mask) return;
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const int64_t count = block.keys_seen(r);
+    A* const scores = block.scores.row(r);
+    const int64_t first = (block.q0 + r) * head.mask_stride + block.k0;
+    head.mask->scales(head.mask_element + static_cast<uint64_t>(first), count, keep);
 #pragma omp simd
-      for (int64_t c = 0; c < width; ++c) sums[c] *= correction;
-    }
-    if (*head.mask) {
-      const uint64_t first = head.mask_element +
-                             static_cast<uint64_t>((q0 + r) * head.mask_stride + k0);
-      head.mask->scales(first, count, scratch.keep);
-#pragma omp simd
-      for (int64_t j = 0; j < count; ++j) scores[j] *= scratch.keep[j];
-    }
+    for (int64_t j = 0; j < count; ++j) scores[j] *= keep[j];
   }
 }
 
@@ -107,17 +143,14 @@ void softmax_block(const Head<T>& head, int64_t rows, int64_t q0, int64_t k0, in
 template <typename T, typename A = Accumulator<T>>
 void finish_queries(const Head<T>& head, int64_t begin, int64_t rows,
                     const ForwardScratch<A>& scratch) {
-  const int64_t width = tile::padded<A>(head.D);
   for (int64_t r = 0; r < rows; ++r) {
     const A inverse = A(1) / scratch.row_sum[r];
-    A* const sums = scratch.out.row(r);
-#pragma omp simd
-    for (int64_t c = 0; c < width; ++c) sums[c] *= inverse;
+    for (int64_t c = 0; c < head.D; c += tile::kLanes<A>)
+      tile::store_as<A>(head.out + (begin + r) * head.out_stride + c,
+                        tile::load(scratch.out.row(r) + c) * inverse, head.D - c);
     if (head.logsumexp)
       head.logsumexp[begin + r] = scratch.row_max[r] + std::log(scratch.row_sum[r]);
   }
-  write_rows<T>(scratch.out.data, width, rows, head.D, head.out + begin * head.out_stride,
-                head.out_stride);
 }
 
 // Attention of queries begin .. end of a head, at most kItemQueries.
@@ -141,12 +174,21 @@ void attend(const Head<T>& head, int64_t begin, int64_t end, const ForwardScratc
           block_rows, D, diagonal, tile::padded<A>(keys) / tile::kLanes<A>,
           {scratch.q.row(first), scratch.q.stride}, tile::constant(scratch.k_transposed),
           scratch.scores, false);
-      const Matrix<A> out{scratch.out.row(first), scratch.out.stride};
-      softmax_block(head, block_rows, q0, k0, keys, out, scratch.row_max + first,
-                    scratch.row_sum + first, scratch);
+      const ScoreBlock<A> block{block_rows,
+                                q0,
+                                k0,
+                                keys,
+                                head.past,
+                                scratch.scores,
+                                {scratch.out.row(first), scratch.out.stride},
+                                scratch.row_max + first,
+                                scratch.row_sum + first,
+                                scratch.correction,
+                                A(1) / std::sqrt(static_cast<A>(D))};
+      softmax_block(head, block, scratch.keep);
       tile::product<tile::Causal::last_step, A>(block_rows, keys, diagonal, vectors,
                                                 tile::constant(scratch.scores),
-                                                tile::constant(scratch.v), out, k0 > 0);
+                                                tile::constant(scratch.v), block.out, k0 > 0);
     }
   }
   finish_queries(head, begin, rows, scratch);
@@ -188,8 +230,7 @@ void append(const AttentionCached& args, const Sizes& s) {
   for (int64_t row = 0; row < s.B * s.T; ++row) {
     const int64_t b = row / s.T, position = args.past + row % s.T;
     for (int64_t i = 0; i < 2; ++i)
-      std::copy_n(qkv + row * 3 * s.C + (1 + i) * s.C, s.C,
-                  caches[i] + (b * M + position) * s.C);
+      std::copy_n(qkv + row * 3 * s.C + (1 + i) * s.C, s.C, caches[i] + (b * M + position) * s.C);
   }
 }
 

@@ -19,9 +19,9 @@ struct HeadGradient {
 
 template <typename A>
 struct BackwardScratch {
-  Matrix<A> q, dout, dq;                                  // of the whole head
-  Matrix<A> k, k_transposed, v, v_transposed, dk, dv;     // of a block of keys
-  Matrix<A> p, ds;                                        // of a block of scores
+  Matrix<A> q, dout, dq;                               // of the whole head
+  Matrix<A> k, k_transposed, v, v_transposed, dk, dv;  // of a block of keys
+  Matrix<A> p, ds;                                     // of a block of scores
   A *delta, *keep;
   size_t bytes;
 
@@ -44,10 +44,10 @@ void compute_delta(const HeadGradient<T>& head, const BackwardScratch<A>& scratc
   for (int64_t t = 0; t < head.T_; ++t) {
     const A* dout = scratch.dout.row(t);
     const T* out = head.out + t * head.out_stride;
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t c = 0; c < head.D; ++c) sum += dout[c] * static_cast<A>(out[c]);
-    scratch.delta[t] = sum;
+    tile::Vector<A> sum{};
+    for (int64_t c = 0; c < head.D; c += tile::kLanes<A>)
+      sum += tile::load(dout + c) * tile::load_as<A>(out + c, head.D - c);
+    scratch.delta[t] = tile::reduce_sum<A>(sum);
   }
 }
 
@@ -57,26 +57,16 @@ template <typename A>
 void softmax_row_backward(A* p, A* ds, int64_t count, A scale, A logsumexp, A delta,
                           const A* keep) {
   constexpr int W = tile::kLanes<A>;
-  const int64_t computed = (count + W - 1) / W * W;
-  if (keep) {
-#pragma omp simd
-    for (int64_t j = 0; j < computed; ++j) {
-      const A e = fast_exp(p[j] * scale - logsumexp);
-      const A d = e * (ds[j] * keep[j] - delta) * scale;
-      p[j] = j < count ? e * keep[j] : A(0);
-      ds[j] = j < count ? d : A(0);
-    }
-  } else {
-#pragma omp simd
-    for (int64_t j = 0; j < computed; ++j) {
-      const A e = fast_exp(p[j] * scale - logsumexp);
-      const A d = e * (ds[j] - delta) * scale;
-      p[j] = j < count ? e : A(0);
-      ds[j] = j < count ? d : A(0);
-    }
+  int64_t j = 0;
+  for (; j < count; j += W) {
+    const auto e = exp_of_scores<A>(tile::load(p + j) * scale - logsumexp);
+    const auto kept = keep ? tile::load(keep + j) : tile::Vector<A>{} + A(1);
+    const auto d = e * (tile::load(ds + j) * kept - delta) * scale;
+    tile::store(p + j, tile::lanes_below(count - j, e * kept, tile::Vector<A>{}));
+    tile::store(ds + j, tile::lanes_below(count - j, d, tile::Vector<A>{}));
   }
-  clear_from(p, computed);
-  clear_from(ds, computed);
+  clear_from(p, j);
+  clear_from(ds, j);
 }
 
 template <typename T, typename A = Accumulator<T>>
@@ -122,8 +112,8 @@ void key_block_backward(const HeadGradient<T>& head, int64_t k0, const BackwardS
                                         constant(s.k), {s.dq.row(q0), s.dq.stride}, k0 > 0);
   }
   const int64_t at = k0 * head.qkv_stride;
-  write_rows<T>(s.dk.data, s.dk.stride, keys, D, head.dk + at, head.qkv_stride);
-  write_rows<T>(s.dv.data, s.dv.stride, keys, D, head.dv + at, head.qkv_stride);
+  write_rows<T>(s.dk, keys, D, head.dk + at, head.qkv_stride);
+  write_rows<T>(s.dv, keys, D, head.dv + at, head.qkv_stride);
 }
 
 template <typename T, typename A = Accumulator<T>>
@@ -132,7 +122,7 @@ void head_backward(const HeadGradient<T>& head, const BackwardScratch<A>& scratc
   read_rows(head.dout, head.out_stride, head.T_, head.D, scratch.dout);
   compute_delta(head, scratch);
   for (int64_t k0 = 0; k0 < head.T_; k0 += kBlock) key_block_backward(head, k0, scratch);
-  write_rows<T>(scratch.dq.data, scratch.dq.stride, head.T_, head.D, head.dq, head.qkv_stride);
+  write_rows<T>(scratch.dq, head.T_, head.D, head.dq, head.qkv_stride);
 }
 
 }  // namespace

@@ -62,26 +62,17 @@ inline std::byte* thread_slice(const Tensor& workspace, size_t bytes_per_thread)
 // Reads rows into scratch, with zeros in the columns up to a whole vector.
 template <typename T, typename A = Accumulator<T>>
 void read_rows(const T* from, int64_t from_stride, int64_t rows, int64_t columns, Matrix<A> to) {
-  const int64_t padded = tile::padded<A>(columns);
-  for (int64_t r = 0; r < rows; ++r) {
-    const T* source = from + r * from_stride;
-    A* row = to.row(r);
-#pragma omp simd
-    for (int64_t c = 0; c < columns; ++c) row[c] = static_cast<A>(source[c]);
-    for (int64_t c = columns; c < padded; ++c) row[c] = A(0);
-  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; c += tile::kLanes<A>)
+      tile::store(to.row(r) + c, tile::load_as<A>(from + r * from_stride + c, columns - c));
 }
 
 // Rounds rows of scratch into a tensor.
 template <typename T, typename A = Accumulator<T>>
-void write_rows(const A* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
-                int64_t to_stride) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const A* row = from + r * from_stride;
-    T* target = to + r * to_stride;
-#pragma omp simd
-    for (int64_t c = 0; c < columns; ++c) target[c] = static_cast<T>(row[c]);
-  }
+void write_rows(Matrix<A> from, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; c += tile::kLanes<A>)
+      tile::store_as<A>(to + r * to_stride + c, tile::load(from.row(r) + c), columns - c);
 }
 
 // to[c][r] = block[r][c]. The block has room for whole vectors of rows; those past `rows` become
@@ -104,11 +95,31 @@ inline uint64_t mask_element_of_head(const DropoutMask& mask, const Sizes& s, in
          T;
 }
 
+// exp(x) of a score less its maximum or logarithm of sums, so x is at most a little above 0. What
+// is below exp(-87), the end of the normal numbers, is as good as zero beside the largest.
+inline float exp_of_score(float x) {
+  const vecmath::Reduced d = vecmath::reduce(x < -87.0f ? -87.0f : x);
+  return (1.0f + vecmath::expm1_core(d.r)) * vecmath::power_of_two(d.n);
+}
+inline double exp_of_score(double x) {
+  return std::exp(x);
+}
+
+// The same of every lane, straight vector code in float.
+template <typename A>
+inline tile::Vector<A> exp_of_scores(tile::Vector<A> x) {
+  constexpr int W = tile::kLanes<A>;
+  A lanes[W];
+  tile::store(lanes, x);
+#pragma omp simd
+  for (int i = 0; i < W; ++i) lanes[i] = exp_of_score(lanes[i]);
+  return tile::load(lanes);
+}
+
 // Zeros in a row of a block of scores from `first`, a multiple of a vector, on.
 template <typename A>
 inline void clear_from(A* row, int64_t first) {
-  for (int64_t j = first; j < kBlock; j += tile::kLanes<A>)
-    tile::store(row + j, tile::Vector<A>{});
+  for (int64_t j = first; j < kBlock; j += tile::kLanes<A>) tile::store(row + j, tile::Vector<A>{});
 }
 
 }  // namespace lathe::attention

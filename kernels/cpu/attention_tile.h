@@ -7,6 +7,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/device/dtype.h"
+
 namespace lathe::tile {
 
 // Bytes of the widest vector of the target: 64 with AVX-512, 32 with AVX2.
@@ -35,6 +37,52 @@ inline void store(A* to, Vector<A> value) {
   *reinterpret_cast<typename VectorOf<A>::type*>(to) = value;
 }
 
+// Vectors of stored values become vectors of accumulators; the other way they are rounded.
+inline Vector<float> load_full(const float* from) {
+  return load(from);
+}
+inline Vector<double> load_full(const double* from) {
+  return load(from);
+}
+inline void store_full(float* to, Vector<float> value) {
+  store(to, value);
+}
+inline void store_full(double* to, Vector<double> value) {
+  store(to, value);
+}
+
+typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+inline Vector<float> load_full(const bf16* from) {
+  const HalfWords bits = *reinterpret_cast<const HalfWords*>(from);
+  return reinterpret_cast<Vector<float>>(__builtin_convertvector(bits, Words) << 16);
+}
+inline void store_full(bf16* to, Vector<float> value) {
+  const Words u = reinterpret_cast<Words>(value);
+  const Words rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet_nan = (u >> 16) | 0x40;
+  const Words bits = (u & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded;
+  *reinterpret_cast<HalfWords*>(to) = __builtin_convertvector(bits, HalfWords);
+}
+
+// Up to a vector of `count` stored values; zeros in the other lanes.
+template <typename A, typename T>
+inline Vector<A> load_as(const T* from, int64_t count) {
+  if (count >= kLanes<A>) return load_full(from);
+  A lanes[kLanes<A>] = {};
+  for (int i = 0; i < count; ++i) lanes[i] = static_cast<A>(from[i]);
+  return load(lanes);
+}
+
+// Rounds the first `count` lanes, all where there are fewer, into storage.
+template <typename A, typename T>
+inline void store_as(T* to, Vector<A> value, int64_t count) {
+  if (count >= kLanes<A>) return store_full(to, value);
+  A lanes[kLanes<A>];
+  store(lanes, value);
+  for (int i = 0; i < count; ++i) to[i] = static_cast<T>(lanes[i]);
+}
+
 template <typename A>
 constexpr int64_t padded(int64_t columns) {
   return (columns + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
@@ -58,6 +106,11 @@ inline V lanes_below(int64_t count, V a, V b) {
   return kLane < static_cast<Index>(std::min<int64_t>(count, W)) ? a : b;
 }
 
+template <typename A>
+inline Vector<A> larger(Vector<A> a, Vector<A> b) {
+  return a > b ? a : b;
+}
+
 // Combines all lanes as a binary tree.
 template <int S, typename A, typename Combine, int... I>
 inline A reduce(Vector<A> x, const Combine& combine, std::integer_sequence<int, I...> lanes) {
@@ -69,9 +122,7 @@ inline A reduce(Vector<A> x, const Combine& combine, std::integer_sequence<int, 
 }
 template <typename A>
 inline A reduce_max(Vector<A> x) {
-  return reduce<kLanes<A> / 2, A>(
-      x, [](Vector<A> a, Vector<A> b) { return a > b ? a : b; },
-      std::make_integer_sequence<int, kLanes<A>>());
+  return reduce<kLanes<A> / 2, A>(x, larger<A>, std::make_integer_sequence<int, kLanes<A>>());
 }
 template <typename A>
 inline A reduce_sum(Vector<A> x) {
@@ -157,9 +208,8 @@ enum class Causal {
 
 // c[rows, vectors] (+)= a b within the causal mask, V vectors at a time.
 template <int V, Causal kCausal, typename A>
-void product_columns(int64_t rows, int64_t steps, int64_t diagonal, int64_t vector,
-                     int64_t vectors, Matrix<const A> a, Matrix<const A> b, Matrix<A> c,
-                     bool add) {
+void product_columns(int64_t rows, int64_t steps, int64_t diagonal, int64_t vector, int64_t vectors,
+                     Matrix<const A> a, Matrix<const A> b, Matrix<A> c, bool add) {
   constexpr Left kLeft = kCausal == Causal::first_step ? Left::columns : Left::rows;
   const int64_t column = vector * kLanes<A>;
   for (int64_t r = 0; r < rows;) {
