@@ -5,7 +5,7 @@
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
-#include <functional>
+#include <chrono>
 #include <memory>
 #include <vector>
 
