@@ -89,21 +89,26 @@ struct Call {
   }
 };
 
-// -inf does not survive `m > x ? m : x` with NaN, but a NaN logit makes the sum NaN anyway.
+// Where a logit is NaN the largest may be any, but the sum of exponentials is NaN all the same.
 template <typename A>
 A largest(const A* values, int64_t count) {
-  A lanes[kSumLanes];
-  std::fill_n(lanes, kSumLanes, values[0]);
+  A a[kLanes], b[kLanes], c[kLanes], d[kLanes];
+  for (A* lanes : {a, b, c, d}) std::fill_n(lanes, kLanes, values[0]);
   int64_t i = 0;
   for (; i + kSumLanes <= count; i += kSumLanes) {
+    const A* next = values + i;
 #pragma omp simd
-    for (int j = 0; j < kSumLanes; ++j) {
-      const A value = values[i + j];
-      lanes[j] = lanes[j] > value ? lanes[j] : value;
+    for (int j = 0; j < kLanes; ++j) {
+      a[j] = a[j] > next[j] ? a[j] : next[j];
+      b[j] = b[j] > next[kLanes + j] ? b[j] : next[kLanes + j];
+      c[j] = c[j] > next[2 * kLanes + j] ? c[j] : next[2 * kLanes + j];
+      d[j] = d[j] > next[3 * kLanes + j] ? d[j] : next[3 * kLanes + j];
     }
   }
-  for (; i < count; ++i) lanes[0] = std::max(lanes[0], values[i]);
-  return *std::max_element(lanes, lanes + kSumLanes);
+  A top = values[0];
+  for (const A* lanes : {a, b, c, d}) top = std::max(top, *std::max_element(lanes, lanes + kLanes));
+  for (; i < count; ++i) top = std::max(top, values[i]);
+  return top;
 }
 
 template <typename A>

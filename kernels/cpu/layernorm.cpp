@@ -102,31 +102,29 @@ template <typename T>
 void backward_row(const BackwardRow<T>& r, const DropoutMask& mask, int64_t channels,
                   Accumulator<T>* dweight, Accumulator<T>* dbias) {
   using A = Accumulator<T>;
-  const A mean = r.mean, rstd = r.rstd;
+  const A mean = r.mean, rstd = r.rstd, size = static_cast<A>(channels);
+  const T *dout = r.dout, *x = r.x, *weight = r.weight;
+  T* d_residual = r.d_residual;
   const A mean_dnorm = sum_of<A>(channels,
-                                 [&](int64_t c) {
-                                   return static_cast<A>(r.dout[c]) * static_cast<A>(r.weight[c]);
+                                 [dout, weight](int64_t c) {
+                                   return static_cast<A>(dout[c]) * static_cast<A>(weight[c]);
                                  }) /
-                       static_cast<A>(channels);
+                       size;
   const A mean_dnorm_hat =
       sum_of<A>(channels,
-                [&](int64_t c) {
-                  const A hat = (static_cast<A>(r.x[c]) - mean) * rstd;
-                  return static_cast<A>(r.dout[c]) * static_cast<A>(r.weight[c]) * hat;
+                [=](int64_t c) {
+                  const A hat = (static_cast<A>(x[c]) - mean) * rstd;
+                  return static_cast<A>(dout[c]) * static_cast<A>(weight[c]) * hat;
                 }) /
-      static_cast<A>(channels);
-  const A keep_residual = r.fresh ? A(0) : A(1);
-  (void)keep_residual;
-  const bool fresh = r.fresh;
+      size;
+  if (r.fresh) std::fill_n(d_residual, channels, static_cast<T>(A(0)));
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
-    const A hat = (static_cast<A>(r.x[c]) - mean) * rstd, dout = static_cast<A>(r.dout[c]);
-    dweight[c] += dout * hat;
-    dbias[c] += dout;
-    const A dnorm = dout * static_cast<A>(r.weight[c]);
-    const A gradient = rstd * (dnorm - mean_dnorm - hat * mean_dnorm_hat);
-    const A before = fresh ? A(0) : static_cast<A>(r.d_residual[c]);
-    store(r.d_residual[c], before + gradient);
+    const A hat = (static_cast<A>(x[c]) - mean) * rstd, d = static_cast<A>(dout[c]);
+    dweight[c] += d * hat;
+    dbias[c] += d;
+    const A gradient = rstd * (d * static_cast<A>(weight[c]) - mean_dnorm - hat * mean_dnorm_hat);
+    store(d_residual[c], static_cast<A>(d_residual[c]) + gradient);
   }
   if (!mask || !r.dx) return;
   A scale[kMaskChunk];

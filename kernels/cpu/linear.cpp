@@ -10,6 +10,12 @@ namespace lathe {
 
 namespace {
 
+// Where no workspace was given any address will do: zero bytes at it are refused when they do not
+// suffice, while without a loan the context would allocate.
+void lend(MatmulContext& matmul, const Tensor& workspace) {
+  matmul.lend_workspace(workspace ? workspace.data : &matmul, workspace ? workspace.bytes() : 0);
+}
+
 Activation activation_of(Gelu gelu) {
   switch (gelu) {
     case Gelu::none:
@@ -129,7 +135,7 @@ void linear_forward(const LinearForward& args, MatmulContext& matmul, const Tens
   LATHE_CHECK(args.gelu != Gelu::none || !args.pre_activation_no);
   if (args.pre_activation_no)
     check_matrix(args.pre_activation_no, dtype_of<T>, rows, outputs, "pre_activation");
-  matmul.lend_workspace(workspace.data, workspace.bytes());
+  lend(matmul, workspace);
   matmul.run(forward_product<T>(args));
 }
 
@@ -144,7 +150,7 @@ template <typename T>
 void linear_backward(const LinearBackward& args, MatmulContext& matmul, const Tensor& workspace) {
   using A = Accumulator<T>;
   check_backward<T>(args);
-  matmul.lend_workspace(workspace.data, workspace.bytes());
+  lend(matmul, workspace);
   if (args.dbias_o)
     sum_rows(args.dy_no.as<T>(), rows_of(args.dy_no), columns_of(args.dy_no), args.accumulate,
              args.dbias_o.as<A>());
