@@ -24,6 +24,17 @@ void check(const MatmulArgs<T, TOut>& x) {
   LATHE_CHECK(!x.accumulate || sums, "only sums accumulate");
 }
 
+// Where oneDNN 2.6 beats our AMX kernel in bf16, by profiling/bench_matmul on two cores of a Xeon
+// with AMX. Problems that fit a core's L2: 1.1 to 1.3 times as fast, unless k is odd, where it is
+// 0.7 times as fast. A few rows times a matrix that our kernel would have to repack: twice as fast.
+// Everything larger: ours is 0.95 to 1.4 times as fast.
+template <typename T, typename TOut>
+bool onednn_is_faster(const MatmulArgs<T, TOut>& x) {
+  if (x.m < 16 && !x.trans_b) return true;
+  constexpr int64_t kElementsInL2 = 1000000;
+  return x.k % 2 == 0 && x.m * x.k + x.k * x.n + x.m * x.n < kElementsInL2;
+}
+
 // Memory of the context's own, which grows.
 struct Scratch {
   void* memory = nullptr;
@@ -88,7 +99,7 @@ MatmulBackend MatmulContext::Impl::choose(const MatmulArgs<T, TOut>& args) const
     case MatmulBackend::automatic:
       break;
   }
-  if (may_amx) return MatmulBackend::amx;
+  if (may_amx && !(may_onednn && onednn_is_faster(args))) return MatmulBackend::amx;
   return may_onednn ? MatmulBackend::onednn : MatmulBackend::plain;
 }
 
