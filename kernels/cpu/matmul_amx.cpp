@@ -498,11 +498,9 @@ void amx_matmul(const MatmulArgs<bf16, TOut>& args, void* workspace) {
     for (int64_t m0 = 0; m0 < args.m; m0 += plan.block_m) {
       for (int64_t n0 = 0; n0 < args.n; n0 += plan.block_n) {
         for (int64_t k0 = 0; k0 < args.k; k0 += plan.block_k) {
-          if (again) {
-#pragma omp barrier
-          }
+          if (again) thread_barrier();
           worker.pack_a(m0, k0, threads);
-#pragma omp barrier
+          thread_barrier();
           worker.multiply_block(m0, n0, k0);
           again = true;
         }
