@@ -257,7 +257,7 @@ template <bool two_rows, bool two_cols>
     for (int64_t i = 0; i < next_b.lines; ++i, next_b.at += next_b.stride)
       __builtin_prefetch(next_b.at, 0, 2);
     for (int64_t i = 0; i < this_c.lines; ++i, this_c.at += this_c.stride)
-      __builtin_prefetch(this_c.at, 1, 3);
+      __builtin_prefetch(this_c.at, 0, 2);
     _tile_loadd(4, a.first, a.row_bytes);
     _tile_loadd(6, b, 64);
     _tile_dpbf16ps(0, 4, 6);
