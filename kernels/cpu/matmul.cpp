@@ -24,10 +24,11 @@ void check(const MatmulArgs<T, TOut>& x) {
   LATHE_CHECK(!x.accumulate || sums, "only sums accumulate");
 }
 
-// Where oneDNN 2.6 beats our AMX kernel in bf16, by profiling/bench_matmul on two cores of a Xeon
-// with AMX. Problems that fit a core's L2: 1.1 to 1.3 times as fast, unless k is odd, where it is
-// 0.7 times as fast. A few rows times a matrix that our kernel would have to repack: twice as fast.
-// Everything larger: ours is 0.95 to 1.4 times as fast.
+// Where oneDNN 2.6 beats our AMX kernel in bf16, by CPU time on one core of a Xeon with AMX.
+// Problems that fit a core's L2: 1.05 to 1.4 times as fast, unless k is odd, where it is 0.7 times
+// as fast. A few rows times a matrix that our kernel would have to repack: 1.7 times. Everything
+// larger: 0.7 to 1.15 times, and ours allocates nothing and gives the same bits for any number of
+// threads.
 template <typename T, typename TOut>
 bool onednn_is_faster(const MatmulArgs<T, TOut>& x) {
   if (x.m < 16 && !x.trans_b) return true;
