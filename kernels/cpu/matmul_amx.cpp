@@ -27,35 +27,47 @@ constexpr int64_t kTileRows = 16, kTileK = 32;         // of A; a tile of B is [
 constexpr int64_t kTileElements = kTileRows * kTileK;  // 1 KB of bf16
 constexpr int64_t kPanel = 2 * kTileRows;              // rows of A and columns of B at a time
 constexpr int64_t kSums = kPanel * kPanel;
+constexpr int64_t kLineBytes = 64;
 
 constexpr int64_t kBlockM = 512;   // rows of A packed at a time
-constexpr int64_t kBlockK = 4096;  // longest k that is summed in registers
+constexpr int64_t kBlockK = 1024;  // longest k packed at a time: A must stay in L2
+constexpr int64_t kSliceK = 512;   // longest k summed in registers: a slice of B stays in L1
 constexpr int64_t kBlockN = 1024;  // columns whose sums are kept between blocks of k
+
+constexpr int64_t kDirectN = 512;  // most columns for which A is not worth packing
 
 int64_t div_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit;
+}
+
+// The length of equal parts of k, whole tiles and at most `longest` each.
+int64_t even_parts(int64_t k, int64_t longest) {
+  return div_up(div_up(k, div_up(k, longest)), kTileK) * kTileK;
 }
 
 // How a product is cut. The thread grid splits panels of columns first: a thread packs each panel
 // of B for itself, so threads that share columns repeat that work.
 struct Plan {
   int64_t block_m, block_n, block_k;
-  int row_threads, col_threads;
-  size_t a_bytes, b_bytes, sums_bytes;  // packed A and kept sums (shared), packed B (per thread)
+  int row_threads = 1, col_threads = 1;
+  size_t a_bytes, b_bytes;        // packed A (shared), packed B (per thread)
+  size_t kept_bytes, sums_bytes;  // sums between blocks of k (shared), within one (per thread)
 
   Plan(int64_t m, int64_t n, int64_t k, int threads) {
     block_m = std::min(kBlockM, div_up(m, kPanel) * kPanel);
-    block_k = std::min(kBlockK, div_up(k, kTileK) * kTileK);
+    block_k = even_parts(k, kBlockK);
     const bool one_block = block_k >= k;
     block_n = one_block ? n : std::min(kBlockN, n);
     choose_grid(threads);
     a_bytes = static_cast<size_t>(block_m * block_k) * sizeof(bf16);
     b_bytes = static_cast<size_t>(kPanel * block_k) * sizeof(bf16);
-    const int64_t tiles = one_block ? 0 : block_m / kPanel * div_up(block_n, kPanel);
-    sums_bytes = static_cast<size_t>(tiles * kSums) * sizeof(float);
+    const int64_t own_rows = std::max(block_m, 2 * kPanel);  // see Worker::multiply_block
+    const size_t column_bytes = static_cast<size_t>(own_rows * kPanel) * sizeof(float);
+    kept_bytes = one_block ? 0 : column_bytes * static_cast<size_t>(div_up(block_n, kPanel));
+    sums_bytes = one_block ? column_bytes : 0;
   }
   size_t bytes(int threads) const {
-    return a_bytes + sums_bytes + static_cast<size_t>(threads) * (b_bytes + kSums * sizeof(float));
+    return a_bytes + kept_bytes + static_cast<size_t>(threads) * (b_bytes + sums_bytes);
   }
 
  private:
@@ -74,23 +86,37 @@ struct Plan {
 
 // --- Packing. `rows` stands for the 16 rows (64 bytes each) of one tile. -------------------------
 
-// Rows of up to 32 consecutive elements; what is outside `count` x `width` is zero.
+// Rows of up to 32 consecutive elements; what is outside `count` x `width` is zero. `full`: there
+// are 16 x 32.
+template <bool full>
 [[gnu::target("avx512f,avx512bw"), gnu::always_inline]] inline void load_rows(
     const bf16* source, int64_t ld, int64_t count, int64_t width, __m512i (&rows)[16]) {
-  const __mmask32 mask = width >= 32 ? ~0u : (1u << width) - 1;
-  for (int i = 0; i < 16; ++i)
-    rows[i] = i < count ? _mm512_maskz_loadu_epi16(mask, source + i * ld) : _mm512_setzero_si512();
+  const __mmask32 mask = full || width >= 32 ? ~0u : (1u << width) - 1;
+  for (int i = 0; i < 16; ++i) {
+    if (full)
+      rows[i] = _mm512_loadu_si512(source + i * ld);
+    else
+      rows[i] =
+          i < count ? _mm512_maskz_loadu_epi16(mask, source + i * ld) : _mm512_setzero_si512();
+  }
 }
 
-// Two consecutive source rows interleaved in each tile row: [pair][column][2], 16 columns.
+// Two consecutive source rows interleaved in each tile row: [pair][column][2], 16 columns. `full`:
+// there are 32 x 16.
+template <bool full>
 [[gnu::target("avx512f,avx512bw,avx512vl"), gnu::always_inline]] inline void load_pairs(
     const bf16* source, int64_t ld, int64_t count, int64_t width, __m512i (&rows)[16]) {
-  const __mmask16 mask = static_cast<__mmask16>(width >= 16 ? 0xffff : (1 << width) - 1);
-  const __m256i zero = _mm256_setzero_si256();
+  const __mmask16 mask = static_cast<__mmask16>(full || width >= 16 ? 0xffff : (1 << width) - 1);
   for (int i = 0; i < 16; ++i) {
     const bf16* row = source + 2 * i * ld;
-    const __m256i even = 2 * i < count ? _mm256_maskz_loadu_epi16(mask, row) : zero;
-    const __m256i odd = 2 * i + 1 < count ? _mm256_maskz_loadu_epi16(mask, row + ld) : zero;
+    __m256i even = _mm256_setzero_si256(), odd = even;
+    if (full) {
+      even = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+      odd = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + ld));
+    } else {
+      if (2 * i < count) even = _mm256_maskz_loadu_epi16(mask, row);
+      if (2 * i + 1 < count) odd = _mm256_maskz_loadu_epi16(mask, row + ld);
+    }
     rows[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(even),
                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
   }
@@ -124,30 +150,50 @@ struct Plan {
   }
 }
 
-// Packs the first 32 (or fewer) of `outer` indices (rows of op(A), columns of op(B)) times k: [k /
-// 32][2] tiles. contiguous_k: k runs along the source's rows. A tile of A has one outer index a
-// row; a tile of B has two values of k a row, interleaved. A second tile that would be all padding
-// is left out.
-template <bool is_b>
-[[gnu::target("avx512f,avx512bw,avx512vl")]] void pack_panel(bool contiguous_k, const bf16* source,
-                                                             int64_t ld, int64_t outer, int64_t k,
+// Packs one tile: `count` outer indices by `depth` values of k (full: 16 by 32).
+template <bool is_b, bool contiguous_k, bool full>
+[[gnu::target("avx512f,avx512bw,avx512vl"), gnu::always_inline]] inline void pack_tile(
+    const bf16* source, int64_t ld, int64_t count, int64_t depth, bf16* packed) {
+  __m512i rows[16];
+  if constexpr (contiguous_k)
+    load_rows<full>(source, ld, count, depth, rows);
+  else
+    load_pairs<full>(source, ld, depth, count, rows);
+  if constexpr (contiguous_k == is_b) transpose(rows);
+  __m512i* tile = reinterpret_cast<__m512i*>(packed);
+  for (int i = 0; i < 16; ++i) _mm512_store_si512(tile + i, rows[i]);
+}
+
+// Packs the first 32 (or fewer) of `outer` indices (rows of op(A), columns of op(B)) times k as
+// [k / 32][2] tiles. contiguous_k: k runs along the source's rows. A tile of A has one outer index
+// a row; a tile of B has two values of k a row, interleaved. A second tile that would be all
+// padding is left out.
+template <bool is_b, bool contiguous_k>
+[[gnu::target("avx512f,avx512bw,avx512vl")]] void pack_panel(const bf16* source, int64_t ld,
+                                                             int64_t outer, int64_t k,
                                                              bf16* packed) {
   const int64_t step = contiguous_k ? kTileK : kTileK * ld;
   const int64_t tile_step = contiguous_k ? kTileRows * ld : kTileRows;
   for (int64_t k0 = 0; k0 < k; k0 += kTileK, source += step, packed += 2 * kTileElements) {
-    const int64_t depth = std::min(kTileK, k - k0);
-    for (int64_t t = 0; t < 2 && t * kTileRows < outer; ++t) {
-      __m512i rows[16];
-      const int64_t width = outer - t * kTileRows;
-      if (contiguous_k)
-        load_rows(source + t * tile_step, ld, width, depth, rows);
-      else
-        load_pairs(source + t * tile_step, ld, depth, width, rows);
-      if (contiguous_k == is_b) transpose(rows);
-      __m512i* tile = reinterpret_cast<__m512i*>(packed + t * kTileElements);
-      for (int i = 0; i < 16; ++i) _mm512_store_si512(tile + i, rows[i]);
+    if (outer >= kPanel && k0 + kTileK <= k) {
+      pack_tile<is_b, contiguous_k, true>(source, ld, 0, 0, packed);
+      pack_tile<is_b, contiguous_k, true>(source + tile_step, ld, 0, 0, packed + kTileElements);
+      continue;
     }
+    const int64_t depth = std::min(kTileK, k - k0);
+    pack_tile<is_b, contiguous_k, false>(source, ld, outer, depth, packed);
+    if (outer > kTileRows)
+      pack_tile<is_b, contiguous_k, false>(source + tile_step, ld, outer - kTileRows, depth,
+                                           packed + kTileElements);
   }
+}
+template <bool is_b>
+void pack_panel(bool contiguous_k, const bf16* source, int64_t ld, int64_t outer, int64_t k,
+                bf16* packed) {
+  if (contiguous_k)
+    pack_panel<is_b, true>(source, ld, outer, k, packed);
+  else
+    pack_panel<is_b, false>(source, ld, outer, k, packed);
 }
 
 // --- Multiplication ------------------------------------------------------------------------------
@@ -167,12 +213,32 @@ template <bool is_b>
   _tile_release();
 }
 
+// Cache lines to ask for ahead of their use, `lines` of them with each step of k: the next panel of
+// B or the tiles of C, whose rows lie too far apart for the hardware to foresee. Asking for a line
+// too many does no harm.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t stride = 0, lines = 0;
+};
+
+// A panel of A: packed tiles, or 32 rows of A itself.
+struct PanelA {
+  const bf16* first;
+  int64_t row_bytes, second, step;  // of a tile's rows; to the second tile; to the next k
+
+  static PanelA packed(const bf16* tiles) { return {tiles, 64, kTileElements, 2 * kTileElements}; }
+  static PanelA direct(const bf16* rows, int64_t ld) {
+    return {rows, ld * int64_t{sizeof(bf16)}, kTileRows * ld, kTileK};
+  }
+};
+
 // sums[32][32] (+)= a-panel b-panel, `steps` tiles deep; only the tiles asked for. The compiler
 // does not know that tile loads read memory, hence the barrier.
 template <bool two_rows, bool two_cols>
-[[gnu::target("amx-tile,amx-bf16"), gnu::noinline]] void multiply(int64_t steps, const bf16* a,
+[[gnu::target("amx-tile,amx-bf16"), gnu::noinline]] void multiply(int64_t steps, PanelA a,
                                                                   const bf16* b, bool first,
-                                                                  float* sums) {
+                                                                  float* sums, Ahead next_b,
+                                                                  Ahead this_c) {
   constexpr int kStride = kPanel * sizeof(float);
   float* below = sums + kTileRows * kPanel;
   asm volatile("" ::: "memory");
@@ -187,8 +253,12 @@ template <bool two_rows, bool two_cols>
     _tile_loadd(2, below, kStride);
     _tile_loadd(3, below + kTileRows, kStride);
   }
-  for (int64_t s = 0; s < steps; ++s, a += 2 * kTileElements, b += 2 * kTileElements) {
-    _tile_loadd(4, a, 64);
+  for (int64_t s = 0; s < steps; ++s, a.first += a.step, b += 2 * kTileElements) {
+    for (int64_t i = 0; i < next_b.lines; ++i, next_b.at += next_b.stride)
+      __builtin_prefetch(next_b.at, 0, 2);
+    for (int64_t i = 0; i < this_c.lines; ++i, this_c.at += this_c.stride)
+      __builtin_prefetch(this_c.at, 0, 2);
+    _tile_loadd(4, a.first, a.row_bytes);
     _tile_loadd(6, b, 64);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (two_cols) {
@@ -196,7 +266,7 @@ template <bool two_rows, bool two_cols>
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (two_rows) {
-      _tile_loadd(5, a + kTileElements, 64);
+      _tile_loadd(5, a.first + a.second, a.row_bytes);
       _tile_dpbf16ps(2, 5, 6);
     }
     if constexpr (two_rows && two_cols) _tile_dpbf16ps(3, 5, 7);
@@ -207,14 +277,81 @@ template <bool two_rows, bool two_cols>
   _tile_stored(3, below + kTileRows, kStride);
 }
 
-void multiply(int64_t rows, int64_t cols, int64_t steps, const bf16* a, const bf16* b, bool first,
-              float* sums) {
-  if (rows > kTileRows)
-    cols > kTileRows ? multiply<true, true>(steps, a, b, first, sums)
-                     : multiply<true, false>(steps, a, b, first, sums);
+void multiply(int64_t rows, int64_t cols, int64_t steps, PanelA a, const bf16* b, bool first,
+              float* sums, Ahead next_b, Ahead this_c) {
+  const auto kernel = rows > kTileRows
+                          ? (cols > kTileRows ? multiply<true, true> : multiply<true, false>)
+                          : (cols > kTileRows ? multiply<false, true> : multiply<false, false>);
+  kernel(steps, a, b, first, sums, next_b, this_c);
+}
+
+// --- Epilogue of a full panel of 32 columns; narrower ones take the general finish_row.
+// -----------
+
+[[gnu::target("avx512f,avx512bw,avx512vl"), gnu::always_inline]] inline void add_bias(
+    const bf16* bias, __m512& low, __m512& high) {
+  const __m256i* halves = reinterpret_cast<const __m256i*>(bias);
+  const __m512i b0 = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves));
+  const __m512i b1 = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves + 1));
+  low = _mm512_add_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(b0, 16)));
+  high = _mm512_add_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(b1, 16)));
+}
+
+[[gnu::target("avx512f,avx512bw,avx512vl"), gnu::noinline]] void finish_full(
+    const MatmulArgs<bf16, float>& x, int64_t row, int64_t rows, int64_t col, const float* sums) {
+  float* c = x.c + row * x.ldc + col;
+  for (int64_t y = 0; y < rows; ++y, c += x.ldc, sums += kPanel) {
+    __m512 low = _mm512_loadu_ps(sums), high = _mm512_loadu_ps(sums + kTileRows);
+    if (x.bias) add_bias(x.bias + col, low, high);
+    if (x.accumulate) {
+      low = _mm512_add_ps(low, _mm512_loadu_ps(c));
+      high = _mm512_add_ps(high, _mm512_loadu_ps(c + kTileRows));
+    }
+    _mm512_storeu_ps(c, low);
+    _mm512_storeu_ps(c + kTileRows, high);
+  }
+}
+
+template <Activation kind>
+void activate_all(float* values, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) values[i] = activate<kind>(values[i]);
+}
+
+// Rounds rows of sums, after the bias, into `to`; `back`: and the rounded values into sums again.
+[[gnu::target("avx512f,avx512bw,avx512vl,avx512bf16")]] void round_rows(const bf16* bias,
+                                                                        int64_t rows, float* sums,
+                                                                        bf16* to, int64_t ld,
+                                                                        bool back) {
+  for (int64_t y = 0; y < rows; ++y, sums += kPanel) {
+    __m512 low = _mm512_loadu_ps(sums), high = _mm512_loadu_ps(sums + kTileRows);
+    if (bias) add_bias(bias, low, high);
+    const __m512bh pair = _mm512_cvtne2ps_pbh(high, low);
+    const __m512i both = reinterpret_cast<const __m512i&>(pair);
+    if (to) _mm512_storeu_si512(to + y * ld, both);
+    if (!back) continue;
+    const __m512i first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(both));
+    const __m512i second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
+    _mm512_storeu_si512(sums, _mm512_slli_epi32(first, 16));
+    _mm512_storeu_si512(sums + kTileRows, _mm512_slli_epi32(second, 16));
+  }
+}
+
+void finish_full(const MatmulArgs<bf16, bf16>& x, int64_t row, int64_t rows, int64_t col,
+                 float* sums) {
+  bf16* c = x.c + row * x.ldc + col;
+  const bf16* bias = x.bias ? x.bias + col : nullptr;
+  if (x.activation == Activation::none) {
+    round_rows(bias, rows, sums, c, x.ldc, false);
+    return;
+  }
+  bf16* kept = x.pre_activation ? x.pre_activation + row * x.ldc + col : nullptr;
+  round_rows(bias, rows, sums, kept, x.ldc, true);
+  if (x.activation == Activation::gelu_tanh)
+    activate_all<Activation::gelu_tanh>(sums, rows * kPanel);
   else
-    cols > kTileRows ? multiply<false, true>(steps, a, b, first, sums)
-                     : multiply<false, false>(steps, a, b, first, sums);
+    activate_all<Activation::gelu_exact>(sums, rows * kPanel);
+  round_rows(nullptr, rows, sums, c, x.ldc, false);
 }
 
 // The part of one thread in one call.
@@ -224,18 +361,17 @@ struct Worker {
   const Plan& plan;
   int thread;
   bf16 *packed_a, *packed_b;
-  float *kept, *scratch;
+  float *kept, *own;
 
-  Worker(const MatmulArgs<bf16, TOut>& args, const Plan& p, int threads, int index, void* workspace)
+  Worker(const MatmulArgs<bf16, TOut>& args, const Plan& p, int index, void* workspace)
       : x(args), plan(p), thread(index) {
     char* at = static_cast<char*>(workspace);
     packed_a = reinterpret_cast<bf16*>(at);
     at += plan.a_bytes;
     kept = reinterpret_cast<float*>(at);
-    at += plan.sums_bytes;
-    scratch = reinterpret_cast<float*>(at) + thread * kSums;
-    at += static_cast<size_t>(threads) * kSums * sizeof(float);
-    packed_b = reinterpret_cast<bf16*>(at + static_cast<size_t>(thread) * plan.b_bytes);
+    at += plan.kept_bytes + static_cast<size_t>(thread) * (plan.b_bytes + plan.sums_bytes);
+    packed_b = reinterpret_cast<bf16*>(at);
+    own = reinterpret_cast<float*>(at + plan.b_bytes);
   }
 
   // Panels of A of this block, shared out between all threads.
@@ -243,6 +379,7 @@ struct Worker {
     const int64_t rows = std::min(plan.block_m, x.m - m0), k = std::min(plan.block_k, x.k - k0);
     for (int64_t p = thread; p * kPanel < rows; p += threads) {
       const int64_t row = m0 + p * kPanel;
+      if (direct(row)) continue;
       const bf16* source = x.trans_a ? x.a + k0 * x.lda + row : x.a + row * x.lda + k0;
       pack_panel<false>(!x.trans_a, source, x.lda, rows - p * kPanel, k,
                         packed_a + p * kPanel * plan.block_k);
@@ -254,27 +391,74 @@ struct Worker {
     const int64_t row_panels = div_up(std::min(plan.block_m, x.m - m0), kPanel);
     const int64_t col_panels = div_up(std::min(plan.block_n, x.n - n0), kPanel);
     const int r = thread % plan.row_threads, c = thread / plan.row_threads;
+    const int64_t row_begin = row_panels * r / plan.row_threads;
     const int64_t row_end = row_panels * (r + 1) / plan.row_threads;
-    for (int64_t j = col_panels * c / plan.col_threads; j < col_panels * (c + 1) / plan.col_threads;
-         ++j) {
-      const int64_t col = n0 + j * kPanel, k = std::min(plan.block_k, x.k - k0);
-      const bf16* source = x.trans_b ? x.b + col * x.ldb + k0 : x.b + k0 * x.ldb + col;
-      pack_panel<true>(x.trans_b, source, x.ldb, x.n - col, k, packed_b);
-      for (int64_t i = row_panels * r / plan.row_threads; i < row_end; ++i)
-        multiply_panels(
-            m0, i, col, k0,
-            plan.sums_bytes ? kept + (j * (plan.block_m / kPanel) + i) * kSums : scratch);
+    const int64_t col_end = col_panels * (c + 1) / plan.col_threads;
+    const int64_t k = std::min(plan.block_k, x.k - k0);
+    const int64_t slice_k = even_parts(k, kSliceK);
+    for (int64_t j = col_panels * c / plan.col_threads; j < col_end; ++j) {
+      const int64_t col = n0 + j * kPanel;
+      pack_panel<true>(x.trans_b, b_at(k0, col), x.ldb, x.n - col, k, packed_b);
+      float* sums = plan.kept_bytes ? kept + j * plan.block_m * kPanel : own;
+      Ahead next = j + 1 < col_end ? ahead_b(k0, col + kPanel, k, row_end - row_begin) : Ahead();
+      for (int64_t slice = 0; slice < k; slice += slice_k) {
+        const int64_t depth = std::min(slice_k, k - slice);
+        // Sums that are finished at once live in two scratch tiles, else each panel has its own.
+        const bool at_once = depth == x.k;
+        multiply_slice(m0, row_begin, row_end, col, k0, slice, depth, sums, at_once, next);
+      }
     }
   }
 
-  void multiply_panels(int64_t m0, int64_t i, int64_t col, int64_t k0, float* sums) {
-    const int64_t row = m0 + i * kPanel;
+  // Panels of rows begin .. end times one of columns over k0 + slice .. k0 + slice + k. A panel is
+  // finished after the next one has been started, so that the two overlap.
+  void multiply_slice(int64_t m0, int64_t begin, int64_t end, int64_t col, int64_t k0,
+                      int64_t slice, int64_t k, float* sums, bool at_once, Ahead& next) {
+    const int64_t steps = div_up(k, kTileK), cols = std::min(kPanel, x.n - col);
+    const bool last = k0 + slice + k >= x.k;
+    const auto sums_of = [&](int64_t i) { return sums + (at_once ? i % 2 : i) * kSums; };
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = m0 + i * kPanel, rows = std::min(kPanel, x.m - row);
+      Ahead c;
+      if (last)
+        c = {reinterpret_cast<const char*>(x.c + row * x.ldc + col), x.ldc * int64_t{sizeof(TOut)},
+             div_up(rows, steps)};
+      multiply(rows, cols, steps, a_panel(m0, i, k0, slice), packed_b + slice * kPanel,
+               k0 + slice == 0, sums_of(i), next, c);
+      next.at += next.stride * next.lines * steps;
+      if (last && i > begin) finish(row - kPanel, col, sums_of(i - 1));
+    }
+    if (last && begin < end) finish(m0 + (end - 1) * kPanel, col, sums_of(end - 1));
+  }
+
+  void finish(int64_t row, int64_t col, float* sums) {
     const int64_t rows = std::min(kPanel, x.m - row), cols = std::min(kPanel, x.n - col);
-    const int64_t k = std::min(plan.block_k, x.k - k0);
-    multiply(rows, cols, div_up(k, kTileK), packed_a + i * kPanel * plan.block_k, packed_b, k0 == 0,
-             sums);
-    if (k0 + k < x.k) return;
-    for (int64_t y = 0; y < rows; ++y) finish_row(x, row + y, col, cols, sums + y * kPanel);
+    if (cols == kPanel)
+      finish_full(x, row, rows, col, sums);
+    else
+      for (int64_t y = 0; y < rows; ++y) finish_row(x, row + y, col, cols, sums + y * kPanel);
+  }
+
+  // Whether rows row .. row + 32 of A are multiplied where they are: packing costs as much as a few
+  // panels of columns.
+  bool direct(int64_t row) const {
+    return !x.trans_a && x.n <= kDirectN && x.k % kTileK == 0 && row + kPanel <= x.m;
+  }
+  PanelA a_panel(int64_t m0, int64_t i, int64_t k0, int64_t slice) const {
+    const int64_t row = m0 + i * kPanel;
+    if (direct(row)) return PanelA::direct(x.a + row * x.lda + k0 + slice, x.lda);
+    return PanelA::packed(packed_a + i * kPanel * plan.block_k + slice * kPanel);
+  }
+
+  const bf16* b_at(int64_t k, int64_t col) const {
+    return x.trans_b ? x.b + col * x.ldb + k : x.b + k * x.ldb + col;
+  }
+  // The panel of B at `col`, spread over the multiplications by `panels` panels of A. With k along
+  // its rows it is one run of lines where the rows lie back to back.
+  Ahead ahead_b(int64_t k0, int64_t col, int64_t k, int64_t panels) const {
+    const int64_t stride = x.trans_b ? kLineBytes : x.ldb * int64_t{sizeof(bf16)};
+    const int64_t steps = std::max<int64_t>(1, panels * div_up(k, kTileK));
+    return {reinterpret_cast<const char*>(b_at(k0, col)), stride, div_up(k, steps)};
   }
 };
 
@@ -308,15 +492,17 @@ void amx_matmul(const MatmulArgs<bf16, TOut>& args, void* workspace) {
   const Plan plan(args.m, args.n, args.k, threads);
 #pragma omp parallel num_threads(threads)
   {
-    Worker<TOut> worker(args, plan, threads, thread_index(), workspace);
+    Worker<TOut> worker(args, plan, thread_index(), workspace);
     configure_tiles();
+    bool again = false;  // packed A is in use until every thread has done its part
     for (int64_t m0 = 0; m0 < args.m; m0 += plan.block_m) {
       for (int64_t n0 = 0; n0 < args.n; n0 += plan.block_n) {
         for (int64_t k0 = 0; k0 < args.k; k0 += plan.block_k) {
+          if (again) thread_barrier();
           worker.pack_a(m0, k0, threads);
-#pragma omp barrier
+          thread_barrier();
           worker.multiply_block(m0, n0, k0);
-#pragma omp barrier
+          again = true;
         }
       }
     }

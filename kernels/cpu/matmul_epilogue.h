@@ -27,8 +27,8 @@ inline void activate_row(Activation kind, const T* z, T* c, int64_t count) {
 }
 
 // Finishes columns col .. col + count of one row; `sum` holds the products' sums and is
-// overwritten.
-template <typename T, typename TOut>
+// overwritten. `fixed`: the count where it is known at compile time, which takes the loops apart.
+template <int64_t fixed = 0, typename T, typename TOut>
 inline void finish_row(const MatmulArgs<T, TOut>& args, int64_t row, int64_t col, int64_t count,
                        Accumulator<T>* __restrict sum) {
   TOut* __restrict c = args.c + row * args.ldc + col;

@@ -3,6 +3,7 @@
 // then applies the epilogue. Blocks of k are summed in order, whatever the tiles and threads are.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/cpu/matmul_epilogue.h"
@@ -25,8 +26,8 @@ struct Micro {
 };
 
 constexpr int64_t kBlockK = 384;
-constexpr int64_t kMaxRows = 192;  // multiples of kRows and, for the columns, of kCols
-constexpr int64_t kMaxCols = 512;
+constexpr int64_t kMaxRows = 264;  // multiples of kRows and, for the columns, of kCols
+constexpr int64_t kMaxCols = 384;
 
 int64_t round_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit * unit;
@@ -42,8 +43,8 @@ struct Tiling {
   int64_t rows, cols, row_tiles, col_tiles;
 
   Tiling(int64_t m, int64_t n, int threads) {
-    rows = std::min(kMaxRows, round_up(m, Micro<Acc>::kRows));
-    cols = std::min(kMaxCols, round_up(n, Micro<Acc>::kCols));
+    rows = round_up(div_up(m, div_up(m, kMaxRows)), Micro<Acc>::kRows);
+    cols = round_up(div_up(n, div_up(n, kMaxCols)), Micro<Acc>::kCols);
     // Enough tiles for every thread; first narrower, then shorter ones.
     while (div_up(m, rows) * div_up(n, cols) < 2 * threads && cols > 2 * Micro<Acc>::kCols)
       cols = round_up(cols / 2, Micro<Acc>::kCols);
@@ -55,7 +56,53 @@ struct Tiling {
   int64_t thread_elements() const { return rows * cols + (rows + cols) * kBlockK; }
 };
 
-// Copies op(X)[outer, inner..] into panels of kWidth outer indices, inner-major, zero-padded:
+template <typename T, typename Acc>
+typename Micro<Acc>::Vector load(const T* from) {
+  alignas(kVectorBytes) Acc values[Micro<Acc>::kWidth];
+#pragma omp simd
+  for (int i = 0; i < Micro<Acc>::kWidth; ++i) values[i] = static_cast<Acc>(from[i]);
+  typename Micro<Acc>::Vector v;
+  std::memcpy(&v, values, sizeof v);
+  return v;
+}
+
+// Transposes a square of vectors: each round interleaves row i with row i + half.
+template <typename V, int width, size_t... lane>
+void transpose(V (&rows)[width], std::index_sequence<lane...>) {
+  constexpr int kHalf = width / 2;
+  for (int round = 1; round < width; round *= 2) {
+    V next[width];
+    for (int i = 0; i < kHalf; ++i) {
+      const V a = rows[i], b = rows[i + kHalf];
+      next[2 * i] = __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * width)...);
+      next[2 * i + 1] = __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * width + kHalf)...);
+    }
+    std::memcpy(rows, next, sizeof rows);
+  }
+}
+
+// Packs `width` rows (at most kWidth) of the source as columns of a panel, a square of vectors at a
+// time.
+template <int kWidth, typename T, typename Acc>
+void pack_rows(const T* source, int64_t ld, int64_t width, int64_t inner, Acc* panel) {
+  constexpr int kLanes = Micro<Acc>::kWidth;
+  for (int64_t o0 = 0; o0 < width; o0 += kLanes) {
+    const int count = static_cast<int>(std::min<int64_t>(kLanes, width - o0));
+    const size_t kept = sizeof(Acc) * static_cast<size_t>(std::min<int64_t>(kLanes, kWidth - o0));
+    int64_t i = 0;
+    for (; i + kLanes <= inner; i += kLanes) {
+      typename Micro<Acc>::Vector rows[kLanes] = {};
+      for (int o = 0; o < count; ++o) rows[o] = load<T, Acc>(source + (o0 + o) * ld + i);
+      transpose(rows, std::make_index_sequence<kLanes>());
+      for (int r = 0; r < kLanes; ++r) std::memcpy(panel + (i + r) * kWidth + o0, &rows[r], kept);
+    }
+    for (; i < inner; ++i)
+      for (int o = 0; o < count; ++o)
+        panel[i * kWidth + o0 + o] = static_cast<Acc>(source[(o0 + o) * ld + i]);
+  }
+}
+
+// Copies op(X)[outer, inner] into panels of kWidth outer indices, inner-major, zero-padded:
 // panel[p][i * kWidth + o]. outer_is_row: the source has the outer index as its row.
 template <int kWidth, typename T, typename Acc>
 void pack(bool outer_is_row, const T* source, int64_t ld, int64_t outer, int64_t inner,
@@ -64,10 +111,7 @@ void pack(bool outer_is_row, const T* source, int64_t ld, int64_t outer, int64_t
     const int64_t width = std::min<int64_t>(kWidth, outer - o0);
     if (width < kWidth) std::memset(panel, 0, sizeof(Acc) * static_cast<size_t>(kWidth * inner));
     if (outer_is_row) {
-      for (int64_t o = 0; o < width; ++o) {
-        const T* row = source + (o0 + o) * ld;
-        for (int64_t i = 0; i < inner; ++i) panel[i * kWidth + o] = static_cast<Acc>(row[i]);
-      }
+      pack_rows<kWidth>(source + o0 * ld, ld, width, inner, panel);
     } else if (width == kWidth) {
       for (int64_t i = 0; i < inner; ++i) {
         const T* row = source + i * ld + o0;

@@ -10,5 +10,7 @@ int max_threads();
 void set_max_threads(int threads);
 // Index of the calling thread in its parallel region, from 0.
 int thread_index();
+// Waits until every thread of the parallel region has come here.
+void thread_barrier();
 
 }  // namespace lathe

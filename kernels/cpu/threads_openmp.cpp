@@ -14,4 +14,8 @@ int thread_index() {
   return omp_get_thread_num();
 }
 
+void thread_barrier() {
+#pragma omp barrier
+}
+
 }  // namespace lathe
