@@ -444,6 +444,21 @@ TYPED_TEST(AttentionOf, RepeatsBitwise) {
   }
 }
 
+TYPED_TEST(AttentionOf, OneThreadGivesTheSameBits) {
+  using T = TypeParam;
+  const Sizes s{3, 270, 2, 24};
+  const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 20);
+  const auto dout = random_values<T>(s.B * s.T * s.C(), 21);
+  const auto parallel = run<T>(s, qkv, dout, dropout_of(0.1));
+  Results<T> serial;
+#pragma omp parallel num_threads(2)
+#pragma omp single
+  serial = run<T>(s, qkv, dout, dropout_of(0.1));  // inside a parallel region there are no others
+  EXPECT_TRUE(same_bits(parallel.out, serial.out));
+  EXPECT_TRUE(same_bits(parallel.dqkv, serial.dqkv));
+  EXPECT_TRUE(same_bits(parallel.logsumexp, serial.logsumexp));
+}
+
 TYPED_TEST(AttentionOf, TooSmallAWorkspaceIsRefused) {
   using T = TypeParam;
   const Sizes s{1, 70, 1, 40};
