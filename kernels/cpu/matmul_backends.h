@@ -1,5 +1,6 @@
-// The implementations behind MatmulContext, for matmul.cpp alone. Arguments have been checked; m, n
-// and k are at least 1. `workspace` is 64-byte aligned and holds what the implementation asked for.
+// The implementations behind MatmulContext, for matmul.cpp alone. Arguments have been checked; m
+// and n are at least 1, and so is k but for plain code. `workspace` is 64-byte aligned and holds
+// what the implementation asked for.
 #pragma once
 
 #include <cstddef>

@@ -114,7 +114,7 @@ void compute_tile(const MatmulArgs<T, TOut>& x, const Tiling<T>& t, int64_t tile
   const int64_t row0 = tile % t.row_tiles * t.rows, col0 = tile / t.row_tiles * t.cols;
   const int64_t rows = std::min(t.rows, x.m - row0), cols = std::min(t.cols, x.n - col0);
   Acc *sums = workspace, *a = sums + t.rows * t.cols, *b = a + t.rows * kBlockK;
-  for (int64_t k0 = 0; k0 < x.k; k0 += kBlockK) {
+  for (int64_t k0 = 0; k0 == 0 || k0 < x.k; k0 += kBlockK) {  // once for k = 0: sums of zero
     const int64_t k = std::min(kBlockK, x.k - k0);
     const T* a_source = x.trans_a ? x.a + k0 * x.lda + row0 : x.a + row0 * x.lda + k0;
     const T* b_source = x.trans_b ? x.b + col0 * x.ldb + k0 : x.b + k0 * x.ldb + col0;

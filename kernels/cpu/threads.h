@@ -6,8 +6,8 @@ namespace lathe {
 
 // Threads that a parallel region started here may have; 1 inside a parallel region.
 int max_threads();
-// How many threads parallel regions started by this thread have from here on; >= 1.
-void set_max_threads(int count);
+// Sets it for the calling thread's later regions; without OpenMP it stays 1.
+void set_max_threads(int threads);
 // Index of the calling thread in its parallel region, from 0.
 int thread_index();
 

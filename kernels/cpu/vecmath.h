@@ -123,7 +123,7 @@ inline double fast_erf(double x) {
 template <typename T>
 inline T gelu_tanh(T x) {
   const T c = vecmath::clamp(x, T(-40), T(40));
-  const T e = fast_exp(c * (T(-1.5957691216057308) + T(-0.07135481282743962) * c * c));
+  const T e = fast_exp(c * (T(-1.59576912160573081) + T(-0.071354816272600249) * c * c));
   return (x < T(-40) ? T(-40) : x) / (T(1) + e);
 }
 
@@ -132,10 +132,10 @@ template <typename T>
 inline T gelu_tanh_grad(T x) {
   const T c = vecmath::clamp(x, T(-40), T(40));
   const T c2 = c * c;
-  const T y = c * (T(-1.5957691216057308) + T(-0.07135481282743962) * c2);
+  const T y = c * (T(-1.59576912160573081) + T(-0.071354816272600249) * c2);
   const T e = fast_exp(y > T(80) ? T(80) : y);
   const T s = T(1) / (T(1) + e);
-  return s + c * s * (e * s) * (T(1.5957691216057308) + T(0.21406443848231886) * c2);
+  return s + c * s * (e * s) * (T(1.59576912160573081) + T(0.214064448817800734) * c2);
 }
 
 // The exact form, x Phi(x). Absolute error <= 1.3e-7 max(|x|, 1).

@@ -1,0 +1,106 @@
+#include "kernels/device/device.h"
+
+#include "kernels/device/arena.h"
+#include "tests/cpu/ops_testing.h"
+
+namespace lathe::testing {
+namespace {
+
+TEST(CpuDevice, MemoryIsZeroedAlignedAndCopied) {
+  void* memory = cpu().allocate(1000);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(memory) % kArenaAlignment, 0u);
+  const Tensor tensor{memory, DType::fp32, {250}};
+  std::vector<float> values(250, 1), expected(250, 0);
+  cpu().download(values.data(), tensor);
+  EXPECT_EQ(values, expected);
+  expected = random_values<float>(250, 1);
+  cpu().upload(tensor, expected.data());
+  cpu().download(values.data(), tensor);
+  EXPECT_EQ(values, expected);
+  cpu().zero(tensor);
+  cpu().download(values.data(), tensor);
+  EXPECT_EQ(values, std::vector<float>(250, 0));
+  cpu().release(memory, 1000);
+}
+
+TEST(CpuDevice, RefusesMoreMemoryThanThereIs) {
+  EXPECT_THROW(cpu().allocate(size_t{1} << 50), UserError);
+}
+
+TEST(CpuDevice, ArenaHandsOutItsPlan) {
+  MemoryPlan plan;
+  plan.add(MemoryCategory::weights, DType::bf16, 1001);
+  plan.add(MemoryCategory::workspace, DType::uint8, 77);
+  Arena arena(cpu(), plan.total());
+  const Tensor a = arena.allocate(MemoryCategory::weights, DType::bf16, {7, 143});
+  const Tensor b = arena.allocate(MemoryCategory::workspace, DType::uint8, {77});
+  EXPECT_EQ(arena.used(), plan);
+  for (const Tensor& t : {a, b}) {
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(t.data) % kArenaAlignment, 0u);
+    for (size_t i = 0; i < t.bytes(); ++i) EXPECT_EQ(static_cast<char*>(t.data)[i], 0);
+  }
+  EXPECT_THROW(arena.allocate(MemoryCategory::batch, DType::int32, {1}), CheckError);
+}
+
+TEST(CpuDevice, HasTablesForTheFloatingTypes) {
+  for (DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
+    EXPECT_EQ(cpu().ops(dtype).dtype(), dtype);
+    EXPECT_EQ(&cpu().ops(dtype), &cpu().ops(dtype));
+  }
+  EXPECT_THROW(cpu().ops(DType::int32), CheckError);
+  EXPECT_FALSE(cpu().name().empty());
+}
+
+// Planning sees shapes without memory, and must come to the same number of bytes.
+TEST(CpuDevice, WorkspaceIsAFunctionOfShapes) {
+  float some = 0;
+  const auto tensor = [&](Shape shape, bool real) {
+    return Tensor{real ? &some : nullptr, DType::fp32, shape};
+  };
+  size_t bytes[2][3];
+  for (bool real : {false, true}) {
+    LinearForward forward;
+    forward.y_no = forward.pre_activation_no = tensor({65, 33}, real);
+    forward.x_ni = tensor({65, 17}, real), forward.weight_io = tensor({17, 33}, real);
+    forward.bias_o = tensor({33}, real), forward.gelu = Gelu::tanh;
+    LinearBackward backward;
+    backward.dx_ni = backward.x_ni = tensor({65, 17}, real);
+    backward.dy_no = tensor({65, 33}, real);
+    backward.weight_io = backward.dweight_io = tensor({17, 33}, real);
+    LinearCrossEntropy entropy;
+    entropy.x_nc = entropy.dx_nc = tensor({65, 16}, real);
+    entropy.wte_vc = entropy.dwte_vc = tensor({128, 16}, real);
+    entropy.losses_n = tensor({65}, real), entropy.vocab_size = 97;
+    const Ops& table = ops<float>();
+    bytes[real][0] = table.workspace_bytes(forward);
+    bytes[real][1] = table.workspace_bytes(backward);
+    bytes[real][2] = table.workspace_bytes(entropy);
+  }
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(bytes[0][i], bytes[1][i]) << i;
+}
+
+TEST(Costs, CountTheWorkThatTheModelAsksFor) {
+  // N C tokens-times-channels through one linear: 2 FLOPs a weight and token, twice that backward.
+  float some = 0;
+  const auto tensor = [&](Shape shape) { return Tensor{&some, DType::fp32, shape}; };
+  LinearForward forward;
+  forward.y_no = tensor({10, 30}), forward.x_ni = tensor({10, 20});
+  forward.weight_io = tensor({20, 30});
+  EXPECT_EQ(cost(forward).flops, 2.0 * 10 * 20 * 30);
+  EXPECT_EQ(cost(forward).bytes, 4.0 * (10 * 30 + 10 * 20 + 20 * 30));
+  LinearBackward backward;
+  backward.x_ni = backward.dx_ni = tensor({10, 20}), backward.dy_no = tensor({10, 30});
+  backward.weight_io = backward.dweight_io = tensor({20, 30});
+  EXPECT_EQ(cost(backward).flops, 4.0 * 10 * 20 * 30);
+  // The causal half of attention: 2 C T a token forward, 6 C T in all.
+  AttentionForward attention;
+  attention.out_btc = tensor({2, 8, 6}), attention.qkv_bt3c = tensor({2, 8, 18});
+  attention.logsumexp_bht = tensor({2, 3, 8});
+  AttentionBackward attention_back;
+  attention_back.out_btc = attention_back.dout_btc = tensor({2, 8, 6});
+  attention_back.qkv_bt3c = attention_back.dqkv_bt3c = tensor({2, 8, 18});
+  EXPECT_EQ(cost(attention).flops + cost(attention_back).flops, 6.0 * 6 * 8 * 16);
+}
+
+}  // namespace
+}  // namespace lathe::testing

@@ -1,0 +1,149 @@
+#include "tests/cpu/ops_testing.h"
+
+namespace lathe::testing {
+namespace {
+
+struct Sizes {
+  int64_t B, T, C, V, positions;
+  float p;
+};
+const Sizes kSizes[] = {{1, 1, 1, 2, 1, 0},
+                        {2, 2, 7, 2, 5, 0.5f},
+                        {3, 17, 65, 65, 20, 0.2f},
+                        {2, 65, 33, 97, 65, 0},
+                        {4, 65, 384, 11, 70, 0.1f}};
+
+template <typename T>
+struct Case {
+  using A = Accumulator<T>;
+  Sizes s;
+  StepInputs inputs{.seed = 0x123456789abcULL, .first_sequence = 5, .step = 3};
+  Buffer<T> wte, wpe, x, dx;
+  Buffer<int32_t> tokens;
+  Buffer<A> dwte, dwpe;
+  Dropout dropout;
+
+  explicit Case(const Sizes& sizes)
+      : s(sizes),
+        wte({s.V, s.C}, random_values<T>(s.V * s.C, 1)),
+        wpe({s.positions, s.C}, random_values<T>(s.positions * s.C, 2)),
+        x({s.B, s.T, s.C}),
+        dx({s.B, s.T, s.C}, random_values<T>(s.B * s.T * s.C, 3)),
+        tokens({s.B, s.T}, random_tokens(s.B * s.T, 4, s.V)),
+        dwte({s.V, s.C}, std::vector<A>(static_cast<size_t>(s.V * s.C))),
+        dwpe({s.positions, s.C}) {
+    dropout = {s.p, 0, DropoutSite::embedding, s.p > 0 ? &inputs : nullptr};
+  }
+  Case(const Case&) = delete;
+
+  void forward(int64_t first_position = 0) {
+    run(ops<T>(),
+        EmbeddingForward{x.tensor, tokens.tensor, wte.tensor, wpe.tensor, dropout, first_position});
+  }
+  void backward(bool accumulate) {
+    run(ops<T>(),
+        EmbeddingBackward{dwte.tensor, dwpe.tensor, dx.tensor, tokens.tensor, dropout, accumulate});
+  }
+};
+
+// Separate operations: the sum, then the dropout, each rounded.
+template <typename T>
+std::vector<T> plain_forward(const Case<T>& c) {
+  using A = Accumulator<T>;
+  std::vector<T> x(static_cast<size_t>(c.s.B * c.s.T * c.s.C));
+  for (int64_t n = 0; n < c.s.B * c.s.T; ++n) {
+    for (int64_t i = 0; i < c.s.C; ++i) {
+      const size_t at = static_cast<size_t>(n * c.s.C + i);
+      const A sum = static_cast<A>(c.wte.data()[c.tokens.data()[n] * c.s.C + i]) +
+                    static_cast<A>(c.wpe.data()[n % c.s.T * c.s.C + i]);
+      x[at] = static_cast<T>(sum);
+      if (c.s.p == 0) continue;
+      const uint64_t element = (c.inputs.first_sequence * c.s.T + n) * c.s.C + i;
+      const A scale = is_kept(c.dropout, element) ? A(1) / (A(1) - static_cast<A>(c.s.p)) : A(0);
+      x[at] = static_cast<T>(static_cast<A>(x[at]) * scale);
+    }
+  }
+  return x;
+}
+
+TEST(Embedding, GradientsByFiniteDifferences) {
+  for (const Sizes& s : kSizes) {
+    Case<double> c(s);
+    c.backward(false);
+    const auto loss = [&] {
+      c.forward();
+      return dot(c.x.values(), c.dx.values());
+    };
+    expect_gradient(c.wte, c.dwte.values(), loss, "dwte");
+    expect_gradient(c.wpe, c.dwpe.values(), loss, "dwpe");
+  }
+}
+
+template <typename T>
+void compare_forward() {
+  for (const Sizes& s : kSizes) {
+    Case<T> c(s);
+    c.forward();
+    Case<double> reference(s);
+    std::copy_n(converted<double>(c.wte.values()).data(), s.V * s.C, reference.wte.data());
+    std::copy_n(converted<double>(c.wpe.values()).data(), s.positions * s.C, reference.wpe.data());
+    reference.forward();
+    expect_close<T>(c.x.values(), reference.x.values(), plain_forward(c), "x");
+  }
+}
+TEST(Embedding, ForwardObeysTheToleranceRule) {
+  compare_forward<float>();
+  compare_forward<bf16>();
+}
+
+// Sums in the order of the rows, in acc: the same order written plainly gives the same bits.
+template <typename T>
+void compare_backward() {
+  using A = Accumulator<T>;
+  for (const Sizes& s : kSizes) {
+    Case<T> c(s);
+    std::vector<A> dwte(static_cast<size_t>(s.V * s.C)), dwpe(dwte);
+    dwpe.assign(static_cast<size_t>(s.positions * s.C), A(0));
+    for (int64_t n = 0; n < s.B * s.T; ++n) {
+      for (int64_t i = 0; i < s.C; ++i) {
+        A g = static_cast<A>(c.dx.data()[n * s.C + i]);
+        const uint64_t element = (c.inputs.first_sequence * s.T + n) * s.C + i;
+        if (s.p > 0) g *= is_kept(c.dropout, element) ? A(1) / (A(1) - static_cast<A>(s.p)) : A(0);
+        dwte[static_cast<size_t>(c.tokens.data()[n] * s.C + i)] += g;
+        dwpe[static_cast<size_t>(n % s.T * s.C + i)] += g;
+      }
+    }
+    c.backward(false);
+    expect_close<A>(c.dwte.values(), converted<double>(dwte), dwte, "dwte");
+    expect_close<A>(c.dwpe.values(), converted<double>(dwpe), dwpe, "dwpe");
+    c.backward(true);  // exactly twice as much: every sum of equal parts is exact only in double
+    for (A& g : dwpe) g += g;
+    expect_close<A>(c.dwpe.values(), converted<double>(dwpe), dwpe, "dwpe twice");
+  }
+}
+TEST(Embedding, BackwardSumsInOrder) {
+  compare_backward<float>();
+  compare_backward<bf16>();
+}
+
+TEST(Embedding, LaterPositions) {
+  Case<float> c({2, 3, 5, 7, 9, 0});
+  c.forward(6);
+  for (int64_t n = 0; n < 6; ++n)
+    for (int64_t i = 0; i < 5; ++i)
+      EXPECT_EQ(c.x.data()[n * 5 + i],
+                c.wte.data()[c.tokens.data()[n] * 5 + i] + c.wpe.data()[(6 + n % 3) * 5 + i]);
+  EXPECT_THROW(c.forward(7), CheckError);
+}
+
+TEST(Embedding, RefusesTokensOutsideTheVocabulary) {
+  Case<float> c({2, 3, 5, 7, 9, 0});
+  c.tokens.data()[4] = 7;
+  EXPECT_THROW(c.forward(), CheckError);
+  EXPECT_THROW(c.backward(false), CheckError);
+  c.tokens.data()[4] = -1;
+  EXPECT_THROW(c.forward(), CheckError);
+}
+
+}  // namespace
+}  // namespace lathe::testing

@@ -1,0 +1,192 @@
+// What the tests of the CPU operations share: deterministic values, tensors between canaries,
+// workspaces that are poisoned before and checked after, and finite differences.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/ops.h"
+#include "kernels/philox.h"
+#include "tests/tolerance.h"
+
+namespace lathe::testing {
+
+inline Device& cpu() {
+  static const std::unique_ptr<Device> device = make_cpu_device();
+  return *device;
+}
+template <typename T>
+const Ops& ops() {
+  return cpu().ops(dtype_of<T>);
+}
+
+// Value `index` of a stream of numbers in [-1, 1).
+inline double random_value(uint64_t stream, uint64_t index) {
+  const auto words = philox4x32_10({static_cast<uint32_t>(index), 0, 0, 77}, PhiloxKey(stream));
+  return static_cast<double>(words[0]) / 2147483648.0 - 1.0;
+}
+template <typename T>
+std::vector<T> random_values(int64_t count, uint64_t stream, double scale = 1) {
+  std::vector<T> values(static_cast<size_t>(count));
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<T>(static_cast<Accumulator<T>>(scale * random_value(stream, i)));
+  return values;
+}
+inline std::vector<int32_t> random_tokens(int64_t count, uint64_t stream, int64_t vocabulary) {
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  for (size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] =
+        static_cast<int32_t>((random_value(stream, i) + 1) / 2 * static_cast<double>(vocabulary));
+  return tokens;
+}
+template <typename To, typename From>
+std::vector<To> converted(const std::vector<From>& values) {
+  std::vector<To> result(values.size());
+  for (size_t i = 0; i < values.size(); ++i)
+    result[i] = static_cast<To>(static_cast<Accumulator<To>>(values[i]));
+  return result;
+}
+
+// A tensor with memory of its own between two canaries, which are checked when it dies.
+template <typename T>
+class Buffer {
+ public:
+  // Filled with NaN (or -1): whoever reads what nobody wrote is found out.
+  explicit Buffer(Shape shape) : Buffer(shape, garbage(shape.elements())) {}
+  Buffer(Shape shape, const std::vector<T>& values) : count_(values.size()) {
+    EXPECT_EQ(shape.elements(), static_cast<int64_t>(count_));
+    const size_t bytes = 2 * kCanary + (count_ * sizeof(T) + 63) / 64 * 64;
+    memory_.reset(static_cast<unsigned char*>(std::aligned_alloc(64, bytes)));
+    std::memset(memory_.get(), kPattern, bytes);
+    tensor = Tensor{memory_.get() + kCanary, dtype_of<T>, shape};
+    if (count_) std::memcpy(tensor.data, values.data(), count_ * sizeof(T));
+  }
+  Buffer(Buffer&&) = default;
+  ~Buffer() {
+    if (!memory_) return;
+    const unsigned char* after = memory_.get() + kCanary + count_ * sizeof(T);
+    for (size_t i = 0; i < kCanary; ++i) {
+      EXPECT_EQ(memory_[i], kPattern) << "written before the tensor";
+      EXPECT_EQ(after[i], kPattern) << "written after the tensor";
+      if (memory_[i] != kPattern || after[i] != kPattern) break;
+    }
+  }
+
+  T* data() const { return static_cast<T*>(tensor.data); }
+  std::vector<T> values() const { return std::vector<T>(data(), data() + count_); }
+  Tensor tensor;
+
+ private:
+  static std::vector<T> garbage(int64_t count) {
+    T value;
+    std::memset(&value, 0xff, sizeof(T));  // NaN in every floating type
+    return std::vector<T>(static_cast<size_t>(count), value);
+  }
+  static constexpr size_t kCanary = 256;
+  static constexpr unsigned char kPattern = 0xa5;
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  size_t count_;
+  std::unique_ptr<unsigned char[], Free> memory_;
+};
+
+// Exactly the bytes that an operation asks for, poisoned.
+template <typename Args>
+Buffer<uint8_t> workspace_for(const Ops& table, const Args& args) {
+  return Buffer<uint8_t>(Shape{static_cast<int64_t>(table.workspace_bytes(args))});
+}
+
+inline void run(const Ops& t, const EmbeddingForward& a) {
+  t.embedding_forward(a, workspace_for(t, a).tensor);
+}
+inline void run(const Ops& t, const EmbeddingBackward& a) {
+  t.embedding_backward(a, workspace_for(t, a).tensor);
+}
+inline void run(const Ops& t, const LayerNormForward& a) {
+  t.layernorm_forward(a, workspace_for(t, a).tensor);
+}
+inline void run(const Ops& t, const LayerNormBackward& a) {
+  t.layernorm_backward(a, workspace_for(t, a).tensor);
+}
+inline void run(const Ops& t, const LinearForward& a) {
+  t.linear_forward(a, workspace_for(t, a).tensor);
+}
+inline void run(const Ops& t, const LinearBackward& a) {
+  t.linear_backward(a, workspace_for(t, a).tensor);
+}
+inline void run(const Ops& t, const GeluForward& a) {
+  t.gelu_forward(a, {});
+}
+inline void run(const Ops& t, const GeluBackward& a) {
+  t.gelu_backward(a, {});
+}
+inline void run(const Ops& t, const Logits& a) {
+  t.logits(a, workspace_for(t, a).tensor);
+}
+inline void run(const Ops& t, const LinearCrossEntropy& a) {
+  t.linear_cross_entropy(a, workspace_for(t, a).tensor);
+}
+inline void run(const Ops& t, const GlobalNorm& a) {
+  t.global_norm(a, workspace_for(t, a).tensor);
+}
+inline void run(const Ops& t, const AdamW& a) {
+  t.adamw(a, {});
+}
+inline void run(const Ops& t, const Cast& a) {
+  t.cast(a, {});
+}
+
+// EXPECTs that `gradient` is the derivative of `loss` by `x` (memory that loss reads), by central
+// differences at up to `most` elements spread over it.
+inline void expect_gradient(const Buffer<double>& x, const std::vector<double>& gradient,
+                            const std::function<double()>& loss, const std::string& what,
+                            size_t most = 12) {
+  ASSERT_EQ(static_cast<size_t>(x.tensor.elements()), gradient.size()) << what;
+  double magnitude = 1e-3;
+  for (double g : gradient) magnitude = std::max(magnitude, std::fabs(g));
+  const size_t stride = std::max<size_t>(1, gradient.size() / most);
+  constexpr double kStep = 1e-5;  // error h^2 f''' / 6 + eps f / h: some 1e-10 either way
+  for (size_t i = 0; i < gradient.size(); i += stride) {
+    const double saved = x.data()[i];
+    x.data()[i] = saved + kStep;
+    const double above = loss();
+    x.data()[i] = saved - kStep;
+    const double below = loss();
+    x.data()[i] = saved;
+    const double difference = (above - below) / (2 * kStep);
+    EXPECT_NEAR(gradient[i], difference, 2e-7 * magnitude + 1e-8) << what << " element " << i;
+  }
+}
+
+// The sum of a_i b_i.
+inline double dot(const std::vector<double>& a, const std::vector<double>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+template <typename T>
+void expect_same_bits(const std::vector<T>& a, const std::vector<T>& b, const std::string& what) {
+  ASSERT_EQ(a.size(), b.size()) << what;
+  EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(T)), 0) << what;
+}
+
+// Whether the definition of Dropout keeps an element.
+inline bool is_kept(const Dropout& dropout, uint64_t element) {
+  const uint64_t group = element / 4;
+  const auto words =
+      philox4x32_10({static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32),
+                     dropout.layer * 8 + static_cast<uint32_t>(dropout.site), dropout.inputs->step},
+                    PhiloxKey(dropout.inputs->seed));
+  return static_cast<double>(words[element % 4]) >= static_cast<double>(dropout.p) * 4294967296.0;
+}
+
+}  // namespace lathe::testing

@@ -1,0 +1,203 @@
+// AdamW, the global norm, and casts.
+#include "tests/cpu/golden_adamw.h"
+#include "tests/cpu/ops_testing.h"
+
+namespace lathe::testing {
+namespace {
+
+template <typename T>
+struct State {
+  using A = Accumulator<T>;
+  int64_t count;
+  Buffer<A> masters, m, v, gradients;
+  Buffer<T> weights;
+  std::vector<OptimizerSegment> segments;
+  StepInputs inputs;
+  StepResults results;
+
+  explicit State(int64_t elements)
+      : count(elements),
+        masters({count}, random_values<A>(count, 1)),
+        m({count}, std::vector<A>(static_cast<size_t>(count))),
+        v({count}, std::vector<A>(static_cast<size_t>(count))),
+        gradients({count}, random_values<A>(count, 2)),
+        weights({count}) {
+    segments = {{0, count / 3, 0.1f}, {count / 3, count, 0}};
+    inputs.learning_rate = 0.01f;
+    results.clip_scale = 1;
+  }
+  void step() {
+    AdamW a;
+    a.masters = masters.tensor, a.m = m.tensor, a.v = v.tensor, a.gradients = gradients.tensor;
+    if (!std::is_same_v<T, A>) a.weights = weights.tensor;
+    a.segments = segments.data(), a.segment_count = static_cast<int64_t>(segments.size());
+    a.inputs = &inputs, a.results = &results;
+    run(ops<T>(), a);
+  }
+};
+
+// The formula, element by element.
+template <typename A>
+void plain_step(std::vector<A>& w, std::vector<A>& m, std::vector<A>& v, const std::vector<A>& g,
+                A lr, A clip, int t, size_t decayed) {
+  const A b1 = A(0.9f), b2 = A(0.95f), eps = A(1e-8f);
+  for (size_t i = 0; i < w.size(); ++i) {
+    const A clipped = clip * g[i];
+    m[i] = b1 * m[i] + (1 - b1) * clipped;
+    v[i] = b2 * v[i] + (1 - b2) * clipped * clipped;
+    const A m_hat = m[i] / (1 - std::pow(b1, A(t))), v_hat = v[i] / (1 - std::pow(b2, A(t)));
+    w[i] -= lr * (m_hat / (std::sqrt(v_hat) + eps) + (i < decayed ? A(0.1f) : A(0)) * w[i]);
+  }
+}
+
+template <typename T>
+void compare_formula(int64_t count) {
+  using A = Accumulator<T>;
+  State<T> s(count);
+  s.results.clip_scale = 0.25;
+  std::vector<A> w = s.masters.values(), m(w.size()), v(w.size());
+  std::vector<double> wd = converted<double>(w), md(w.size()), vd(w.size());
+  for (int t = 1; t <= 4; ++t) {
+    const std::vector<A> g = random_values<A>(count, 10 + static_cast<uint64_t>(t));
+    std::copy(g.begin(), g.end(), s.gradients.data());
+    const size_t decayed = static_cast<size_t>(count / 3);
+    plain_step<A>(w, m, v, g, A(0.01f), A(0.25), t, decayed);
+    plain_step<double>(wd, md, vd, converted<double>(g), 0.01f, 0.25, t, decayed);
+    s.step();
+  }
+  EXPECT_EQ(s.results.updates, 4);
+  expect_close<A>(s.masters.values(), wd, w, "masters");
+  expect_close<A>(s.m.values(), md, m, "m");
+  expect_close<A>(s.v.values(), vd, v, "v");
+  if (!std::is_same_v<T, A>)
+    expect_same_bits(s.weights.values(), converted<T>(s.masters.values()), "rounded weights");
+}
+TEST(AdamW, FollowsTheFormula) {
+  for (int64_t count : {1, 2, 100, 50001}) {
+    compare_formula<float>(count);
+    compare_formula<bf16>(count);
+    compare_formula<double>(count);
+  }
+}
+
+template <typename T>
+std::vector<T> golden_steps() {
+  using namespace golden;
+  State<T> s(kCount);
+  s.segments = {{0, kDecayed, 0.1f}, {kDecayed, kCount, 0}};
+  for (int i = 0; i < kCount; ++i) s.masters.data()[i] = static_cast<T>(kInitial[i]);
+  for (int step = 0; step < kSteps; ++step) {
+    s.inputs.learning_rate = static_cast<float>(kLearningRates[step]);
+    for (int i = 0; i < kCount; ++i)
+      s.gradients.data()[i] = static_cast<T>(kGradients[step * kCount + i]);
+    s.step();
+  }
+  return s.masters.values();
+}
+TEST(AdamW, TenStepsAsInPyTorch) {
+  const std::vector<double> reference(std::begin(golden::kFinal), std::end(golden::kFinal));
+  const std::vector<double> ours = golden_steps<double>();
+  expect_close<double>(ours, reference, reference, "float64");
+  const std::vector<float> plain(std::begin(golden::kFinalFloat), std::end(golden::kFinalFloat));
+  expect_close<float>(golden_steps<float>(), reference, plain, "float32");
+}
+
+TEST(AdamW, LeavesGapsAndPaddingAlone) {
+  State<bf16> s(40000);
+  s.segments = {{10, 20000, 0.1f}, {20100, 39990, 0.1f}};
+  for (int64_t i = 30000; i < 31000; ++i) s.masters.data()[i] = s.gradients.data()[i] = 0;
+  const auto before = s.masters.values();
+  s.step();
+  for (size_t i = 0; i < before.size(); ++i) {
+    const bool gap = i < 10 || (i >= 20000 && i < 20100) || i >= 39990;
+    const bool padding = i >= 30000 && i < 31000;
+    ASSERT_EQ(s.masters.data()[i] == before[i], gap || padding) << i;
+    if (gap || padding) {
+      ASSERT_EQ(s.m.data()[i], 0) << i;
+      ASSERT_EQ(s.v.data()[i], 0) << i;
+    }
+  }
+}
+
+template <typename T>
+void skip_leaves_all(double poison_loss, double poison_gradient) {
+  State<T> s(30000);
+  s.step();
+  const auto masters = s.masters.values(), m = s.m.values(), v = s.v.values();
+  const auto weights = s.weights.values();
+  s.results.loss = poison_loss;
+  s.gradients.data()[12345] = static_cast<Accumulator<T>>(poison_gradient);
+  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, &s.results});
+  EXPECT_EQ(s.results.skip, 1);
+  s.step();
+  EXPECT_EQ(s.results.updates, 1);
+  expect_same_bits(masters, s.masters.values(), "masters");
+  expect_same_bits(m, s.m.values(), "m");
+  expect_same_bits(v, s.v.values(), "v");
+  expect_same_bits(weights, s.weights.values(), "weights");
+  s.results.loss = 1;
+  s.gradients.data()[12345] = 0;
+  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, &s.results});
+  EXPECT_EQ(s.results.skip, 0);
+  s.step();
+  EXPECT_EQ(s.results.updates, 2);
+}
+TEST(AdamW, SkipsWhatIsNotFinite) {
+  for (double poison :
+       {static_cast<double>(NAN), static_cast<double>(INFINITY), -static_cast<double>(INFINITY)}) {
+    skip_leaves_all<float>(poison, 1);
+    skip_leaves_all<bf16>(1, poison);
+    skip_leaves_all<double>(1, poison);
+  }
+}
+
+TEST(AdamW, RefusesSegmentsThatOverlap) {
+  State<float> s(100);
+  s.segments = {{0, 60, 0}, {50, 100, 0}};
+  EXPECT_THROW(s.step(), CheckError);
+  s.segments = {{0, 101, 0}};
+  EXPECT_THROW(s.step(), CheckError);
+}
+
+TEST(GlobalNorm, IsTheRootOfTheSquares) {
+  for (int64_t count : {int64_t{1}, int64_t{5}, kNormBlock, kNormBlock + 1, int64_t{100003}}) {
+    Buffer<float> gradients({count}, random_values<float>(count, 3));
+    StepResults results;
+    double squares = 0;
+    for (float g : gradients.values()) squares += static_cast<double>(g) * static_cast<double>(g);
+    for (double clip : {0.0, 0.5, 1e9}) {
+      run(ops<bf16>(), GlobalNorm{gradients.tensor, clip, &results});
+      EXPECT_NEAR(results.grad_norm, std::sqrt(squares), 1e-13 * std::sqrt(squares));
+      EXPECT_EQ(results.clip_scale, clip > 0 ? std::min(1.0, clip / results.grad_norm) : 1.0);
+      EXPECT_EQ(results.skip, 0);
+    }
+  }
+}
+
+TEST(GlobalNorm, LargeGradientsDoNotOverflow) {
+  Buffer<float> gradients({3}, {3e30f, 4e30f, 0});
+  StepResults results;
+  run(ops<float>(), GlobalNorm{gradients.tensor, 1, &results});
+  EXPECT_NEAR(results.grad_norm, 5e30, 1e24);
+  EXPECT_EQ(results.skip, 0);
+}
+
+TEST(Cast, RoundsOnce) {
+  const std::vector<float> values = random_values<float>(70001, 1, 3);
+  Buffer<float> source({70001}, values), back({70001});
+  Buffer<bf16> target({70001});
+  Buffer<double> wide({70001});
+  run(ops<float>(), Cast{target.tensor, source.tensor});
+  expect_same_bits(target.values(), converted<bf16>(values), "fp32 to bf16");
+  run(ops<float>(), Cast{back.tensor, target.tensor});
+  expect_same_bits(back.values(), converted<float>(target.values()), "bf16 to fp32");
+  run(ops<float>(), Cast{wide.tensor, source.tensor});
+  expect_same_bits(wide.values(), converted<double>(values), "fp32 to fp64");
+  run(ops<float>(), Cast{back.tensor, wide.tensor});
+  expect_same_bits(back.values(), values, "fp64 to fp32");
+  wide.tensor.shape = {70000};
+  EXPECT_THROW(run(ops<float>(), Cast{wide.tensor, source.tensor}), CheckError);
+}
+
+}  // namespace
+}  // namespace lathe::testing
