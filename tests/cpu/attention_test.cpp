@@ -242,8 +242,8 @@ PlainResults<long double, long double> reference(const Sizes& s, const std::vect
 // ---- Against the plain implementation.
 
 template <typename T>
-void check_against_plain(const Sizes& s, double p, double deviation = 1) {
-  const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 1, deviation);
+void check_against_plain(const Sizes& s, double p, std::vector<T> qkv = {}) {
+  if (qkv.empty()) qkv = random_values<T>(s.B * s.T * 3 * s.C(), 1);
   const auto dout = random_values<T>(s.B * s.T * s.C(), 2);
   const Dropout dropout = dropout_of(p);
   const auto r = run<T>(s, qkv, dout, dropout);
@@ -271,7 +271,22 @@ TYPED_TEST(AttentionOf, AgreesWithPlain) {
 }
 
 TYPED_TEST(AttentionOf, AgreesWithPlainOnSharpScores) {
-  check_against_plain<TypeParam>({1, 80, 2, 32}, 0.1, 3);
+  const Sizes s{1, 200, 2, 32};
+  check_against_plain<TypeParam>(s, 0.1, random_values<TypeParam>(s.T * 3 * s.C(), 22, 3));
+}
+
+// The running maximum of every row moves from block to block.
+TYPED_TEST(AttentionOf, AgreesWithPlainOnRisingScores) {
+  using A = Accumulator<TypeParam>;
+  const Sizes s{1, 300, 1, 32};
+  auto qkv = random_values<TypeParam>(s.T * 3 * s.C(), 23);
+  for (int64_t t = 0; t < s.T; ++t)
+    for (int64_t c = 0; c < 2 * s.C(); ++c) {
+      TypeParam& x = qkv[static_cast<size_t>(t * 3 * s.C() + c)];
+      const A factor = c < s.C() ? A(1) : static_cast<A>(t) / 15;
+      x = TypeParam(std::fabs(static_cast<A>(x)) * factor);
+    }
+  check_against_plain<TypeParam>(s, 0, qkv);
 }
 
 // ---- Gradients by central differences in double.
