@@ -29,8 +29,8 @@ struct ForwardScratch {
   A *row_max, *row_sum, *correction, *keep;
   size_t bytes;
 
-  ForwardScratch(std::byte* memory, int64_t T, int64_t D) {
-    const int64_t rows = std::min(kItemQueries, T), width = tile::padded<A>(D);
+  ForwardScratch(std::byte* memory, int64_t rows, int64_t D) {
+    const int64_t width = tile::padded<A>(D);
     Carver carver(memory);
     q = carver.matrix<A>(rows, width);
     out = carver.matrix<A>(rows, width);
@@ -139,84 +139,115 @@ void softmax_block(const Head<T>& head, const ScoreBlock<A>& block, A* keep) {
   }
 }
 
-// Normalises and stores the results of queries begin .. begin + rows.
+// Normalises and stores the results of queries begin .. begin + rows, which are in scratch from
+// row `at` on.
 template <typename T, typename A = Accumulator<T>>
-void finish_queries(const Head<T>& head, int64_t begin, int64_t rows,
+void finish_queries(const Head<T>& head, int64_t begin, int64_t rows, int64_t at,
                     const ForwardScratch<A>& scratch) {
   for (int64_t r = 0; r < rows; ++r) {
-    const A inverse = A(1) / scratch.row_sum[r];
+    const A sum = scratch.row_sum[at + r], inverse = A(1) / sum;
     for (int64_t c = 0; c < head.D; c += tile::kLanes<A>)
       tile::store_as<A>(head.out + (begin + r) * head.out_stride + c,
-                        tile::load(scratch.out.row(r) + c) * inverse, head.D - c);
-    if (head.logsumexp)
-      head.logsumexp[begin + r] = scratch.row_max[r] + std::log(scratch.row_sum[r]);
+                        tile::load(scratch.out.row(at + r) + c) * inverse, head.D - c);
+    if (head.logsumexp) head.logsumexp[begin + r] = scratch.row_max[at + r] + std::log(sum);
   }
 }
 
-// Attention of queries begin .. end of a head, at most kItemQueries.
+// The part of one block of keys in queries begin .. begin + rows, in scratch from row `at` on.
 template <typename T, typename A = Accumulator<T>>
-void attend(const Head<T>& head, int64_t begin, int64_t end, const ForwardScratch<A>& scratch) {
-  const int64_t rows = end - begin, D = head.D, vectors = tile::padded<A>(D) / tile::kLanes<A>;
-  read_rows(head.q + begin * head.q_stride, head.q_stride, rows, D, scratch.q);
-  std::fill_n(scratch.row_max, rows, -std::numeric_limits<A>::infinity());
-  std::fill_n(scratch.row_sum, rows, A(0));
-  const int64_t all_keys = head.past + end;
-  for (int64_t k0 = 0; k0 < all_keys; k0 += kBlock) {
-    const int64_t keys = std::min(kBlock, all_keys - k0);
-    read_rows(head.k + k0 * head.kv_stride, head.kv_stride, keys, D, scratch.k);
-    transpose_rows(scratch.k, keys, D, scratch.k_transposed);
-    read_rows(head.v + k0 * head.kv_stride, head.kv_stride, keys, D, scratch.v);
-    for (int64_t first = 0; first < rows; first += kBlock) {
-      const int64_t q0 = begin + first, block_rows = std::min(kBlock, rows - first);
-      const int64_t diagonal = head.past + q0 - k0;
-      if (diagonal + block_rows <= 0) continue;  // above the diagonal
-      tile::product<tile::Causal::columns, A>(
-          block_rows, D, diagonal, tile::padded<A>(keys) / tile::kLanes<A>,
-          {scratch.q.row(first), scratch.q.stride}, tile::constant(scratch.k_transposed),
-          scratch.scores, false);
-      const ScoreBlock<A> block{block_rows,
-                                q0,
-                                k0,
-                                keys,
-                                head.past,
-                                scratch.scores,
-                                {scratch.out.row(first), scratch.out.stride},
-                                scratch.row_max + first,
-                                scratch.row_sum + first,
-                                scratch.correction,
-                                A(1) / std::sqrt(static_cast<A>(D))};
-      softmax_block(head, block, scratch.keep);
-      tile::product<tile::Causal::last_step, A>(block_rows, keys, diagonal, vectors,
-                                                tile::constant(scratch.scores),
-                                                tile::constant(scratch.v), block.out, k0 > 0);
-    }
+void attend_block(const Head<T>& head, int64_t begin, int64_t rows, int64_t at, int64_t k0,
+                  int64_t keys, const ForwardScratch<A>& scratch) {
+  using tile::Causal, tile::constant;
+  const int64_t D = head.D, vectors = tile::padded<A>(D) / tile::kLanes<A>;
+  const int64_t key_vectors = tile::padded<A>(keys) / tile::kLanes<A>;
+  read_rows(head.k + k0 * head.kv_stride, head.kv_stride, keys, D, scratch.k);
+  transpose_rows(scratch.k, keys, D, scratch.k_transposed);
+  read_rows(head.v + k0 * head.kv_stride, head.kv_stride, keys, D, scratch.v);
+  for (int64_t first = 0; first < rows; first += kBlock) {
+    ScoreBlock<A> block;
+    block.rows = std::min(kBlock, rows - first), block.keys = keys;
+    block.q0 = begin + first, block.k0 = k0, block.past = head.past;
+    const int64_t diagonal = head.past + block.q0 - k0;
+    if (diagonal + block.rows <= 0) continue;  // above the diagonal
+    block.scores = scratch.scores;
+    block.out = {scratch.out.row(at + first), scratch.out.stride};
+    block.row_max = scratch.row_max + at + first, block.row_sum = scratch.row_sum + at + first;
+    block.correction = scratch.correction;
+    block.scale = A(1) / std::sqrt(static_cast<A>(D));
+    tile::product<Causal::columns, A>(block.rows, D, diagonal, key_vectors,
+                                      {scratch.q.row(at + first), scratch.q.stride},
+                                      constant(scratch.k_transposed), scratch.scores, false);
+    softmax_block(head, block, scratch.keep);
+    tile::product<Causal::last_step, A>(block.rows, keys, diagonal, vectors,
+                                        constant(scratch.scores), constant(scratch.v), block.out,
+                                        k0 > 0);
   }
-  finish_queries(head, begin, rows, scratch);
 }
 
-// Runs every head's queries in pieces of kItemQueries; head_of(b, h) gives the Head. The last
-// queries, which see most keys, go first.
+// A head's queries are cut into pieces of kItemQueries. Where one piece holds them all, an item of
+// work is several heads, block of keys by block of keys: their keys lie next to each other in
+// memory, which matters to sampling, whose time goes into reading them.
+struct Plan {
+  int64_t rows, pieces, heads, heads_per_item, items;
+
+  explicit Plan(const Sizes& s) {
+    rows = std::min(s.T, kItemQueries), pieces = (s.T + kItemQueries - 1) / kItemQueries;
+    heads = s.B * s.H;
+    const int64_t share = (heads + max_threads() - 1) / max_threads();
+    heads_per_item = std::clamp<int64_t>(kItemQueries / std::max<int64_t>(s.T, 1), 1,
+                                         std::max<int64_t>(share, 1));
+    items = (heads + heads_per_item - 1) / heads_per_item * pieces;
+  }
+  int64_t scratch_rows() const { return heads_per_item * rows; }
+};
+
+// Runs an item: queries begin .. end of heads first_head .. first_head + heads.
+template <typename T, typename HeadOf, typename A = Accumulator<T>>
+void attend(const HeadOf& head_of, int64_t first_head, int64_t heads, int64_t begin, int64_t end,
+            const ForwardScratch<A>& scratch) {
+  const int64_t rows = end - begin, all_keys = head_of(first_head).past + end;
+  std::fill_n(scratch.row_max, heads * rows, -std::numeric_limits<A>::infinity());
+  std::fill_n(scratch.row_sum, heads * rows, A(0));
+  for (int64_t i = 0; i < heads; ++i) {
+    const Head<T> head = head_of(first_head + i);
+    read_rows<T, A>(head.q + begin * head.q_stride, head.q_stride, rows, head.D,
+                    {scratch.q.row(i * rows), scratch.q.stride});
+  }
+  for (int64_t k0 = 0; k0 < all_keys; k0 += kBlock)
+    for (int64_t i = 0; i < heads; ++i)
+      attend_block(head_of(first_head + i), begin, rows, i * rows, k0,
+                   std::min(kBlock, all_keys - k0), scratch);
+  for (int64_t i = 0; i < heads; ++i)
+    finish_queries(head_of(first_head + i), begin, rows, i * rows, scratch);
+}
+
+// Runs every head; head_of(b H + h) gives the Head. The last queries, which see most keys, go
+// first.
 template <typename T, typename HeadOf>
 void attend_all(const Sizes& s, int64_t past, const Tensor& workspace, const HeadOf& head_of) {
   using A = Accumulator<T>;
-  const size_t slice = ForwardScratch<A>(nullptr, s.T, s.D).bytes;
+  const Plan plan(s);
+  const size_t slice = ForwardScratch<A>(nullptr, plan.scratch_rows(), s.D).bytes;
   check_workspace(workspace, slice * static_cast<size_t>(max_threads()));
-  const int64_t heads = s.B * s.H, pieces = (s.T + kItemQueries - 1) / kItemQueries;
   [[maybe_unused]] const double work =
-      static_cast<double>(heads * s.T) * static_cast<double>((past + s.T) * s.D);
+      static_cast<double>(plan.heads * s.T) * static_cast<double>((past + s.T) * s.D);
 #pragma omp parallel for schedule(dynamic) if (work >= kParallelWork)
-  for (int64_t item = 0; item < heads * pieces; ++item) {
-    const ForwardScratch<A> scratch(thread_slice(workspace, slice), s.T, s.D);
-    const int64_t begin = (pieces - 1 - item / heads) * kItemQueries, head = item % heads;
-    attend(head_of(head / s.H, head % s.H), begin, std::min(s.T, begin + kItemQueries), scratch);
+  for (int64_t item = 0; item < plan.items; ++item) {
+    const ForwardScratch<A> scratch(thread_slice(workspace, slice), plan.scratch_rows(), s.D);
+    const int64_t groups = plan.items / plan.pieces;
+    const int64_t begin = (plan.pieces - 1 - item / groups) * kItemQueries;
+    const int64_t first = item % groups * plan.heads_per_item;
+    attend<T>(head_of, first, std::min(plan.heads_per_item, plan.heads - first), begin,
+              std::min(s.T, begin + kItemQueries), scratch);
   }
 }
 
 size_t scratch_bytes(const Tensor& qkv, int64_t n_head) {
   const Sizes s(qkv, n_head);
+  const int64_t rows = Plan(s).scratch_rows();
   const size_t bytes = accumulator_of(qkv.dtype) == DType::fp64
-                           ? ForwardScratch<double>(nullptr, s.T, s.D).bytes
-                           : ForwardScratch<float>(nullptr, s.T, s.D).bytes;
+                           ? ForwardScratch<double>(nullptr, rows, s.D).bytes
+                           : ForwardScratch<float>(nullptr, rows, s.D).bytes;
   return bytes * static_cast<size_t>(max_threads());
 }
 
@@ -246,12 +277,13 @@ void attention_forward(const AttentionForward& args, const Tensor& workspace) {
   const T* qkv = args.qkv_bt3c.as<T>();
   T* const out = args.out_btc.as<T>();
   auto* const logsumexp = args.logsumexp_bht.as<Accumulator<T>>();
-  attend_all<T>(s, 0, workspace, [&](int64_t b, int64_t h) {
+  attend_all<T>(s, 0, workspace, [&](int64_t index) {
+    const int64_t b = index / s.H, h = index % s.H;
     const T* q = qkv + b * s.T * 3 * s.C + h * s.D;
     Head<T> head;
     head.q = q, head.k = q + s.C, head.v = q + 2 * s.C;
     head.out = out + b * s.T * s.C + h * s.D;
-    head.logsumexp = logsumexp + (b * s.H + h) * s.T;
+    head.logsumexp = logsumexp + index * s.T;
     head.q_stride = head.kv_stride = 3 * s.C, head.out_stride = s.C;
     head.D = s.D, head.past = 0, head.mask = &mask, head.mask_stride = s.T;
     head.mask_element = mask_element_of_head(mask, s, b, h);
@@ -273,7 +305,8 @@ void attention_cached(const AttentionCached& args, const Tensor& workspace) {
               args.past, M);
   append<T>(args, s);
   const DropoutMask none(Dropout{});
-  attend_all<T>(s, args.past, workspace, [&](int64_t b, int64_t h) {
+  attend_all<T>(s, args.past, workspace, [&](int64_t index) {
+    const int64_t b = index / s.H, h = index % s.H;
     const int64_t cache = b * M * s.C + h * s.D;
     Head<T> head;
     head.q = args.qkv_bt3c.as<T>() + b * s.T * 3 * s.C + h * s.D;

@@ -4,9 +4,12 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <random>
 
+#include "kernels/cpu/threads.h"
 #include "kernels/philox.h"
+#include "tests/allocations.h"
 #include "tests/tolerance.h"
 
 namespace lathe {
@@ -85,6 +88,12 @@ struct Scratch {
   }
 };
 
+void without_allocating(const std::function<void()>& call) {
+  const size_t before = testing::allocated_bytes();
+  call();
+  EXPECT_EQ(testing::allocated_bytes(), before);
+}
+
 template <typename T>
 struct Results {
   std::vector<T> out, dqkv;
@@ -99,7 +108,7 @@ void run_forward(const Sizes& s, std::vector<T>& qkv, const Dropout& dropout, Re
                               tensor_of(r.logsumexp, {s.B, s.H, s.T}),
                               tensor_of(qkv, {s.B, s.T, 3 * s.C()}), s.H, dropout};
   Scratch scratch(attention_forward_workspace_bytes(args));
-  attention_forward<T>(args, scratch.tensor());
+  without_allocating([&] { attention_forward<T>(args, scratch.tensor()); });
 }
 
 template <typename T>
@@ -115,7 +124,7 @@ Results<T> run(const Sizes& s, std::vector<T> qkv, std::vector<T> dout, const Dr
                                s.H,
                                dropout};
   Scratch scratch(attention_backward_workspace_bytes(args));
-  attention_backward<T>(args, scratch.tensor());
+  without_allocating([&] { attention_backward<T>(args, scratch.tensor()); });
   return r;
 }
 
@@ -233,8 +242,8 @@ PlainResults<long double, long double> reference(const Sizes& s, const std::vect
 // ---- Against the plain implementation.
 
 template <typename T>
-void check_against_plain(const Sizes& s, double p, double deviation = 1) {
-  const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 1, deviation);
+void check_against_plain(const Sizes& s, double p, std::vector<T> qkv = {}) {
+  if (qkv.empty()) qkv = random_values<T>(s.B * s.T * 3 * s.C(), 1);
   const auto dout = random_values<T>(s.B * s.T * s.C(), 2);
   const Dropout dropout = dropout_of(p);
   const auto r = run<T>(s, qkv, dout, dropout);
@@ -262,7 +271,22 @@ TYPED_TEST(AttentionOf, AgreesWithPlain) {
 }
 
 TYPED_TEST(AttentionOf, AgreesWithPlainOnSharpScores) {
-  check_against_plain<TypeParam>({1, 80, 2, 32}, 0.1, 3);
+  const Sizes s{1, 200, 2, 32};
+  check_against_plain<TypeParam>(s, 0.1, random_values<TypeParam>(s.T * 3 * s.C(), 22, 3));
+}
+
+// The running maximum of every row moves from block to block.
+TYPED_TEST(AttentionOf, AgreesWithPlainOnRisingScores) {
+  using A = Accumulator<TypeParam>;
+  const Sizes s{1, 300, 1, 32};
+  auto qkv = random_values<TypeParam>(s.T * 3 * s.C(), 23);
+  for (int64_t t = 0; t < s.T; ++t)
+    for (int64_t c = 0; c < 2 * s.C(); ++c) {
+      TypeParam& x = qkv[static_cast<size_t>(t * 3 * s.C() + c)];
+      const A factor = c < s.C() ? A(1) : static_cast<A>(t) / 15;
+      x = TypeParam(std::fabs(static_cast<A>(x)) * factor);
+    }
+  check_against_plain<TypeParam>(s, 0, qkv);
 }
 
 // ---- Gradients by central differences in double.
@@ -444,6 +468,25 @@ TYPED_TEST(AttentionOf, RepeatsBitwise) {
   }
 }
 
+TYPED_TEST(AttentionOf, AnyNumberOfThreadsGivesTheSameBits) {
+  using T = TypeParam;
+  for (const Sizes& s : {Sizes{3, 270, 2, 24}, Sizes{2, 20, 5, 16}}) {
+    const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 20);
+    const auto dout = random_values<T>(s.B * s.T * s.C(), 21);
+    const int usual = max_threads();
+    set_max_threads(1);
+    const auto one = run<T>(s, qkv, dout, dropout_of(0.1));
+    for (int threads : {2, 5}) {
+      set_max_threads(threads);
+      const auto several = run<T>(s, qkv, dout, dropout_of(0.1));
+      EXPECT_TRUE(same_bits(one.out, several.out)) << threads;
+      EXPECT_TRUE(same_bits(one.dqkv, several.dqkv)) << threads;
+      EXPECT_TRUE(same_bits(one.logsumexp, several.logsumexp)) << threads;
+    }
+    set_max_threads(usual);
+  }
+}
+
 TYPED_TEST(AttentionOf, TooSmallAWorkspaceIsRefused) {
   using T = TypeParam;
   const Sizes s{1, 70, 1, 40};
@@ -484,7 +527,7 @@ std::vector<T> run_cached(const Sizes& s, const std::vector<T>& qkv, int64_t M,
                                s.H,
                                past};
     Scratch scratch(attention_cached_workspace_bytes(args));
-    attention_cached<T>(args, scratch.tensor());
+    without_allocating([&] { attention_cached<T>(args, scratch.tensor()); });
     for (int64_t b = 0; b < s.B; ++b)
       std::copy_n(piece.begin() + b * n * C, n * C, out.begin() + (b * s.T + past) * C);
     past += n;
