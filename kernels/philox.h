@@ -2,8 +2,8 @@
 // as 1, 2, 3", SC 2011). The same counter and key give the same four words everywhere, so random
 // numbers need no state: not for dropout, not for data windows, not across ranks or devices.
 //
-// All of lathe draws with key = seed and counter = (index low, index high, site, step). Dropout's sites
-// are layer * 8 + site, so they stay far below the ones named here.
+// All of lathe draws with key = seed and counter = (index low, index high, site, step). Dropout's
+// sites are layer * 8 + site, so they stay far below the ones named here.
 #pragma once
 
 #include <array>

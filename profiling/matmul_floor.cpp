@@ -38,7 +38,8 @@ struct MatmulFloor::Products {
     const auto a = matrix(p.m, p.k, p.trans_a, type), b = matrix(p.k, p.n, p.trans_b, type);
     const auto c = matrix(p.m, p.n, false, p.output);
     const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), engine);
-    calls.push_back({dnnl::matmul(description), memory(a, engine), memory(b, engine), memory(c, engine), times});
+    calls.push_back({dnnl::matmul(description), memory(a, engine), memory(b, engine),
+                     memory(c, engine), times});
     for (memory* m : {&calls.back().a, &calls.back().b}) {
       std::fill_n(static_cast<char*>(m->get_data_handle()), m->get_desc().get_size(), 0);
     }
@@ -77,11 +78,14 @@ double MatmulFloor::run() {
   const auto start = std::chrono::steady_clock::now();
   for (auto& call : products_->calls) {
     for (int64_t i = 0; i < call.times; ++i) {
-      call.primitive.execute(products_->stream, {{DNNL_ARG_SRC, call.a}, {DNNL_ARG_WEIGHTS, call.b}, {DNNL_ARG_DST, call.c}});
+      call.primitive.execute(
+          products_->stream,
+          {{DNNL_ARG_SRC, call.a}, {DNNL_ARG_WEIGHTS, call.b}, {DNNL_ARG_DST, call.c}});
     }
   }
   products_->stream.wait();
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+      .count();
 }
 
 }  // namespace lathe

@@ -62,7 +62,8 @@ struct Step {
         shape{.dtype = options.number_type(), .batch_size = batch_size, .seq_len = seq_len},
         arena(*device, plan_training(options.gpt2, shape, device->ops(shape.dtype)).total()),
         model(options.gpt2, shape.dtype, batch_size, seq_len, *device, arena),
-        optimizer(options.optimizer, model.weights(), model.gradients(), model.layout(), *device, arena),
+        optimizer(options.optimizer, model.weights(), model.gradients(), model.layout(), *device,
+                  arena),
         state(*device, arena, 1),
         tokens(arena.allocate(MemoryCategory::batch, DType::int32, {batch_size, seq_len})),
         targets(arena.allocate(MemoryCategory::batch, DType::int32, {batch_size, seq_len})) {
@@ -115,14 +116,16 @@ int profile(int argc, char** argv) {
   if (vocab_size > 0) options.gpt2.vocab_size = vocab_size;
   if (options.gpt2.vocab_size == 0) options.gpt2.vocab_size = 65;
   Step step(options, batch_size, seq_len);
-  std::cout << fmt::format("{} {} batch {} x {}, {}\n", name, dtype, batch_size, seq_len, step.device->name());
+  std::cout << fmt::format("{} {} batch {} x {}, {}\n", name, dtype, batch_size, seq_len,
+                           step.device->name());
 
   for (int i = 0; i < 2; ++i) step.run();
   std::vector<double> plain, floors, adamw;
   MatmulFloor floor(options.gpt2, options.number_type(), batch_size * seq_len);
   const TimedOps timed(step.model.ops());
   const Ops& real = step.model.ops();
-  for (int64_t i = 0; i < steps; ++i) {  // in turn, so that a change of the machine's pace hits both
+  for (int64_t i = 0; i < steps;
+       ++i) {  // in turn, so that a change of the machine's pace hits both
     plain.push_back(step.run());
     floors.push_back(floor.run());
     step.model.use(timed);
@@ -133,18 +136,24 @@ int profile(int argc, char** argv) {
   }
   double all = 0;
   for (const auto& [op, total] : timed.totals) all += total.ms;
-  std::vector<std::pair<std::string, TimedOps::Total>> rows(timed.totals.begin(), timed.totals.end());
-  std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second.ms > b.second.ms; });
-  std::cout << fmt::format("{:<22}{:>7}{:>11}{:>8}{:>11}{:>9}\n", "operation", "calls", "ms/step", "share", "GFLOP/s", "GB/s");
+  std::vector<std::pair<std::string, TimedOps::Total>> rows(timed.totals.begin(),
+                                                            timed.totals.end());
+  std::sort(rows.begin(), rows.end(),
+            [](const auto& a, const auto& b) { return a.second.ms > b.second.ms; });
+  std::cout << fmt::format("{:<22}{:>7}{:>11}{:>8}{:>11}{:>9}\n", "operation", "calls", "ms/step",
+                           "share", "GFLOP/s", "GB/s");
   for (const auto& [op, total] : rows) {
-    std::cout << fmt::format("{:<22}{:>7}{:>11.3f}{:>7.1f}%{:>11.1f}{:>9.1f}\n", op, total.calls / steps,
-                             total.ms / static_cast<double>(steps), 100 * total.ms / all,
-                             total.cost.flops / total.ms / 1e6, total.cost.bytes / total.ms / 1e6);
+    std::cout << fmt::format("{:<22}{:>7}{:>11.3f}{:>7.1f}%{:>11.1f}{:>9.1f}\n", op,
+                             total.calls / steps, total.ms / static_cast<double>(steps),
+                             100 * total.ms / all, total.cost.flops / total.ms / 1e6,
+                             total.cost.bytes / total.ms / 1e6);
   }
   const double ms = median(plain), floor_ms = median(floors) + median(adamw);
   std::cout << fmt::format(
-      "step {:.2f} ms, {:.0f} tokens/s; matmuls alone ({}) {:.2f} ms + AdamW {:.2f} ms: step / (both) = {:.3f}\n",
-      ms, 1e3 * static_cast<double>(batch_size * seq_len) / ms, floor.name(), median(floors), median(adamw), ms / floor_ms);
+      "step {:.2f} ms, {:.0f} tokens/s; matmuls alone ({}) {:.2f} ms + AdamW {:.2f} ms: step / "
+      "(both) = {:.3f}\n",
+      ms, 1e3 * static_cast<double>(batch_size * seq_len) / ms, floor.name(), median(floors),
+      median(adamw), ms / floor_ms);
   return 0;
 }
 

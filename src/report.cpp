@@ -27,7 +27,8 @@ double median(std::vector<double> values) {
 
 void StepClock::start(Phase phase) {
   const Clock::time_point now = Clock::now();
-  spent_[static_cast<int>(phase_)] += std::chrono::duration<double, std::milli>(now - since_).count();
+  spent_[static_cast<int>(phase_)] +=
+      std::chrono::duration<double, std::milli>(now - since_).count();
   since_ = now;
   phase_ = phase;
 }
@@ -44,9 +45,11 @@ void print_setup(const Setup& setup, const Device& device) {
   Console console;
   console.banner(
       "lathe",
-      {{"model", fmt::format("{}: {} layers, {} heads, {} wide, context {}, vocabulary {}{}, {} GELU, dropout {}",
-                             o.model, c.n_layer, c.n_head, c.n_embd, c.seq_len, c.vocab_size,
-                             c.bias ? "" : ", no biases", name_of(c.gelu), c.dropout)},
+      {{"model",
+        fmt::format(
+            "{}: {} layers, {} heads, {} wide, context {}, vocabulary {}{}, {} GELU, dropout {}",
+            o.model, c.n_layer, c.n_head, c.n_embd, c.seq_len, c.vocab_size,
+            c.bias ? "" : ", no biases", name_of(c.gelu), c.dropout)},
        {"parameters", counts_line(c)},
        {"device", device.name()},
        {"numbers", std::string(name_of(setup.shape.dtype))},
@@ -71,7 +74,8 @@ Report::Report(Run& run)
   metrics_.emplace(o.out, run.first_step);
 }
 
-void Report::step(int64_t steps_done, const StepResults& results, double lr, const StepClock& clock) {
+void Report::step(int64_t steps_done, const StepResults& results, double lr,
+                  const StepClock& clock) {
   const double seconds = clock.total() / 1e3;
   StepMetrics m{.step = steps_done,
                 .loss = results.loss,
@@ -90,8 +94,9 @@ void Report::step(int64_t steps_done, const StepResults& results, double lr, con
   if (metrics_) metrics_->write(m);
   console_.step(m, run_.options().steps);
   if (results.skip) {
-    console_.print(fmt::format("step {}: loss {} or gradient norm {} is not finite; the update is skipped",
-                               steps_done, results.loss, results.grad_norm));
+    console_.print(
+        fmt::format("step {}: loss {} or gradient norm {} is not finite; the update is skipped",
+                    steps_done, results.loss, results.grad_norm));
   }
 }
 
@@ -111,12 +116,14 @@ void Report::sample(Run& run) {
 
 void Report::finish(bool stopped) {
   if (stopped) {
-    console_.print(run_.options().out.empty() ? "stopped" : "stopped; --resume auto goes on from here");
+    console_.print(run_.options().out.empty() ? "stopped"
+                                              : "stopped; --resume auto goes on from here");
   }
   if (run_.options().benchmark && !step_ms_.empty()) {
     const double ms = median(step_ms_);
     console_.print(fmt::format("median step {:.2f} ms, {:.0f} tokens/s over {} steps", ms,
-                               1e3 * static_cast<double>(run_.tokens_per_step()) / ms, step_ms_.size()));
+                               1e3 * static_cast<double>(run_.tokens_per_step()) / ms,
+                               step_ms_.size()));
   }
 }
 

@@ -6,9 +6,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "tools/run_plot.h"
 #include "src/io/file.h"
 #include "tools/flags.h"
+#include "tools/run_plot.h"
 
 namespace lathe {
 namespace {

@@ -42,7 +42,7 @@ int64_t shuffled(int64_t index, int64_t size, uint64_t seed, int64_t epoch) {
     uint64_t left = place >> half, right = place & mask;
     for (uint32_t round = 0; round < kRounds; ++round) {
       const auto f = philox(seed, right | uint64_t{round} << 32, kPhiloxSiteShuffle,
-                              static_cast<uint32_t>(epoch));
+                            static_cast<uint32_t>(epoch));
       left = std::exchange(right, left ^ (f[0] & mask));
     }
     place = left << half | right;
