@@ -10,7 +10,7 @@
 
 namespace lathe {
 
-static constexpr size_t kBlockBytes = 1 << 20;
+static constexpr size_t kBlockBytes = 1 << 18;
 
 DocumentReader::DocumentReader(std::vector<std::filesystem::path> files, DocumentFormat format)
     : files_(std::move(files)), format_(std::move(format)) {

@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr size_t kChunkBytes = 1 << 20;
+constexpr size_t kChunkBytes = 1 << 18;
 
 // Threads that encode chunks of text; results come back through futures, so their order is ours.
 class EncoderPool {
