@@ -14,7 +14,7 @@ namespace {
 
 // Each chunk reads and writes the whole of dwte once more, so chunks are as long as their logits
 // (and workspace) allow: 2^23 logits are 32 MiB in float.
-constexpr int64_t kChunkLogits = int64_t{1} << 23;
+constexpr int64_t kChunkLogits = int64_t{1} << 24;
 constexpr int64_t kRowUnit = 32;
 
 constexpr size_t aligned(size_t bytes) {

@@ -4,7 +4,6 @@
 #include "kernels/cpu/check.h"
 #include "kernels/cpu/operations.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/sums.h"
 
 namespace lathe {
 
@@ -25,6 +24,29 @@ double tree_sum(double* values, int64_t count) {
   return values[0];
 }
 
+// In double, over 32 lanes in fixed order. One flat loop: through sum_of GCC 12 converts element by
+// element, at a third of the memory's rate.
+template <typename A>
+double sum_of_squares(const A* values, int64_t count) {
+  constexpr int kWide = 32;
+  double lanes[kWide] = {};
+  int64_t i = 0;
+  for (; i + kWide <= count; i += kWide) {
+#pragma omp simd
+    for (int j = 0; j < kWide; ++j) {
+      const double x = static_cast<double>(values[i + j]);
+      lanes[j] += x * x;
+    }
+  }
+  for (int j = 0; i < count; ++i, ++j) {
+    lanes[j] += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  }
+  for (int width = kWide / 2; width > 0; width /= 2) {
+    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+  }
+  return lanes[0];
+}
+
 }  // namespace
 
 size_t global_norm_workspace(const GlobalNorm& args) {
@@ -43,11 +65,7 @@ void global_norm(const GlobalNorm& args, const Tensor& workspace) {
   auto* sums = static_cast<double*>(workspace.data);
   parallel_for(blocks, elements, [&](int64_t block) {
     const A* g = gradients + block * kNormBlock;
-    sums[block] =
-        sum_of<double>(std::min(kNormBlock, elements - block * kNormBlock), [g](int64_t i) {
-          const double x = static_cast<double>(g[i]);
-          return x * x;
-        });
+    sums[block] = sum_of_squares(g, std::min(kNormBlock, elements - block * kNormBlock));
   });
   StepResults& results = *args.results;
   results.grad_norm = std::sqrt(tree_sum(sums, blocks));

@@ -5,6 +5,8 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <numbers>
+#include <span>
+#include <thread>
 #include <vector>
 
 #include "kernels/philox.h"
@@ -82,20 +84,35 @@ void for_each_chunk(int64_t elements, const ChunkFunction& body) {
 // Elements [first, first + count) of a parameter, first a multiple of 4: each Philox call gives two
 // of Box and Muller's pairs. The first word of a pair is kept off zero, where the logarithm has
 // none.
+void fill_normal(float std, uint64_t seed, uint32_t parameter, int64_t first,
+                 std::span<float> values) {
+  for (size_t i = 0; i < values.size(); i += 4) {
+    const auto words =
+        philox(seed, (static_cast<uint64_t>(first) + i) / 4, kPhiloxSiteInit, parameter);
+    for (size_t j = i; j < std::min(i + 4, values.size()); j += 2) {
+      const double radius = std * std::sqrt(-2 * std::log((words[j - i] + 0.5) / 4294967296.0));
+      const double angle = 2 * std::numbers::pi * (words[j - i + 1] / 4294967296.0);
+      values[j] = static_cast<float>(radius * std::cos(angle));
+      if (j + 1 < values.size()) values[j + 1] = static_cast<float>(radius * std::sin(angle));
+    }
+  }
+}
+
+// The same on all of the machine's threads: each value depends on its place alone.
 std::vector<float> initial_values(const ParameterSpec& spec, uint64_t seed, uint32_t parameter,
                                   int64_t first, int64_t count) {
   std::vector<float> values(count, spec.init_value);
   if (spec.init_std == 0) return values;
-  for (int64_t i = 0; i < count; i += 4) {
-    const uint64_t group = static_cast<uint64_t>(first + i) / 4;
-    const auto words = philox(seed, group, kPhiloxSiteInit, parameter);
-    for (int64_t j = 0; j < 4 && i + j < count; ++j) {
-      const double radius = std::sqrt(-2 * std::log((words[j / 2 * 2] + 0.5) / 4294967296.0));
-      const double angle = 2 * std::numbers::pi * (words[j / 2 * 2 + 1] / 4294967296.0);
-      values[i + j] = static_cast<float>(spec.init_std * radius *
-                                         (j % 2 == 0 ? std::cos(angle) : std::sin(angle)));
-    }
+  const size_t threads = std::max(1u, std::thread::hardware_concurrency());
+  const size_t part = std::max<size_t>(4096, (values.size() / threads + 3) / 4 * 4 + 4);
+  std::vector<std::jthread> workers;
+  for (size_t begin = 0; begin < values.size(); begin += part) {
+    const auto mine = std::span(values).subspan(begin, std::min(part, values.size() - begin));
+    workers.emplace_back([=, &spec] {
+      fill_normal(spec.init_std, seed, parameter, first + static_cast<int64_t>(begin), mine);
+    });
   }
+  workers.clear();  // joins
   return values;
 }
 
