@@ -6,6 +6,9 @@
 #include <iostream>
 #include <map>
 #include <numbers>
+#include <sstream>
+
+#include "tools/flags.h"
 
 namespace lathe {
 
@@ -81,7 +84,9 @@ void add_options(CLI::App& app, TrainOptions& o) {
       ->group("Model");
   app.add_option("--seq-len", o.gpt2.seq_len, "Tokens of a sequence")->group("Model");
   app.add_option("--bias", o.gpt2.bias, "Biases in LayerNorms and linear layers")->group("Model");
-  app.add_option("--dropout", o.gpt2.dropout, "Probability of dropping")->group("Model");
+  app.add_option("--dropout", o.gpt2.dropout, "Probability of dropping, below 1")
+      ->check(finite_in(0, 1))
+      ->group("Model");
   app.add_option_function<std::string>(
          "--gelu", [&o](const std::string& name) { o.gpt2.gelu = gelu_from_name(name); },
          "exact or tanh")
@@ -104,11 +109,9 @@ void add_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--seed", o.seed, "Of weights, data and dropout")->group("Data");
 
   app.add_option("--steps", o.steps, "Steps of the run")->check(counted)->group("Optimizer");
-  app.add_option("--lr", o.lr, "Peak learning rate")
-      ->check(CLI::NonNegativeNumber)
-      ->group("Optimizer");
+  app.add_option("--lr", o.lr, "Peak learning rate")->check(finite_from(0))->group("Optimizer");
   app.add_option("--min-lr", o.min_lr, "Learning rate at the end of the decay")
-      ->check(CLI::NonNegativeNumber)
+      ->check(finite_from(0))
       ->group("Optimizer");
   app.add_option("--warmup-steps", o.warmup_steps, "Steps of linear warm-up")
       ->check(counted)
@@ -120,17 +123,17 @@ void add_options(CLI::App& app, TrainOptions& o) {
       ->check(CLI::IsMember({"cosine", "linear", "constant", "wsd"}))
       ->group("Optimizer");
   app.add_option("--weight-decay", o.optimizer.weight_decay, "On matrices only")
-      ->check(CLI::NonNegativeNumber)
+      ->check(finite_from(0))
       ->group("Optimizer");
   app.add_option("--beta1", o.optimizer.beta1, "AdamW")
-      ->check(CLI::Range(0.0, 0.999999))
+      ->check(finite_in(0, 0.999999))
       ->group("Optimizer");
   app.add_option("--beta2", o.optimizer.beta2, "AdamW")
-      ->check(CLI::Range(0.0, 0.999999))
+      ->check(finite_in(0, 0.999999))
       ->group("Optimizer");
-  app.add_option("--eps", o.optimizer.eps, "AdamW")->check(CLI::PositiveNumber)->group("Optimizer");
+  app.add_option("--eps", o.optimizer.eps, "AdamW")->check(finite_in(1e-30, 1))->group("Optimizer");
   app.add_option("--grad-clip", o.optimizer.grad_clip, "Largest gradient norm; 0: no clipping")
-      ->check(CLI::NonNegativeNumber)
+      ->check(finite_from(0))
       ->group("Optimizer");
   app.add_option("--max-skipped-steps", o.max_skipped_steps,
                  "Steps in a row without a finite loss and gradient before the run stops")
@@ -193,8 +196,6 @@ void require_consistent(const TrainOptions& o) {
   if (o.gpt2.vocab_size == 0 && o.data.empty()) {
     throw UserError("--vocab-size is missing: give it, or --data whose vocabulary is taken");
   }
-  if (!std::isfinite(o.lr) || !std::isfinite(o.min_lr))
-    throw UserError("--lr and --min-lr must be finite");
 }
 
 }  // namespace
@@ -223,6 +224,12 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code) {
     add_options(app, options);
     try {
       app.parse(argc, argv);
+    } catch (const CLI::ConfigError& error) {
+      std::string what = error.what();
+      constexpr std::string_view kUnknown = "INI was not able to parse ";
+      if (what.starts_with(kUnknown)) what = "there is no key " + what.substr(kUnknown.size());
+      throw UserError("--config {}: {} (see --help)", app.get_config_ptr()->as<std::string>(),
+                      what);
     } catch (const CLI::ParseError& error) {
       if (error.get_exit_code() != 0) throw UserError("{} (see --help)", error.what());
       *exit_code = app.exit(error);
@@ -232,7 +239,19 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code) {
     if (pass == 1) options.resolved = app.config_to_str(true, false);
   }
   require_consistent(options);
+  // The schedule is a run's own: it does not move when the run is continued with other --steps.
+  options.lr_decay_steps = options.decay_steps();
+  options.resolve("lr-decay-steps", fmt::format("{}", options.lr_decay_steps));
   return options;
+}
+
+void TrainOptions::resolve(const std::string& key, const std::string& value) {
+  std::istringstream lines(resolved);
+  std::string changed;
+  for (std::string line; std::getline(lines, line);) {
+    changed += (line.starts_with(key + "=") ? key + "=" + value : line) + "\n";
+  }
+  resolved = changed;
 }
 
 int64_t TrainOptions::micro_steps(int64_t world_size) const {

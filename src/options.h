@@ -50,6 +50,8 @@ struct TrainOptions {
   bool benchmark = false;
 
   std::string resolved;  // the same as TOML, every key with its value
+  // Puts a value that became known later into `resolved`.
+  void resolve(const std::string& key, const std::string& value);
 
   DType number_type() const { return dtype == "bf16" ? DType::bf16 : DType::fp32; }
   int64_t decay_steps() const { return lr_decay_steps > 0 ? lr_decay_steps : steps; }

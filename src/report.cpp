@@ -71,7 +71,7 @@ Report::Report(Run& run)
   if (o.out.empty() || o.benchmark) return;
   make_directory(o.out);
   write_file(std::filesystem::path(o.out) / "config.toml", o.resolved);
-  metrics_.emplace(o.out, run.first_step);
+  metrics_.emplace(o.out, run.setup().resume_from.empty() ? -1 : run.first_step);
 }
 
 void Report::step(int64_t steps_done, const StepResults& results, double lr,
@@ -102,7 +102,8 @@ void Report::step(int64_t steps_done, const StepResults& results, double lr,
 
 void Report::validation(int64_t steps_done, double loss) {
   const StepMetrics m{.step = steps_done, .val_loss = loss};
-  if (metrics_) metrics_->write(m);
+  // A run that was stopped after an evaluation begins with the same one again.
+  if (metrics_ && metrics_->last_validation() != steps_done) metrics_->write(m);
   console_.print(fmt::format("step {}/{} | val {:.4f}", steps_done, run_.options().steps, loss));
 }
 
@@ -112,6 +113,10 @@ void Report::sample(Run& run) {
                 {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
                 [&](std::string_view part) { text += part; });
   console_.print("sample:" + (text.starts_with('\n') ? text : "\n" + text));
+}
+
+void Report::before_save() {
+  if (metrics_) metrics_->sync();
 }
 
 void Report::finish(bool stopped) {

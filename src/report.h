@@ -40,6 +40,8 @@ class Report {
   void step(int64_t steps_done, const StepResults& results, double lr, const StepClock& clock);
   void validation(int64_t steps_done, double loss);
   void sample(Run& run);
+  // No step that a checkpoint has done may be missing from metrics.jsonl, even if the power fails.
+  void before_save();
   // The last word: where the run is, and with --benchmark the median step.
   void finish(bool stopped);
 

@@ -60,6 +60,13 @@ void refuse_changes(const Keys& before, const Keys& now, const fs::path& checkpo
   for (const auto& [key, value] : now) {
     const auto found = before.find(key);
     if (changeable().contains(key) || (found != before.end() && found->second == value)) continue;
+    if (key == "lr-decay-steps" && found != before.end()) {
+      if (now.at("schedule") == "constant") continue;
+      throw UserError(
+          "{} was made with a learning rate that falls until step {}, but now it would until step "
+          "{}: add --lr-decay-steps {} to go on as before, to any number of --steps",
+          checkpoint.string(), found->second, value, found->second);
+    }
     throw UserError(
         "{} was made with --{} {}, but now it is {}: continue with the former value, or begin "
         "anew with --resume never and another --out",
@@ -67,26 +74,41 @@ void refuse_changes(const Keys& before, const Keys& now, const fs::path& checkpo
   }
 }
 
-fs::path checkpoint_to_resume(const TrainOptions& options) {
-  if (options.resume == "never" || options.benchmark) return {};
-  if (options.resume != "auto") {
-    verify_checkpoint(options.resume);
-    return options.resume;
-  }
-  if (options.out.empty()) return {};
-  return find_latest_checkpoint(options.out).value_or(fs::path{});
+bool will_write(const TrainOptions& options) {
+  return !options.out.empty() && !options.dry_run && !options.eval_only && !options.benchmark;
 }
 
-// A fresh run into a directory that holds another's checkpoints would mix the two.
-void refuse_foreign_out(const TrainOptions& options) {
-  if (options.resume != "never" || options.out.empty() || options.dry_run || options.eval_only)
-    return;
-  if (fs::exists(options.out) && find_latest_checkpoint(options.out)) {
+// The newest checkpoint of --out. Where there are only damaged ones a fresh run would write over
+// what else the directory holds, so that is refused.
+fs::path newest_checkpoint(const TrainOptions& options) {
+  if (options.out.empty() || !fs::exists(options.out)) return {};
+  if (const auto newest = find_latest_checkpoint(options.out)) return *newest;
+  for (const auto& entry : fs::directory_iterator(options.out)) {
+    if (!will_write(options) || !checkpoint_step(entry.path().filename().string())) continue;
     throw UserError(
-        "--out {} holds checkpoints of another run: continue it with --resume auto, or name "
-        "another directory",
-        options.out);
+        "--out {} holds no valid checkpoint, but {}: move it away to begin anew, or name another "
+        "directory",
+        options.out, entry.path().filename().string());
   }
+  return {};
+}
+
+// A run never goes on beside checkpoints that are not its own past: two runs in one directory would
+// mix, and --resume auto would pick the wrong one.
+fs::path checkpoint_to_resume(const TrainOptions& options) {
+  if (options.benchmark) return {};
+  if (options.resume == "auto") return newest_checkpoint(options);
+  fs::path chosen;
+  if (options.resume != "never") {
+    chosen = options.resume;
+    verify_checkpoint(chosen);
+  }
+  const fs::path newest = will_write(options) ? newest_checkpoint(options) : fs::path{};
+  if (newest.empty() || (!chosen.empty() && fs::equivalent(chosen, newest))) return chosen;
+  throw UserError(
+      "--out {} holds {}, which --resume {} would leave behind: continue from it with --resume "
+      "auto, or name another --out",
+      options.out, newest.filename().string(), options.resume);
 }
 
 LoaderOptions loader_options(const TrainOptions& o, const std::string& split) {
@@ -112,31 +134,43 @@ Setup::Setup(const TrainOptions& given, Device& device) : options(given) {
                       options.data, tokenizer->vocab_size());
     }
   }
-  refuse_foreign_out(options);
   resume_from = checkpoint_to_resume(options);
-  if (options.init != "random" && resume_from.empty()) {
-    // The sizes are those of the weights; context length, dropout and GELU stay the user's to say.
-    const GPT2Config opened = read_model_config(options.init);
-    if (opened.vocab_size < gpt2.vocab_size && tokenizer &&
-        tokenizer->vocab_size() > opened.vocab_size) {
-      throw UserError("--init {} has a vocabulary of {}, but the data use {} tokens", options.init,
-                      opened.vocab_size, tokenizer->vocab_size());
-    }
-    if (gpt2.seq_len > opened.seq_len) {
-      throw UserError("--seq-len {} is beyond the {} positions of --init {}", gpt2.seq_len,
-                      opened.seq_len, options.init);
-    }
-    gpt2 = {opened.n_layer, opened.n_head, opened.n_embd, opened.vocab_size,
-            gpt2.seq_len,   opened.bias,   gpt2.dropout,  opened.gelu};
+  if (options.init != "random") {
+    take_sizes(resume_from.empty() ? fs::path(options.init) : resume_from);
   }
   validate(gpt2);
-  const Keys keys = keys_of(options.resolved);
+  for (const auto& [key, value] :
+       std::initializer_list<std::pair<const char*, int64_t>>{{"n-layer", gpt2.n_layer},
+                                                              {"n-head", gpt2.n_head},
+                                                              {"n-embd", gpt2.n_embd},
+                                                              {"vocab-size", gpt2.vocab_size}}) {
+    options.resolve(key, fmt::format("{}", value));
+  }
+  options.resolve("bias", gpt2.bias ? "1" : "0");
+  options.resolve("gelu", fmt::format("\"{}\"", name_of(gpt2.gelu)));
   shape = {.dtype = options.number_type(),
            .batch_size = options.batch_size,
            .seq_len = gpt2.seq_len,
            .micro_steps = options.micro_steps(1),
            .decode_len = options.sample_interval > 0 && !options.benchmark ? gpt2.seq_len : 0};
   plan = plan_training(gpt2, shape, device.ops(shape.dtype));
+}
+
+// Context length and dropout stay the user's to say; all else is what the weights are.
+void Setup::take_sizes(const fs::path& weights) {
+  if (resume_from.empty()) verify_model(weights);
+  const GPT2Config opened = read_model_config(weights);
+  GPT2Config& gpt2 = options.gpt2;
+  if (tokenizer && tokenizer->vocab_size() > opened.vocab_size) {
+    throw UserError("{} has a vocabulary of {}, but the data in {} use {} tokens", weights.string(),
+                    opened.vocab_size, options.data, tokenizer->vocab_size());
+  }
+  if (gpt2.seq_len > opened.seq_len) {
+    throw UserError("--seq-len {} is beyond the {} positions of {}: lower it", gpt2.seq_len,
+                    opened.seq_len, weights.string());
+  }
+  gpt2 = {opened.n_layer, opened.n_head, opened.n_embd, opened.vocab_size,
+          gpt2.seq_len,   opened.bias,   gpt2.dropout,  opened.gelu};
 }
 
 Run::Run(Setup setup, Device& on)

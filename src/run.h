@@ -29,6 +29,9 @@ struct Setup {
   std::filesystem::path resume_from;     // empty: a fresh run
   RunShape shape;
   MemoryPlan plan;
+
+ private:
+  void take_sizes(const std::filesystem::path& weights);
 };
 
 class Run {

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "src/io/checkpoint.h"
 #include "src/io/file.h"
 #include "src/model/plan.h"
 #include "src/model/weights.h"
@@ -33,12 +34,12 @@ bool parse(int argc, char** argv, SampleOptions& o) {
   app.add_option("--prompt", o.prompt, "Text, or @FILE");
   app.add_option("--tokens", o.tokens, "Tokens to make")->check(CLI::Range(0, 1 << 30));
   app.add_option("--temperature", o.sampling.temperature, "0 takes the likeliest token")
-      ->check(CLI::Range(0.0, 1e6));
+      ->check(finite_in(0, 1e6));
   app.add_option("--top-k", o.sampling.top_k, "Only the k likeliest tokens; 0: all")
       ->check(CLI::Range(0, 1 << 30));
   app.add_option("--top-p", o.sampling.top_p,
                  "Only the likeliest tokens that make up this probability")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(finite_in(0, 1));
   app.add_option("--seed", o.sampling.seed, "The same seed gives the same text");
   app.add_option("--dtype", o.dtype, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
@@ -50,6 +51,7 @@ int sample(int argc, char** argv) {
   SampleOptions options;
   if (!parse(argc, argv, options)) return 0;
   const std::filesystem::path directory = options.checkpoint;
+  verify_model(directory);
   const GPT2Config config = read_model_config(directory);
   const auto tokenizer = load_tokenizer(directory);
   if (tokenizer->vocab_size() > config.vocab_size) {

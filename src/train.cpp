@@ -72,6 +72,7 @@ int train(int argc, char** argv) {
   int64_t saved = run.first_step, bad_in_a_row = 0;
   const auto save = [&](int64_t step) {
     if (o.out.empty() || o.benchmark || step == saved) return;
+    report.before_save();
     run.save(step);
     saved = step;
   };

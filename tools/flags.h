@@ -2,11 +2,30 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <iostream>
+#include <string>
 
 #include "kernels/device/error.h"
 
 namespace lathe {
+
+// A number from low to high; NaN and infinities are none, although CLI11's own ranges let NaN pass.
+inline CLI::Validator finite_in(double low, double high) {
+  const std::string range =
+      high == HUGE_VAL ? fmt::format("at least {}", low) : fmt::format("from {} to {}", low, high);
+  return CLI::Validator(
+      [=](const std::string& text) {
+        double value = 0;
+        const bool fits = CLI::detail::lexical_cast(text, value) && std::isfinite(value) &&
+                          value >= low && value <= high;
+        return fits ? std::string() : fmt::format("'{}' is no finite number {}", text, range);
+      },
+      "FLOAT " + range);
+}
+inline CLI::Validator finite_from(double low) {
+  return finite_in(low, HUGE_VAL);
+}
 
 // Parses the command line. Returns false after printing the help that was asked for; throws
 // UserError on an unknown flag or a value that does not fit.

@@ -268,19 +268,31 @@ bool CheckpointWriter::commit() {
   return true;
 }
 
+namespace {
+
+void check_digest(const fs::path& path, const FileDigest& expected) {
+  const FileDigest found = digest_file(path);
+  if (found == expected) return;
+  throw UserError(
+      "{} is damaged: {} bytes with checksum {}, but the manifest says {} bytes "
+      "with {}; use another checkpoint",
+      path.string(), found.size, found.xxh128, expected.size, expected.xxh128);
+}
+
+}  // namespace
+
 Manifest verify_checkpoint(const fs::path& dir) {
   const Manifest manifest = read_manifest(dir);
   for (const auto& [name, expected] : manifest.files) check_size(dir / name, expected);
-  for (const auto& [name, expected] : manifest.files) {
-    const FileDigest found = digest_file(dir / name);
-    if (found != expected) {
-      throw UserError(
-          "{} is damaged: {} bytes with checksum {}, but the manifest says {} bytes "
-          "with {}; use another checkpoint",
-          (dir / name).string(), found.size, found.xxh128, expected.size, expected.xxh128);
-    }
-  }
+  for (const auto& [name, expected] : manifest.files) check_digest(dir / name, expected);
   return manifest;
+}
+
+void verify_model(const fs::path& dir) {
+  if (!path_exists(dir / kManifest)) return;
+  for (const auto& [name, expected] : read_manifest(dir).files) {
+    if (!name.starts_with("optimizer-")) check_digest(dir / name, expected);
+  }
 }
 
 std::optional<fs::path> find_latest_checkpoint(const fs::path& out_dir) {

@@ -81,6 +81,10 @@ std::filesystem::path checkpoint_partial_path(const std::filesystem::path& out_d
 // what was found. Files that the manifest does not name are not looked at.
 Manifest verify_checkpoint(const std::filesystem::path& dir);
 
+// The same for what a model needs to be used: the moments, twice the size of the weights, are not
+// read and may be gone. A directory without a manifest comes from elsewhere and is not verified.
+void verify_model(const std::filesystem::path& dir);
+
 // The newest step whose checkpoint verify_checkpoint() passes, or nothing. Newer ones that it does
 // not pass are named on stderr with the reason. UserError where out_dir is there but unreadable.
 std::optional<std::filesystem::path> find_latest_checkpoint(const std::filesystem::path& out_dir);

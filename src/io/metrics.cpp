@@ -27,17 +27,23 @@ std::string rounded(double value) {
   return std::isfinite(value) ? fmt::format("{:.6g}", value) : "null";
 }
 
-// The step of a line, or nothing where it is not one of ours.
-std::optional<int64_t> step_of(const std::string& line) {
+struct Line {
+  int64_t step;
+  bool validation;
+};
+
+// Nothing where the line is not one of ours.
+std::optional<Line> parse_line(const std::string& line) {
   const nlohmann::json value = nlohmann::json::parse(line, nullptr, false);
   if (!value.is_object()) return {};
   const auto step = value.find("step");
   if (step == value.end() || !step->is_number_unsigned()) return {};
-  return step->get<int64_t>();
+  return Line{step->get<int64_t>(), value.contains("val_loss")};
 }
 
-// How many bytes of the file are kept.
-uint64_t bytes_up_to(const fs::path& path, int64_t resume_step) {
+// How many bytes of the file are kept, and the last validation among them.
+uint64_t bytes_up_to(const fs::path& path, int64_t resume_step,
+                     std::optional<int64_t>* last_validation) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw_io_error("open", path, errno);
   uint64_t kept = 0;
@@ -45,14 +51,15 @@ uint64_t bytes_up_to(const fs::path& path, int64_t resume_step) {
   for (std::string line; std::getline(file, line);) {
     ++number_of_line;
     if (file.eof()) break;  // no newline: the line that a crash tore
-    const std::optional<int64_t> step = step_of(line);
-    if (!step) {
+    const std::optional<Line> found = parse_line(line);
+    if (!found) {
       throw UserError(
           "{} is not a file of metrics: line {} is no JSON object with a step; move it "
           "away",
           path.string(), number_of_line);
     }
-    if (*step > resume_step) break;
+    if (found->step > resume_step) break;
+    if (found->validation) *last_validation = found->step;
     kept += line.size() + 1;
   }
   return kept;
@@ -91,7 +98,7 @@ MetricsWriter::MetricsWriter(const fs::path& out_dir, int64_t resume_step)
   if (fs::exists(path_, absent)) {
     uint64_t size = 0;
     open_regular_file(path_, &size);
-    if (size > 0) size_ = bytes_up_to(path_, resume_step);
+    if (size > 0) size_ = bytes_up_to(path_, resume_step, &last_validation_);
   }
   file_ = FileHandle(::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
   if (!file_) throw_io_error("open", path_, errno);
@@ -111,6 +118,7 @@ void MetricsWriter::write(const StepMetrics& metrics) {
     throw;
   }
   size_ += line.size();
+  if (metrics.val_loss) last_validation_ = metrics.step;
 }
 
 void MetricsWriter::sync() {

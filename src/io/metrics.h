@@ -52,12 +52,16 @@ class MetricsWriter {
   // no step that it has done is missing here.
   void sync();
 
+  // The step of the last line with a val_loss, those of earlier parts of the run included.
+  std::optional<int64_t> last_validation() const { return last_validation_; }
+
   const std::filesystem::path& path() const { return path_; }
 
  private:
   std::filesystem::path path_;
   FileHandle file_;
   uint64_t size_ = 0;
+  std::optional<int64_t> last_validation_;
 };
 
 }  // namespace lathe

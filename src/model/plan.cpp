@@ -179,6 +179,17 @@ size_t decoding_workspace(const GPT2Config& config, DType dtype, int64_t capacit
   return most;
 }
 
+// Sizes whose bytes 64 bits do not count are refused here; no machine comes near.
+void refuse_overflow(const GPT2Config& config, const RunShape& shape) {
+  const double tokens = static_cast<double>(shape.batch_size) * static_cast<double>(shape.seq_len);
+  const double per_token = 32.0 * static_cast<double>(config.n_embd * config.n_layer) +
+                           4.0 * static_cast<double>(config.padded_vocab_size());
+  if (tokens * per_token * 8 < 0x1p60) return;
+  throw UserError(
+      "--batch-size {} with --seq-len {} is beyond the memory of any machine: lower one of them",
+      shape.batch_size, shape.seq_len);
+}
+
 void add_decoder(MemoryPlan& plan, const GPT2Config& config, DType dtype, int64_t capacity,
                  int64_t chunk, const Ops& ops) {
   const int64_t c = config.n_embd;
@@ -199,6 +210,7 @@ void add_decoder(MemoryPlan& plan, const GPT2Config& config, DType dtype, int64_
 }  // namespace
 
 MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const Ops& ops) {
+  refuse_overflow(config, shape);
   const DType dtype = shape.dtype, acc = accumulator_of(dtype);
   const int64_t c = config.n_embd, n = shape.batch_size * shape.seq_len;
   const int64_t parameters = flat_elements(config);

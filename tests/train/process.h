@@ -1,0 +1,54 @@
+// Runs a program as a child process: arguments, environment, signals and a deadline in; output and
+// exit code out.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace lathe::testing {
+
+struct ProcessResult {
+  int exit_code = -1;  // where it was not ended by a signal
+  int signal = 0;      // that ended it; SIGKILL where the deadline passed
+  long peak_rss = 0;   // KiB
+  std::string out, err;
+};
+
+struct ProcessOptions {
+  std::vector<std::string> environment{};  // NAME=VALUE, over the caller's
+  std::filesystem::path directory{};       // to run in; empty: the caller's
+  long max_file_bytes = 0;                 // longer files cannot be written (EFBIG); 0: no limit
+  std::chrono::seconds deadline{120};
+};
+
+// A running program. Its output goes to files, so it never waits for a reader.
+class Process {
+ public:
+  explicit Process(const std::vector<std::string>& command, const ProcessOptions& options = {});
+  ~Process();  // kills it where it still runs
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  void send(int signal) const;
+  bool running();
+  // What it has written to stdout so far.
+  std::string output() const;
+  ProcessResult wait();
+
+ private:
+  ProcessOptions options_;
+  std::filesystem::path scratch_;
+  pid_t pid_ = -1;
+  bool reaped_ = false;
+  int status_ = 0;
+  long peak_rss_ = 0;
+  std::chrono::steady_clock::time_point started_;
+};
+
+ProcessResult run(const std::vector<std::string>& command, const ProcessOptions& options = {});
+
+}  // namespace lathe::testing

@@ -1,0 +1,226 @@
+// A run that was stopped and taken up again is the run that was never stopped, bit for bit.
+#include <csignal>
+
+#include "tests/train/harness.h"
+
+namespace lathe::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Resume : public TrainTest {
+ protected:
+  ProcessResult train(const Flags& flags) { return run(train_command(flags)); }
+
+  // Starts a run that will not end by itself and sends it a signal after `steps` steps.
+  ProcessResult signalled(const Flags& flags, int signal) {
+    Process process(train_command(flags));
+    const fs::path metrics = fs::path(flags.at("out")) / "metrics.jsonl";
+    std::error_code absent;
+    while (process.running() && (!fs::exists(metrics) || fs::file_size(metrics, absent) < 2000)) {
+      ::usleep(500);
+    }
+    process.send(signal);
+    return process.wait();
+  }
+};
+
+struct Case {
+  const char* name;
+  Flags flags;
+};
+
+TEST_F(Resume, InTwoPartsIsBitwiseTheWholeRun) {
+  for (const auto& [name, more] : std::vector<Case>{
+           {"fp32", {}},
+           {"bf16", {{"dtype", "bf16"}}},
+           {"dropout and accumulation", {{"dropout", "0.3"}, {"total-batch-size", "32"}}},
+           {"bf16, dropout and accumulation",
+            {{"dtype", "bf16"}, {"dropout", "0.3"}, {"total-batch-size", "32"}}},
+           {"sequential", {{"sampling", "sequential"}, {"dropout", "0.1"}}},
+           {"sequential over an epoch", {{"sampling", "sequential"}, {"batch-size", "60"}}},
+           {"biases and samples",
+            {{"bias", "true"}, {"sample-interval", "5"}, {"sample-tokens", "5"}}}}) {
+    SCOPED_TRACE(name);
+    const TempDir runs;
+    const fs::path whole = runs / "whole", parts = runs / "parts";
+    expect_success(train(with(tiny(whole), more)));
+    EXPECT_EQ(loss_steps(whole).size(), 12u);
+    expect_success(train(with(with(tiny(parts), more), {{"steps", "5"}})));
+    expect_success(train(with(tiny(parts), more)));
+    // The first part ended with an evaluation of its own.
+    const auto repeatable = repeatable_metrics(parts);
+    EXPECT_EQ(validation_steps(parts), (std::vector<int64_t>{0, 4, 5, 8, 12}));
+    std::vector<std::string> without;
+    for (const std::string& line : repeatable) {
+      if (!line.starts_with("{\"step\":5,\"val_loss\"")) without.push_back(line);
+    }
+    EXPECT_EQ(without, repeatable_metrics(whole));
+    for (const char* file : {"model.safetensors", "optimizer-00000-of-00001.safetensors"}) {
+      EXPECT_TRUE(read_text(whole / "step-00000012" / file) ==
+                  read_text(parts / "step-00000012" / file))
+          << file;
+    }
+  }
+}
+
+TEST_F(Resume, AFinishedRunHasNothingLeftToDo) {
+  expect_success(train(tiny(scratch / "a")));
+  expect_success(train(tiny(scratch / "b")));
+  expect_success(train(tiny(scratch / "b")));
+  expect_same_run(scratch / "a", scratch / "b");
+}
+
+TEST_F(Resume, ByTheNameOfACheckpoint) {
+  const fs::path whole = scratch / "whole", first = scratch / "first", then = scratch / "then";
+  expect_success(train(tiny(whole)));
+  expect_success(train(with(tiny(first), {{"checkpoint-interval", "5"}, {"keep", "9"}})));
+  EXPECT_EQ(checkpoints(first),
+            (std::vector<std::string>{"step-00000005", "step-00000010", "step-00000012"}));
+  expect_success(train(with(tiny(then), {{"resume", first / "step-00000005"}})));
+  EXPECT_EQ(loss_steps(then), (std::vector<int64_t>{6, 7, 8, 9, 10, 11, 12}));
+  for (const char* file : {"model.safetensors", "optimizer-00000-of-00001.safetensors"}) {
+    EXPECT_TRUE(read_text(whole / "step-00000012" / file) ==
+                read_text(then / "step-00000012" / file));
+  }
+  // Of what an older one would leave behind nothing is touched.
+  const std::string metrics = read_text(first / "metrics.jsonl");
+  expect_refusal(train(with(tiny(first), {{"resume", first / "step-00000005"}})), 2, "train",
+                 {"step-00000012", "--out", "--resume"});
+  EXPECT_EQ(read_text(first / "metrics.jsonl"), metrics);
+  EXPECT_EQ(checkpoints(first).size(), 3u);
+  // Another run's checkpoint does not go into this run's directory either.
+  expect_refusal(train(with(tiny(whole), {{"resume", first / "step-00000005"}})), 2, "train",
+                 {"step-00000012", "--out"});
+  expect_success(train(with(tiny(first), {{"resume", first / "step-00000012"}, {"steps", "14"}})));
+  EXPECT_EQ(loss_steps(first).size(), 14u);
+}
+
+TEST_F(Resume, NeverDoesNotWriteOverARun) {
+  const fs::path out = scratch / "out";
+  expect_success(train(with(tiny(out), {{"resume", "never"}, {"steps", "3"}})));
+  const std::string metrics = read_text(out / "metrics.jsonl");
+  expect_refusal(train(with(tiny(out), {{"resume", "never"}})), 2, "train",
+                 {"--out", "--resume never", "step-00000003"});
+  EXPECT_EQ(read_text(out / "metrics.jsonl"), metrics);
+}
+
+TEST_F(Resume, OnlyWhatLeavesItTheSameRunMayChange) {
+  const fs::path out = scratch / "out";
+  expect_success(train(with(tiny(out), {{"steps", "4"}})));
+  const std::string metrics = read_text(out / "metrics.jsonl");
+  for (const auto& [flag, value] : Flags{{"seed", "7"},
+                                         {"lr", "0.01"},
+                                         {"min-lr", "0"},
+                                         {"warmup-steps", "4"},
+                                         {"lr-decay-steps", "13"},
+                                         {"schedule", "linear"},
+                                         {"weight-decay", "0"},
+                                         {"beta1", "0.8"},
+                                         {"beta2", "0.9"},
+                                         {"eps", "1e-6"},
+                                         {"grad-clip", "0"},
+                                         {"dtype", "bf16"},
+                                         {"batch-size", "4"},
+                                         {"total-batch-size", "32"},
+                                         {"sampling", "sequential"},
+                                         {"n-layer", "2"},
+                                         {"n-head", "4"},
+                                         {"n-embd", "32"},
+                                         {"seq-len", "16"},
+                                         {"bias", "true"},
+                                         {"dropout", "0.1"},
+                                         {"gelu", "tanh"},
+                                         {"vocab-size", "200"}}) {
+    SCOPED_TRACE(flag);
+    expect_refusal(train(with(tiny(out), {{flag, value}})), 2, "train",
+                   {"--" + flag, value == "true" ? "1" : value, "step-00000004"});
+  }
+  EXPECT_EQ(read_text(out / "metrics.jsonl"), metrics);
+  // The former value named again, although it was a default, is no change.
+  expect_success(train(with(tiny(out), {{"steps", "9"},
+                                        {"eval-interval", "3"},
+                                        {"eval-batches", "1"},
+                                        {"log-interval", "2"},
+                                        {"sample-interval", "4"},
+                                        {"sample-tokens", "3"},
+                                        {"checkpoint-interval", "2"},
+                                        {"keep", "3"},
+                                        {"max-skipped-steps", "5"},
+                                        {"bias", "false"},
+                                        {"deterministic", ""},
+                                        {"gelu", "exact"}})));
+  EXPECT_EQ(checkpoints(out),
+            (std::vector<std::string>{"step-00000006", "step-00000008", "step-00000009"}));
+}
+
+TEST_F(Resume, TheScheduleStaysWhereItWas) {
+  const fs::path out = scratch / "out";
+  Flags flags = tiny(out);
+  flags.erase("lr-decay-steps");
+  expect_success(train(with(flags, {{"steps", "5"}})));
+  expect_refusal(train(flags), 2, "train", {"--lr-decay-steps 5", "12", "step-00000005"});
+  expect_success(train(with(flags, {{"lr-decay-steps", "5"}})));
+  EXPECT_EQ(last_checkpoint(out), "step-00000012");
+  // Where the rate does not fall there is nothing to refuse.
+  flags["out"] = scratch / "constant";
+  flags["schedule"] = "constant";
+  expect_success(train(with(flags, {{"steps", "5"}})));
+  expect_success(train(flags));
+}
+
+TEST_F(Resume, TakesTheSizesOfAModelOpenedByInit) {
+  const fs::path weights = scratch / "weights", whole = scratch / "whole",
+                 parts = scratch / "parts";
+  expect_success(train(tiny(weights)));
+  const auto from = [&](const fs::path& out, const char* steps) {
+    Flags flags = tiny(out);
+    for (const char* size : {"n-layer", "n-head", "n-embd"}) flags.erase(size);
+    flags["init"] = weights / "step-00000012";
+    flags["steps"] = steps;
+    return flags;
+  };
+  expect_success(train(from(whole, "8")));
+  expect_success(train(from(parts, "4")));
+  expect_success(train(from(parts, "8")));
+  expect_same_run(whole, parts);
+}
+
+TEST_F(Resume, AfterASignalIsBitwise) {
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
+    SCOPED_TRACE(signal);
+    const TempDir runs;
+    const fs::path whole = runs / "whole", stopped = runs / "stopped";
+    const Flags longer = {{"steps", "100000"}, {"lr-decay-steps", "100"}, {"dropout", "0.1"}};
+    const ProcessResult result = signalled(with(tiny(stopped), longer), signal);
+    expect_success(result);
+    expect_contains(result.out, "stopped");
+    const std::string at = last_checkpoint(stopped);
+    ASSERT_FALSE(at.empty());
+    const int64_t step = std::stoll(at.substr(5));
+    EXPECT_EQ(loss_steps(stopped).back(), step);
+    const Flags rest = with(longer, {{"steps", std::to_string(step + 6)}});
+    expect_success(train(with(tiny(stopped), rest)));
+    expect_success(train(with(tiny(whole), rest)));
+    expect_same_run(whole, stopped);
+  }
+}
+
+TEST_F(Resume, ASecondInterruptEndsAtOnce) {
+  // A step that takes long: the first SIGINT waits for its end.
+  Process process(train_command(with(tiny(scratch / "out"), {{"n-layer", "2"},
+                                                             {"n-embd", "256"},
+                                                             {"seq-len", "256"},
+                                                             {"batch-size", "128"},
+                                                             {"eval-interval", "0"}})));
+  while (process.running() && !fs::exists(scratch / "out/metrics.jsonl")) ::usleep(500);
+  process.send(SIGINT);
+  ::usleep(20000);
+  process.send(SIGINT);
+  const ProcessResult result = process.wait();
+  EXPECT_EQ(result.signal, SIGINT) << result.exit_code << result.err;
+  EXPECT_EQ(last_checkpoint(scratch / "out"), "");
+}
+
+}  // namespace
+}  // namespace lathe::testing
