@@ -2,20 +2,22 @@
 # Any text, from files or from a URL with its checksum, tokenized into train and val shards.
 # usage: data/text.sh --out DIR [options] FILE...
 #        data/text.sh --out DIR [options] --url URL --sha256 SUM
-# options: --tokenizer char|gpt2|FILE, --val-fraction F
+# options: --tokenizer char|gpt2|FILE, --vocab-dir DIR (for gpt2; default: where data/gpt2.sh puts it),
+#          --val-fraction F
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-out= tokenizer=char fraction=0.1 url= sha256=
+out= tokenizer=char vocab_dir=$root/data/gpt2 fraction=0.1 url= sha256=
 files=()
 
 while [[ $# -gt 0 ]]; do
   case $1 in
-    -h | --help) sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --out | --tokenizer | --val-fraction | --url | --sha256)
+    -h | --help) sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --out | --tokenizer | --vocab-dir | --val-fraction | --url | --sha256)
       [[ $# -ge 2 ]] || fail "$1 needs a value"
       case $1 in
         --out) out=$2 ;;
         --tokenizer) tokenizer=$2 ;;
+        --vocab-dir) vocab_dir=$2 ;;
         --val-fraction) fraction=$2 ;;
         --url) url=$2 ;;
         --sha256) sha256=$2 ;;
@@ -26,6 +28,11 @@ while [[ $# -gt 0 ]]; do
   esac
 done
 
+vocabulary=()
+if [[ $tokenizer == gpt2 ]]; then
+  [[ -d $vocab_dir ]] || fail "GPT-2's vocabulary is not in $vocab_dir: fetch it with data/gpt2.sh, or name its directory with --vocab-dir"
+  vocabulary=(--vocab-dir "$vocab_dir")
+fi
 [[ -n $out ]] || fail "name the directory for the shards with --out DIR"
 if [[ -n $url ]]; then
   [[ ${#files[@]} == 0 ]] || fail "give either FILE or --url, found both"
@@ -41,4 +48,4 @@ else
     verify "${files[0]}" "$sha256"
   fi
 fi
-run_prepare --tokenizer "$tokenizer" --input "${files[@]}" --out "$out" --val-fraction "$fraction"
+run_prepare --tokenizer "$tokenizer" "${vocabulary[@]}" --input "${files[@]}" --out "$out" --val-fraction "$fraction"

@@ -119,7 +119,7 @@ int profile(int argc, char** argv) {
   std::cout << fmt::format("{} {} batch {} x {}, {}\n", name, dtype, batch_size, seq_len,
                            step.device->name());
 
-  for (int i = 0; i < 2; ++i) std::cerr << fmt::format("warm-up {:.1f} ms\n", step.run());
+  for (int i = 0; i < 2; ++i) step.run();
   std::vector<double> plain, floors, adamw;
   MatmulFloor floor(options.gpt2, options.number_type(), batch_size * seq_len);
   const TimedOps timed(step.model.ops());

@@ -6,17 +6,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 demo=build/demo
 steps=${LATHE_DEMO_STEPS:-1500}
-rm -rf "$demo/run"
+rm -rf "$demo"
 mkdir -p "$demo"
 
-if [[ ! -f $demo/data/tokenizer.json ]]; then
-  build/corpus --out "$demo/stories.txt"
-  build/prepare --tokenizer char --input "$demo/stories.txt" --out "$demo/data" --val-fraction 0.05
-fi
+build/corpus --out "$demo/stories.txt"
+build/prepare --tokenizer char --input "$demo/stories.txt" --out "$demo/data" --val-fraction 0.05
 build/train --model shakespeare-cpu --data "$demo/data" --steps "$steps" --eval-interval 250 \
   --log-interval 100 --out "$demo/run"
 build/plot "$demo/run" --terminal --floor "$demo/entropy.json"
-build/plot "$demo/run" --floor "$demo/entropy.json" --out "$demo/run/loss.svg"
+build/plot "$demo/run" --floor "$demo/entropy.json" --out "$demo/run/loss.svg" --title "make demo"
 
 number() { grep -o "\"$1\": *[0-9.]*" "$2" | tail -n 1 | grep -o '[0-9.]*$'; }
 floor=$(number nats_per_character "$demo/entropy.json")
