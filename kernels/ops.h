@@ -220,7 +220,7 @@ struct Cast {
 };
 
 // FLOPs and the bytes that must cross the memory bus at least once. One declaration, read by the
-// time plan, the roofline report and the benchmarks.
+// profile of whole steps, the benchmarks and RecordingOps.
 struct OpCost {
   double flops = 0;  // of matmuls and attention: what a tensor core could do
   double bytes = 0;

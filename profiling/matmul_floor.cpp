@@ -33,14 +33,14 @@ struct MatmulFloor::Products {
   };
   std::vector<Call> calls;
 
-  // Every product has memory of its own, as every layer has: nothing is found in a cache that a step
-  // would not find there.
+  // Every product has memory of its own, as every layer has: nothing is found in a cache that a
+  // step would not find there.
   void add(const Product& p, memory::data_type type) {
     const auto a = matrix(p.m, p.k, p.trans_a, type), b = matrix(p.k, p.n, p.trans_b, type);
     const auto c = matrix(p.m, p.n, false, p.output);
     const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), engine);
-    calls.push_back({dnnl::matmul(description), memory(a, engine), memory(b, engine),
-                     memory(c, engine)});
+    calls.push_back(
+        {dnnl::matmul(description), memory(a, engine), memory(b, engine), memory(c, engine)});
     for (memory* m : {&calls.back().a, &calls.back().b}) {
       std::fill_n(static_cast<char*>(m->get_data_handle()), m->get_desc().get_size(), 0);
     }
@@ -80,9 +80,9 @@ std::string MatmulFloor::name() const {
 double MatmulFloor::run() {
   const auto start = std::chrono::steady_clock::now();
   for (auto& call : products_->calls) {
-    call.primitive.execute(products_->stream, {{DNNL_ARG_SRC, call.a},
-                                               {DNNL_ARG_WEIGHTS, call.b},
-                                               {DNNL_ARG_DST, call.c}});
+    call.primitive.execute(
+        products_->stream,
+        {{DNNL_ARG_SRC, call.a}, {DNNL_ARG_WEIGHTS, call.b}, {DNNL_ARG_DST, call.c}});
   }
   products_->stream.wait();
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)

@@ -10,12 +10,12 @@
 
 #include "kernels/observed_ops.h"
 #include "profiling/matmul_floor.h"
+#include "src/flags.h"
 #include "src/model/gpt2.h"
 #include "src/model/optimizer.h"
 #include "src/model/plan.h"
 #include "src/model/weights.h"
 #include "src/options.h"
-#include "tools/flags.h"
 
 namespace lathe {
 namespace {

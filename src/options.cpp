@@ -8,7 +8,7 @@
 #include <numbers>
 #include <sstream>
 
-#include "tools/flags.h"
+#include "src/flags.h"
 
 namespace lathe {
 
@@ -149,9 +149,6 @@ void add_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
       ->check(CLI::Range(0, 4096))
       ->group("Machine");
-  app.add_flag("--deterministic", o.deterministic,
-               "Refuse whatever could change bits from run to run")
-      ->group("Machine");
 
   app.add_option("--eval-interval", o.eval_interval, "Steps between evaluations; 0: never")
       ->check(counted)
@@ -222,6 +219,10 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code) {
                  "train");
     app.option_defaults()->always_capture_default();
     add_options(app, options);
+    if (pass == 0) {  // help is the second pass's, with the preset's defaults
+      app.set_help_flag();
+      app.add_flag("-h,--help");
+    }
     try {
       app.parse(argc, argv);
     } catch (const CLI::ConfigError& error) {

@@ -31,7 +31,6 @@ struct TrainOptions {
   std::string dtype = "fp32";
   std::string device = "auto";
   int threads = 0;  // 0: OpenMP's choice
-  bool deterministic = false;
 
   int64_t eval_interval = 250;  // steps; 0: never
   int64_t eval_batches = 0;     // 0: the whole validation set

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <iostream>
 #include <map>
 #include <set>
@@ -31,35 +32,31 @@ Keys keys_of(const std::string& resolved) {
   return keys;
 }
 
+// 0.001 and 1e-3 are one value.
+bool same_value(const std::string& a, const std::string& b) {
+  double x = 0, y = 0;
+  const auto number = [](const std::string& text, double& value) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return error == std::errc() && end == text.data() + text.size();
+  };
+  return a == b || (number(a, x) && number(b, y) && x == y);
+}
+
 // What may change when a run is taken up again; everything else would make it another run.
 const std::set<std::string>& changeable() {
-  static const std::set<std::string> keys = {"steps",
-                                             "eval-interval",
-                                             "eval-batches",
-                                             "eval-only",
-                                             "sample-interval",
-                                             "sample-tokens",
-                                             "log-interval",
-                                             "out",
-                                             "checkpoint-interval",
-                                             "keep",
-                                             "resume",
-                                             "data",
-                                             "dry-run",
-                                             "benchmark",
-                                             "device",
-                                             "threads",
-                                             "deterministic",
-                                             "init",
-                                             "model",
-                                             "max-skipped-steps"};
+  static const std::set<std::string> keys = {
+      "steps",         "eval-interval", "eval-batches", "eval-only",           "sample-interval",
+      "sample-tokens", "log-interval",  "out",          "checkpoint-interval", "keep",
+      "resume",        "data",          "dry-run",      "benchmark",           "device",
+      "threads",       "init",          "model",        "max-skipped-steps"};
   return keys;
 }
 
 void refuse_changes(const Keys& before, const Keys& now, const fs::path& checkpoint) {
   for (const auto& [key, value] : now) {
     const auto found = before.find(key);
-    if (changeable().contains(key) || (found != before.end() && found->second == value)) continue;
+    if (changeable().contains(key) || (found != before.end() && same_value(found->second, value)))
+      continue;
     if (key == "lr-decay-steps" && found != before.end()) {
       if (now.at("schedule") == "constant") continue;
       throw UserError(
@@ -194,7 +191,7 @@ Run::Run(Setup setup, Device& on)
   }
   LATHE_CHECK(arena.used() == setup_.plan, "plan and arena differ:\n{}{}", to_string(setup_.plan),
               to_string(arena.used()));
-  if (!o.benchmark && (o.eval_interval > 0 || o.eval_only))
+  if (o.eval_only || (!o.benchmark && o.eval_interval > 0))
     validation.emplace(loader_options(o, "val"));
 
   if (!setup_.resume_from.empty()) {

@@ -3,12 +3,12 @@
 #include <cstdio>
 #include <iostream>
 
+#include "src/flags.h"
 #include "src/io/checkpoint.h"
 #include "src/io/file.h"
 #include "src/model/plan.h"
 #include "src/model/weights.h"
 #include "src/text.h"
-#include "tools/flags.h"
 
 namespace lathe {
 namespace {

@@ -78,11 +78,12 @@ int train(int argc, char** argv) {
   };
   for (int64_t step = run.first_step;; ++step) {
     const bool last = step >= o.steps;
-    if (run.validation && (due(o.eval_interval, step) || last) && !stop.requested()) {
+    const bool told = step > 0 && step == run.first_step;  // before the checkpoint was saved
+    const bool tell = !told && !stop.requested();
+    if (tell && run.validation && (due(o.eval_interval, step) || last)) {
       report.validation(step, evaluate(run));
     }
-    if (run.decoder && (due(o.sample_interval, step) || last) && !stop.requested())
-      report.sample(run);
+    if (tell && run.decoder && (due(o.sample_interval, step) || last)) report.sample(run);
     if (due(o.checkpoint_interval, step) || last || stop.requested()) save(step);
     if (last || stop.requested()) break;
 

@@ -4,8 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "data/grammar.h"
+#include "src/flags.h"
 #include "src/io/file.h"
-#include "tools/flags.h"
 
 namespace lathe {
 namespace {

@@ -6,8 +6,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "src/flags.h"
 #include "src/io/file.h"
-#include "tools/flags.h"
 #include "tools/run_plot.h"
 
 namespace lathe {

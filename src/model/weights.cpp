@@ -255,6 +255,19 @@ GPT2Config read_model_config(const fs::path& dir) {
   if (json.contains("layer_norm_epsilon") && json["layer_norm_epsilon"] != 1e-5) {
     refuse("layer_norm_epsilon", "is not 1e-5, which is all that lathe does");
   }
+  // What other GPT-2s do and lathe does not: better no weights than wrong numbers.
+  const auto require = [&](const char* key, bool value) {
+    if (json.contains(key) && json[key] != value) {
+      refuse(key, fmt::format("is not {}, which is all that lathe does", value));
+    }
+  };
+  require("scale_attn_weights", true);
+  require("scale_attn_by_inverse_layer_idx", false);
+  require("tie_word_embeddings", true);
+  if (json.contains("n_inner") && !json["n_inner"].is_null() &&
+      json["n_inner"] != 4 * config.n_embd) {
+    refuse("n_inner", "is not 4 n_embd, which is all that lathe does");
+  }
   if (json.contains("lathe_bias")) {
     if (!json["lathe_bias"].is_boolean()) refuse("lathe_bias", "is not true or false");
     config.bias = json["lathe_bias"].get<bool>();

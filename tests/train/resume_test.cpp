@@ -148,7 +148,6 @@ TEST_F(Resume, OnlyWhatLeavesItTheSameRunMayChange) {
                                         {"keep", "3"},
                                         {"max-skipped-steps", "5"},
                                         {"bias", "false"},
-                                        {"deterministic", ""},
                                         {"gelu", "exact"}})));
   EXPECT_EQ(checkpoints(out),
             (std::vector<std::string>{"step-00000006", "step-00000008", "step-00000009"}));
