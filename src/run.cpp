@@ -124,9 +124,17 @@ LoaderOptions loader_options(const TrainOptions& o, const std::string& split) {
 Setup::Setup(const TrainOptions& given, Device& device) : options(given) {
   GPT2Config& gpt2 = options.gpt2;
   if (!options.data.empty()) {
-    tokenizer = load_tokenizer(options.data);
+    // Shards from elsewhere (llm.c's, say) come without one: then the model's vocabulary counts.
+    if (has_tokenizer(options.data) || gpt2.vocab_size == 0)
+      tokenizer = load_tokenizer(options.data);
     if (gpt2.vocab_size == 0) gpt2.vocab_size = tokenizer->vocab_size();
-    if (tokenizer->vocab_size() > gpt2.vocab_size) {
+    if (!tokenizer && options.sample_interval > 0) {
+      throw UserError(
+          "--sample-interval: {} holds no tokenizer to write samples with; put one beside the "
+          "shards",
+          options.data);
+    }
+    if (tokenizer && tokenizer->vocab_size() > gpt2.vocab_size) {
       throw UserError("--vocab-size {} is too small: the data in {} use {} tokens", gpt2.vocab_size,
                       options.data, tokenizer->vocab_size());
     }
@@ -247,7 +255,7 @@ void Run::save(int64_t step) {
   };
   add(write_model(writer.path(), options().gpt2, model.layout(), optimizer.masters(), device));
   add(write_optimizer(writer.path(), model.layout(), optimizer, device));
-  writer.write("tokenizer.json", setup_.tokenizer->to_json());
+  if (setup_.tokenizer) writer.write("tokenizer.json", setup_.tokenizer->to_json());
   writer.write("trainer.json", to_json(trainer_state(step)));
   writer.commit();
   prune_checkpoints(options().out, static_cast<int>(options().keep));

@@ -25,7 +25,7 @@ struct Setup {
   Setup(const TrainOptions& options, Device& device);
 
   TrainOptions options;
-  std::unique_ptr<Tokenizer> tokenizer;  // null without --data (a dry run)
+  std::unique_ptr<Tokenizer> tokenizer;  // null where --data has none
   std::filesystem::path resume_from;     // empty: a fresh run
   RunShape shape;
   MemoryPlan plan;

@@ -67,6 +67,15 @@ static std::unique_ptr<Tokenizer> load_pair(const fs::path& vocabulary, const fs
                          read_whole_file(merges, kMaxFileBytes), vocabulary.string());
 }
 
+bool has_tokenizer(const fs::path& directory) {
+  std::error_code error;
+  for (const char* file :
+       {"tokenizer.json", "encoder.json", "vocab.bpe", "vocab.json", "merges.txt"}) {
+    if (fs::exists(directory / file, error)) return true;
+  }
+  return false;
+}
+
 std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& path) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);

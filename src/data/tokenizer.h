@@ -84,6 +84,9 @@ std::unique_ptr<Tokenizer> make_char_tokenizer(std::vector<int32_t> code_points,
 // there is none, or it is damaged or of another kind.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path);
 
+// Whether load_tokenizer would find anything in this directory.
+bool has_tokenizer(const std::filesystem::path& directory);
+
 // Writes directory/tokenizer.json, atomically.
 void save_tokenizer(const Tokenizer& tokenizer, const std::filesystem::path& directory);
 
