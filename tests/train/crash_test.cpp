@@ -1,0 +1,128 @@
+// The trainer is killed, or its disk fills up, at every call of a save and at seeded moments of a
+// whole run. Taken up again it ends bit for bit where the undisturbed run does.
+#include <csignal>
+#include <random>
+
+#include "tests/io/crash_harness.h"
+#include "tests/train/harness.h"
+
+namespace lathe::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Crash : public TrainTest {
+ protected:
+  // What happens to a run in a directory of its own, and its continuation.
+  CrashResult crash(const fs::path& out, size_t at, const std::string& when) {
+    fs::create_directory(out);
+    return run_with_crash(
+        {.command = train_command(flags(out)), .directory = out, .at = at, .when = when});
+  }
+  void expect_recovery(const fs::path& out) {
+    expect_success(run(train_command(flags(out))));
+    expect_same_run(whole(), out);
+    EXPECT_EQ(loss_steps(out), loss_steps(whole()));
+    fs::remove_all(out);
+  }
+  Flags flags(const fs::path& out) {
+    return with(tiny(out), {{"checkpoint-interval", "5"}, {"keep", "1"}, {"dropout", "0.2"}});
+  }
+  fs::path whole() { return scratch / "whole"; }
+
+  // The calls of the save after step 10, pruning included: from the fsync of metrics.jsonl on.
+  static std::pair<size_t, size_t> second_save(const std::vector<CrashCall>& calls) {
+    size_t first = 0, last = 0;
+    for (size_t i = 0; i < calls.size(); ++i) {
+      const bool of_save = calls[i].path.find("step-00000010") != std::string::npos;
+      if (of_save && first == 0) first = i;  // counted from 1: the call before
+      if (first > 0 && last == 0 && calls[i].path == "metrics.jsonl" && i > first) last = i;
+    }
+    return {first, last};
+  }
+};
+
+TEST_F(Crash, EveryCallOfASaveComesInTheDurableOrder) {
+  const CrashResult result = crash(whole(), 0, "before");
+  ASSERT_EQ(result.exit_code, 0) << result.output;
+  for (const std::string& breach : durability_breaches(result.calls, {"metrics.jsonl"})) {
+    ADD_FAILURE() << breach;
+  }
+  // Before a save begins, the metrics of its steps are on the disk.
+  bool synced = true;
+  int saves = 0;
+  for (const CrashCall& call : result.calls) {
+    if (call.path == "metrics.jsonl" && call.name == "write") synced = false;
+    if (call.path == "metrics.jsonl" && call.name == "fsync") synced = true;
+    if (call.name == "mkdir" && call.path.ends_with(".partial")) {
+      EXPECT_TRUE(synced) << call.path;
+      ++saves;
+    }
+  }
+  EXPECT_EQ(saves, 3);
+}
+
+TEST_F(Crash, KilledAtEveryCallOfASave) {
+  const CrashResult result = crash(whole(), 0, "before");
+  const auto [first, last] = second_save(result.calls);
+  ASSERT_GT(first, 0u);
+  ASSERT_GT(last, first + 20);
+  for (size_t at = first; at <= last; ++at) {
+    const CrashCall& call = result.calls[at - 1];
+    for (const char* when : {"before", "torn", "after"}) {
+      if (std::string(when) == "torn" && call.bytes == 0) continue;
+      SCOPED_TRACE(std::to_string(at) + " " + when + " " + call.name + " " + call.path);
+      EXPECT_TRUE(crash(scratch / "out", at, when).killed);
+      expect_recovery(scratch / "out");
+    }
+  }
+}
+
+TEST_F(Crash, ADiskThatFillsUpDuringASave) {
+  const CrashResult result = crash(whole(), 0, "before");
+  const auto [first, last] = second_save(result.calls);
+  for (size_t at = first; at <= last; at += 3) {
+    const CrashCall& call = result.calls[at - 1];
+    if (call.name == "unlink" || call.name == "rmdir") continue;  // these need no space
+    SCOPED_TRACE(std::to_string(at) + " " + call.name + " " + call.path);
+    const CrashResult failed = crash(scratch / "out", at, "error");
+    EXPECT_EQ(failed.exit_code, 1) << failed.output;
+    expect_contains(failed.output, "train: cannot ");
+    expect_contains(failed.output, "No space left on device\n");
+    EXPECT_FALSE(last_checkpoint(scratch / "out").empty());
+    expect_recovery(scratch / "out");
+  }
+}
+
+TEST_F(Crash, KilledAtFiftyMomentsOfARun) {
+  const auto begin = std::chrono::steady_clock::now();
+  const CrashResult result = crash(whole(), 0, "before");
+  const auto duration = std::chrono::duration_cast<std::chrono::microseconds>(
+      std::chrono::steady_clock::now() - begin);
+  std::mt19937_64 random(20240520);
+  const char* const kWhen[] = {"before", "torn", "after"};
+  for (int i = 0; i < 25; ++i) {
+    const size_t at = 1 + random() % result.calls.size();
+    SCOPED_TRACE("call " + std::to_string(at));
+    EXPECT_TRUE(crash(scratch / "out", at, kWhen[random() % 3]).killed);
+    expect_recovery(scratch / "out");
+  }
+  for (int i = 0; i < 25; ++i) {  // these may fall before the start or after the end of the run
+    const auto moment = duration * static_cast<int64_t>(random() % 1000) / 1000;
+    SCOPED_TRACE("microsecond " + std::to_string(moment.count()));
+    Process process(train_command(flags(scratch / "out")));
+    ::usleep(static_cast<useconds_t>(moment.count()));
+    process.send(SIGKILL);
+    process.wait();
+    expect_recovery(scratch / "out");
+  }
+}
+
+TEST_F(Crash, KilledAgainAndAgainARunStillEnds) {
+  const CrashResult result = crash(whole(), 0, "before");
+  for (size_t at = 11; at < result.calls.size(); at += 12) crash(scratch / "out", at, "after");
+  expect_recovery(scratch / "out");
+}
+
+}  // namespace
+}  // namespace lathe::testing

@@ -1,0 +1,46 @@
+// What the system says that a run took, against what the plan said before.
+#include <sstream>
+
+#include "tests/train/harness.h"
+
+namespace lathe::testing {
+namespace {
+
+// "total  123 bytes" of the printed plan.
+double planned(const std::string& output) {
+  std::istringstream lines(output);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string word;
+    double bytes = 0;
+    if (words >> word && word == "total" && words >> bytes) return bytes;
+  }
+  return -1;
+}
+
+class Memory : public TrainTest {};
+
+TEST_F(Memory, PeakIsWithinFivePercentOfThePlan) {
+  const Flags small = with(tiny(""), {{"benchmark", ""}, {"steps", "3"}});
+  Flags common = small;
+  common.erase("out");
+  for (const char* dtype : {"fp32", "bf16"}) {
+    common["dtype"] = dtype;
+    const ProcessResult base = run(train_command(common));  // the program itself
+    const ProcessResult mid = run(train_command(with(common, {{"n-layer", "2"},
+                                                              {"n-head", "16"},
+                                                              {"n-embd", "512"},
+                                                              {"vocab-size", "8192"},
+                                                              {"seq-len", "64"},
+                                                              {"batch-size", "8"}})));
+    expect_success(base);
+    expect_success(mid);
+    const double plan = planned(mid.out) - planned(base.out);
+    const double peak = 1024.0 * static_cast<double>(mid.peak_rss - base.peak_rss);
+    EXPECT_GT(plan, 150e6);
+    EXPECT_NEAR(peak / plan, 1, 0.05) << dtype << ": peak " << peak << ", plan " << plan;
+  }
+}
+
+}  // namespace
+}  // namespace lathe::testing
