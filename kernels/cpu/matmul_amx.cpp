@@ -209,6 +209,9 @@ void pack_panel(bool contiguous_k, const bf16* source, int64_t ld, int64_t outer
   const Config config;
   _tile_loadconfig(&config);
 }
+void store_fence() {
+  asm volatile("sfence" ::: "memory");
+}
 [[gnu::target("amx-tile")]] void release_tiles() {
   _tile_release();
 }
@@ -297,9 +300,20 @@ void multiply(int64_t rows, int64_t cols, int64_t steps, PanelA a, const bf16* b
   high = _mm512_add_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(b1, 16)));
 }
 
+// Whether C is written past the caches: it is too large to be found there again, so reading its
+// lines in before they are overwritten would only cost the memory's time.
+template <typename TOut>
+bool streams(const MatmulArgs<bf16, TOut>& x) {
+  constexpr int64_t kLarge = 2 << 20;  // bytes
+  return std::is_same_v<TOut, float> && !x.accumulate &&
+         x.m * x.n * int64_t{sizeof(TOut)} >= kLarge && x.ldc % (kLineBytes / sizeof(TOut)) == 0 &&
+         reinterpret_cast<uintptr_t>(x.c) % kLineBytes == 0;
+}
+
 [[gnu::target("avx512f,avx512bw,avx512vl"), gnu::noinline]] void finish_full(
     const MatmulArgs<bf16, float>& x, int64_t row, int64_t rows, int64_t col, const float* sums) {
   float* c = x.c + row * x.ldc + col;
+  const bool stream = streams(x);
   for (int64_t y = 0; y < rows; ++y, c += x.ldc, sums += kPanel) {
     __m512 low = _mm512_loadu_ps(sums), high = _mm512_loadu_ps(sums + kTileRows);
     if (x.bias) add_bias(x.bias + col, low, high);
@@ -307,8 +321,13 @@ void multiply(int64_t rows, int64_t cols, int64_t steps, PanelA a, const bf16* b
       low = _mm512_add_ps(low, _mm512_loadu_ps(c));
       high = _mm512_add_ps(high, _mm512_loadu_ps(c + kTileRows));
     }
-    _mm512_storeu_ps(c, low);
-    _mm512_storeu_ps(c + kTileRows, high);
+    if (stream) {
+      _mm512_stream_ps(c, low);
+      _mm512_stream_ps(c + kTileRows, high);
+    } else {
+      _mm512_storeu_ps(c, low);
+      _mm512_storeu_ps(c + kTileRows, high);
+    }
   }
 }
 
@@ -420,7 +439,7 @@ struct Worker {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = m0 + i * kPanel, rows = std::min(kPanel, x.m - row);
       Ahead c;
-      if (last)
+      if (last && !streams(x))
         c = {reinterpret_cast<const char*>(x.c + row * x.ldc + col), x.ldc * int64_t{sizeof(TOut)},
              div_up(rows, steps)};
       multiply(rows, cols, steps, a_panel(m0, i, k0, slice), packed_b + slice * kPanel,
@@ -507,6 +526,7 @@ void amx_matmul(const MatmulArgs<bf16, TOut>& args, void* workspace) {
       }
     }
     release_tiles();
+    store_fence();  // streamed lines are seen before whatever follows
   }
 }
 

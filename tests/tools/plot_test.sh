@@ -47,8 +47,8 @@ echo '{"nats_per_character": "low"}' > "$work/entropy.json"
 expect 2 '--floor .*entropy.json' "$plot" "$work/run" --floor "$work/entropy.json"
 expect 2 '--floor 3x' "$plot" "$work/run" --floor 3x
 expect 2 '--floor nan' "$plot" "$work/run" --floor nan
-expect 2 'cannot write' "$plot" "$work/run" --out "$work/no/such/a.svg"
-expect 2 'cannot write' "$plot" "$work/run" --out "$work/run"
+expect 2 'cannot create' "$plot" "$work/run" --out "$work/no/such/a.svg"
+expect 2 'cannot' "$plot" "$work/run" --out "$work/run"
 echo '{"step": 1, "lr": 0.1}' > "$work/run/metrics.jsonl"
 expect 2 'holds no loss' "$plot" "$work/run"
 
