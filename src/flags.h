@@ -27,6 +27,15 @@ inline CLI::Validator finite_from(double low) {
   return finite_in(low, HUGE_VAL);
 }
 
+// CLI11 takes -1 for the largest unsigned number.
+inline CLI::Validator not_negative() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        return text.starts_with('-') ? "'" + text + "' is negative" : std::string();
+      },
+      "AT LEAST 0");
+}
+
 // Parses the command line. Returns false after printing the help that was asked for; throws
 // UserError on an unknown flag or a value that does not fit.
 inline bool parse_flags(CLI::App& app, int argc, char** argv) {

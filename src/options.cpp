@@ -106,7 +106,9 @@ void add_options(CLI::App& app, TrainOptions& o) {
                  "Tokens per step over all ranks, sets accumulation; 0: one micro-step")
       ->check(counted)
       ->group("Data");
-  app.add_option("--seed", o.seed, "Of weights, data and dropout")->group("Data");
+  app.add_option("--seed", o.seed, "Of weights, data and dropout")
+      ->check(not_negative())
+      ->group("Data");
 
   app.add_option("--steps", o.steps, "Steps of the run")->check(counted)->group("Optimizer");
   app.add_option("--lr", o.lr, "Peak learning rate")->check(finite_from(0))->group("Optimizer");
@@ -229,6 +231,7 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code) {
       std::string what = error.what();
       constexpr std::string_view kUnknown = "INI was not able to parse ";
       if (what.starts_with(kUnknown)) what = "there is no key " + what.substr(kUnknown.size());
+      if (what.ends_with(".++")) what = "sections are not known, keys stand alone";
       throw UserError("--config {}: {} (see --help)", app.get_config_ptr()->as<std::string>(),
                       what);
     } catch (const CLI::ParseError& error) {

@@ -98,6 +98,10 @@ fs::path checkpoint_to_resume(const TrainOptions& options) {
   fs::path chosen;
   if (options.resume != "never") {
     chosen = options.resume;
+    if (!fs::is_directory(chosen)) {
+      throw UserError("--resume is '{}', but must be auto, never or a checkpoint's directory",
+                      options.resume);
+    }
     verify_checkpoint(chosen);
   }
   const fs::path newest = will_write(options) ? newest_checkpoint(options) : fs::path{};

@@ -40,7 +40,8 @@ bool parse(int argc, char** argv, SampleOptions& o) {
   app.add_option("--top-p", o.sampling.top_p,
                  "Only the likeliest tokens that make up this probability")
       ->check(finite_in(0, 1));
-  app.add_option("--seed", o.sampling.seed, "The same seed gives the same text");
+  app.add_option("--seed", o.sampling.seed, "The same seed gives the same text")
+      ->check(not_negative());
   app.add_option("--dtype", o.dtype, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
       ->check(CLI::Range(0, 4096));
