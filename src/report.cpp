@@ -69,7 +69,7 @@ Report::Report(Run& run)
       console_({.log_interval = run.options().log_interval}) {
   const TrainOptions& o = run.options();
   if (o.out.empty() || o.benchmark) return;
-  make_directory(o.out);
+  make_directories(o.out);
   write_file(std::filesystem::path(o.out) / "config.toml", o.resolved);
   metrics_.emplace(o.out, run.setup().resume_from.empty() ? -1 : run.first_step);
 }

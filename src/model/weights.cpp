@@ -221,15 +221,14 @@ WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
   return written;
 }
 
-GPT2Config read_model_config(const fs::path& dir) {
-  const fs::path path = dir / "config.json";
-  const nlohmann::json json = nlohmann::json::parse(read_whole_file(path, 1 << 20), nullptr, false);
+GPT2Config parse_model_config(std::string_view text, const std::string& file) {
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
   if (!json.is_object()) {
     throw UserError("{} is not a JSON object: give a model directory in Hugging Face's layout",
-                    path.string());
+                    file);
   }
   const auto refuse = [&](const std::string& key, const std::string& what) {
-    throw UserError("{}: {} {}", path.string(), key, what);
+    throw UserError("{}: {} {}", file, key, what);
   };
   const auto size = [&](const std::string& key) -> int64_t {
     if (!json.contains(key) || !json[key].is_number_integer())
@@ -279,9 +278,14 @@ GPT2Config read_model_config(const fs::path& dir) {
   try {
     validate(config);
   } catch (const UserError& error) {
-    throw UserError("{}: {}", path.string(), error.what());
+    throw UserError("{}: {}", file, error.what());
   }
   return config;
+}
+
+GPT2Config read_model_config(const fs::path& dir) {
+  const fs::path path = dir / "config.json";
+  return parse_model_config(read_whole_file(path, 1 << 20), path.string());
 }
 
 void read_model(const fs::path& dir, const GPT2Config& config, const ParameterLayout& layout,

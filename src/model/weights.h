@@ -28,6 +28,8 @@ WrittenFiles write_model(const std::filesystem::path& dir, const GPT2Config& con
                          const ParameterLayout& layout, const Tensor& flat, Device& device);
 
 // Reads DIR/config.json, or throws a UserError that says what lathe cannot do.
+// parse_model_config is handed the text of `file`.
+GPT2Config parse_model_config(std::string_view text, const std::string& file);
 GPT2Config read_model_config(const std::filesystem::path& dir);
 
 // Reads DIR/model.safetensors into flat parameters of any number type. Every parameter must be
