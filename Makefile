@@ -56,7 +56,7 @@ test-format:
 
 bench:
 	@tools/setup.sh bench
-	@tools/build.sh release
+	@tools/build.sh release step_profile bench_ops bench_matmul bench_attention
 	@tools/bench.sh
 
 fuzz:
