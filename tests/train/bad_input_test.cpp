@@ -151,7 +151,7 @@ TEST_F(BadInput, Flags) {
       flag("resume", "sometimes"),
       flag("config", scratch / "none.toml", "none.toml"),
       flag("config", scratch.path(), scratch.path()),
-      flag("out", file / "x", (file / "x").string()),
+      flag("out", file / "x", file.string()),
       flag("out", file, "file"),
       flag("out", "/proc/lathe/out", "/proc/lathe"),
       train("too large for the machine",
