@@ -78,8 +78,7 @@ int train(int argc, char** argv) {
   };
   for (int64_t step = run.first_step;; ++step) {
     const bool last = step >= o.steps;
-    const bool told = step > 0 && step == run.first_step;  // before the checkpoint was saved
-    const bool tell = !told && !stop.requested();
+    const bool tell = !stop.requested();
     if (tell && run.validation && (due(o.eval_interval, step) || last)) {
       report.validation(step, evaluate(run));
     }
