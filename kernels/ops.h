@@ -1,5 +1,5 @@
 // The contract of operations: everything that the model asks of a device, one entry per fused
-// operation (what a GPU wants in one kernel). kernels/cpu and kernels/cuda implement it.
+// operation (what a GPU wants in one kernel). kernels/cpu implements it.
 //
 // Shapes: B sequences of a micro-batch, T tokens each, C channels (n_embd), H heads of C/H
 // channels, V rows of the (padded) vocabulary, N = B T rows. Tensors are row-major and dense.

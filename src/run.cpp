@@ -223,14 +223,14 @@ int64_t Run::tokens_per_step() const {
 }
 
 void Run::begin(int64_t step) {
-  std::vector<StepInputs> inputs(setup_.shape.micro_steps);
-  for (size_t m = 0; m < inputs.size(); ++m) {
-    inputs[m] = {.seed = options().seed,
-                 .first_sequence = m * static_cast<uint64_t>(setup_.shape.batch_size),
-                 .step = static_cast<uint32_t>(step),
-                 .learning_rate = static_cast<float>(learning_rate(options(), step))};
+  step_inputs_.resize(setup_.shape.micro_steps);  // allocates in the first step only
+  for (size_t m = 0; m < step_inputs_.size(); ++m) {
+    step_inputs_[m] = {.seed = options().seed,
+                       .first_sequence = m * static_cast<uint64_t>(setup_.shape.batch_size),
+                       .step = static_cast<uint32_t>(step),
+                       .learning_rate = static_cast<float>(learning_rate(options(), step))};
   }
-  state.begin(model.ops(), inputs);
+  state.begin(model.ops(), step_inputs_);
 }
 
 MicroBatch Run::upload(const Batch& batch, int64_t micro_step) const {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "kernels/device/arena.h"
 #include "src/data/loader.h"
@@ -72,6 +73,7 @@ class Run {
   TrainerState trainer_state(int64_t step) const;
 
   Tensor tokens_, targets_;
+  std::vector<StepInputs> step_inputs_;
 };
 
 }  // namespace lathe

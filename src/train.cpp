@@ -1,7 +1,11 @@
 // build/train: THE training loop. What it does is on this page; how, in the rooms it calls:
-//   src/options.h   flags, presets, the learning rate      src/run.h         what a run holds,
-//   checkpoints src/data/       batches                                src/model/gpt2.h  forward
-//   and backward src/report.h    console lines, metrics.jsonl           src/text.h        samples
+//
+//   src/options.h      flags, presets, the learning rate
+//   src/run.h          what a run holds, checkpoints
+//   src/data/          batches
+//   src/model/gpt2.h   forward and backward
+//   src/report.h       console lines, metrics.jsonl
+//   src/text.h         samples
 #include <iostream>
 
 #include "src/io/signals.h"
