@@ -52,11 +52,22 @@ if(NOT MPI_CXX_FOUND)
   message(STATUS "lathe: no MPI, a run has one rank")
 endif()
 
+# oneDNN 2: found by header and library. The package's own CMake file asks for OpenCL's headers, which
+# neither the package nor lathe needs.
 if(LATHE_ONEDNN)
-  find_package(dnnl CONFIG)
+  find_path(LATHE_ONEDNN_INCLUDE oneapi/dnnl/dnnl_version.h)
+  find_library(LATHE_ONEDNN_LIBRARY NAMES dnnl)
+  if(LATHE_ONEDNN_INCLUDE AND LATHE_ONEDNN_LIBRARY)
+    file(STRINGS ${LATHE_ONEDNN_INCLUDE}/oneapi/dnnl/dnnl_version.h LATHE_ONEDNN_MAJOR
+         REGEX "#define DNNL_VERSION_MAJOR 2$")
+  endif()
 endif()
-if(NOT dnnl_FOUND)
-  message(STATUS "lathe: no oneDNN, matmuls run on lathe's plain code")
+if(LATHE_ONEDNN_MAJOR)
+  add_library(lathe_onednn INTERFACE)
+  target_include_directories(lathe_onednn SYSTEM INTERFACE ${LATHE_ONEDNN_INCLUDE})
+  target_link_libraries(lathe_onednn INTERFACE ${LATHE_ONEDNN_LIBRARY})
+else()
+  message(STATUS "lathe: no oneDNN 2, matmuls run on lathe's plain code")
 endif()
 
 if(EXISTS "${LATHE_DEPS}/googletest/CMakeLists.txt")
