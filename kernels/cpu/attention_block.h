@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "kernels/cpu/attention_tile.h"
-#include "kernels/cpu/check.h"
+#include "kernels/check.h"
 #include "kernels/cpu/dropout.h"
 #include "kernels/cpu/threads.h"
 #include "kernels/cpu/vecmath.h"

@@ -1,4 +1,4 @@
-// What every CPU operation checks of its tensors before it touches them.
+// What every operation checks of its tensors before it touches them, on either device.
 #pragma once
 
 #include "kernels/device/tensor.h"

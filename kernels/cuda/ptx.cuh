@@ -1,0 +1,80 @@
+// The instructions that C++ has no words for, one small function each. Nothing else in lathe holds
+// inline assembly or asks for __CUDA_ARCH__; tests/cuda_on_cpu has a twin of this file, in plain
+// C++ over the 32 lanes of a warp, and the kernels cannot tell the two apart.
+//
+// Fragments follow the PTX manual's "Matrix Fragments for mma.m16n8k16" (bf16): lane l, with
+// row = l / 4 and column = l % 4 * 2, holds
+//   A [16, 16]: a[0] (row, column..+1), a[1] (row + 8, column), a[2] (row, column + 8), a[3] (row +
+//   8, column + 8) B [16, 8]:  b[0] (k = column..+1, n = row), b[1] (k = column + 8, n = row) D
+//   [16, 8]:  d[0], d[1] (row, column..+1), d[2], d[3] (row + 8, column..+1)
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace lathe::cuda::ptx {
+
+// The block's dynamic shared memory, aligned to 128 bytes: as many bytes as the launch asked for.
+__device__ __forceinline__ unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char lathe_shared_memory[];
+  return lathe_shared_memory;
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Loads matrices of 8 x 8 16-bit elements. Lanes 8 i .. 8 i + 7 give the addresses (shared memory,
+// multiples of 16 bytes) of the eight rows of matrix i; lane l receives of each matrix the elements
+// (l / 4, l % 4 * 2..+1), or with _trans those of the transpose.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// d += a b on tensor cores: [16, 16] x [16, 8] in bf16, sums in fp32.
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                             uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Starts to copy 16 bytes from global to shared memory, both aligned to 16; zeros where !valid
+// (then `global` is not read, but must be an address). It has arrived once the group that it was
+// committed with is waited for *and* the block has met at a barrier.
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void cp_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Waits until at most kPending of this thread's newest groups are still on their way.
+template <int kPending>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// 2^x, within 2 ulp; 0 for -infinity.
+__device__ __forceinline__ float exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace lathe::cuda::ptx
