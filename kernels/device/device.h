@@ -39,4 +39,15 @@ class Device {
 // The CPU: kernels/cpu. `threads` as OpenMP counts them; 0 takes OpenMP's own choice.
 std::unique_ptr<Device> make_cpu_device(int threads = 0);
 
+struct CudaDeviceOptions {
+  int index = 0;               // of the GPU, as CUDA counts them
+  bool tf32 = false;           // fp32 matrix products may round their inputs to TF32
+  bool deterministic = false;  // only matrix products whose sums have a fixed order
+  bool autotune = true;        // the fastest plan of each matrix product is found by trying
+};
+
+// An NVIDIA GPU: kernels/cuda. Throws a UserError that says why where there is none to be had.
+std::unique_ptr<Device> make_cuda_device(const CudaDeviceOptions& options = {});
+int cuda_device_count();  // GPUs that answer; 0 in a build without CUDA
+
 }  // namespace lathe

@@ -1,0 +1,50 @@
+# CUDA: nvcc for GPUs, or g++ and the stand-ins of tests/cuda_on_cpu (LATHE_CUDA_ON_CPU).
+#
+# lathe_cuda_flags        what a target needs that includes CUDA's headers
+# lathe_cuda_sources(T F...)  compiles the .cu files F of target T for whichever of the two
+option(LATHE_CUDA "Build the CUDA device where nvcc is found" ON)
+option(LATHE_CUDA_ON_CPU "Build the CUDA device to run on the CPU" OFF)
+set(LATHE_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING "GPU architectures to compile for")
+
+set(LATHE_HAS_CUDA OFF)
+add_library(lathe_cuda_flags INTERFACE)
+
+if(LATHE_CUDA_ON_CPU)
+  find_path(LATHE_CUDA_INCLUDE cuda_runtime.h
+            HINTS ${LATHE_DEPS}/include ENV CUDA_HOME PATHS /usr/local/cuda PATH_SUFFIXES include)
+  find_library(LATHE_BOOST_CONTEXT boost_context)
+  if(NOT LATHE_CUDA_INCLUDE OR NOT LATHE_BOOST_CONTEXT)
+    message(FATAL_ERROR "CUDA on the CPU needs the headers of the CUDA toolkit and libboost-context-dev")
+  endif()
+  set(LATHE_HAS_CUDA ON)
+  target_include_directories(lathe_cuda_flags SYSTEM INTERFACE ${LATHE_CUDA_INCLUDE})
+  target_link_libraries(lathe_cuda_flags INTERFACE lathe_cuda_on_cpu)
+
+  function(lathe_cuda_sources target)
+    # The twin of ptx.cuh comes before the original.
+    target_include_directories(${target} BEFORE PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda_on_cpu/include)
+    set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
+      "-include;${PROJECT_SOURCE_DIR}/tests/cuda_on_cpu/execution.h;-ftrivial-auto-var-init=pattern;-Wno-unknown-pragmas;-Wno-attributes;$<$<CONFIG:Release>:-O2>;$<$<CONFIG:Release>:-march=${LATHE_MARCH}>")
+  endfunction()
+elseif(LATHE_CUDA)
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_ARCHITECTURES ${LATHE_CUDA_ARCHITECTURES})
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    set(LATHE_HAS_CUDA ON)
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    target_include_directories(lathe_cuda_flags SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
+    target_link_libraries(lathe_cuda_flags INTERFACE CUDA::cudart_static)
+
+    function(lathe_cuda_sources target)
+      # fmt's format strings are checked by g++; nvcc's front end stumbles over how.
+      set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS
+        "--expt-relaxed-constexpr;-lineinfo;-DFMT_USE_CONSTEXPR=1;-DFMT_CONSTEVAL=")
+    endfunction()
+  else()
+    message(STATUS "lathe: no nvcc, the programs know no GPU")
+  endif()
+endif()

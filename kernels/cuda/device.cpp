@@ -1,0 +1,158 @@
+// The device of kernels/device/device.h on an NVIDIA GPU: one stream of computation, one of copies.
+#include "kernels/device/device.h"
+
+#include <array>
+#include <cstring>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/peak.h"
+#include "kernels/cuda/staging.h"
+#include "kernels/device/arena.h"
+
+namespace lathe {
+
+namespace {
+
+using cuda::check_cuda;
+
+constexpr int kOldestMajor = 8;  // mma on bf16 and cp.async came with compute capability 8.0
+
+std::string version_text(int version) {
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
+// Throws a UserError that says why this machine cannot run on that GPU.
+cudaDeviceProp open_gpu(int index) {
+  int driver = 0, runtime = 0, count = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (driver == 0)
+    throw UserError("--device cuda: no NVIDIA driver is installed here; use --device cpu");
+  if (driver / 1000 < runtime / 1000) {
+    throw UserError(
+        "--device cuda: the NVIDIA driver knows CUDA {}, and lathe was built with {}; update the "
+        "driver, or use --device cpu",
+        version_text(driver), version_text(runtime));
+  }
+  if (error != cudaSuccess || count == 0) {
+    throw UserError("--device cuda: no GPU answers ({}); use --device cpu",
+                    error == cudaSuccess ? "none found" : cudaGetErrorString(error));
+  }
+  if (index >= count)
+    throw UserError("--device cuda: GPU {} is wanted, and there are {}", index, count);
+  cudaDeviceProp properties{};
+  check_cuda(cudaSetDevice(index), "GPU");
+  check_cuda(cudaGetDeviceProperties(&properties, index), "GPU");
+  if (properties.major < kOldestMajor) {
+    throw UserError(
+        "--device cuda: {} has compute capability {}.{}, and lathe's kernels need 8.0 or newer; "
+        "use --device cpu",
+        properties.name, properties.major, properties.minor);
+  }
+  return properties;
+}
+
+class CudaDevice final : public Device {
+ public:
+  explicit CudaDevice(const CudaDeviceOptions& options)
+      : properties_(open_gpu(options.index)),
+        matmul_(options.tf32),
+        context_{make_stream(), &matmul_, properties_.multiProcessorCount},
+        staging_(context_.stream) {
+    check_cuda(cudaHostAlloc(&pinned_, kPinnedBytes, cudaHostAllocDefault), "pinned memory");
+  }
+  ~CudaDevice() override {
+    cudaStreamSynchronize(context_.stream);
+    cudaFreeHost(pinned_);
+  }
+
+  std::string name() const override {
+    return fmt::format("{}, {} multiprocessors, compute capability {}.{}", properties_.name,
+                       properties_.multiProcessorCount, properties_.major, properties_.minor);
+  }
+  double peak_flops(DType dtype) const override {
+    return cuda::peak_flops(properties_.name, dtype);
+  }
+
+  void* allocate(size_t bytes) override {
+    LATHE_CHECK(bytes > 0);
+    void* memory = nullptr;
+    const cudaError_t error = cudaMalloc(&memory, bytes);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      size_t available = 0, total = 0;
+      cudaMemGetInfo(&available, &total);
+      throw UserError(
+          "{:.1f} GiB of the GPU's memory wanted and {:.1f} GiB of {:.1f} available: lower "
+          "--batch-size, --seq-len or the size of the model",
+          gibibytes(bytes), gibibytes(available), gibibytes(total));
+    }
+    check_cuda(error, "cudaMalloc");
+    check_cuda(cudaMemsetAsync(memory, 0, bytes, context_.stream), "clearing memory");
+    return memory;
+  }
+  void release(void* memory, size_t) noexcept override {
+    cudaStreamSynchronize(context_.stream);
+    cudaFree(memory);
+  }
+
+  void upload(const Tensor& destination, const void* source) override {
+    staging_.upload(destination.data, source, destination.bytes());
+  }
+  void download(void* destination, const Tensor& source) override {
+    for (size_t done = 0; done < source.bytes(); done += kPinnedBytes) {
+      const size_t part = std::min(kPinnedBytes, source.bytes() - done);
+      check_cuda(cudaMemcpyAsync(pinned_, static_cast<const char*>(source.data) + done, part,
+                                 cudaMemcpyDeviceToHost, context_.stream),
+                 "download");
+      synchronize();
+      std::memcpy(static_cast<char*>(destination) + done, pinned_, part);
+    }
+  }
+  void zero(const Tensor& tensor) override {
+    if (tensor.bytes() == 0) return;
+    check_cuda(cudaMemsetAsync(tensor.data, 0, tensor.bytes(), context_.stream), "clearing memory");
+  }
+  void synchronize() override { check_cuda(cudaStreamSynchronize(context_.stream), "GPU"); }
+
+  const Ops& ops(DType dtype) override {
+    std::unique_ptr<Ops>& table = tables_.at(static_cast<size_t>(dtype));
+    if (!table) table = cuda::make_cuda_ops(dtype, context_);
+    return *table;
+  }
+
+ private:
+  static constexpr size_t kPinnedBytes = 4 << 20;  // of a download at a time
+
+  static double gibibytes(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+  static cudaStream_t make_stream() {
+    cudaStream_t stream = nullptr;
+    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+    return stream;
+  }
+
+  cudaDeviceProp properties_;
+  cuda::Matmul matmul_;
+  cuda::Context context_;
+  cuda::Staging staging_;
+  void* pinned_ = nullptr;
+  std::array<std::unique_ptr<Ops>, 6> tables_;  // by DType
+};
+
+}  // namespace
+
+std::unique_ptr<Device> make_cuda_device(const CudaDeviceOptions& options) {
+  return std::make_unique<CudaDevice>(options);
+}
+
+int cuda_device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
+}  // namespace lathe

@@ -1,0 +1,266 @@
+// The CUDA execution model on the CPU: what a kernel sees when g++ compiles it. The build includes
+// this file before every .cu (-include), so that the sources themselves know nothing of it.
+//
+// Each thread of a block is a fiber; one OS thread runs all of them, block after block. Fibers
+// change only where CUDA lets threads meet: barriers, warp intrinsics, the end. Which one goes on
+// is drawn from a seed. A meeting that cannot happen is an error that names kernel, block, thread
+// and line.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <source_location>
+#include <tuple>
+#include <utility>
+
+namespace lathe::cuda_on_cpu {
+
+using Site = std::source_location;
+
+// Lanes of a warp meet: each lane of `mask` calls this with a record of its own. The last to come
+// runs combine(records, mask), records[lane] being that lane's, before any goes on.
+using Combine = void (*)(void* const* records, unsigned mask);
+void meet_warp(unsigned mask, const char* what, void* record, Combine combine, const Site& site);
+void meet_block(const Site& site);  // __syncthreads
+
+unsigned char* shared_memory();
+
+// cp.async: done at once or when it is waited for, by seed.
+void copy_async(void* shared, const void* global, bool valid);
+void copy_async_commit();
+void copy_async_wait(int pending);
+
+// Puts a kernel into its stream's queue.
+cudaError_t enqueue_kernel(const cudaLaunchConfig_t& config, const void* kernel,
+                           std::function<void()> thread_body);
+cudaError_t allow_shared_memory(const void* kernel, cudaFuncAttribute attribute, int value);
+
+template <typename... Parameters, typename... Args>
+cudaError_t launch_kernel(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                          Args&&... args) {
+  // The arguments are copied now, as a launch does.
+  return enqueue_kernel(*config, reinterpret_cast<const void*>(kernel),
+                        [kernel, copies = std::tuple<Parameters...>(std::forward<Args>(args)...)] {
+                          std::apply(kernel, copies);
+                        });
+}
+
+// ---- Warp intrinsics.
+
+template <typename T>
+struct Exchange {
+  T value;
+  int source;  // lane to read from
+  static void combine(void* const* records, unsigned mask) {
+    for (int lane = 0; lane < 32; ++lane) {
+      if (!(mask >> lane & 1)) continue;
+      auto* mine = static_cast<Exchange*>(records[lane]);
+      auto* theirs = static_cast<Exchange*>(records[mine->source & 31]);
+      // What a lane outside the mask would give is undefined: poison.
+      if (theirs) {
+        mine->received = theirs->value;
+      } else {
+        std::memset(static_cast<void*>(&mine->received), 0xff, sizeof(T));
+      }
+    }
+  }
+  T received{};
+};
+
+template <typename T>
+T exchange(unsigned mask, T value, int source, const char* what, const Site& site) {
+  Exchange<T> record{value, source};
+  meet_warp(mask, what, &record, Exchange<T>::combine, site);
+  return record.received;
+}
+
+struct Vote {
+  bool predicate;
+  unsigned ballot = 0;
+  static void combine(void* const* records, unsigned mask) {
+    unsigned ballot = 0;
+    for (int lane = 0; lane < 32; ++lane)
+      if (mask >> lane & 1)
+        ballot |= unsigned{static_cast<Vote*>(records[lane])->predicate} << lane;
+    for (int lane = 0; lane < 32; ++lane)
+      if (mask >> lane & 1) static_cast<Vote*>(records[lane])->ballot = ballot;
+  }
+};
+
+int lane_of_thread();
+
+}  // namespace lathe::cuda_on_cpu
+
+// What the compiler of kernels provides.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+inline constexpr int warpSize = 32;
+
+#define cudaLaunchKernelEx ::lathe::cuda_on_cpu::launch_kernel
+
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute,
+                                 int value) {
+  return lathe::cuda_on_cpu::allow_shared_memory(reinterpret_cast<const void*>(kernel), attribute,
+                                                 value);
+}
+
+inline void __syncthreads(const std::source_location& site = std::source_location::current()) {
+  lathe::cuda_on_cpu::meet_block(site);
+}
+inline void __syncwarp(unsigned mask = 0xffffffffu,
+                       const std::source_location& site = std::source_location::current()) {
+  int nothing = 0;
+  lathe::cuda_on_cpu::meet_warp(
+      mask, "__syncwarp", &nothing, [](void* const*, unsigned) {}, site);
+}
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32,
+              const std::source_location& site = std::source_location::current()) {
+  const int lane = lathe::cuda_on_cpu::lane_of_thread();
+  return lathe::cuda_on_cpu::exchange(mask, value, (lane & ~(width - 1)) | (source & (width - 1)),
+                                      "__shfl_sync", site);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32,
+                  const std::source_location& site = std::source_location::current()) {
+  const int lane = lathe::cuda_on_cpu::lane_of_thread();
+  const int source = lane ^ lane_mask;
+  const bool same_segment = (source & ~(width - 1)) == (lane & ~(width - 1));
+  return lathe::cuda_on_cpu::exchange(mask, value, same_segment ? source : lane, "__shfl_xor_sync",
+                                      site);
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                   const std::source_location& site = std::source_location::current()) {
+  const int lane = lathe::cuda_on_cpu::lane_of_thread();
+  const int within = (lane & (width - 1)) + static_cast<int>(delta);
+  return lathe::cuda_on_cpu::exchange(mask, value,
+                                      within < width ? lane + static_cast<int>(delta) : lane,
+                                      "__shfl_down_sync", site);
+}
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                 const std::source_location& site = std::source_location::current()) {
+  const int lane = lathe::cuda_on_cpu::lane_of_thread();
+  const int within = (lane & (width - 1)) - static_cast<int>(delta);
+  return lathe::cuda_on_cpu::exchange(
+      mask, value, within >= 0 ? lane - static_cast<int>(delta) : lane, "__shfl_up_sync", site);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate,
+                              const std::source_location& site = std::source_location::current()) {
+  lathe::cuda_on_cpu::Vote vote{predicate != 0};
+  lathe::cuda_on_cpu::meet_warp(mask, "vote", &vote, lathe::cuda_on_cpu::Vote::combine, site);
+  return vote.ballot;
+}
+inline int __any_sync(unsigned mask, int predicate,
+                      const std::source_location& site = std::source_location::current()) {
+  return __ballot_sync(mask, predicate, site) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate,
+                      const std::source_location& site = std::source_location::current()) {
+  return __ballot_sync(mask, predicate, site) == mask;
+}
+
+// ---- Atomics and fences: between two meetings one thread runs alone.
+
+template <typename T>
+T atomicAdd(T* address, T value) {
+  return std::exchange(*address, static_cast<T>(*address + value));
+}
+template <typename T>
+T atomicMax(T* address, T value) {
+  return std::exchange(*address, *address > value ? *address : value);
+}
+template <typename T>
+T atomicMin(T* address, T value) {
+  return std::exchange(*address, *address < value ? *address : value);
+}
+template <typename T>
+T atomicExch(T* address, T value) {
+  return std::exchange(*address, value);
+}
+template <typename T>
+T atomicCAS(T* address, T compare, T value) {
+  const T old = *address;
+  if (old == compare) *address = value;
+  return old;
+}
+// Wraps to 0 after `limit`.
+inline unsigned atomicInc(unsigned* address, unsigned limit) {
+  return std::exchange(*address, *address >= limit ? 0 : *address + 1);
+}
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+// ---- Arithmetic that g++ does not know by these names.
+
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}
+inline int __popc(unsigned x) {
+  return std::popcount(x);
+}
+inline int __ffs(int x) {
+  return __builtin_ffs(x);
+}
+inline int __clz(int x) {
+  return std::countl_zero(static_cast<unsigned>(x));
+}
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>(uint64_t{a} * b >> 32);
+}
+inline unsigned __float_as_uint(float x) {
+  return std::bit_cast<unsigned>(x);
+}
+inline int __float_as_int(float x) {
+  return std::bit_cast<int>(x);
+}
+inline float __uint_as_float(unsigned x) {
+  return std::bit_cast<float>(x);
+}
+inline float __int_as_float(int x) {
+  return std::bit_cast<float>(x);
+}
+inline float __expf(float x) {
+  return std::exp(x);
+}
+inline float __logf(float x) {
+  return std::log(x);
+}
+inline float __fdividef(float a, float b) {
+  return a / b;
+}
+inline float __frcp_rn(float x) {
+  return 1 / x;
+}
+inline float __fmaf_rn(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+inline float __fadd_rn(float a, float b) {
+  return a + b;
+}
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+inline float __fsqrt_rn(float x) {
+  return std::sqrt(x);
+}
+inline float rsqrtf(float x) {
+  return 1 / std::sqrt(x);
+}
+template <typename T>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <typename T>
+T max(T a, T b) {
+  return a < b ? b : a;
+}

@@ -1,0 +1,70 @@
+// The twin of kernels/cuda/ptx.cuh, which says what each function does: the same instructions in
+// plain C++ over the 32 lanes of a warp.
+#pragma once
+
+#include <cstring>
+
+#include "tests/cuda_on_cpu/execution.h"
+
+namespace lathe::cuda::ptx {
+
+namespace detail {
+
+using cuda_on_cpu::Site;
+
+struct LoadMatrix {
+  const void* row;  // this lane's address
+  uint32_t* r;      // four registers of this lane
+  bool transpose;
+};
+void load_matrices(void* const* records, unsigned mask);
+
+struct MultiplyAdd {
+  float* d;
+  const uint32_t* a;
+  uint32_t b[2];
+};
+void multiply_add(void* const* records, unsigned mask);
+
+inline void ldmatrix(uint32_t* r, const void* row, bool transpose, const Site& site) {
+  LoadMatrix record{row, r, transpose};
+  cuda_on_cpu::meet_warp(0xffffffffu, "ldmatrix", &record, load_matrices, site);
+}
+
+}  // namespace detail
+
+inline unsigned char* shared_memory() {
+  return cuda_on_cpu::shared_memory();
+}
+
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row,
+                        const detail::Site& site = detail::Site::current()) {
+  detail::ldmatrix(r, row, false, site);
+}
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row,
+                              const detail::Site& site = detail::Site::current()) {
+  detail::ldmatrix(r, row, true, site);
+}
+
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                         const detail::Site& site = detail::Site::current()) {
+  detail::MultiplyAdd record{d, a, {b0, b1}};
+  cuda_on_cpu::meet_warp(0xffffffffu, "mma", &record, detail::multiply_add, site);
+}
+
+inline void cp_async_16(void* shared, const void* global, bool valid = true) {
+  cuda_on_cpu::copy_async(shared, global, valid);
+}
+inline void cp_async_commit() {
+  cuda_on_cpu::copy_async_commit();
+}
+template <int kPending>
+inline void cp_async_wait() {
+  cuda_on_cpu::copy_async_wait(kPending);
+}
+
+inline float exp2(float x) {
+  return std::exp2(x);
+}
+
+}  // namespace lathe::cuda::ptx

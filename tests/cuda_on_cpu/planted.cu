@@ -1,0 +1,96 @@
+// Kernels with a mistake each, and one without: what the execution model must tell apart.
+#include "tests/cuda_on_cpu/planted.h"
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/reduce.cuh"
+
+namespace lathe::cuda {
+
+namespace {
+
+// Block b's sum of 256 values from x + 256 b.
+__global__ void block_sum(float* sums, const float* x) {
+  auto* scratch = reinterpret_cast<float*>(ptx::shared_memory());
+  const float sum = block_reduce<256>(x[blockIdx.x * 256 + threadIdx.x], scratch, Sum{});
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// Turns 256 values round through shared memory.
+template <bool kBarrier>
+__global__ void reverse(float* y, const float* x) {
+  auto* values = reinterpret_cast<float*>(ptx::shared_memory());
+  values[threadIdx.x] = x[threadIdx.x];
+  if (kBarrier) __syncthreads();
+  y[threadIdx.x] = values[255 - threadIdx.x];
+}
+
+// The same through cp.async.
+template <bool kWait>
+__global__ void reverse_async(float* y, const float* x) {
+  auto* values = reinterpret_cast<float*>(ptx::shared_memory());
+  if (threadIdx.x < 64) ptx::cp_async_16(values + 4 * threadIdx.x, x + 4 * threadIdx.x);
+  ptx::cp_async_commit();
+  if (kWait) ptx::cp_async_wait<0>();
+  __syncthreads();
+  y[threadIdx.x] = values[255 - threadIdx.x];
+}
+
+__global__ void divergent_barrier() {
+  if (threadIdx.x < 100) __syncthreads();
+}
+
+__global__ void two_barriers() {
+  if (threadIdx.x < 128) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+
+__global__ void divergent_shuffle(float* y) {
+  float value = static_cast<float>(threadIdx.x);
+  if (threadIdx.x % 2 == 0) value = __shfl_xor_sync(kAllLanes, value, 2);
+  y[threadIdx.x] = value;
+}
+
+__global__ void fill(float* y, int64_t count, float value) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < count) y[i] = value;
+}
+
+__global__ void copy(float* y, const float* x) {
+  y[threadIdx.x] = x[threadIdx.x];
+}
+
+}  // namespace
+
+void launch_block_sum(float* sums, const float* x, int blocks, cudaStream_t stream) {
+  launch(block_sum, {dim3(static_cast<unsigned>(blocks)), dim3(256), 8 * sizeof(float)}, stream,
+         sums, x);
+}
+void launch_reverse(float* y, const float* x, bool barrier, size_t shared, cudaStream_t stream) {
+  launch(barrier ? reverse<true> : reverse<false>, {dim3(1), dim3(256), shared}, stream, y, x);
+}
+void launch_reverse_async(float* y, const float* x, bool wait, cudaStream_t stream) {
+  launch(wait ? reverse_async<true> : reverse_async<false>, {dim3(1), dim3(256), 1024}, stream, y,
+         x);
+}
+void launch_divergent_barrier(cudaStream_t stream) {
+  launch(divergent_barrier, {dim3(2), dim3(128), 0}, stream);
+}
+void launch_two_barriers(cudaStream_t stream) {
+  launch(two_barriers, {dim3(1), dim3(256), 0}, stream);
+}
+void launch_divergent_shuffle(float* y, cudaStream_t stream) {
+  launch(divergent_shuffle, {dim3(1), dim3(64), 0}, stream, y);
+}
+void launch_fill(float* y, int64_t count, float value, cudaStream_t stream) {
+  launch(fill, {dim3(static_cast<unsigned>(ceil_div(count, 128))), dim3(128), 0}, stream, y, count,
+         value);
+}
+void launch_copy(float* y, const float* x, cudaStream_t stream) {
+  launch(copy, {dim3(1), dim3(256), 0}, stream, y, x);
+}
+
+}  // namespace lathe::cuda

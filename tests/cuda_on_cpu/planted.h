@@ -1,0 +1,19 @@
+// Launchers of the kernels in planted.cu.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace lathe::cuda {
+
+void launch_block_sum(float* sums, const float* x, int blocks, cudaStream_t stream);
+void launch_reverse(float* y, const float* x, bool barrier, size_t shared, cudaStream_t stream);
+void launch_reverse_async(float* y, const float* x, bool wait, cudaStream_t stream);
+void launch_divergent_barrier(cudaStream_t stream);
+void launch_two_barriers(cudaStream_t stream);
+void launch_divergent_shuffle(float* y, cudaStream_t stream);
+void launch_fill(float* y, int64_t count, float value, cudaStream_t stream);
+void launch_copy(float* y, const float* x, cudaStream_t stream);
+
+}  // namespace lathe::cuda

@@ -1,0 +1,44 @@
+// The stand-in for the CUDA runtime, as its tests and the other stand-ins see it.
+//
+// Streams are lazy: what is enqueued runs only when somebody waits for it, in an order drawn from
+// the seed among all that stream order and events allow. Memory comes poisoned. The environment
+// sets up what a process starts with:
+//   LATHE_CUDA_SEED=N       the seed (default 1)
+//   LATHE_CUDA_MEMORY=N     bytes of device memory (default: no bound of its own)
+//   LATHE_CUDA_FAULT=WORD   no-driver, old-driver, no-device or old-architecture: what a machine
+//                           that cannot run lathe would answer
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace lathe::cuda_on_cpu {
+
+// Enqueues a piece of a library's work, in stream order, or adds it to the graph that the stream is
+// being captured into.
+cudaError_t enqueue(cudaStream_t stream, const std::string& name, std::function<void()> work);
+
+// From here on everything is drawn from this seed.
+void set_seed(uint64_t seed);
+
+struct Counters {
+  int64_t host_synchronizations = 0;  // calls that made the host wait for the device
+  int64_t kernels = 0;                // run
+  int64_t launches = 0;               // asked for by the host, a whole graph counting once
+  int64_t allocations = 0;
+};
+Counters counters();
+
+// Inside a kernel: ends it with an error that names kernel, block and thread.
+[[noreturn]] void fail_kernel(const std::string& what);
+
+// What was wrong, or empty; forgets it, and the device works again.
+std::string take_error();
+
+// Whether [memory, memory + bytes) lies in one allocation of the device.
+bool is_device_memory(const void* memory, size_t bytes);
+
+}  // namespace lathe::cuda_on_cpu
