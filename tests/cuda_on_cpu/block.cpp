@@ -95,7 +95,7 @@ class Execution {
   int lane() const { return current_ % kLanes; }
   bool running() const { return current_ >= 0; }
   std::string where() const;
-  [[noreturn]] void fail(const std::string& what);
+  [[noreturn]] void fail(std::string what);
 
  private:
   ~Execution();
@@ -364,8 +364,9 @@ void Execution::wait_here(const char* what, const Site& site) {
   switch_to_next();
 }
 
-void Execution::fail(const std::string& what) {
-  error_ = where() + ": " + what;
+// Nothing unwinds the fiber that calls this, so nothing may be left on its stack to be freed.
+void Execution::fail(std::string what) {
+  error_ = where() + ": " + std::exchange(what, {});
   ready_.clear();
   switch_to_next();
   std::abort();  // an abandoned fiber is never taken up again
@@ -452,9 +453,9 @@ void copy_async_wait(int pending) {
 int lane_of_thread() {
   return Execution::instance().lane();
 }
-void fail_kernel(const std::string& what) {
+void fail_kernel(std::string what) {
   if (!Execution::instance().running()) throw std::logic_error("outside of a kernel: " + what);
-  Execution::instance().fail(what);
+  Execution::instance().fail(std::move(what));
 }
 
 std::string run_kernel(const KernelLaunch& launch, Random& random) {

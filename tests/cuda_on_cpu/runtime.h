@@ -33,7 +33,7 @@ struct Counters {
 Counters counters();
 
 // Inside a kernel: ends it with an error that names kernel, block and thread.
-[[noreturn]] void fail_kernel(const std::string& what);
+[[noreturn]] void fail_kernel(std::string what);
 
 // What was wrong, or empty; forgets it, and the device works again.
 std::string take_error();
