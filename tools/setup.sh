@@ -9,7 +9,7 @@ packages="g++ cmake ninja-build libfmt-dev libcli11-dev nlohmann-json3-dev libxx
           libutf8proc-dev libdnnl-dev libopenmpi-dev openmpi-bin"
 case "${1:-build}" in
   build) ;;
-  test) packages+=" libgtest-dev libgmock-dev clang libclang-rt-14-dev clang-format" ;;
+  test) packages+=" libgtest-dev libgmock-dev libboost-context-dev clang libclang-rt-14-dev clang-format" ;;
   bench) packages+=" libbenchmark-dev" ;;
   fuzz) packages+=" clang libclang-rt-14-dev" ;;
   *) echo "setup.sh: unknown part '$1'; one of build, test, bench, fuzz" >&2; exit 2 ;;
