@@ -60,20 +60,6 @@ struct QueryState {
   }
 };
 
-// Scores of keys after the query become -infinity.
-template <int kM, int kN>
-__device__ __forceinline__ void hide_future(float (&scores)[kM][kN][4], int query, int key) {
-  const int lane = lane_index();
-  // Key `key` + c is seen by row r where c - r <= diagonal.
-  const int diagonal = query - key;
-#pragma unroll
-  for (int i = 0; i < kM * kN * 4; ++i) {
-    const int m = i / (kN * 4), n = i / 4 % kN, e = i % 4;
-    const int r = 16 * m + lane / 4 + e / 2 * 8, c = 8 * n + lane % 4 * 2 + e % 2;
-    if (c - r > diagonal) scores[m][n][e] = -INFINITY;
-  }
-}
-
 // Takes the tile's highest scores into the state, and rescales what was summed before.
 template <int kD, int kM, int kN>
 __device__ __forceinline__ void update_highest(QueryState<kD, kM>& state,
@@ -114,7 +100,7 @@ __device__ __forceinline__ void attend(QueryState<kD, kM>& state,
   constexpr int kPart = ForwardTiling<kD>::kPart, kN = kPart / 8;
   float scores[kM][kN][4] = {};
   multiply_by_rows(scores, queries, keys, first);
-  if (key + kPart - 1 > query) hide_future(scores, query, key);
+  if (key + kPart - 1 > query) hide<false>(scores, query - key);
   update_highest(state, scores, scale);
   uint32_t probabilities[kM][kN / 2][4];
 #pragma unroll

@@ -72,12 +72,12 @@ class HeadMask {
 };
 
 // What the backward pass needs of a query: kept in workspace, [B H, padded T].
-struct RowStatistics {
+struct alignas(8) RowStatistics {
   float logsumexp;  // times a factor, +infinity past T
   float delta;      // dout . out, the sum over keys of dP P; 0 past T
 };
 inline constexpr int64_t kStatisticsRows = 64;  // T is padded to a multiple of it
-inline int64_t padded_rows(int64_t T) {
+constexpr int64_t padded_rows(int64_t T) {
   return (T + kStatisticsRows - 1) / kStatisticsRows * kStatisticsRows;
 }
 
