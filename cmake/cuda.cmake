@@ -32,17 +32,17 @@ elseif(LATHE_CUDA)
   if(CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_ARCHITECTURES ${LATHE_CUDA_ARCHITECTURES})
     enable_language(CUDA)
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)  # CMake 3.25 does not know it for nvcc 13
     find_package(CUDAToolkit REQUIRED)
     set(LATHE_HAS_CUDA ON)
-    set(CMAKE_CUDA_STANDARD 20)
-    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     target_include_directories(lathe_cuda_flags SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
     target_link_libraries(lathe_cuda_flags INTERFACE CUDA::cudart_static)
 
     function(lathe_cuda_sources target)
+      # A kernel that spills registers does not compile.
       # fmt's format strings are checked by g++; nvcc's front end stumbles over how.
       set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS
-        "--expt-relaxed-constexpr;-lineinfo;-DFMT_USE_CONSTEXPR=1;-DFMT_CONSTEVAL=")
+        "--expt-relaxed-constexpr;-lineinfo;-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers;-Werror=all-warnings;-Xptxas=-warn-spills,-warn-lmem-usage,-Werror;-DFMT_USE_CONSTEXPR=1;-DFMT_CONSTEVAL=")
     endfunction()
   else()
     message(STATUS "lathe: no nvcc, the programs know no GPU")

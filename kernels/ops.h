@@ -53,7 +53,8 @@ struct Dropout {
 };
 
 // x = dropout(wte[token] + wpe[first_position + t]); mask element ((first_sequence + b) T + t) C +
-// c.
+// c. Tokens outside the vocabulary are an error where the device can look at them first, as the CPU
+// does; a GPU makes their rows NaN, and leaves them out of the gradient.
 struct EmbeddingForward {
   Tensor x_btc;      // out, T
   Tensor tokens_bt;  // int32, 0 <= token < V
@@ -164,7 +165,8 @@ struct Logits {
 // Fused linear + cross-entropy over chunks of rows, so that the logits of the whole batch never
 // exist at once. losses[n] = logsumexp(logits[n, :vocab_size]) - logits[n, target]; targets < 0
 // give loss 0 and no gradient; results->loss += scale * sum of losses. Rows vocab_size.. of wte are
-// padding: no probability, no gradient. With dx: dx = scale dlogits wte, dwte (+)= scale dlogits^T
+// padding: no probability, no gradient. Targets past the vocabulary are an error on the CPU and
+// make their row NaN on a GPU. With dx: dx = scale dlogits wte, dwte (+)= scale dlogits^T
 // x (dlogits is scaled, then rounded to T once).
 struct LinearCrossEntropy {
   Tensor losses_n;  // out, acc

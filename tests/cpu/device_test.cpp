@@ -1,7 +1,7 @@
 #include "kernels/device/device.h"
 
 #include "kernels/device/arena.h"
-#include "tests/cpu/ops_testing.h"
+#include "tests/ops/ops_testing.h"
 
 namespace lathe::testing {
 namespace {
@@ -49,34 +49,6 @@ TEST(CpuDevice, HasTablesForTheFloatingTypes) {
   }
   EXPECT_THROW(cpu().ops(DType::int32), CheckError);
   EXPECT_FALSE(cpu().name().empty());
-}
-
-// Planning sees shapes without memory, and must come to the same number of bytes.
-TEST(CpuDevice, WorkspaceIsAFunctionOfShapes) {
-  float some = 0;
-  const auto tensor = [&](Shape shape, bool real) {
-    return Tensor{real ? &some : nullptr, DType::fp32, shape};
-  };
-  size_t bytes[2][3];
-  for (bool real : {false, true}) {
-    LinearForward forward;
-    forward.y_no = forward.pre_activation_no = tensor({65, 33}, real);
-    forward.x_ni = tensor({65, 17}, real), forward.weight_io = tensor({17, 33}, real);
-    forward.bias_o = tensor({33}, real), forward.gelu = Gelu::tanh;
-    LinearBackward backward;
-    backward.dx_ni = backward.x_ni = tensor({65, 17}, real);
-    backward.dy_no = tensor({65, 33}, real);
-    backward.weight_io = backward.dweight_io = tensor({17, 33}, real);
-    LinearCrossEntropy entropy;
-    entropy.x_nc = entropy.dx_nc = tensor({65, 16}, real);
-    entropy.wte_vc = entropy.dwte_vc = tensor({128, 16}, real);
-    entropy.losses_n = tensor({65}, real), entropy.vocab_size = 97;
-    const Ops& table = ops<float>();
-    bytes[real][0] = table.workspace_bytes(forward);
-    bytes[real][1] = table.workspace_bytes(backward);
-    bytes[real][2] = table.workspace_bytes(entropy);
-  }
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(bytes[0][i], bytes[1][i]) << i;
 }
 
 TEST(Costs, CountTheWorkThatTheModelAsksFor) {

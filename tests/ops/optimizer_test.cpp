@@ -1,6 +1,6 @@
 // AdamW, the global norm, and casts.
-#include "tests/cpu/golden_adamw.h"
-#include "tests/cpu/ops_testing.h"
+#include "tests/ops/golden_adamw.h"
+#include "tests/ops/ops_testing.h"
 
 namespace lathe::testing {
 namespace {
@@ -12,8 +12,9 @@ struct State {
   Buffer<A> masters, m, v, gradients;
   Buffer<T> weights;
   std::vector<OptimizerSegment> segments;
-  StepInputs inputs;
-  StepResults results;
+  Buffer<uint8_t> visible_segments{{4 * sizeof(OptimizerSegment)}};
+  Visible<StepInputs> inputs;
+  Visible<StepResults> results;
 
   explicit State(int64_t elements)
       : count(elements),
@@ -23,15 +24,19 @@ struct State {
         gradients({count}, random_values<A>(count, 2)),
         weights({count}) {
     segments = {{0, count / 3, 0.1f}, {count / 3, count, 0}};
-    inputs.learning_rate = 0.01f;
-    results.clip_scale = 1;
+    inputs->learning_rate = 0.01f;
+    results->clip_scale = 1;
   }
   void step() {
     AdamW a;
     a.masters = masters.tensor, a.m = m.tensor, a.v = v.tensor, a.gradients = gradients.tensor;
     if (!std::is_same_v<T, A>) a.weights = weights.tensor;
-    a.segments = segments.data(), a.segment_count = static_cast<int64_t>(segments.size());
-    a.inputs = &inputs, a.results = &results;
+    const size_t bytes = segments.size() * sizeof(OptimizerSegment);
+    ASSERT_LE(bytes, visible_segments.tensor.bytes());
+    std::memcpy(visible_segments.data(), segments.data(), bytes);
+    a.segments = reinterpret_cast<const OptimizerSegment*>(visible_segments.data());
+    a.segment_count = static_cast<int64_t>(segments.size());
+    a.inputs = inputs.get(), a.results = results.get();
     run(ops<T>(), a);
   }
 };
@@ -54,7 +59,7 @@ template <typename T>
 void compare_formula(int64_t count) {
   using A = Accumulator<T>;
   State<T> s(count);
-  s.results.clip_scale = 0.25;
+  s.results->clip_scale = 0.25;
   std::vector<A> w = s.masters.values(), m(w.size()), v(w.size());
   std::vector<double> wd = converted<double>(w), md(w.size()), vd(w.size());
   for (int t = 1; t <= 4; ++t) {
@@ -65,7 +70,7 @@ void compare_formula(int64_t count) {
     plain_step<double>(wd, md, vd, converted<double>(g), 0.01f, 0.25, t, decayed);
     s.step();
   }
-  EXPECT_EQ(s.results.updates, 4);
+  EXPECT_EQ(s.results->updates, 4);
   expect_close<A>(s.masters.values(), wd, w, "masters");
   expect_close<A>(s.m.values(), md, m, "m");
   expect_close<A>(s.v.values(), vd, v, "v");
@@ -87,7 +92,7 @@ std::vector<T> golden_steps() {
   s.segments = {{0, kDecayed, 0.1f}, {kDecayed, kCount, 0}};
   for (int i = 0; i < kCount; ++i) s.masters.data()[i] = static_cast<T>(kInitial[i]);
   for (int step = 0; step < kSteps; ++step) {
-    s.inputs.learning_rate = static_cast<float>(kLearningRates[step]);
+    s.inputs->learning_rate = static_cast<float>(kLearningRates[step]);
     for (int i = 0; i < kCount; ++i)
       s.gradients.data()[i] = static_cast<T>(kGradients[step * kCount + i]);
     s.step();
@@ -125,22 +130,22 @@ void skip_leaves_all(double poison_loss, double poison_gradient) {
   s.step();
   const auto masters = s.masters.values(), m = s.m.values(), v = s.v.values();
   const auto weights = s.weights.values();
-  s.results.loss = poison_loss;
+  s.results->loss = poison_loss;
   s.gradients.data()[12345] = static_cast<Accumulator<T>>(poison_gradient);
-  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, &s.results});
-  EXPECT_EQ(s.results.skip, 1);
+  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, s.results.get()});
+  EXPECT_EQ(s.results->skip, 1);
   s.step();
-  EXPECT_EQ(s.results.updates, 1);
+  EXPECT_EQ(s.results->updates, 1);
   expect_same_bits(masters, s.masters.values(), "masters");
   expect_same_bits(m, s.m.values(), "m");
   expect_same_bits(v, s.v.values(), "v");
   expect_same_bits(weights, s.weights.values(), "weights");
-  s.results.loss = 1;
+  s.results->loss = 1;
   s.gradients.data()[12345] = 0;
-  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, &s.results});
-  EXPECT_EQ(s.results.skip, 0);
+  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, s.results.get()});
+  EXPECT_EQ(s.results->skip, 0);
   s.step();
-  EXPECT_EQ(s.results.updates, 2);
+  EXPECT_EQ(s.results->updates, 2);
 }
 TEST(AdamW, SkipsWhatIsNotFinite) {
   for (double poison :
@@ -162,24 +167,24 @@ TEST(AdamW, RefusesSegmentsThatOverlap) {
 TEST(GlobalNorm, IsTheRootOfTheSquares) {
   for (int64_t count : {int64_t{1}, int64_t{5}, kNormBlock, kNormBlock + 1, int64_t{100003}}) {
     Buffer<float> gradients({count}, random_values<float>(count, 3));
-    StepResults results;
+    Visible<StepResults> results;
     double squares = 0;
     for (float g : gradients.values()) squares += static_cast<double>(g) * static_cast<double>(g);
     for (double clip : {0.0, 0.5, 1e9}) {
-      run(ops<bf16>(), GlobalNorm{gradients.tensor, clip, &results});
-      EXPECT_NEAR(results.grad_norm, std::sqrt(squares), 1e-13 * std::sqrt(squares));
-      EXPECT_EQ(results.clip_scale, clip > 0 ? std::min(1.0, clip / results.grad_norm) : 1.0);
-      EXPECT_EQ(results.skip, 0);
+      run(ops<bf16>(), GlobalNorm{gradients.tensor, clip, results.get()});
+      EXPECT_NEAR(results->grad_norm, std::sqrt(squares), 1e-13 * std::sqrt(squares));
+      EXPECT_EQ(results->clip_scale, clip > 0 ? std::min(1.0, clip / results->grad_norm) : 1.0);
+      EXPECT_EQ(results->skip, 0);
     }
   }
 }
 
 TEST(GlobalNorm, LargeGradientsDoNotOverflow) {
   Buffer<float> gradients({3}, {3e30f, 4e30f, 0});
-  StepResults results;
-  run(ops<float>(), GlobalNorm{gradients.tensor, 1, &results});
-  EXPECT_NEAR(results.grad_norm, 5e30, 1e24);
-  EXPECT_EQ(results.skip, 0);
+  Visible<StepResults> results;
+  run(ops<float>(), GlobalNorm{gradients.tensor, 1, results.get()});
+  EXPECT_NEAR(results->grad_norm, 5e30, 1e24);
+  EXPECT_EQ(results->skip, 0);
 }
 
 TEST(Cast, RoundsOnce) {
