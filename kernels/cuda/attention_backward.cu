@@ -89,8 +89,9 @@ struct BackwardTiling {
   static constexpr int kTileRows = kD <= 64 ? 64 : 32;
   static constexpr int kPart = 32;  // rows of a tile that a warp meets at once
   static constexpr int kTile = kTileRows * kD;
-  static constexpr bool kKept = kD <= 64;           // x and y stay in registers
-  static constexpr int kBlocks = kD <= 64 ? 3 : 2;  // on an SM, as registers allow
+  static constexpr bool kKept = kD <= 64;  // x and y stay in registers
+  // On an SM, as registers allow.
+  static constexpr int blocks(bool of_keys) { return kD <= 64 && !of_keys ? 3 : 2; }
   static constexpr size_t kStatisticsBytes = 2 * kTileRows * sizeof(RowStatistics);
   static constexpr size_t kSharedBytes =
       (2 * kRows + 4 * kTileRows) * kD * sizeof(Bf16) + kStatisticsBytes;
@@ -187,7 +188,7 @@ __device__ __forceinline__ void meet(Gradients<kD, kOfKeys>& sums, const LeftRow
 }
 
 template <int kD, bool kOfKeys, bool kDropout>
-__global__ void __launch_bounds__(kThreads, BackwardTiling<kD>::kBlocks)
+__global__ void __launch_bounds__(kThreads, BackwardTiling<kD>::blocks(kOfKeys))
     flash_backward_kernel(FlashBackward args) {
   using Tiling = BackwardTiling<kD>;
   constexpr int kTileRows = Tiling::kTileRows;
