@@ -35,7 +35,9 @@ TEST(Plan, AgreesWithTheArenaToTheByte) {
       const MemoryPlan plan = plan_training(config, shape, device->ops(dtype));
       Arena arena(*device, plan.total());
       GPT2 model(config, dtype, shape.batch_size, shape.seq_len, *device, arena);
-      Optimizer optimizer({}, model.weights(), model.gradients(), model.layout(), *device, arena);
+      const OptimizerConfig undecayed{.weight_decay = 0};
+      Optimizer optimizer(undecayed, model.weights(), model.gradients(), model.layout(), *device,
+                          arena);
       StepState state(*device, arena, shape.micro_steps);
       for (int i = 0; i < 2; ++i) {
         arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len});
@@ -43,6 +45,17 @@ TEST(Plan, AgreesWithTheArenaToTheByte) {
       Decoder decoder(config, model.weights(), config.seq_len, config.seq_len, *device, arena);
       EXPECT_EQ(arena.used(), plan) << to_string(arena.used()) << to_string(plan);
     }
+  }
+}
+
+TEST(Plan, NoWeightDecayTakesTheSameMemory) {
+  const ParameterLayout layout(GPT2Config{.n_layer = 2, .n_head = 1, .n_embd = 16, .seq_len = 8});
+  const auto none = layout.segments(0), some = layout.segments(0.1f);
+  ASSERT_EQ(none.size(), some.size());
+  for (size_t i = 0; i < some.size(); ++i) {
+    EXPECT_EQ(none[i].begin, some[i].begin);
+    EXPECT_EQ(none[i].end, some[i].end);
+    EXPECT_EQ(none[i].weight_decay, 0);
   }
 }
 
