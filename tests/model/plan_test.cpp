@@ -29,7 +29,9 @@ void expect_agreement(const GPT2Config& config, const RunShape& shape) {
   const MemoryPlan plan = plan_training(config, shape, device->ops(shape.dtype));
   Arena arena(*device, plan.total());
   GPT2 model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena, shape.recompute);
-  Optimizer optimizer({}, model.weights(), model.gradients(), model.layout(), *device, arena);
+  const OptimizerConfig undecayed{.weight_decay = 0};
+  Optimizer optimizer(undecayed, model.weights(), model.gradients(), model.layout(), *device,
+                      arena);
   StepState state(*device, arena, shape.micro_steps);
   for (int i = 0; i < 2; ++i) {
     arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len});
@@ -73,6 +75,17 @@ TEST(Plan, EachLevelOfRecomputationKeepsLess) {
   EXPECT_NEAR(per_layer(Recompute::gelu), 12 + statistics, 1e-9);
   EXPECT_NEAR(per_layer(Recompute::layernorm), 10 + statistics, 1e-9);
   EXPECT_NEAR(per_layer(Recompute::block), 1, 1e-9);
+}
+
+TEST(Plan, NoWeightDecayTakesTheSameMemory) {
+  const ParameterLayout layout(GPT2Config{.n_layer = 2, .n_head = 1, .n_embd = 16, .seq_len = 8});
+  const auto none = layout.segments(0), some = layout.segments(0.1f);
+  ASSERT_EQ(none.size(), some.size());
+  for (size_t i = 0; i < some.size(); ++i) {
+    EXPECT_EQ(none[i].begin, some[i].begin);
+    EXPECT_EQ(none[i].end, some[i].end);
+    EXPECT_EQ(none[i].weight_decay, 0);
+  }
 }
 
 TEST(Plan, AnArenaThatIsTooSmallIsAnError) {
