@@ -1,18 +1,11 @@
-#include "kernels/cpu/attention.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
-#include <functional>
 #include <random>
 
-#include "kernels/cpu/threads.h"
-#include "kernels/philox.h"
-#include "tests/allocations.h"
-#include "tests/tolerance.h"
+#include "tests/ops/ops_testing.h"
 
-namespace lathe {
+namespace lathe::testing {
 namespace {
 
 struct Sizes {
@@ -24,24 +17,12 @@ std::string name_of(const Sizes& s) {
 }
 
 template <typename T>
-Tensor tensor_of(std::vector<T>& values, Shape shape) {
-  return Tensor{values.data(), dtype_of<T>, shape};
-}
-
-template <typename T>
-std::vector<T> random_values(int64_t n, uint64_t seed, double deviation = 1) {
+std::vector<T> normal_values(int64_t n, uint64_t seed, double deviation = 1) {
   std::mt19937_64 generator(seed);
   std::normal_distribution<double> normal(0, deviation);
   std::vector<T> values(static_cast<size_t>(n));
   for (T& v : values) v = T(static_cast<Accumulator<T>>(normal(generator)));
   return values;
-}
-
-template <typename To, typename From>
-std::vector<To> converted(const std::vector<From>& from) {
-  std::vector<To> to;
-  for (From v : from) to.push_back(static_cast<To>(v));
-  return to;
 }
 
 template <typename T>
@@ -51,19 +32,19 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 
 constexpr StepInputs kInputs{.seed = 0x1234567890abcdef, .first_sequence = 3, .step = 11};
 
-Dropout dropout_of(double p, const StepInputs& inputs = kInputs) {
-  return {static_cast<float>(p), 5, DropoutSite::attention, &inputs};
-}
+// Dropout with its inputs, where the device can read them.
+class AttentionDropout {
+ public:
+  explicit AttentionDropout(double p, const StepInputs& inputs = kInputs) : inputs_(inputs) {
+    dropout_ = {static_cast<float>(p), 5, DropoutSite::attention, inputs_.get()};
+  }
+  operator const Dropout&() const { return dropout_; }
 
-// The definition in kernels/ops.h, one element at a time.
-bool kept(const Dropout& dropout, uint64_t element) {
-  const uint64_t group = element / 4;
-  const std::array<uint32_t, 4> words =
-      philox4x32_10({static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32),
-                     dropout.layer * 8 + static_cast<uint32_t>(dropout.site), dropout.inputs->step},
-                    PhiloxKey(dropout.inputs->seed));
-  return words[element % 4] >= static_cast<double>(dropout.p) * 4294967296.0;
-}
+ private:
+  Visible<StepInputs> inputs_;
+  Dropout dropout_;
+};
+
 uint64_t mask_element(const Sizes& s, const Dropout& dropout, int64_t b, int64_t h, int64_t query,
                       int64_t key) {
   const auto u = [](int64_t i) { return static_cast<uint64_t>(i); };
@@ -71,28 +52,7 @@ uint64_t mask_element(const Sizes& s, const Dropout& dropout, int64_t b, int64_t
          u(key);
 }
 
-// ---- The operations, with workspace of the exact size between canaries.
-
-constexpr uint8_t kCanary = 0xA5;
-
-// Scratch full of NaN, whose end is watched.
-struct Scratch {
-  std::vector<uint8_t> memory;
-  size_t bytes;
-  explicit Scratch(size_t n) : memory(n + 4096, kCanary), bytes(n) {
-    std::fill_n(memory.begin(), n, uint8_t{0xFF});
-  }
-  Tensor tensor() { return {memory.data(), DType::uint8, {static_cast<int64_t>(bytes)}}; }
-  ~Scratch() {
-    for (size_t i = bytes; i < memory.size(); ++i) EXPECT_EQ(memory[i], kCanary) << i - bytes;
-  }
-};
-
-void without_allocating(const std::function<void()>& call) {
-  const size_t before = testing::allocated_bytes();
-  call();
-  EXPECT_EQ(testing::allocated_bytes(), before);
-}
+// ---- The operations.
 
 template <typename T>
 struct Results {
@@ -100,32 +60,42 @@ struct Results {
   std::vector<Accumulator<T>> logsumexp;
 };
 
+// A tensor that begins `shift` elements behind an aligned address.
 template <typename T>
-void run_forward(const Sizes& s, std::vector<T>& qkv, const Dropout& dropout, Results<T>& r) {
-  r.out.assign(static_cast<size_t>(s.B * s.T * s.C()), T(-7));
-  r.logsumexp.assign(static_cast<size_t>(s.B * s.H * s.T), -7);
-  const AttentionForward args{tensor_of(r.out, {s.B, s.T, s.C()}),
-                              tensor_of(r.logsumexp, {s.B, s.H, s.T}),
-                              tensor_of(qkv, {s.B, s.T, 3 * s.C()}), s.H, dropout};
-  Scratch scratch(attention_forward_workspace_bytes(args));
-  without_allocating([&] { attention_forward<T>(args, scratch.tensor()); });
-}
+class Shifted {
+ public:
+  Shifted(Shape shape, int64_t shift) : buffer_(Shape{shift + shape.elements()}), shift_(shift) {
+    tensor = Tensor{buffer_.data() + shift, dtype_of<T>, shape};
+  }
+  Shifted(Shape shape, int64_t shift, const std::vector<T>& values) : Shifted(shape, shift) {
+    EXPECT_EQ(static_cast<size_t>(shape.elements()), values.size());
+    std::copy(values.begin(), values.end(), buffer_.data() + shift);
+  }
+  std::vector<T> values() const {
+    const T* const begin = buffer_.data() + shift_;
+    return std::vector<T>(begin, begin + tensor.elements());
+  }
+  Tensor tensor;
+
+ private:
+  Buffer<T> buffer_;
+  int64_t shift_;
+};
 
 template <typename T>
-Results<T> run(const Sizes& s, std::vector<T> qkv, std::vector<T> dout, const Dropout& dropout) {
-  Results<T> r;
-  run_forward(s, qkv, dropout, r);
-  r.dqkv.assign(qkv.size(), T(-7));
-  const AttentionBackward args{tensor_of(r.dqkv, {s.B, s.T, 3 * s.C()}),
-                               tensor_of(dout, {s.B, s.T, s.C()}),
-                               tensor_of(r.out, {s.B, s.T, s.C()}),
-                               tensor_of(r.logsumexp, {s.B, s.H, s.T}),
-                               tensor_of(qkv, {s.B, s.T, 3 * s.C()}),
-                               s.H,
-                               dropout};
-  Scratch scratch(attention_backward_workspace_bytes(args));
-  without_allocating([&] { attention_backward<T>(args, scratch.tensor()); });
-  return r;
+Results<T> attend(const Sizes& s, const std::vector<T>& qkv_values,
+                  const std::vector<T>& dout_values, const Dropout& dropout, int64_t shift = 0,
+                  bool backward = true) {
+  const Shape btc{s.B, s.T, s.C()}, bt3c{s.B, s.T, 3 * s.C()};
+  const Shifted<T> qkv(bt3c, shift, qkv_values), out(btc, shift);
+  const Buffer<Accumulator<T>> logsumexp({s.B, s.H, s.T});
+  testing::run(ops<T>(),
+               AttentionForward{out.tensor, logsumexp.tensor, qkv.tensor, s.H, dropout});
+  if (!backward) return {out.values(), {}, logsumexp.values()};
+  const Shifted<T> dqkv(bt3c, shift), dout(btc, shift, dout_values);
+  testing::run(ops<T>(), AttentionBackward{dqkv.tensor, dout.tensor, out.tensor, logsumexp.tensor,
+                                           qkv.tensor, s.H, dropout});
+  return {out.values(), dqkv.values(), logsumexp.values()};
 }
 
 // ---- The plain implementation: one T x T matrix per head, sums in A, and every step's result
@@ -181,7 +151,7 @@ class Plain {
       for (int64_t k = 0; k <= q; ++k) {
         p[k] = round(p[k] / sum);
         keep[k] = dropout_.p == 0                                          ? A(1)
-                  : kept(dropout_, mask_element(s_, dropout_, b, h, q, k)) ? keep_scale
+                  : is_kept(dropout_, mask_element(s_, dropout_, b, h, q, k)) ? keep_scale
                                                                            : A(0);
         dropped[k] = round(p[k] * keep[k]);
       }
@@ -219,7 +189,7 @@ class Plain {
   }
 
   Sizes s_;
-  const std::vector<T>&qkv_, &dout_;
+  std::vector<T> qkv_, dout_;
   Dropout dropout_;
   PlainResults<T, A> r_;
 };
@@ -235,25 +205,29 @@ template <typename T>
 PlainResults<long double, long double> reference(const Sizes& s, const std::vector<T>& qkv,
                                                  const std::vector<T>& dout,
                                                  const Dropout& dropout) {
-  const auto q = converted<long double>(qkv), d = converted<long double>(dout);
-  return Plain<long double, long double>(s, q, d, dropout).run();
+  const auto wide = [](const std::vector<T>& from) {
+    std::vector<long double> to;
+    for (T v : from) to.push_back(static_cast<Accumulator<T>>(v));
+    return to;
+  };
+  return Plain<long double, long double>(s, wide(qkv), wide(dout), dropout).run();
 }
 
 // ---- Against the plain implementation.
 
 template <typename T>
 void check_against_plain(const Sizes& s, double p, std::vector<T> qkv = {}) {
-  if (qkv.empty()) qkv = random_values<T>(s.B * s.T * 3 * s.C(), 1);
-  const auto dout = random_values<T>(s.B * s.T * s.C(), 2);
-  const Dropout dropout = dropout_of(p);
-  const auto r = run<T>(s, qkv, dout, dropout);
+  if (qkv.empty()) qkv = normal_values<T>(s.B * s.T * 3 * s.C(), 1);
+  const auto dout = normal_values<T>(s.B * s.T * s.C(), 2);
+  const AttentionDropout dropout(p);
+  const auto r = attend<T>(s, qkv, dout, dropout);
   const auto simple = plain<T>(s, qkv, dout, dropout);
   const auto exact = reference<T>(s, qkv, dout, dropout);
   const std::string what = fmt::format("{} {} dropout {}", name_of(dtype_of<T>), name_of(s), p);
-  testing::expect_close(r.out, converted<double>(exact.out), simple.out, what + " out");
-  testing::expect_close(r.logsumexp, converted<double>(exact.logsumexp), simple.logsumexp,
+  expect_close(r.out, doubles(exact.out), simple.out, what + " out");
+  expect_close(r.logsumexp, doubles(exact.logsumexp), simple.logsumexp,
                         what + " logsumexp");
-  testing::expect_close(r.dqkv, converted<double>(exact.dqkv), simple.dqkv, what + " dqkv");
+  expect_close(r.dqkv, doubles(exact.dqkv), simple.dqkv, what + " dqkv");
 }
 
 const Sizes kShapes[] = {{2, 1, 1, 16},   {1, 2, 3, 40},  {2, 17, 3, 64},  {1, 65, 5, 80},
@@ -272,14 +246,14 @@ TYPED_TEST(AttentionOf, AgreesWithPlain) {
 
 TYPED_TEST(AttentionOf, AgreesWithPlainOnSharpScores) {
   const Sizes s{1, 200, 2, 32};
-  check_against_plain<TypeParam>(s, 0.1, random_values<TypeParam>(s.T * 3 * s.C(), 22, 3));
+  check_against_plain<TypeParam>(s, 0.1, normal_values<TypeParam>(s.T * 3 * s.C(), 22, 3));
 }
 
 // The running maximum of every row moves from block to block.
 TYPED_TEST(AttentionOf, AgreesWithPlainOnRisingScores) {
   using A = Accumulator<TypeParam>;
   const Sizes s{1, 300, 1, 32};
-  auto qkv = random_values<TypeParam>(s.T * 3 * s.C(), 23);
+  auto qkv = normal_values<TypeParam>(s.T * 3 * s.C(), 23);
   for (int64_t t = 0; t < s.T; ++t)
     for (int64_t c = 0; c < 2 * s.C(); ++c) {
       TypeParam& x = qkv[static_cast<size_t>(t * 3 * s.C() + c)];
@@ -311,14 +285,14 @@ double difference(const Sizes& s, const std::vector<double>& qkv,
 }
 
 void check_gradient(const Sizes& s, double p) {
-  const auto qkv = random_values<double>(s.B * s.T * 3 * s.C(), 3);
-  const auto dout = random_values<double>(s.B * s.T * s.C(), 4);
-  const Dropout dropout = dropout_of(p);
+  const auto qkv = normal_values<double>(s.B * s.T * 3 * s.C(), 3);
+  const auto dout = normal_values<double>(s.B * s.T * s.C(), 4);
+  const AttentionDropout dropout(p);
   const auto gradient = run<double>(s, qkv, dout, dropout).dqkv;
   double norm = 0;
   for (double g : gradient) norm += g * g;
   norm = std::sqrt(norm);
-  const auto along = random_values<double>(static_cast<int64_t>(qkv.size()), 5);
+  const auto along = normal_values<double>(static_cast<int64_t>(qkv.size()), 5);
   double expected = 0;
   for (size_t i = 0; i < along.size(); ++i) expected += along[i] * gradient[i];
   EXPECT_NEAR(difference(s, qkv, along, dout, dropout), expected, 1e-7 * norm)
@@ -346,7 +320,7 @@ TEST(Attention, GradientsAreFiniteDifferences) {
 // With equal scores and one-hot values the result is the matrix of kept probabilities; with
 // one-hot gradients dv is its transpose.
 void check_masks(const Sizes& s, const StepInputs& inputs, double p) {
-  const Dropout dropout = dropout_of(p, inputs);
+  const AttentionDropout dropout(p, inputs);
   std::vector<float> qkv(static_cast<size_t>(s.B * s.T * 3 * s.C())), dout(qkv.size() / 3);
   for (int64_t row = 0; row < s.B * s.T; ++row)
     for (int64_t h = 0; h < s.H; ++h) {
@@ -358,7 +332,7 @@ void check_masks(const Sizes& s, const StepInputs& inputs, double p) {
     for (int64_t h = 0; h < s.H; ++h)
       for (int64_t q = 0; q < s.T; ++q)
         for (int64_t k = 0; k < s.T; ++k) {
-          const bool keep = k <= q && kept(dropout, mask_element(s, dropout, b, h, q, k));
+          const bool keep = k <= q && is_kept(dropout, mask_element(s, dropout, b, h, q, k));
           const double p_qk = keep ? 1 / (1 - p) / static_cast<double>(q + 1) : 0;
           const double out = r.out[static_cast<size_t>((b * s.T + q) * s.C() + h * s.D + k)];
           const double dv =
@@ -378,9 +352,9 @@ TEST(Attention, DropoutMasksAreTheDefinition) {
 TYPED_TEST(AttentionOf, DropoutIgnoresHowTheBatchIsSplit) {
   using T = TypeParam;
   const Sizes whole{4, 37, 3, 24}, half{2, 37, 3, 24};
-  const auto qkv = random_values<T>(whole.B * whole.T * 3 * whole.C(), 8);
-  const auto dout = random_values<T>(whole.B * whole.T * whole.C(), 9);
-  const auto all = run<T>(whole, qkv, dout, dropout_of(0.2));
+  const auto qkv = normal_values<T>(whole.B * whole.T * 3 * whole.C(), 8);
+  const auto dout = normal_values<T>(whole.B * whole.T * whole.C(), 9);
+  const auto all = attend<T>(whole, qkv, dout, AttentionDropout(0.2));
   Results<T> parts;
   for (int i = 0; i < 2; ++i) {
     StepInputs inputs = kInputs;
@@ -389,7 +363,7 @@ TYPED_TEST(AttentionOf, DropoutIgnoresHowTheBatchIsSplit) {
       const auto middle = static_cast<std::ptrdiff_t>(v.size() / 2);
       return std::vector<T>(v.begin() + i * middle, v.begin() + (i + 1) * middle);
     };
-    const auto part = run<T>(half, part_of(qkv), part_of(dout), dropout_of(0.2, inputs));
+    const auto part = attend<T>(half, part_of(qkv), part_of(dout), AttentionDropout(0.2, inputs));
     parts.out.insert(parts.out.end(), part.out.begin(), part.out.end());
     parts.dqkv.insert(parts.dqkv.end(), part.dqkv.begin(), part.dqkv.end());
     parts.logsumexp.insert(parts.logsumexp.end(), part.logsumexp.begin(), part.logsumexp.end());
@@ -404,14 +378,14 @@ TYPED_TEST(AttentionOf, DropoutIgnoresHowTheBatchIsSplit) {
 TYPED_TEST(AttentionOf, TheFutureChangesNothing) {
   using T = TypeParam;
   const Sizes s{1, 150, 2, 40};
-  const auto qkv = random_values<T>(s.T * 3 * s.C(), 10);
-  auto dout = random_values<T>(s.T * s.C(), 11);
+  const auto qkv = normal_values<T>(s.T * 3 * s.C(), 10);
+  auto dout = normal_values<T>(s.T * s.C(), 11);
   for (int64_t t : {1, 18, 64, 65, 130}) {
     auto changed = qkv;
     for (size_t i = static_cast<size_t>(t * 3 * s.C()); i < changed.size(); ++i)
       changed[i] = T(static_cast<Accumulator<T>>(changed[i]) * 50 + 1);
-    const auto a = run<T>(s, qkv, dout, dropout_of(0.1));
-    const auto b = run<T>(s, changed, dout, dropout_of(0.1));
+    const auto a = attend<T>(s, qkv, dout, AttentionDropout(0.1));
+    const auto b = attend<T>(s, changed, dout, AttentionDropout(0.1));
     const auto rows = static_cast<size_t>(t * s.C());
     EXPECT_EQ(std::memcmp(a.out.data(), b.out.data(), rows * sizeof(T)), 0) << t;
     EXPECT_NE(std::memcmp(a.out.data() + rows, b.out.data() + rows, s.C() * sizeof(T)), 0) << t;
@@ -428,9 +402,9 @@ TYPED_TEST(AttentionOf, ExtremesStayFinite) {
   using A = Accumulator<T>;
   for (double deviation : {0.0, 1e-30, 1e-18, 1.0, 60.0, 300.0})  // scores up to about 1e6
     for (const Sizes& s : {Sizes{2, 1, 1, 64}, Sizes{1, 150, 2, 64}}) {
-      const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 12, deviation);
-      const auto dout = random_values<T>(s.B * s.T * s.C(), 13);
-      const auto r = run<T>(s, qkv, dout, dropout_of(0));
+      const auto qkv = normal_values<T>(s.B * s.T * 3 * s.C(), 12, deviation);
+      const auto dout = normal_values<T>(s.B * s.T * s.C(), 13);
+      const auto r = attend<T>(s, qkv, dout, AttentionDropout(0));
       A largest = 0;
       for (T v : qkv) largest = std::max(largest, std::fabs(static_cast<A>(v)));
       for (T v : r.out) ASSERT_LE(std::fabs(static_cast<A>(v)), largest * A(1.01)) << deviation;
@@ -442,26 +416,26 @@ TYPED_TEST(AttentionOf, ExtremesStayFinite) {
 TYPED_TEST(AttentionOf, OneTokenReturnsItsValue) {
   using T = TypeParam;
   const Sizes s{3, 1, 2, 24};
-  const auto qkv = random_values<T>(s.B * 3 * s.C(), 14, 100);
-  const auto dout = random_values<T>(s.B * s.C(), 15);
-  const auto r = run<T>(s, qkv, dout, dropout_of(0));
+  const auto qkv = normal_values<T>(s.B * 3 * s.C(), 14, 100);
+  const auto dout = normal_values<T>(s.B * s.C(), 15);
+  const auto r = attend<T>(s, qkv, dout, AttentionDropout(0));
   for (int64_t b = 0; b < s.B; ++b)
     for (int64_t c = 0; c < s.C(); ++c) {
       const auto i = static_cast<size_t>(b * s.C() + c);
       const auto v = static_cast<size_t>((b * 3 + 2) * s.C() + c);
       const auto value = static_cast<double>(qkv[v]);
-      EXPECT_NEAR(static_cast<double>(r.out[i]), value, testing::ulp_at<T>(value));
+      EXPECT_NEAR(static_cast<double>(r.out[i]), value, ulp_at<T>(value));
     }
 }
 
 TYPED_TEST(AttentionOf, RepeatsBitwise) {
   using T = TypeParam;
   const Sizes s{2, 300, 3, 48};
-  const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 16);
-  const auto dout = random_values<T>(s.B * s.T * s.C(), 17);
-  const auto first = run<T>(s, qkv, dout, dropout_of(0.1));
+  const auto qkv = normal_values<T>(s.B * s.T * 3 * s.C(), 16);
+  const auto dout = normal_values<T>(s.B * s.T * s.C(), 17);
+  const auto first = attend<T>(s, qkv, dout, AttentionDropout(0.1));
   for (int i = 0; i < 3; ++i) {
-    const auto again = run<T>(s, qkv, dout, dropout_of(0.1));
+    const auto again = attend<T>(s, qkv, dout, AttentionDropout(0.1));
     ASSERT_TRUE(same_bits(first.out, again.out));
     ASSERT_TRUE(same_bits(first.dqkv, again.dqkv));
     ASSERT_TRUE(same_bits(first.logsumexp, again.logsumexp));
@@ -471,14 +445,14 @@ TYPED_TEST(AttentionOf, RepeatsBitwise) {
 TYPED_TEST(AttentionOf, AnyNumberOfThreadsGivesTheSameBits) {
   using T = TypeParam;
   for (const Sizes& s : {Sizes{3, 270, 2, 24}, Sizes{2, 20, 5, 16}}) {
-    const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 20);
-    const auto dout = random_values<T>(s.B * s.T * s.C(), 21);
+    const auto qkv = normal_values<T>(s.B * s.T * 3 * s.C(), 20);
+    const auto dout = normal_values<T>(s.B * s.T * s.C(), 21);
     const int usual = max_threads();
     set_max_threads(1);
-    const auto one = run<T>(s, qkv, dout, dropout_of(0.1));
+    const auto one = attend<T>(s, qkv, dout, AttentionDropout(0.1));
     for (int threads : {2, 5}) {
       set_max_threads(threads);
-      const auto several = run<T>(s, qkv, dout, dropout_of(0.1));
+      const auto several = attend<T>(s, qkv, dout, AttentionDropout(0.1));
       EXPECT_TRUE(same_bits(one.out, several.out)) << threads;
       EXPECT_TRUE(same_bits(one.dqkv, several.dqkv)) << threads;
       EXPECT_TRUE(same_bits(one.logsumexp, several.logsumexp)) << threads;
@@ -490,7 +464,7 @@ TYPED_TEST(AttentionOf, AnyNumberOfThreadsGivesTheSameBits) {
 TYPED_TEST(AttentionOf, TooSmallAWorkspaceIsRefused) {
   using T = TypeParam;
   const Sizes s{1, 70, 1, 40};
-  auto qkv = random_values<T>(s.T * 3 * s.C(), 18);
+  auto qkv = normal_values<T>(s.T * 3 * s.C(), 18);
   std::vector<T> out(static_cast<size_t>(s.T * s.C()));
   std::vector<Accumulator<T>> logsumexp(static_cast<size_t>(s.T));
   const AttentionForward args{tensor_of(out, {1, s.T, s.C()}),
@@ -539,14 +513,14 @@ std::vector<T> run_cached(const Sizes& s, const std::vector<T>& qkv, int64_t M,
 TYPED_TEST(AttentionOf, CachedAgreesWithPlain) {
   using T = TypeParam;
   for (const Sizes& s : {Sizes{2, 83, 3, 40}, Sizes{1, 70, 1, 128}}) {
-    const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 19);
+    const auto qkv = normal_values<T>(s.B * s.T * 3 * s.C(), 19);
     const std::vector<T> dout(qkv.size() / 3, T(0));
-    const auto simple = plain<T>(s, qkv, dout, dropout_of(0));
-    const auto exact = converted<double>(reference<T>(s, qkv, dout, dropout_of(0)).out);
+    const auto simple = plain<T>(s, qkv, dout, AttentionDropout(0));
+    const auto exact = converted<double>(reference<T>(s, qkv, dout, AttentionDropout(0)).out);
     const std::vector<int64_t> singly(static_cast<size_t>(s.T), 1);
     for (const auto& pieces :
          {std::vector<int64_t>{s.T}, {1, s.T - 1}, {40, 1, 1, s.T - 42}, {s.T - 10, 10}, singly})
-      testing::expect_close(run_cached(s, qkv, s.T + 5, pieces), exact, simple.out,
+      expect_close(run_cached(s, qkv, s.T + 5, pieces), exact, simple.out,
                             fmt::format("{} in {} pieces", name_of(s), pieces.size()));
   }
 }
