@@ -83,44 +83,4 @@ template void logits<__nv_bfloat16>(const Logits&, const Context&);
 template void adamw<float>(const AdamW&, const Context&);
 template void adamw<__nv_bfloat16>(const AdamW&, const Context&);
 
-// matmul
-template <typename T>
-void linear_forward(const LinearForward&, const Context&, const Tensor&) {
-  UNFINISHED;
-}
-template <typename T>
-size_t linear_forward_workspace(const LinearForward&, const Context&) {
-  return 0;
-}
-template <typename T>
-void linear_backward(const LinearBackward&, const Context&, const Tensor&) {
-  UNFINISHED;
-}
-template <typename T>
-size_t linear_backward_workspace(const LinearBackward&, const Context&) {
-  return 0;
-}
-template <typename T>
-void linear_cross_entropy(const LinearCrossEntropy&, const Context&, const Tensor&) {
-  UNFINISHED;
-}
-template <typename T>
-size_t linear_cross_entropy_workspace(const LinearCrossEntropy&, const Context&) {
-  return 0;
-}
-template void linear_forward<float>(const LinearForward&, const Context&, const Tensor&);
-template void linear_forward<__nv_bfloat16>(const LinearForward&, const Context&, const Tensor&);
-template size_t linear_forward_workspace<float>(const LinearForward&, const Context&);
-template size_t linear_forward_workspace<__nv_bfloat16>(const LinearForward&, const Context&);
-template void linear_backward<float>(const LinearBackward&, const Context&, const Tensor&);
-template void linear_backward<__nv_bfloat16>(const LinearBackward&, const Context&, const Tensor&);
-template size_t linear_backward_workspace<float>(const LinearBackward&, const Context&);
-template size_t linear_backward_workspace<__nv_bfloat16>(const LinearBackward&, const Context&);
-template void linear_cross_entropy<float>(const LinearCrossEntropy&, const Context&, const Tensor&);
-template void linear_cross_entropy<__nv_bfloat16>(const LinearCrossEntropy&, const Context&,
-                                                  const Tensor&);
-template size_t linear_cross_entropy_workspace<float>(const LinearCrossEntropy&, const Context&);
-template size_t linear_cross_entropy_workspace<__nv_bfloat16>(const LinearCrossEntropy&,
-                                                              const Context&);
-
 }  // namespace lathe::cuda
