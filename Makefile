@@ -1,7 +1,9 @@
 # What people type. CMake describes the build (CMakeLists.txt, CMakePresets.json); this file drives it.
 #   make          installs what is missing, builds into build/
 #   make demo     trains a small GPT-2 on the embedded corpus, draws its loss, prints a sample
-#   make test     everything that must hold: test-cpu, test-asan, test-tsan, test-plain, test-fuzz, test-format
+#   make test     everything that must hold: test-cpu, test-cuda-on-cpu, test-asan, test-tsan, test-plain, test-fuzz, test-format
+#   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
+#   make coverage what the tests execute of the CUDA device
 #   make bench    operations and whole steps against what this machine can do
 #   make fuzz     the parsers under libFuzzer, FUZZ_SECONDS each (default 600)
 
@@ -9,7 +11,7 @@ SHELL := /bin/bash
 FUZZ_SECONDS ?= 600
 export LATHE_TEST_DATA
 
-.PHONY: all build demo test test-cpu test-asan test-tsan test-plain test-fuzz test-format bench fuzz format clean
+.PHONY: all build cuda-on-cpu demo test test-cpu test-cuda-on-cpu coverage test-asan test-tsan test-plain test-fuzz test-format bench fuzz format clean
 
 all: build
 
@@ -17,15 +19,32 @@ build:
 	@tools/setup.sh build
 	@tools/build.sh release programs
 
+cuda-on-cpu:
+	@tools/setup.sh cuda-on-cpu
+	@tools/build.sh cuda-on-cpu programs
+
 demo: build
 	@tools/demo.sh
 
-test: test-format test-cpu test-asan test-tsan test-plain test-fuzz
+test: test-format test-cpu test-cuda-on-cpu test-asan test-tsan test-plain test-fuzz
 
 test-cpu:
 	@tools/setup.sh test
 	@tools/build.sh release
 	ctest --test-dir build --output-on-failure -j 2
+
+# The CUDA device, kernels and host code alike, on the CPU.
+test-cuda-on-cpu:
+	@tools/setup.sh test
+	@tools/build.sh cuda-on-cpu programs cuda_tests
+	ctest --test-dir build/cuda-on-cpu --output-on-failure -j 2 -L cuda
+
+coverage:
+	@tools/setup.sh test
+	@tools/build.sh coverage programs cuda_tests
+	@find build/coverage -name '*.gcda' -delete
+	ctest --test-dir build/coverage --output-on-failure -j 2 -L cuda
+	@tools/coverage.py build/coverage
 
 # The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, all but the long ones.
 test-asan:

@@ -151,6 +151,12 @@ void add_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
       ->check(CLI::Range(0, 4096))
       ->group("Machine");
+  app.add_option_function<std::string>(
+         "--recompute", [&o](const std::string& name) { o.recompute = recompute_from_name(name); },
+         "Activations made again in the backward pass, to save memory: none, gelu, layernorm or "
+         "block; the same bits")
+      ->default_str(std::string(name_of(o.recompute)))
+      ->group("Machine");
 
   app.add_option("--eval-interval", o.eval_interval, "Steps between evaluations; 0: never")
       ->check(counted)

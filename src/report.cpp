@@ -17,6 +17,12 @@ std::string counts_line(const GPT2Config& config) {
                      counts.without_position_embeddings);
 }
 
+std::string numbers_line(const RunShape& shape) {
+  const std::string numbers(name_of(shape.dtype));
+  if (shape.recompute == Recompute::none) return numbers;
+  return fmt::format("{}, recompute {}", numbers, name_of(shape.recompute));
+}
+
 double median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
@@ -52,7 +58,7 @@ void print_setup(const Setup& setup, const Device& device) {
             c.bias ? "" : ", no biases", name_of(c.gelu), c.dropout)},
        {"parameters", counts_line(c)},
        {"device", device.name()},
-       {"numbers", std::string(name_of(setup.shape.dtype))},
+       {"numbers", numbers_line(setup.shape)},
        {"step", fmt::format("{} tokens: {} sequences x {} tokens x {} micro-steps",
                             setup.shape.batch_size * setup.shape.seq_len * setup.shape.micro_steps,
                             setup.shape.batch_size, setup.shape.seq_len, setup.shape.micro_steps)},

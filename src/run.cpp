@@ -48,7 +48,7 @@ const std::set<std::string>& changeable() {
       "steps",         "eval-interval", "eval-batches", "eval-only",           "sample-interval",
       "sample-tokens", "log-interval",  "out",          "checkpoint-interval", "keep",
       "resume",        "data",          "dry-run",      "benchmark",           "device",
-      "threads",       "init",          "model",        "max-skipped-steps"};
+      "threads",       "init",          "model",        "max-skipped-steps",   "recompute"};
   return keys;
 }
 
@@ -161,7 +161,8 @@ Setup::Setup(const TrainOptions& given, Device& device) : options(given) {
            .batch_size = options.batch_size,
            .seq_len = gpt2.seq_len,
            .micro_steps = options.micro_steps(1),
-           .decode_len = options.sample_interval > 0 && !options.benchmark ? gpt2.seq_len : 0};
+           .decode_len = options.sample_interval > 0 && !options.benchmark ? gpt2.seq_len : 0,
+           .recompute = options.recompute};
   plan = plan_training(gpt2, shape, device.ops(shape.dtype));
 }
 
@@ -187,7 +188,7 @@ Run::Run(Setup setup, Device& on)
       device(on),
       arena(on, setup_.plan.total()),
       model(setup_.options.gpt2, setup_.shape.dtype, setup_.shape.batch_size, setup_.shape.seq_len,
-            on, arena),
+            on, arena, setup_.shape.recompute),
       optimizer(setup_.options.optimizer, model.weights(), model.gradients(), model.layout(), on,
                 arena),
       state(on, arena, setup_.shape.micro_steps),

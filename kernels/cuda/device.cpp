@@ -59,7 +59,7 @@ class CudaDevice final : public Device {
  public:
   explicit CudaDevice(const CudaDeviceOptions& options)
       : properties_(open_gpu(options.index)),
-        matmul_(options.tf32),
+        matmul_({options.tf32, options.deterministic, options.autotune}),
         context_{make_stream(), &matmul_, properties_.multiProcessorCount},
         staging_(context_.stream) {
     check_cuda(cudaHostAlloc(&pinned_, kPinnedBytes, cudaHostAllocDefault), "pinned memory");

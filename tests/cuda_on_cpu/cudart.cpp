@@ -34,7 +34,7 @@ struct CUevent_st {
 struct CUgraph_st {
   struct Node {
     std::string name;
-    std::function<void()> work;
+    lathe::cuda_on_cpu::Start start;
     std::vector<int> after;  // nodes that come first
   };
   std::vector<Node> nodes;
@@ -61,16 +61,20 @@ class Work {
   virtual bool step(Random& random) = 0;
 };
 
+// Something that is begun and then asked whether it is done.
 class Call final : public Work {
  public:
-  explicit Call(std::function<void()> work) : work_(std::move(work)) {}
+  explicit Call(Start start) : start_(std::move(start)) {}
   bool step(Random&) override {
-    work_();
-    return true;
+    if (!begun_) poll_ = start_();
+    begun_ = true;
+    return !poll_ || poll_();
   }
 
  private:
-  std::function<void()> work_;
+  Start start_;
+  Poll poll_;
+  bool begun_ = false;
 };
 
 class WaitEvent final : public Work {
@@ -89,6 +93,7 @@ class LaunchGraph final : public Work {
  public:
   explicit LaunchGraph(const std::vector<CUgraph_st::Node>& nodes)
       : nodes_(nodes), waits_for_(nodes.size()) {
+    for (const CUgraph_st::Node& node : nodes) calls_.emplace_back(node.start);
     for (size_t i = 0; i < nodes.size(); ++i) {
       waits_for_[i] = static_cast<int>(nodes[i].after.size());
       if (waits_for_[i] == 0) ready_.push_back(static_cast<int>(i));
@@ -98,8 +103,8 @@ class LaunchGraph final : public Work {
     if (ready_.empty()) return true;
     const size_t chosen = random.below(static_cast<uint32_t>(ready_.size()));
     const int node = ready_[chosen];
+    if (!calls_[static_cast<size_t>(node)].step(random)) return false;
     ready_.erase(ready_.begin() + static_cast<long>(chosen));
-    nodes_[static_cast<size_t>(node)].work();
     for (size_t i = 0; i < nodes_.size(); ++i) {
       const auto& after = nodes_[i].after;
       if (std::find(after.begin(), after.end(), node) == after.end()) continue;
@@ -110,6 +115,7 @@ class LaunchGraph final : public Work {
 
  private:
   const std::vector<CUgraph_st::Node> nodes_;  // the graph may be destroyed before it has run
+  std::vector<Call> calls_;
   std::vector<int> waits_for_, ready_;
 };
 
@@ -152,16 +158,22 @@ class Runtime {
 
   // ---- Streams.
   cudaError_t enqueue(cudaStream_t stream, const std::string& name, std::function<void()> work) {
+    return begin(stream, name, [work = std::move(work)] {
+      work();
+      return Poll{};
+    });
+  }
+  cudaError_t begin(cudaStream_t stream, const std::string& name, Start start) {
     if (error() != cudaSuccess) return error();
     if (stream == nullptr) {
       fail(name + " on the default stream, which would wait for all others");
       return error();
     }
     if (stream->capture) {
-      stream->after = {add_node(*stream->capture, {name, std::move(work), stream->after})};
+      stream->after = {add_node(*stream->capture, {name, std::move(start), stream->after})};
       return cudaSuccess;
     }
-    push(stream, std::make_unique<Call>(std::move(work)));
+    push(stream, std::make_unique<Call>(std::move(start)));
     return cudaSuccess;
   }
   void push(cudaStream_t stream, std::unique_ptr<Work> work) {
@@ -400,6 +412,16 @@ cudaError_t allow_shared_memory(const void* kernel, cudaFuncAttribute attribute,
   if (value < 0 || static_cast<size_t>(value) > kMostShared) return cudaErrorInvalidValue;
   runtime().shared_allowed()[kernel] = static_cast<size_t>(value);
   return cudaSuccess;
+}
+
+cudaError_t enqueue_asynchronous(cudaStream_t stream, const std::string& name, Start start) {
+  return runtime().begin(stream, name, [name, start = std::move(start)] {
+    runtime().will_run(name);
+    return start();
+  });
+}
+bool make_progress() {
+  return runtime().run_some();
 }
 
 void set_seed(uint64_t seed) {

@@ -21,6 +21,16 @@ namespace lathe::cuda_on_cpu {
 // being captured into.
 cudaError_t enqueue(cudaStream_t stream, const std::string& name, std::function<void()> work);
 
+// The same for work that takes its time, as communication does: start() begins it and returns what
+// is asked until it says that all is done (or nothing, where it is done already).
+using Poll = std::function<bool()>;
+using Start = std::function<Poll()>;
+cudaError_t enqueue_asynchronous(cudaStream_t stream, const std::string& name, Start start);
+
+// Does some of the queued work, as the device would by itself while the host waits for something
+// else. False where nothing can go on.
+bool make_progress();
+
 // From here on everything is drawn from this seed.
 void set_seed(uint64_t seed);
 

@@ -53,7 +53,8 @@ struct Harness {
   Harness(const GPT2Config& config, const RunShape& shape, uint64_t seed = 7)
       : device(make_cpu_device()),
         arena(*device, plan_training(config, shape, device->ops(shape.dtype)).total()),
-        model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena),
+        model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena,
+              shape.recompute),
         optimizer({}, model.weights(), model.gradients(), model.layout(), *device, arena),
         state(*device, arena, shape.micro_steps),
         tokens(

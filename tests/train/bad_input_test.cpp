@@ -135,6 +135,7 @@ TEST_F(BadInput, Flags) {
       flag("gelu", "relu"),
       flag("dtype", "fp8"),
       flag("device", "tpu"),
+      flag("recompute", "all"),
       flag("schedule", "none"),
       flag("sampling", "all"),
       flag("keep", "0"),

@@ -64,6 +64,18 @@ TEST_F(Resume, InTwoPartsIsBitwiseTheWholeRun) {
   }
 }
 
+TEST_F(Resume, WithAnotherLevelOfRecomputationIsBitwise) {
+  const Flags more = {{"n-layer", "3"}, {"dropout", "0.2"}, {"total-batch-size", "32"}};
+  const fs::path whole = scratch / "whole", parts = scratch / "parts";
+  expect_success(train(with(tiny(whole), more)));
+  for (const auto& [steps, recompute] : std::vector<std::pair<const char*, const char*>>{
+           {"4", "gelu"}, {"8", "layernorm"}, {"12", "block"}}) {
+    expect_success(
+        train(with(with(tiny(parts), more), {{"steps", steps}, {"recompute", recompute}})));
+  }
+  expect_same_run(whole, parts);
+}
+
 TEST_F(Resume, AFinishedRunHasNothingLeftToDo) {
   expect_success(train(tiny(scratch / "a")));
   expect_success(train(tiny(scratch / "b")));
