@@ -11,6 +11,8 @@
 // the registers.
 #pragma once
 
+#include <cstring>
+
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vec.cuh"
@@ -183,7 +185,9 @@ __device__ __forceinline__ void hide(float (&scores)[kM][kN][4], int ahead) {
 
 __device__ __forceinline__ uint32_t pack(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
 }
 
 // Rounds 16 x 8 kN values into the fragments of the next product.

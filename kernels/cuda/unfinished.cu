@@ -83,46 +83,4 @@ template void logits<__nv_bfloat16>(const Logits&, const Context&);
 template void adamw<float>(const AdamW&, const Context&);
 template void adamw<__nv_bfloat16>(const AdamW&, const Context&);
 
-// attention
-template <typename T>
-void attention_forward(const AttentionForward&, const Context&, const Tensor&) {
-  UNFINISHED;
-}
-template <typename T>
-size_t attention_forward_workspace(const AttentionForward&, const Context&) {
-  return 0;
-}
-template <typename T>
-void attention_backward(const AttentionBackward&, const Context&, const Tensor&) {
-  UNFINISHED;
-}
-template <typename T>
-size_t attention_backward_workspace(const AttentionBackward&, const Context&) {
-  return 0;
-}
-template <typename T>
-void attention_cached(const AttentionCached&, const Context&, const Tensor&) {
-  UNFINISHED;
-}
-template <typename T>
-size_t attention_cached_workspace(const AttentionCached&, const Context&) {
-  return 0;
-}
-template void attention_forward<float>(const AttentionForward&, const Context&, const Tensor&);
-template void attention_forward<__nv_bfloat16>(const AttentionForward&, const Context&,
-                                               const Tensor&);
-template size_t attention_forward_workspace<float>(const AttentionForward&, const Context&);
-template size_t attention_forward_workspace<__nv_bfloat16>(const AttentionForward&, const Context&);
-template void attention_backward<float>(const AttentionBackward&, const Context&, const Tensor&);
-template void attention_backward<__nv_bfloat16>(const AttentionBackward&, const Context&,
-                                                const Tensor&);
-template size_t attention_backward_workspace<float>(const AttentionBackward&, const Context&);
-template size_t attention_backward_workspace<__nv_bfloat16>(const AttentionBackward&,
-                                                            const Context&);
-template void attention_cached<float>(const AttentionCached&, const Context&, const Tensor&);
-template void attention_cached<__nv_bfloat16>(const AttentionCached&, const Context&,
-                                              const Tensor&);
-template size_t attention_cached_workspace<float>(const AttentionCached&, const Context&);
-template size_t attention_cached_workspace<__nv_bfloat16>(const AttentionCached&, const Context&);
-
 }  // namespace lathe::cuda
