@@ -100,7 +100,7 @@ __device__ __forceinline__ void attend(QueryState<kD, kM>& state,
   constexpr int kPart = ForwardTiling<kD>::kPart, kN = kPart / 8;
   float scores[kM][kN][4] = {};
   multiply_by_rows(scores, queries, keys, first);
-  if (key + kPart - 1 > query) hide<false>(scores, query - key);
+  if (key + kPart - 1 > query) hide<false>(scores, query - key, -INFINITY);
   update_highest(state, scores, scale);
   uint32_t probabilities[kM][kN / 2][4];
 #pragma unroll
@@ -209,7 +209,7 @@ void flash_forward(const FlashForward& args, cudaStream_t stream) {
   using Tiling = ForwardTiling<kD>;
   const Sizes& s = args.sizes;
   LaunchShape shape;
-  shape.grid.x = static_cast<unsigned>(s.B * s.H * ceil_div(s.T, Tiling::kQueries));
+  shape.grid.x = grid_of(s.B * s.H * ceil_div(s.T, Tiling::kQueries));
   shape.block.x = kThreads;
   shape.shared_bytes = Tiling::kSharedBytes;
   const auto kernel =
