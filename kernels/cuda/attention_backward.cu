@@ -14,8 +14,8 @@
 //
 // As in attention.cu each warp owns 16 rows, P and dS pass from product to product in registers,
 // and tiles come by cp.async two deep. A warp holds 16 x 32 of P and dP at a time (16 x 16 for the
-// largest heads). Above head size
-// 64 x and y are read from shared memory again and again, as the sums need the registers.
+// largest heads). Above head size 64 x and y are read from shared memory again and again, as the
+// sums need the registers.
 //
 // Roofline: 7 T^2 D FLOPs per head (causal half) against 16 T D bytes: compute-bound. Each mma of
 // the three products on 16 rows reads 256 bytes of shared memory, which on an A100 takes just as
