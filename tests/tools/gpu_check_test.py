@@ -58,8 +58,9 @@ case "$*" in
 esac
 """
 SANITIZER = """#!/usr/bin/env bash
+[[ $1 != --help ]] || { echo "--kernel-name kernel_substring=X"; exit 0; }
 tool=$2
-while [[ $1 == --* ]]; do [[ $1 == --report-api-errors || $1 == --tool || $1 == --error-exitcode || $1 == --print-limit ]] && shift; shift; done
+while [[ $1 == --* ]]; do [[ $1 == --report-api-errors || $1 == --tool || $1 == --kernel-name || $1 == --error-exitcode || $1 == --print-limit ]] && shift; shift; done
 echo "========= COMPUTE-SANITIZER"
 "$@"
 if [[ $tool == "${FINDS:-}" ]]; then
