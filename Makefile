@@ -11,6 +11,8 @@
 SHELL := /bin/bash
 FUZZ_SECONDS ?= 600
 export LATHE_TEST_DATA
+# Carried sources take the place of the system's packages: tools/carry_deps.sh.
+export LATHE_DEPS ?= $(if $(wildcard deps/include),$(CURDIR)/deps)
 
 .PHONY: all build cuda-on-cpu demo test test-cpu test-cuda-on-cpu coverage test-asan test-tsan test-plain test-fuzz test-format bench gpu-check fuzz format clean
 

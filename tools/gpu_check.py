@@ -129,16 +129,15 @@ def parse_arguments():
     args = parser.parse_args()
     if args.no_build:
         args.parts = [name for name in args.parts if name != "build"]
-    args.data = args.data.resolve() if args.data else default_data()
     return args
 
 
 def prepare_environment(args):
     """For the programs that are run: CUDA's tools, carried sources, cuBLASLt, the tests' data."""
     machine.add_tools_to_path()
-    if "LATHE_DEPS" not in os.environ and (ROOT / "deps" / "include").is_dir():
+    if not os.environ.get("LATHE_DEPS") and (ROOT / "deps" / "include").is_dir():
         os.environ["LATHE_DEPS"] = str(ROOT / "deps")
-        args.data = args.data or default_data()
+    args.data = args.data.resolve() if args.data else default_data()
     if args.preset == "gpu" and "LATHE_CUBLASLT" not in os.environ:
         if library := machine.cublaslt():
             os.environ["LATHE_CUBLASLT"] = library

@@ -70,7 +70,7 @@ def build(check, result):
         targets.append("cuda_tests")
     cores = len(os.sched_getaffinity(0))
     built = check.run(["cmake", "--build", check.build_dir, "--parallel", cores, "--target", *targets])
-    result["build_s"] = built.seconds
+    result.update(build_s=built.seconds, build_cpu_s=built.cpu_seconds, cores=cores)
     # Compiler output is seen once; a later build of the same folder compiles nothing.
     kept = check.work / "compile.log"
     with open(kept, "a", encoding="utf-8") as file:

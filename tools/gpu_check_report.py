@@ -98,7 +98,8 @@ def environment_section(report):
 
 
 def build_section(part):
-    lines = [f"Configured in {part.get('configure_s', '?')} s, built in {part.get('build_s', '?')} s."]
+    lines = [f"Configured in {part.get('configure_s', '?')} s, built in {part.get('build_s', '?')} s "
+             f"on {part.get('cores', '?')} cores ({part.get('build_cpu_s', '?')} s of CPU time)."]
     lines += [f"- {note}" for note in part.get("notes", [])]
     kernels = part.get("kernels", [])
     spilling = [k for k in kernels if k["spill_stores"] or k["spill_loads"]]

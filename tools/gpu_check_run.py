@@ -3,6 +3,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -36,6 +37,7 @@ class Part:
 class Done:
     code: int
     seconds: float
+    cpu_seconds: float  # of all its processes; where several commands run at once, of those too
     text: str
     timed_out: bool
 
@@ -99,7 +101,7 @@ class Check:
         limit = min(limit or self.left(), self.left())
         if limit <= 0:
             raise Stopped
-        begin = time.monotonic()
+        begin, cpu = time.monotonic(), cpu_seconds()
         head = f"\n$ {shlex.join(command)}\n".encode()
         output = tempfile.TemporaryFile(dir=self.work) if apart else self.log
         if not apart:
@@ -113,7 +115,7 @@ class Check:
         note = f"\n[{'stopped at its limit' if timed_out else f'exit code {code}'}, {seconds:.1f} s]\n"
         self.log.write((head + text if apart else b"") + note.encode())
         self.log.flush()
-        return Done(code, round(seconds, 2), text.decode(errors="replace"), timed_out)
+        return Done(code, round(seconds, 2), round(cpu_seconds() - cpu, 1), text.decode(errors="replace"), timed_out)
 
     def wait(self, command, output, limit, env):
         """(exit code, whether it was stopped)."""
@@ -185,6 +187,12 @@ class Check:
         done = self.run(command)
         if not done.ok:
             raise RuntimeError(f"{Path(command[0]).name}: {last_line(done.text)}")
+
+
+def cpu_seconds():
+    """Of children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def end_group(group, number):
