@@ -95,7 +95,7 @@ class Check:
     # ---- programs ----------------------------------------------------------------------------
 
     def run(self, command, limit=None, env=None, apart=False):
-        """Runs a command in a process group of its own, and ends that group at the limit. What it
+        """Runs a command in a session of its own, and ends all of that at the limit. What it
         prints goes straight to the log; or `apart` first, where several commands run at once."""
         command = [str(word) for word in command]
         limit = min(limit or self.left(), self.left())
@@ -132,11 +132,11 @@ class Check:
             child.wait(limit)
         except subprocess.TimeoutExpired:
             timed_out = True
-            end_group(child.pid, signal.SIGTERM)
+            end_session(child.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(2)
         finally:
-            end_group(child.pid, signal.SIGKILL)  # whatever it left running, too
+            end_session(child.pid, signal.SIGKILL)  # whatever it left running, too
             child.wait()
             self.children.discard(child.pid)
         return child.returncode, timed_out
@@ -145,7 +145,7 @@ class Check:
         """Of a signal: ends what runs; the report is written on the way out."""
         self.deadline = 0
         for child in list(self.children):
-            end_group(child, signal.SIGKILL)
+            end_session(child, signal.SIGKILL)
         raise SystemExit(128 + number)
 
     # ---- what parts share --------------------------------------------------------------------
@@ -195,9 +195,12 @@ def cpu_seconds():
     return usage.ru_utime + usage.ru_stime
 
 
-def end_group(group, number):
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
+def end_session(session, number):
+    """Signals every process of a session: Ninja and ctest give their children groups of their own."""
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(ValueError, ProcessLookupError, PermissionError):
+            if os.getsid(int(entry)) == session:
+                os.kill(int(entry), number)
 
 
 def last_line(text):
