@@ -137,7 +137,8 @@ class Check:
                 child.wait(2)
         finally:
             end_session(child.pid, signal.SIGKILL)  # whatever it left running, too
-            child.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver can make it unkillable
+                child.wait(10)
             self.children.discard(child.pid)
         return child.returncode, timed_out
 

@@ -296,6 +296,9 @@ class Real(unittest.TestCase):
     def test_cuda_on_cpu(self):
         if not self.build_dir:
             self.skipTest("no build folder was named (--real)")
+        told = subprocess.run([Path(self.build_dir) / "train", "--help"], capture_output=True, text=True, check=True)
+        if "cuda" not in told.stdout:
+            self.skipTest("this build/train knows no --device cuda")
         with tempfile.TemporaryDirectory() as out:
             done = subprocess.run(
                 [sys.executable, ROOT / "tools/gpu_check.py", "--preset", "cuda-on-cpu", "--no-build", "--build-dir",
