@@ -5,13 +5,16 @@
 #   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
 #   make coverage what the tests execute of the CUDA device
 #   make bench    operations and whole steps against what this machine can do
+#   make gpu-check  builds, tests and measures on this machine's GPU, and writes a report; GPU_CHECK_ARGS="--help" tells more
 #   make fuzz     the parsers under libFuzzer, FUZZ_SECONDS each (default 600)
 
 SHELL := /bin/bash
 FUZZ_SECONDS ?= 600
 export LATHE_TEST_DATA
+# Carried sources take the place of the system's packages: tools/carry_deps.sh.
+export LATHE_DEPS ?= $(if $(wildcard deps/include),$(CURDIR)/deps)
 
-.PHONY: all build cuda-on-cpu demo test test-cpu test-cuda-on-cpu coverage test-asan test-tsan test-plain test-fuzz test-format bench fuzz format clean
+.PHONY: all build cuda-on-cpu demo test test-cpu test-cuda-on-cpu coverage test-asan test-tsan test-plain test-fuzz test-format bench gpu-check fuzz format clean
 
 all: build
 
@@ -77,6 +80,11 @@ bench:
 	@tools/setup.sh bench
 	@tools/build.sh release step_profile bench_ops bench_matmul bench_attention
 	@tools/bench.sh
+
+# Offline where LATHE_DEPS names carried sources, or nothing is missing; in eight minutes.
+gpu-check:
+	@tools/setup.sh gpu
+	@python3 tools/gpu_check.py $(GPU_CHECK_ARGS)
 
 fuzz:
 	@tools/setup.sh fuzz
