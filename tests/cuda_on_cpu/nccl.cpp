@@ -348,14 +348,15 @@ class Exchange {
                  &data_.emplace_back());
     }
   }
+  // ncclSend ends when the other end has begun to receive, however small the message.
   void send(int peer) {
-    PMPI_Isend(&call_.what, sizeof(Description), MPI_BYTE, peer, tag(), comm_,
-               &data_.emplace_back());
+    const auto isend = call_.point_to_point() ? PMPI_Issend : PMPI_Isend;
+    isend(&call_.what, sizeof(Description), MPI_BYTE, peer, tag(), comm_, &data_.emplace_back());
     const Slice slice = call_.outgoing(peer);
     for (size_t at = 0; at < slice.bytes; at += kMessageBytes) {
       const size_t bytes = std::min(kMessageBytes, slice.bytes - at);
-      PMPI_Isend(sent_.data() + slice.offset + at, static_cast<int>(bytes), MPI_BYTE, peer, tag(),
-                 comm_, &data_.emplace_back());
+      isend(sent_.data() + slice.offset + at, static_cast<int>(bytes), MPI_BYTE, peer, tag(), comm_,
+            &data_.emplace_back());
     }
   }
   static bool all_done(std::vector<MPI_Request>& requests, std::string& error) {

@@ -564,6 +564,22 @@ TEST_F(NcclTest, NamesCallsThatDoNotMatch) {
   EXPECT_THAT(error(), AllOf(HasSubstr("root or peer 0"), HasSubstr("root or peer 1")));
 }
 
+// Without a group each rank sends first, and nobody receives.
+TEST_F(NcclTest, NamesSendsThatWaitForEachOther) {
+  const Device<float> x(4), y(4);
+  x.put({1, 2, 3, 4}, stream_);
+  const char* set = std::getenv("LATHE_CUDA_PATIENCE");
+  const std::string patience = set ? set : "0";
+  setenv("LATHE_CUDA_PATIENCE", "0.2", 1);
+  check_nccl(ncclSend(x.get(), 4, ncclFloat32, (rank_ + 1) % ranks_, comm_, stream_));
+  check_nccl(ncclRecv(y.get(), 4, ncclFloat32, (rank_ + ranks_ - 1) % ranks_, comm_, stream_));
+  EXPECT_EQ(cudaStreamSynchronize(stream_), cudaErrorLaunchFailure);
+  setenv("LATHE_CUDA_PATIENCE", patience.c_str(), 1);
+  EXPECT_THAT(take_error(), AllOf(HasSubstr("nothing moves any more"), HasSubstr("ncclSend")));
+  check_nccl(ncclCommAbort(comm_));
+  comm_ = make_comm(rank_, ranks_);
+}
+
 TEST_F(NcclTest, AbortForgetsWhatIsQueued) {
   const Device<float> x(4);
   x.put({1, 2, 3, 4}, stream_);
@@ -640,6 +656,34 @@ TEST_F(NcclTest, Groups) {
     EXPECT_EQ(most.take(other_), std::vector<int32_t>{ranks_ - 1});
   }
   check_nccl(ncclCommDestroy(second));
+}
+
+// From its beginning to its end a call may write all of the receive buffer, but for what it sends
+// from there; whoever reads it meanwhile gets poison.
+TEST_F(NcclTest, PoisonsTheReceiveBufferWhileItRuns) {
+  const Device<float> x(index(ranks_)), y(index(ranks_));
+  x.put(std::vector<float>(index(ranks_), 1.0f), stream_);
+  y.put(std::vector<float>(index(ranks_), 2.0f), stream_);
+  check_nccl(ncclAllReduce(x.get(), x.get(), index(ranks_), ncclFloat32, ncclSum, comm_, stream_));
+  synchronize(stream_);
+  const auto begin = [&] {
+    check_nccl(ncclAllReduce(x.get(), x.get(), 1, ncclFloat32, ncclSum, comm_, stream_));
+    check_nccl(ncclAllGather(y.get() + rank_, y.get(), 1, ncclFloat32, comm_, other_));
+    check_nccl(ncclBroadcast(x.get() + 1, x.get() + 1, 1, ncclFloat32, 0, comm_, other_));
+  };
+  if (rank_ == 0) {
+    begin();
+    for (int i = 0; i < 100; ++i) cuda_on_cpu::make_progress();
+    EXPECT_TRUE(std::isnan(x.get()[0]));
+    EXPECT_EQ(x.get()[1], static_cast<float>(ranks_));
+    EXPECT_EQ(y.get()[0], 2.0f);
+    EXPECT_TRUE(std::isnan(y.get()[1]));
+  }
+  MPI_Barrier(MPI_COMM_WORLD);
+  if (rank_ > 0) begin();
+  synchronize(other_);
+  EXPECT_EQ(x.take(stream_)[0], static_cast<float>(ranks_ * ranks_));
+  EXPECT_EQ(y.take(stream_), std::vector<float>(index(ranks_), 2.0f));
 }
 
 // A graph of two streams with two collectives that no edge orders, replayed among eager ones.
@@ -894,11 +938,12 @@ TEST_F(NcclMistakes, SendBufferWrittenByTheHost) {
 TEST_F(NcclMistakes, ReceiveBufferUsedMeanwhile) {
   const Device<float> old(kCount);
   expect_found([&](bool mistake, float value) {
+    launch_fill(x_.get(), kCount, 1.0f, stream_);
     launch_fill(y_.get(), kCount, value * static_cast<float>(ranks_), stream_);
     after(other_, stream_);
+    launch_fill(old.get(), kCount, 0.0f, stream_);
     launch_copy(old.get(), y_.get(), stream_);
     if (!mistake) after(other_, stream_);
-    launch_fill(x_.get(), kCount, 1.0f, other_);
     check_nccl(ncclAllReduce(x_.get(), y_.get(), kCount, ncclFloat32, ncclSum, comm_, other_));
     return old.take(stream_);
   });
