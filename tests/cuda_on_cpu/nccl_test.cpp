@@ -110,6 +110,7 @@ class Device {
 class NcclTest : public ::testing::Test {
  protected:
   void SetUp() override {
+    ASSERT_GE(ranks_, 2) << "to be run as several ranks: mpirun -n 2 nccl_test";
     seed(0);
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
     check_cuda(cudaStreamCreateWithFlags(&other_, cudaStreamNonBlocking), "stream");
@@ -118,6 +119,7 @@ class NcclTest : public ::testing::Test {
   }
   void TearDown() override {
     take_error();
+    if (ranks_ < 2) return;
     EXPECT_EQ(ncclCommDestroy(comm_), ncclSuccess);
     cudaEventDestroy(event_);
     cudaStreamDestroy(stream_);
@@ -550,9 +552,10 @@ TEST_F(NcclTest, NamesCallsThatDoNotMatch) {
   };
   check_nccl(
       ncclAllReduce(x.get(), x.get(), index(rank_ + 4), ncclFloat32, ncclSum, comm_, stream_));
-  EXPECT_THAT(error(), AllOf(HasSubstr("ncclAllReduce of 4 float32 (sum)"),
-                             HasSubstr(rank_ == 2 ? "ncclAllReduce of 6 float32 (sum)"
-                                                  : "ncclAllReduce of 5 float32 (sum)")));
+  EXPECT_THAT(
+      error(),
+      AllOf(HasSubstr("ncclAllReduce of 4 float32 (sum)"),
+            HasSubstr(fmt::format("ncclAllReduce of {} float32 (sum)", std::max(rank_, 1) + 4))));
   if (rank_ == 0) {
     check_nccl(ncclAllReduce(x.get(), x.get(), 4, ncclFloat32, ncclMax, comm_, stream_));
   } else {
