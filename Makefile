@@ -1,15 +1,20 @@
 # What people type. CMake describes the build (CMakeLists.txt, CMakePresets.json); this file drives it.
 #   make          installs what is missing, builds into build/
 #   make demo     trains a small GPT-2 on the embedded corpus, draws its loss, prints a sample
-#   make test     everything that must hold: test-cpu, test-asan, test-tsan, test-plain, test-fuzz, test-format
+#   make test     everything that must hold: test-cpu, test-cuda-on-cpu, test-asan, test-tsan, test-plain, test-fuzz, test-format
+#   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
+#   make coverage what the tests execute of the CUDA device
 #   make bench    operations and whole steps against what this machine can do
+#   make gpu-check  builds, tests and measures on this machine's GPU, and writes a report; GPU_CHECK_ARGS="--help" tells more
 #   make fuzz     the parsers under libFuzzer, FUZZ_SECONDS each (default 600)
 
 SHELL := /bin/bash
 FUZZ_SECONDS ?= 600
 export LATHE_TEST_DATA
+# Carried sources take the place of the system's packages: tools/carry_deps.sh.
+export LATHE_DEPS ?= $(if $(wildcard deps/include),$(CURDIR)/deps)
 
-.PHONY: all build demo test test-cpu test-asan test-tsan test-plain test-fuzz test-format bench fuzz format clean
+.PHONY: all build cuda-on-cpu demo test test-cpu test-cuda-on-cpu coverage test-asan test-tsan test-plain test-fuzz test-format bench gpu-check fuzz format clean
 
 all: build
 
@@ -17,15 +22,32 @@ build:
 	@tools/setup.sh build
 	@tools/build.sh release programs
 
+cuda-on-cpu:
+	@tools/setup.sh cuda-on-cpu
+	@tools/build.sh cuda-on-cpu programs
+
 demo: build
 	@tools/demo.sh
 
-test: test-format test-cpu test-asan test-tsan test-plain test-fuzz
+test: test-format test-cpu test-cuda-on-cpu test-asan test-tsan test-plain test-fuzz
 
 test-cpu:
 	@tools/setup.sh test
 	@tools/build.sh release
 	ctest --test-dir build --output-on-failure -j 2
+
+# The CUDA device, kernels and host code alike, on the CPU.
+test-cuda-on-cpu:
+	@tools/setup.sh test
+	@tools/build.sh cuda-on-cpu programs cuda_tests
+	ctest --test-dir build/cuda-on-cpu --output-on-failure -j 2 -L cuda
+
+coverage:
+	@tools/setup.sh test
+	@tools/build.sh coverage programs cuda_tests
+	@find build/coverage -name '*.gcda' -delete
+	ctest --test-dir build/coverage --output-on-failure -j 2 -L cuda
+	@tools/coverage.py build/coverage
 
 # The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, all but the long ones.
 test-asan:
@@ -58,6 +80,11 @@ bench:
 	@tools/setup.sh bench
 	@tools/build.sh release step_profile bench_ops bench_matmul bench_attention
 	@tools/bench.sh
+
+# Offline where LATHE_DEPS names carried sources, or nothing is missing; in eight minutes.
+gpu-check:
+	@tools/setup.sh gpu
+	@python3 tools/gpu_check.py $(GPU_CHECK_ARGS)
 
 fuzz:
 	@tools/setup.sh fuzz

@@ -3,6 +3,7 @@
 # lathe_cuda_flags        what a target needs that includes CUDA's headers
 # lathe_cuda_sources(T F...)  compiles the .cu files F of target T for whichever of the two
 option(LATHE_CUDA "Build the CUDA device where nvcc is found" ON)
+option(LATHE_CUDA_REQUIRED "Without nvcc there is nothing to build" OFF)
 option(LATHE_CUDA_ON_CPU "Build the CUDA device to run on the CPU" OFF)
 set(LATHE_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING "GPU architectures to compile for")
 
@@ -38,12 +39,15 @@ elseif(LATHE_CUDA)
     target_include_directories(lathe_cuda_flags SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
     target_link_libraries(lathe_cuda_flags INTERFACE CUDA::cudart_static)
 
+    set(LATHE_NVCC_ERRORS $<$<BOOL:${LATHE_WERROR}>:-Werror=all-warnings;-Xptxas=-Werror>)
     function(lathe_cuda_sources target)
       # A kernel that spills registers does not compile.
       # fmt's format strings are checked by g++; nvcc's front end stumbles over how.
       set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS
-        "--expt-relaxed-constexpr;-lineinfo;-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers;-Werror=all-warnings;-Xptxas=-warn-spills,-warn-lmem-usage,-Werror;-DFMT_USE_CONSTEXPR=1;-DFMT_CONSTEVAL=")
+        "--expt-relaxed-constexpr;-lineinfo;-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers;-Xptxas=-warn-spills,-warn-lmem-usage;${LATHE_NVCC_ERRORS};-DFMT_USE_CONSTEXPR=1;-DFMT_CONSTEVAL=")
     endfunction()
+  elseif(LATHE_CUDA_REQUIRED)
+    message(FATAL_ERROR "nvcc not found: put it into PATH, or name it in CUDACXX")
   else()
     message(STATUS "lathe: no nvcc, the programs know no GPU")
   endif()

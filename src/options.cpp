@@ -141,15 +141,30 @@ void add_options(CLI::App& app, TrainOptions& o) {
                  "Steps in a row without a finite loss and gradient before the run stops")
       ->check(positive)
       ->group("Optimizer");
+  app.add_flag("--stochastic-rounding", o.optimizer.stochastic_rounding,
+               "Weights in bf16 are masters rounded up or down at random, without bias")
+      ->group("Optimizer");
 
   app.add_option("--dtype", o.dtype, "fp32 or bf16 (with fp32 masters)")
       ->check(CLI::IsMember({"fp32", "bf16"}))
       ->group("Machine");
-  app.add_option("--device", o.device, "auto or cpu")
-      ->check(CLI::IsMember({"auto", "cpu"}))
+  app.add_option("--device", o.device, "auto (a GPU where one answers), cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->group("Machine");
   app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
       ->check(CLI::Range(0, 4096))
+      ->group("Machine");
+  app.add_flag("--tf32", o.cuda.tf32,
+               "fp32 matrix products on a GPU may round their inputs to TF32; nothing on a CPU")
+      ->group("Machine");
+  app.add_flag("--deterministic", o.cuda.deterministic,
+               "Reproducible matrix products on a GPU, not chosen by timing; nothing on a CPU")
+      ->group("Machine");
+  app.add_option_function<std::string>(
+         "--recompute", [&o](const std::string& name) { o.recompute = recompute_from_name(name); },
+         "Activations made again in the backward pass, to save memory: none, gelu, layernorm or "
+         "block; the same bits")
+      ->default_str(std::string(name_of(o.recompute)))
       ->group("Machine");
 
   app.add_option("--eval-interval", o.eval_interval, "Steps between evaluations; 0: never")
@@ -188,6 +203,10 @@ void add_options(CLI::App& app, TrainOptions& o) {
 }
 
 void require_consistent(const TrainOptions& o) {
+  if (o.optimizer.stochastic_rounding && o.number_type() != DType::bf16) {
+    throw UserError(
+        "--stochastic-rounding rounds weights to bf16, and --dtype is {}: take one away", o.dtype);
+  }
   if (o.min_lr > o.lr) throw UserError("--min-lr {} is above --lr {}", o.min_lr, o.lr);
   if (o.data.empty() && !o.dry_run) {
     throw UserError("--data is missing: name a directory that build/prepare wrote");
@@ -243,6 +262,7 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code) {
     if (pass == 1) options.resolved = app.config_to_str(true, false);
   }
   require_consistent(options);
+  options.cuda.autotune = !options.cuda.deterministic;
   // The schedule is a run's own: it does not move when the run is continued with other --steps.
   options.lr_decay_steps = options.decay_steps();
   options.resolve("lr-decay-steps", fmt::format("{}", options.lr_decay_steps));

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "src/model/activations.h"
 #include "src/model/config.h"
 #include "src/model/optimizer.h"
 
@@ -31,6 +32,8 @@ struct TrainOptions {
   std::string dtype = "fp32";
   std::string device = "auto";
   int threads = 0;  // 0: OpenMP's choice
+  CudaDeviceOptions cuda;
+  Recompute recompute = Recompute::none;
 
   int64_t eval_interval = 250;  // steps; 0: never
   int64_t eval_batches = 0;     // 0: the whole validation set

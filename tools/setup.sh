@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a build needs and is missing; says nothing and takes milliseconds when nothing is.
-# usage: tools/setup.sh build|test|bench|fuzz
+# usage: tools/setup.sh build|cuda-on-cpu|gpu|test|bench|fuzz
 # Where installing is not allowed (neither root nor sudo, or LATHE_NO_INSTALL=1) it names what is
 # missing in one line and lets CMake decide: it is CMake that knows which of these are optional.
 set -euo pipefail
@@ -9,10 +9,12 @@ packages="g++ cmake ninja-build libfmt-dev libcli11-dev nlohmann-json3-dev libxx
           libutf8proc-dev libdnnl-dev libopenmpi-dev openmpi-bin"
 case "${1:-build}" in
   build) ;;
+  cuda-on-cpu) packages+=" libboost-context-dev" ;;
+  gpu) packages+=" libgtest-dev" ;;
   test) packages+=" libgtest-dev libgmock-dev libboost-context-dev clang libclang-rt-14-dev clang-format" ;;
   bench) packages+=" libbenchmark-dev" ;;
   fuzz) packages+=" clang libclang-rt-14-dev" ;;
-  *) echo "setup.sh: unknown part '$1'; one of build, test, bench, fuzz" >&2; exit 2 ;;
+  *) echo "setup.sh: unknown part '$1'; one of build, cuda-on-cpu, gpu, test, bench, fuzz" >&2; exit 2 ;;
 esac
 
 # A folder of carried sources and headers takes the place of the system's packages.

@@ -35,6 +35,33 @@ struct DropoutMask {
     return keeps(words(element / 4)[element % 4]) ? scale : 0.0f;
   }
 
+  // The step's part of the counter, to be read once. Whatever is active only where the mask is.
+  __device__ __forceinline__ StepInputs read_inputs() const {
+    return active ? *inputs : StepInputs{};
+  }
+  // The factors of kN neighbours. Where kN is a multiple of 4, so is `element`.
+  template <int kN>
+  __device__ __forceinline__ void factors(const StepInputs& step, uint64_t element,
+                                          float (&out)[kN]) const {
+    constexpr int kDrawn = kN < 4 ? kN : 4;
+    static_assert(kN == 1 || kN % 4 == 0);
+#pragma unroll
+    for (int first = 0; first < kN; first += kDrawn) {
+      const auto drawn = philox(step.seed, (element + first) / 4, place, step.step);
+      if constexpr (kN == 1) {
+        out[0] = keeps(pick(drawn, element % 4)) ? scale : 0.0f;
+      } else {
+#pragma unroll
+        for (int i = 0; i < kDrawn; ++i) out[first + i] = keeps(drawn[i]) ? scale : 0.0f;
+      }
+    }
+  }
+  // words[i] without an array in local memory.
+  static __device__ __forceinline__ uint32_t pick(const std::array<uint32_t, 4>& words,
+                                                  uint64_t i) {
+    return i < 2 ? (i == 0 ? words[0] : words[1]) : (i == 2 ? words[2] : words[3]);
+  }
+
   const StepInputs* inputs;
   uint32_t place, threshold;
   float scale;

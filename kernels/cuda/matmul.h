@@ -4,40 +4,71 @@
 #include <cuda_runtime.h>
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "kernels/device/tensor.h"
 
 namespace lathe::cuda {
 
-// d [m, n] = a b (+ bias_n, before rounding) or d += a b, sums in fp32. a is [m, k] in memory, or
+// d [m, n] = a b (+ bias_n) or d += a b: sums in fp32, rounded once. a is [m, k] in memory, or
 // [k, m] where transpose_a; b is [k, n], or [n, k] where transpose_b; leading dimensions are the
-// elements from one row to the next, 0 for a dense matrix.
+// elements from one row to the next, 0 for a dense matrix. d overlaps nothing that is read.
 struct MatmulArgs {
   void* d = nullptr;
   const void* a = nullptr;
   const void* b = nullptr;
-  const void* bias_n = nullptr;  // of d's type, or absent
-  float* sum_of_b_n = nullptr;   // out, fp32 [n], or absent: the column sums of b (bias gradient)
-  int64_t m = 0, n = 0, k = 0;
+  const void* bias_n = nullptr;  // of d's type, or absent; not with accumulate
+  // Out, fp32 [n], or absent: the column sums of b (the gradient of a bias, where b is dy), added
+  // where accumulate. Only for an fp32 d and b not transposed.
+  float* sum_of_b_n = nullptr;
+  int64_t m = 0, n = 0, k = 0;  // all positive
   int64_t ld_d = 0, ld_a = 0, ld_b = 0;
   bool transpose_a = false, transpose_b = false;
   bool accumulate = false;
   DType input = DType::fp32, output = DType::fp32;  // (fp32, fp32), (bf16, bf16) or (bf16, fp32)
 };
 
-// Plans cached by shape. Not for several threads at once.
+struct MatmulOptions {
+  bool tf32 = false;           // fp32 products may round their inputs to TF32
+  bool deterministic = false;  // only sums in one piece, in the order of the heuristic's choice
+  bool autotune = true;        // times the heuristic's candidates; not where deterministic
+};
+
+// How products of one shape are computed, as data: what a checkpoint keeps, so that a resumed run
+// computes the same bits. Means something to the same version of cuBLASLt on the same kind of GPU.
+struct MatmulPlanRecord {
+  std::string shape;  // names types, sizes, transposes, alignments, epilogue
+  std::string plan;
+  bool operator==(const MatmulPlanRecord&) const = default;
+};
+
+// Products with a plan for each shape: descriptors, algorithm, epilogue. A plan is made when its
+// shape is met first; from then on a call allocates nothing on the host. Plans are shared between
+// calls that accumulate and calls that do not. With autotune a shape is tuned at its first call
+// that overwrites d and is not being captured into a graph: that call waits for the device, and
+// writes d several times, the last time as if it were the only one.
+// Not for several threads at once.
 class Matmul {
  public:
-  // `tf32`: fp32 products may round their inputs to TF32.
-  explicit Matmul(bool tf32 = false);
+  // Loads cuBLASLt; throws a UserError where it is not to be had.
+  explicit Matmul(const MatmulOptions& options = {});
   ~Matmul();
   Matmul(const Matmul&) = delete;
   Matmul& operator=(const Matmul&) = delete;
 
-  // What every call wants of workspace, whatever its shape.
-  static size_t workspace_bytes();
+  // What a call wants of workspace, aligned to 256 bytes. Only sizes and which pointers are absent
+  // count.
+  static size_t workspace_bytes(const MatmulArgs& args);
 
+  // Enqueues. Throws CheckError, naming the shape, where cuBLASLt knows no way.
   void run(const MatmulArgs& args, const Tensor& workspace, cudaStream_t stream);
+
+  // All plans that were made or loaded, ordered by shape.
+  std::vector<MatmulPlanRecord> plans() const;
+  // Plans for shapes that are met from now on (those met before keep theirs). One that the library
+  // refuses, or that another version made, is passed over: the shape is planned as if it were new.
+  void load_plans(const std::vector<MatmulPlanRecord>& records);
 
  private:
   struct Impl;

@@ -45,11 +45,41 @@ struct alignas(sizeof(T) * N) Vec {
 template <typename T>
 inline constexpr int kVec = 16 / static_cast<int>(sizeof(T));
 
+// kN neighbours as floats: 16 bytes at a time where kN is 8, one by one where it is 1.
+inline constexpr int kEight = 8;
+template <int kN, typename T>
+__device__ __forceinline__ void load_floats(const T* from, float (&x)[kN]) {
+  constexpr int kPart = kN < kVec<T> ? kN : kVec<T>;
+#pragma unroll
+  for (int first = 0; first < kN; first += kPart) {
+    const auto part = Vec<T, kPart>::load(from + first);
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) x[first + i] = to_float(part.at[i]);
+  }
+}
+// Each rounded to T.
+template <int kN, typename T>
+__device__ __forceinline__ void store_floats(const float (&x)[kN], T* to) {
+  constexpr int kPart = kN < kVec<T> ? kN : kVec<T>;
+#pragma unroll
+  for (int first = 0; first < kN; first += kPart) {
+    Vec<T, kPart> part;
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) part.at[i] = from_float<T>(x[first + i]);
+    part.store(to + first);
+  }
+}
+
 // Whether rows of `columns` elements that start at `data` can be read 16 bytes at a time. Host code
 // chooses an instance of a kernel by it.
 template <typename T>
 inline bool vectorizes(const void* data, int64_t columns) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && columns % kVec<T> == 0;
+}
+// The same for eights of elements, of every tensor named; an absent one is no obstacle.
+template <typename... Pointers>
+inline bool eights(int64_t columns, const Pointers*... data) {
+  return columns % kEight == 0 && ((reinterpret_cast<uintptr_t>(data) % 16 == 0) && ...);
 }
 
 }  // namespace lathe::cuda

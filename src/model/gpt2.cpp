@@ -7,11 +7,12 @@
 namespace lathe {
 
 GPT2::GPT2(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len,
-           Device& device, Arena& arena)
+           Device& device, Arena& arena, Recompute recompute)
     : config_(config),
       dtype_(dtype),
       batch_size_(batch_size),
       seq_len_(seq_len),
+      recompute_(recompute),
       layout_(config),
       ops_(&device.ops(dtype)),
       weights_(layout_, arena.allocate(MemoryCategory::weights, dtype, {layout_.elements})),
@@ -31,21 +32,7 @@ void GPT2::allocate_activations(Arena& arena) {
     return arena.allocate(MemoryCategory::activations, accumulator_of(dtype_), shape);
   };
   embedded_ = values({b, t, c});
-  for (int64_t l = 0; l < config_.n_layer; ++l) {
-    layers_.push_back({.ln_1 = values({b, t, c}),
-                       .ln_1_mean = statistics({b, t}),
-                       .ln_1_rstd = statistics({b, t}),
-                       .qkv = values({b, t, 3 * c}),
-                       .attention = values({b, t, c}),
-                       .logsumexp = statistics({b, config_.n_head, t}),
-                       .residual_mid = values({b, t, c}),
-                       .ln_2 = values({b, t, c}),
-                       .ln_2_mean = statistics({b, t}),
-                       .ln_2_rstd = statistics({b, t}),
-                       .pre_gelu = values({b * t, 4 * c}),
-                       .gelu = values({b * t, 4 * c}),
-                       .residual_out = values({b, t, c})});
-  }
+  layers_ = allocate_layers(config_, dtype_, b, t, recompute_, arena);
   projection_ = values({b, t, c});
   ln_f_ = values({b, t, c});
   ln_f_mean_ = statistics({b, t});
@@ -81,90 +68,120 @@ Dropout GPT2::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
 }
 
 void GPT2::forward(const MicroBatch& batch, bool training) {
-  const int64_t n = batch_size_ * seq_len_, c = config_.n_embd;
-  const auto flat = [&](const Tensor& x) { return x.reshaped({n, x.elements() / n}); };
-  const auto layernorm = [&](const LayerNormForward& args) {
-    ops_->layernorm_forward(args, workspace_);
-  };
-  const auto linear = [&](const LinearForward& args) { ops_->linear_forward(args, workspace_); };
-
   ops_->embedding_forward({.x_btc = embedded_,
                            .tokens_bt = batch.tokens_bt,
                            .wte_vc = weights_.wte,
                            .wpe_tc = weights_.wpe,
                            .dropout = dropout(0, DropoutSite::embedding, batch, training)},
                           workspace_);
-  Tensor residual = embedded_;
   for (int64_t l = 0; l < config_.n_layer; ++l) {
     const GPT2Layer& w = weights_.layers[l];
-    LayerActivations& a = layers_[l];
-    // Each residual addition is fused into the LayerNorm that follows it.
-    if (l == 0) {
-      layernorm({.out_btc = a.ln_1,
-                 .mean_bt = a.ln_1_mean,
-                 .rstd_bt = a.ln_1_rstd,
-                 .residual_in_btc = residual,
-                 .weight_c = w.ln_1_weight,
-                 .bias_c = w.ln_1_bias});
-    } else {
-      LayerActivations& below = layers_[l - 1];
-      layernorm({.out_btc = a.ln_1,
-                 .residual_out_btc = below.residual_out,
-                 .mean_bt = a.ln_1_mean,
-                 .rstd_bt = a.ln_1_rstd,
-                 .x_btc = projection_,
-                 .residual_in_btc = residual,
-                 .weight_c = w.ln_1_weight,
-                 .bias_c = w.ln_1_bias,
-                 .dropout = dropout(l - 1, DropoutSite::mlp_projection, batch, training)});
-      residual = below.residual_out;
-    }
-    linear({.y_no = flat(a.qkv),
-            .x_ni = flat(a.ln_1),
-            .weight_io = w.attn_weight,
-            .bias_o = w.attn_bias});
-    ops_->attention_forward({.out_btc = a.attention,
-                             .logsumexp_bht = a.logsumexp,
-                             .qkv_bt3c = a.qkv,
-                             .n_head = config_.n_head,
-                             .dropout = dropout(l, DropoutSite::attention, batch, training)},
-                            workspace_);
-    linear({.y_no = flat(projection_),
-            .x_ni = flat(a.attention),
-            .weight_io = w.attn_proj_weight,
-            .bias_o = w.attn_proj_bias});
-    layernorm({.out_btc = a.ln_2,
-               .residual_out_btc = a.residual_mid,
-               .mean_bt = a.ln_2_mean,
-               .rstd_bt = a.ln_2_rstd,
-               .x_btc = projection_,
-               .residual_in_btc = residual,
-               .weight_c = w.ln_2_weight,
-               .bias_c = w.ln_2_bias,
-               .dropout = dropout(l, DropoutSite::attention_projection, batch, training)});
-    residual = a.residual_mid;
-    linear({.y_no = a.gelu,
-            .pre_activation_no = a.pre_gelu,
-            .x_ni = flat(a.ln_2),
-            .weight_io = w.fc_weight,
-            .bias_o = w.fc_bias,
-            .gelu = config_.gelu});
-    linear({.y_no = flat(projection_),
-            .x_ni = a.gelu,
-            .weight_io = w.mlp_proj_weight,
-            .bias_o = w.mlp_proj_bias});
+    first_layernorm(l, batch, training);
+    layer_forward(l, batch, training);
+    ops_->linear_forward({.y_no = flat(projection_),
+                          .x_ni = layers_[l].gelu,
+                          .weight_io = w.mlp_proj_weight,
+                          .bias_o = w.mlp_proj_bias},
+                         workspace_);
   }
-  layernorm(
+  ops_->layernorm_forward(
       {.out_btc = ln_f_,
        .residual_out_btc = layers_.back().residual_out,
        .mean_bt = ln_f_mean_,
        .rstd_bt = ln_f_rstd_,
        .x_btc = projection_,
-       .residual_in_btc = residual,
+       .residual_in_btc = layers_.back().residual_mid,
        .weight_c = weights_.ln_f_weight,
        .bias_c = weights_.ln_f_bias,
-       .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection, batch, training)});
-  LATHE_CHECK(ln_f_.elements() == n * c);
+       .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection, batch, training)},
+      workspace_);
+}
+
+// Each residual addition is fused into the LayerNorm that follows it: this one adds the MLP of the
+// layer below.
+void GPT2::first_layernorm(int64_t l, const MicroBatch& batch, bool training) {
+  const LayerActivations& a = layers_[l];
+  LayerNormForward args{.out_btc = a.ln_1,
+                        .mean_bt = a.ln_1_mean,
+                        .rstd_bt = a.ln_1_rstd,
+                        .residual_in_btc = embedded_,
+                        .weight_c = weights_.layers[l].ln_1_weight,
+                        .bias_c = weights_.layers[l].ln_1_bias};
+  if (l > 0) {
+    args.residual_out_btc = layers_[l - 1].residual_out;
+    args.x_btc = projection_;
+    args.residual_in_btc = layers_[l - 1].residual_mid;
+    args.dropout = dropout(l - 1, DropoutSite::mlp_projection, batch, training);
+  }
+  ops_->layernorm_forward(args, workspace_);
+}
+
+// From ln_1 to gelu.
+void GPT2::layer_forward(int64_t l, const MicroBatch& batch, bool training) {
+  const GPT2Layer& w = weights_.layers[l];
+  const LayerActivations& a = layers_[l];
+  const auto linear = [&](const LinearForward& args) { ops_->linear_forward(args, workspace_); };
+  linear({.y_no = flat(a.qkv),
+          .x_ni = flat(a.ln_1),
+          .weight_io = w.attn_weight,
+          .bias_o = w.attn_bias});
+  ops_->attention_forward({.out_btc = a.attention,
+                           .logsumexp_bht = a.logsumexp,
+                           .qkv_bt3c = a.qkv,
+                           .n_head = config_.n_head,
+                           .dropout = dropout(l, DropoutSite::attention, batch, training)},
+                          workspace_);
+  linear({.y_no = flat(projection_),
+          .x_ni = flat(a.attention),
+          .weight_io = w.attn_proj_weight,
+          .bias_o = w.attn_proj_bias});
+  ops_->layernorm_forward(
+      {.out_btc = a.ln_2,
+       .residual_out_btc = a.residual_mid,
+       .mean_bt = a.ln_2_mean,
+       .rstd_bt = a.ln_2_rstd,
+       .x_btc = projection_,
+       .residual_in_btc = layer_input(l),
+       .weight_c = w.ln_2_weight,
+       .bias_c = w.ln_2_bias,
+       .dropout = dropout(l, DropoutSite::attention_projection, batch, training)},
+      workspace_);
+  linear({.y_no = a.gelu,
+          .pre_activation_no = a.pre_gelu,
+          .x_ni = flat(a.ln_2),
+          .weight_io = w.fc_weight,
+          .bias_o = w.fc_bias,
+          .gelu = config_.gelu});
+}
+
+// What layer l did not keep (src/model/activations.h). The sums of the residual stream are stored,
+// so a LayerNorm has nothing to add this time.
+void GPT2::make_again(int64_t l, const MicroBatch& batch) {
+  if (l + 1 == config_.n_layer) return;  // the last layer's are still there
+  const GPT2Layer& w = weights_.layers[l];
+  const LayerActivations& a = layers_[l];
+  if (recompute_ >= Recompute::layernorm) {
+    ops_->layernorm_forward({.out_btc = a.ln_1,
+                             .mean_bt = a.ln_1_mean,
+                             .rstd_bt = a.ln_1_rstd,
+                             .residual_in_btc = layer_input(l),
+                             .weight_c = w.ln_1_weight,
+                             .bias_c = w.ln_1_bias},
+                            workspace_);
+  }
+  if (recompute_ == Recompute::layernorm) {
+    ops_->layernorm_forward({.out_btc = a.ln_2,
+                             .mean_bt = a.ln_2_mean,
+                             .rstd_bt = a.ln_2_rstd,
+                             .residual_in_btc = a.residual_mid,
+                             .weight_c = w.ln_2_weight,
+                             .bias_c = w.ln_2_bias},
+                            workspace_);
+  }
+  if (recompute_ == Recompute::gelu || recompute_ == Recompute::layernorm) {
+    ops_->gelu_forward({.y = a.gelu, .x = a.pre_gelu, .gelu = config_.gelu}, workspace_);
+  }
+  if (recompute_ == Recompute::block) layer_forward(l, batch, true);
 }
 
 void GPT2::loss(const MicroBatch& batch, double scale, StepResults* results) {
@@ -212,6 +229,7 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
       workspace_);
   announce(gradients_.ln_f_weight, {});
   for (int64_t l = config_.n_layer - 1; l >= 0; --l) {
+    make_again(l, batch);
     layer_backward(l, batch, accumulate);
     announce(gradients_.layers[l].ln_1_weight, l + 1 < config_.n_layer
                                                    ? gradients_.layers[l + 1].ln_1_weight
@@ -229,8 +247,6 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
 
 // On entry d_residual_ is the gradient of the layer's output, on exit that of its input.
 void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
-  const int64_t n = batch_size_ * seq_len_, c = config_.n_embd;
-  const auto flat = [&](const Tensor& x) { return x.reshaped({n, x.elements() / n}); };
   const auto linear = [&](LinearBackward args) {
     args.accumulate = accumulate;
     ops_->linear_backward(args, workspace_);
@@ -270,7 +286,7 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
 
   // residual_mid = residual_in + attn_proj(attention(qkv(ln_1(residual_in))))
   Tensor d_qkv = d_4c_;
-  d_qkv.shape = {batch_size_, seq_len_, 3 * c};
+  d_qkv.shape = {batch_size_, seq_len_, 3 * config_.n_embd};
   linear({.dx_ni = flat(d_c_),
           .dweight_io = g.attn_proj_weight,
           .dbias_o = g.attn_proj_bias,
@@ -299,7 +315,7 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
              .dweight_c = g.ln_1_weight,
              .dbias_c = g.ln_1_bias,
              .dout_btc = d_c_,
-             .residual_out_btc = l > 0 ? layers_[l - 1].residual_out : embedded_,
+             .residual_out_btc = layer_input(l),
              .mean_bt = a.ln_1_mean,
              .rstd_bt = a.ln_1_rstd,
              .weight_c = w.ln_1_weight,

@@ -7,6 +7,7 @@
 
 #include "kernels/device/arena.h"
 #include "kernels/ops.h"
+#include "src/model/activations.h"
 #include "src/model/config.h"
 #include "src/model/parameters.h"
 
@@ -26,9 +27,10 @@ using GradientReady = std::function<void(const Tensor& flat_range)>;
 class GPT2 {
  public:
   // Takes weights, gradients (unless inference only), activations and workspace from the arena.
-  // batch_size sequences of seq_len <= config.seq_len tokens per micro-batch.
+  // batch_size sequences of seq_len <= config.seq_len tokens per micro-batch. What `recompute` says
+  // changes memory and time, never a bit.
   GPT2(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len, Device& device,
-       Arena& arena);
+       Arena& arena, Recompute recompute = Recompute::none);
 
   // Everything up to the final LayerNorm. Dropout acts only where `training`.
   void forward(const MicroBatch& batch, bool training);
@@ -55,18 +57,22 @@ class GPT2 {
   int64_t seq_len() const { return seq_len_; }
 
  private:
-  struct LayerActivations {
-    Tensor ln_1, ln_1_mean, ln_1_rstd;
-    Tensor qkv, attention, logsumexp;
-    Tensor residual_mid, ln_2, ln_2_mean, ln_2_rstd;
-    Tensor pre_gelu, gelu;
-    Tensor residual_out;
-  };
-
   void allocate_activations(Arena& arena);
   void allocate_workspace(Arena& arena);
+  void first_layernorm(int64_t l, const MicroBatch& batch, bool training);
+  void layer_forward(int64_t l, const MicroBatch& batch, bool training);
+  void make_again(int64_t l, const MicroBatch& batch);
   void layer_backward(int64_t l, const MicroBatch& batch, bool accumulate);
   Dropout dropout(int64_t layer, DropoutSite site, const MicroBatch& batch, bool training) const;
+  // The residual stream where layer l begins.
+  const Tensor& layer_input(int64_t l) const {
+    return l > 0 ? layers_[l - 1].residual_out : embedded_;
+  }
+  // N rows, whatever the tensor's shape.
+  Tensor flat(const Tensor& x) const {
+    const int64_t n = batch_size_ * seq_len_;
+    return x.reshaped({n, x.elements() / n});
+  }
   // The branch's share of the residual gradient: a copy with the dropout mask, or the same tensor.
   const Tensor& branch_gradient() const { return config_.dropout > 0 ? d_branch_ : d_residual_; }
   Tensor gradient_range(const Tensor& first, const Tensor& end) const;
@@ -74,6 +80,7 @@ class GPT2 {
   GPT2Config config_;
   DType dtype_;
   int64_t batch_size_, seq_len_;
+  Recompute recompute_;
   ParameterLayout layout_;
   const Ops* ops_;
   GPT2Parameters weights_, gradients_;

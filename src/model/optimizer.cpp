@@ -22,6 +22,18 @@ StepResults StepState::results() const {
   return results;
 }
 
+void StepState::request_results() {
+  LATHE_CHECK(requested() < Device::kReadBacks);
+  device_.read_back(static_cast<int>(requested_++ % Device::kReadBacks), results_);
+}
+
+StepResults StepState::collect_results() {
+  LATHE_CHECK(requested() > 0);
+  StepResults results;
+  device_.collect(static_cast<int>(collected_++ % Device::kReadBacks), &results);
+  return results;
+}
+
 void StepState::set_results(const StepResults& results) {
   device_.upload(results_, &results);
 }
@@ -61,7 +73,8 @@ void Optimizer::step(const Ops& ops, const StepState& state, const Tensor& works
              .beta2 = config_.beta2,
              .eps = config_.eps,
              .inputs = state.inputs(0),
-             .results = state.device_results()},
+             .results = state.device_results(),
+             .stochastic_rounding = config_.stochastic_rounding},
             workspace);
 }
 

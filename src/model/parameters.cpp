@@ -56,11 +56,11 @@ std::vector<OptimizerSegment> ParameterLayout::segments(float weight_decay) cons
   std::vector<OptimizerSegment> segments;
   for (size_t i = 0; i < slots.size(); ++i) {
     const int64_t end = i + 1 < slots.size() ? slots[i + 1].offset : elements;
-    const float decay = slots[i].spec.decay ? weight_decay : 0;
-    if (!segments.empty() && segments.back().weight_decay == decay) {
+    const bool decays = slots[i].spec.decay;
+    if (i > 0 && slots[i - 1].spec.decay == decays) {
       segments.back().end = end;
     } else {
-      segments.push_back({slots[i].offset, end, decay});
+      segments.push_back({slots[i].offset, end, decays ? weight_decay : 0});
     }
   }
   return segments;

@@ -40,7 +40,8 @@ struct ParameterLayout {
   std::vector<ParameterSlot> slots;
   int64_t elements = 0;  // of the flat buffer
 
-  // Neighbouring parameters with the same decay, padding included: what AdamW walks over.
+  // Neighbouring parameters that are decayed, or that are not, padding included: what AdamW walks
+  // over. Their number does not depend on the weight decay, which may be zero.
   std::vector<OptimizerSegment> segments(float weight_decay) const;
 };
 

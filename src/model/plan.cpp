@@ -223,12 +223,20 @@ MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const 
   const auto activation = [&](DType type, int64_t elements, int64_t count) {
     for (int64_t i = 0; i < count; ++i) plan.add(MemoryCategory::activations, type, elements);
   };
-  // Per layer: ln_1, attention, residual_mid, ln_2, residual_out; qkv; pre_gelu, gelu; statistics.
-  activation(dtype, n * c, 5 * config.n_layer);
-  activation(dtype, n * 3 * c, config.n_layer);
-  activation(dtype, n * 4 * c, 2 * config.n_layer);
-  activation(acc, n, 4 * config.n_layer);
-  activation(acc, n * config.n_head, config.n_layer);
+  // Per layer: residual_out. Once for all layers where it is made again: gelu; ln_1, ln_2;
+  // attention, residual_mid, qkv, pre_gelu, statistics.
+  const auto layers_below = [&](Recompute level) {
+    return shape.recompute < level ? config.n_layer : int64_t{1};
+  };
+  activation(dtype, n * c, config.n_layer);
+  activation(dtype, n * 4 * c, layers_below(Recompute::gelu));
+  activation(dtype, n * c, 2 * layers_below(Recompute::layernorm));
+  const int64_t layers = layers_below(Recompute::block);
+  activation(dtype, n * c, 2 * layers);
+  activation(dtype, n * 3 * c, layers);
+  activation(dtype, n * 4 * c, layers);
+  activation(acc, n, 4 * layers);
+  activation(acc, n * config.n_head, layers);
   // Once: embedded, projection, ln_f, d_residual, d_c (and d_branch); d_4c; statistics, losses.
   activation(dtype, n * c, config.dropout > 0 ? 6 : 5);
   activation(dtype, n * 4 * c, 1);
@@ -236,8 +244,8 @@ MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const 
 
   plan.add(MemoryCategory::workspace, DType::uint8,
            static_cast<int64_t>(training_workspace(config, shape, ops)));
-  // Tokens and targets; the step's inputs and results; AdamW's segments.
-  for (int i = 0; i < 2; ++i) plan.add(MemoryCategory::batch, DType::int32, n);
+  // Tokens and targets of all micro-steps; the step's inputs and results; AdamW's segments.
+  for (int i = 0; i < 2; ++i) plan.add(MemoryCategory::batch, DType::int32, shape.micro_steps * n);
   plan.add(MemoryCategory::batch, DType::uint8,
            shape.micro_steps * static_cast<int64_t>(sizeof(StepInputs)));
   plan.add(MemoryCategory::batch, DType::uint8, sizeof(StepResults));

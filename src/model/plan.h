@@ -4,6 +4,7 @@
 
 #include "kernels/device/arena.h"
 #include "kernels/ops.h"
+#include "src/model/activations.h"
 #include "src/model/config.h"
 
 namespace lathe {
@@ -14,6 +15,7 @@ struct RunShape {
   int64_t seq_len = 1;      // tokens of a sequence
   int64_t micro_steps = 1;  // of a step
   int64_t decode_len = 0;   // positions of the KV cache for samples; 0: none
+  Recompute recompute = Recompute::none;
 };
 
 // Bytes by category of a training run: GPT2, Optimizer, StepState, micro-batch and Decoder

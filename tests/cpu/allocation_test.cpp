@@ -3,7 +3,7 @@
 #include <cerrno>
 #include <cstdlib>
 
-#include "tests/cpu/one_step.h"
+#include "tests/ops/one_step.h"
 
 namespace {
 

@@ -1,566 +1,96 @@
+// What only the CPU promises of attention; the operation itself is tested in tests/ops.
 #include "kernels/cpu/attention.h"
 
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <cstring>
-#include <functional>
-#include <random>
+#include <algorithm>
+#include <array>
+#include <vector>
 
 #include "kernels/cpu/threads.h"
 #include "kernels/philox.h"
 #include "tests/allocations.h"
-#include "tests/tolerance.h"
 
 namespace lathe {
 namespace {
-
-struct Sizes {
-  int64_t B, T, H, D;
-  int64_t C() const { return H * D; }
-};
-std::string name_of(const Sizes& s) {
-  return fmt::format("B {} T {} H {} D {}", s.B, s.T, s.H, s.D);
-}
 
 template <typename T>
 Tensor tensor_of(std::vector<T>& values, Shape shape) {
   return Tensor{values.data(), dtype_of<T>, shape};
 }
 
+// Values in [-1, 1).
 template <typename T>
-std::vector<T> random_values(int64_t n, uint64_t seed, double deviation = 1) {
-  std::mt19937_64 generator(seed);
-  std::normal_distribution<double> normal(0, deviation);
+std::vector<T> random_values(int64_t n, uint64_t seed) {
   std::vector<T> values(static_cast<size_t>(n));
-  for (T& v : values) v = T(static_cast<Accumulator<T>>(normal(generator)));
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<T>(static_cast<Accumulator<T>>(
+        static_cast<double>(philox(seed, i, 0, 0)[0]) / 2147483648.0 - 1.0));
   return values;
 }
 
-template <typename To, typename From>
-std::vector<To> converted(const std::vector<From>& from) {
-  std::vector<To> to;
-  for (From v : from) to.push_back(static_cast<To>(v));
-  return to;
-}
-
+// Forward and backward of B sequences of T tokens, and a step with a cache. Nothing may be
+// allocated while they run.
 template <typename T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
-}
-
-constexpr StepInputs kInputs{.seed = 0x1234567890abcdef, .first_sequence = 3, .step = 11};
-
-Dropout dropout_of(double p, const StepInputs& inputs = kInputs) {
-  return {static_cast<float>(p), 5, DropoutSite::attention, &inputs};
-}
-
-// The definition in kernels/ops.h, one element at a time.
-bool kept(const Dropout& dropout, uint64_t element) {
-  const uint64_t group = element / 4;
-  const std::array<uint32_t, 4> words =
-      philox4x32_10({static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32),
-                     dropout.layer * 8 + static_cast<uint32_t>(dropout.site), dropout.inputs->step},
-                    PhiloxKey(dropout.inputs->seed));
-  return words[element % 4] >= static_cast<double>(dropout.p) * 4294967296.0;
-}
-uint64_t mask_element(const Sizes& s, const Dropout& dropout, int64_t b, int64_t h, int64_t query,
-                      int64_t key) {
-  const auto u = [](int64_t i) { return static_cast<uint64_t>(i); };
-  return (((dropout.inputs->first_sequence + u(b)) * u(s.H) + u(h)) * u(s.T) + u(query)) * u(s.T) +
-         u(key);
-}
-
-// ---- The operations, with workspace of the exact size between canaries.
-
-constexpr uint8_t kCanary = 0xA5;
-
-// Scratch full of NaN, whose end is watched.
-struct Scratch {
-  std::vector<uint8_t> memory;
-  size_t bytes;
-  explicit Scratch(size_t n) : memory(n + 4096, kCanary), bytes(n) {
-    std::fill_n(memory.begin(), n, uint8_t{0xFF});
-  }
-  Tensor tensor() { return {memory.data(), DType::uint8, {static_cast<int64_t>(bytes)}}; }
-  ~Scratch() {
-    for (size_t i = bytes; i < memory.size(); ++i) EXPECT_EQ(memory[i], kCanary) << i - bytes;
-  }
-};
-
-void without_allocating(const std::function<void()>& call) {
+std::vector<unsigned char> results(int64_t B, int64_t tokens, int64_t H, int64_t D) {
+  const int64_t C = H * D;
+  const StepInputs inputs{.seed = 9, .first_sequence = 3, .step = 11};
+  const Dropout dropout{0.1f, 5, DropoutSite::attention, &inputs};
+  auto qkv = random_values<T>(B * tokens * 3 * C, 20), dout = random_values<T>(B * tokens * C, 21);
+  std::vector<T> out(dout.size()), dqkv(qkv.size()), cached(out.size());
+  std::vector<T> keys(out.size()), values(out.size());
+  std::vector<Accumulator<T>> logsumexp(static_cast<size_t>(B * H * tokens));
+  const Tensor qkv_t = tensor_of(qkv, {B, tokens, 3 * C}), out_t = tensor_of(out, {B, tokens, C});
+  const Tensor logsumexp_t = tensor_of(logsumexp, {B, H, tokens});
+  const AttentionForward forward{out_t, logsumexp_t, qkv_t, H, dropout};
+  const AttentionBackward backward{tensor_of(dqkv, {B, tokens, 3 * C}),
+                                   tensor_of(dout, {B, tokens, C}),
+                                   out_t,
+                                   logsumexp_t,
+                                   qkv_t,
+                                   H,
+                                   dropout};
+  const AttentionCached sampling{tensor_of(cached, {B, tokens, C}), tensor_of(keys, {B, tokens, C}),
+                                 tensor_of(values, {B, tokens, C}), qkv_t, H};
+  std::vector<uint8_t> workspace(std::max({attention_forward_workspace_bytes(forward),
+                                           attention_backward_workspace_bytes(backward),
+                                           attention_cached_workspace_bytes(sampling)}));
+  const Tensor scratch = tensor_of(workspace, {static_cast<int64_t>(workspace.size())});
   const size_t before = testing::allocated_bytes();
-  call();
+  attention_forward<T>(forward, scratch);
+  attention_backward<T>(backward, scratch);
+  attention_cached<T>(sampling, scratch);
   EXPECT_EQ(testing::allocated_bytes(), before);
+
+  std::vector<unsigned char> bytes;
+  const auto append = [&bytes](const auto& v) {
+    const auto* const data = reinterpret_cast<const unsigned char*>(v.data());
+    bytes.insert(bytes.end(), data, data + v.size() * sizeof(v[0]));
+  };
+  append(out), append(dqkv), append(logsumexp), append(cached);
+  return bytes;
 }
 
 template <typename T>
-struct Results {
-  std::vector<T> out, dqkv;
-  std::vector<Accumulator<T>> logsumexp;
-};
-
-template <typename T>
-void run_forward(const Sizes& s, std::vector<T>& qkv, const Dropout& dropout, Results<T>& r) {
-  r.out.assign(static_cast<size_t>(s.B * s.T * s.C()), T(-7));
-  r.logsumexp.assign(static_cast<size_t>(s.B * s.H * s.T), -7);
-  const AttentionForward args{tensor_of(r.out, {s.B, s.T, s.C()}),
-                              tensor_of(r.logsumexp, {s.B, s.H, s.T}),
-                              tensor_of(qkv, {s.B, s.T, 3 * s.C()}), s.H, dropout};
-  Scratch scratch(attention_forward_workspace_bytes(args));
-  without_allocating([&] { attention_forward<T>(args, scratch.tensor()); });
-}
-
-template <typename T>
-Results<T> run(const Sizes& s, std::vector<T> qkv, std::vector<T> dout, const Dropout& dropout) {
-  Results<T> r;
-  run_forward(s, qkv, dropout, r);
-  r.dqkv.assign(qkv.size(), T(-7));
-  const AttentionBackward args{tensor_of(r.dqkv, {s.B, s.T, 3 * s.C()}),
-                               tensor_of(dout, {s.B, s.T, s.C()}),
-                               tensor_of(r.out, {s.B, s.T, s.C()}),
-                               tensor_of(r.logsumexp, {s.B, s.H, s.T}),
-                               tensor_of(qkv, {s.B, s.T, 3 * s.C()}),
-                               s.H,
-                               dropout};
-  Scratch scratch(attention_backward_workspace_bytes(args));
-  without_allocating([&] { attention_backward<T>(args, scratch.tensor()); });
-  return r;
-}
-
-// ---- The plain implementation: one T x T matrix per head, sums in A, and every step's result
-// rounded to T, as separate operations would.
-
-template <typename T, typename A>
-struct PlainResults {
-  std::vector<T> out, dqkv;
-  std::vector<A> logsumexp;
-};
-
-template <typename T, typename A>
-class Plain {
- public:
-  Plain(const Sizes& s, const std::vector<T>& qkv, const std::vector<T>& dout,
-        const Dropout& dropout)
-      : s_(s), qkv_(qkv), dout_(dout), dropout_(dropout) {}
-
-  PlainResults<T, A> run() {
-    r_.out.resize(dout_.size()), r_.dqkv.resize(qkv_.size());
-    r_.logsumexp.resize(static_cast<size_t>(s_.B * s_.H * s_.T));
-    for (int64_t b = 0; b < s_.B; ++b)
-      for (int64_t h = 0; h < s_.H; ++h) head(b, h);
-    return r_;
-  }
-
- private:
-  static A round(A x) { return static_cast<A>(T(x)); }
-  size_t at(int which, int64_t b, int64_t t, int64_t h, int64_t c) const {
-    return static_cast<size_t>((b * s_.T + t) * 3 * s_.C() + which * s_.C() + h * s_.D + c);
-  }
-  size_t out_at(int64_t b, int64_t t, int64_t h, int64_t c) const {
-    return static_cast<size_t>((b * s_.T + t) * s_.C() + h * s_.D + c);
-  }
-
-  void head(int64_t b, int64_t h) {
-    const A scale = A(1) / std::sqrt(static_cast<A>(s_.D));
-    const A keep_scale = A(1) / (A(1) - static_cast<A>(dropout_.p));
-    std::vector<A> dk(static_cast<size_t>(s_.T * s_.D)), dv(dk);
-    for (int64_t q = 0; q < s_.T; ++q) {
-      std::vector<A> p(static_cast<size_t>(q + 1)), keep(p), dropped(p), ds(p);
-      A largest = -INFINITY, sum = 0, dot = 0;
-      for (int64_t k = 0; k <= q; ++k) {
-        A score = 0;
-        for (int64_t c = 0; c < s_.D; ++c)
-          score +=
-              static_cast<A>(qkv_[at(0, b, q, h, c)]) * static_cast<A>(qkv_[at(1, b, k, h, c)]);
-        p[k] = round(round(score) * scale);
-        largest = std::max(largest, p[k]);
-      }
-      for (A& x : p) sum += x = std::exp(x - largest);
-      r_.logsumexp[static_cast<size_t>((b * s_.H + h) * s_.T + q)] = largest + std::log(sum);
-      for (int64_t k = 0; k <= q; ++k) {
-        p[k] = round(p[k] / sum);
-        keep[k] = dropout_.p == 0                                          ? A(1)
-                  : kept(dropout_, mask_element(s_, dropout_, b, h, q, k)) ? keep_scale
-                                                                           : A(0);
-        dropped[k] = round(p[k] * keep[k]);
-      }
-      for (int64_t c = 0; c < s_.D; ++c) {
-        A out = 0;
-        for (int64_t k = 0; k <= q; ++k)
-          out += dropped[k] * static_cast<A>(qkv_[at(2, b, k, h, c)]);
-        r_.out[out_at(b, q, h, c)] = T(out);
-      }
-      for (int64_t k = 0; k <= q; ++k) {
-        A dp = 0;
-        for (int64_t c = 0; c < s_.D; ++c) {
-          const A dout = static_cast<A>(dout_[out_at(b, q, h, c)]);
-          dp += dout * static_cast<A>(qkv_[at(2, b, k, h, c)]);
-          dv[static_cast<size_t>(k * s_.D + c)] += dropped[k] * dout;
-        }
-        ds[k] = round(round(dp) * keep[k]);
-        dot += ds[k] * p[k];
-      }
-      for (int64_t k = 0; k <= q; ++k) ds[k] = round(round(p[k] * (ds[k] - dot)) * scale);
-      for (int64_t c = 0; c < s_.D; ++c) {
-        A dq = 0;
-        for (int64_t k = 0; k <= q; ++k) {
-          dq += ds[k] * static_cast<A>(qkv_[at(1, b, k, h, c)]);
-          dk[static_cast<size_t>(k * s_.D + c)] += ds[k] * static_cast<A>(qkv_[at(0, b, q, h, c)]);
-        }
-        r_.dqkv[at(0, b, q, h, c)] = T(dq);
-      }
-    }
-    for (int64_t k = 0; k < s_.T; ++k)
-      for (int64_t c = 0; c < s_.D; ++c) {
-        r_.dqkv[at(1, b, k, h, c)] = T(dk[static_cast<size_t>(k * s_.D + c)]);
-        r_.dqkv[at(2, b, k, h, c)] = T(dv[static_cast<size_t>(k * s_.D + c)]);
-      }
-  }
-
-  Sizes s_;
-  const std::vector<T>&qkv_, &dout_;
-  Dropout dropout_;
-  PlainResults<T, A> r_;
-};
-
-template <typename T>
-PlainResults<T, Accumulator<T>> plain(const Sizes& s, const std::vector<T>& qkv,
-                                      const std::vector<T>& dout, const Dropout& dropout) {
-  return Plain<T, Accumulator<T>>(s, qkv, dout, dropout).run();
-}
-
-// In long double, so that double itself is under the rule.
-template <typename T>
-PlainResults<long double, long double> reference(const Sizes& s, const std::vector<T>& qkv,
-                                                 const std::vector<T>& dout,
-                                                 const Dropout& dropout) {
-  const auto q = converted<long double>(qkv), d = converted<long double>(dout);
-  return Plain<long double, long double>(s, q, d, dropout).run();
-}
-
-// ---- Against the plain implementation.
-
-template <typename T>
-void check_against_plain(const Sizes& s, double p, std::vector<T> qkv = {}) {
-  if (qkv.empty()) qkv = random_values<T>(s.B * s.T * 3 * s.C(), 1);
-  const auto dout = random_values<T>(s.B * s.T * s.C(), 2);
-  const Dropout dropout = dropout_of(p);
-  const auto r = run<T>(s, qkv, dout, dropout);
-  const auto simple = plain<T>(s, qkv, dout, dropout);
-  const auto exact = reference<T>(s, qkv, dout, dropout);
-  const std::string what = fmt::format("{} {} dropout {}", name_of(dtype_of<T>), name_of(s), p);
-  testing::expect_close(r.out, converted<double>(exact.out), simple.out, what + " out");
-  testing::expect_close(r.logsumexp, converted<double>(exact.logsumexp), simple.logsumexp,
-                        what + " logsumexp");
-  testing::expect_close(r.dqkv, converted<double>(exact.dqkv), simple.dqkv, what + " dqkv");
-}
-
-const Sizes kShapes[] = {{2, 1, 1, 16},   {1, 2, 3, 40},  {2, 17, 3, 64},  {1, 65, 5, 80},
-                         {1, 65, 1, 128}, {2, 64, 4, 32}, {1, 130, 2, 16}, {1, 300, 1, 64},
-                         {1, 5, 1, 256},  {2, 33, 2, 3},  {1, 127, 1, 112}};
-
-template <typename T>
-class AttentionOf : public ::testing::Test {};
+class CpuAttentionOf : public ::testing::Test {};
 using AllTypes = ::testing::Types<float, bf16, double>;
-TYPED_TEST_SUITE(AttentionOf, AllTypes);
+TYPED_TEST_SUITE(CpuAttentionOf, AllTypes);
 
-TYPED_TEST(AttentionOf, AgreesWithPlain) {
-  for (const Sizes& s : kShapes)
-    for (double p : {0.0, 0.3}) check_against_plain<TypeParam>(s, p);
-}
-
-TYPED_TEST(AttentionOf, AgreesWithPlainOnSharpScores) {
-  const Sizes s{1, 200, 2, 32};
-  check_against_plain<TypeParam>(s, 0.1, random_values<TypeParam>(s.T * 3 * s.C(), 22, 3));
-}
-
-// The running maximum of every row moves from block to block.
-TYPED_TEST(AttentionOf, AgreesWithPlainOnRisingScores) {
-  using A = Accumulator<TypeParam>;
-  const Sizes s{1, 300, 1, 32};
-  auto qkv = random_values<TypeParam>(s.T * 3 * s.C(), 23);
-  for (int64_t t = 0; t < s.T; ++t)
-    for (int64_t c = 0; c < 2 * s.C(); ++c) {
-      TypeParam& x = qkv[static_cast<size_t>(t * 3 * s.C() + c)];
-      const A factor = c < s.C() ? A(1) : static_cast<A>(t) / 15;
-      x = TypeParam(std::fabs(static_cast<A>(x)) * factor);
-    }
-  check_against_plain<TypeParam>(s, 0, qkv);
-}
-
-// ---- Gradients by central differences in double.
-
-double loss_of(const Sizes& s, std::vector<double>& qkv, const std::vector<double>& weights,
-               const Dropout& dropout) {
-  Results<double> r;
-  run_forward(s, qkv, dropout, r);
-  double loss = 0;
-  for (size_t i = 0; i < weights.size(); ++i) loss += weights[i] * r.out[i];
-  return loss;
-}
-
-double difference(const Sizes& s, const std::vector<double>& qkv,
-                  const std::vector<double>& direction, const std::vector<double>& weights,
-                  const Dropout& dropout) {
-  constexpr double kStep = 1e-5;
-  std::vector<double> up = qkv, down = qkv;
-  for (size_t i = 0; i < qkv.size(); ++i)
-    up[i] += kStep * direction[i], down[i] -= kStep * direction[i];
-  return (loss_of(s, up, weights, dropout) - loss_of(s, down, weights, dropout)) / (2 * kStep);
-}
-
-void check_gradient(const Sizes& s, double p) {
-  const auto qkv = random_values<double>(s.B * s.T * 3 * s.C(), 3);
-  const auto dout = random_values<double>(s.B * s.T * s.C(), 4);
-  const Dropout dropout = dropout_of(p);
-  const auto gradient = run<double>(s, qkv, dout, dropout).dqkv;
-  double norm = 0;
-  for (double g : gradient) norm += g * g;
-  norm = std::sqrt(norm);
-  const auto along = random_values<double>(static_cast<int64_t>(qkv.size()), 5);
-  double expected = 0;
-  for (size_t i = 0; i < along.size(); ++i) expected += along[i] * gradient[i];
-  EXPECT_NEAR(difference(s, qkv, along, dout, dropout), expected, 1e-7 * norm)
-      << name_of(s) << " dropout " << p;
-  std::mt19937_64 generator(6);
-  for (int sample = 0; sample < 3; ++sample) {
-    std::vector<double> one(qkv.size());
-    const size_t i = generator() % qkv.size();
-    one[i] = 1;
-    EXPECT_NEAR(difference(s, qkv, one, dout, dropout), gradient[i], 1e-8 * (1 + norm))
-        << name_of(s) << " dropout " << p << " element " << i;
-  }
-}
-
-TEST(Attention, GradientsAreFiniteDifferences) {
-  for (int64_t T : {1, 2, 17, 65})
-    for (int64_t H : {1, 3, 5})
-      for (int64_t D : {16, 40, 64, 80, 128})
-        for (double p : {0.0, 0.25}) check_gradient({T < 20 ? 2 : 1, T, H, D}, p);
-  check_gradient({1, 150, 1, 16}, 0.25);  // three blocks
-}
-
-// ---- Dropout.
-
-// With equal scores and one-hot values the result is the matrix of kept probabilities; with
-// one-hot gradients dv is its transpose.
-void check_masks(const Sizes& s, const StepInputs& inputs, double p) {
-  const Dropout dropout = dropout_of(p, inputs);
-  std::vector<float> qkv(static_cast<size_t>(s.B * s.T * 3 * s.C())), dout(qkv.size() / 3);
-  for (int64_t row = 0; row < s.B * s.T; ++row)
-    for (int64_t h = 0; h < s.H; ++h) {
-      qkv[static_cast<size_t>((row * 3 + 2) * s.C() + h * s.D + row % s.T)] = 1;
-      dout[static_cast<size_t>(row * s.C() + h * s.D + row % s.T)] = 1;
-    }
-  const auto r = run<float>(s, qkv, dout, dropout);
-  for (int64_t b = 0; b < s.B; ++b)
-    for (int64_t h = 0; h < s.H; ++h)
-      for (int64_t q = 0; q < s.T; ++q)
-        for (int64_t k = 0; k < s.T; ++k) {
-          const bool keep = k <= q && kept(dropout, mask_element(s, dropout, b, h, q, k));
-          const double p_qk = keep ? 1 / (1 - p) / static_cast<double>(q + 1) : 0;
-          const double out = r.out[static_cast<size_t>((b * s.T + q) * s.C() + h * s.D + k)];
-          const double dv =
-              r.dqkv[static_cast<size_t>(((b * s.T + k) * 3 + 2) * s.C() + h * s.D + q)];
-          ASSERT_NEAR(out, p_qk, p_qk * 1e-5) << name_of(s) << " " << b << h << q << " " << k;
-          ASSERT_NEAR(dv, p_qk, p_qk * 1e-5) << name_of(s) << " " << b << h << q << " " << k;
-        }
-}
-
-TEST(Attention, DropoutMasksAreTheDefinition) {
-  const StepInputs far{.seed = 77, .first_sequence = uint64_t{1} << 40, .step = 1u << 31};
-  for (const Sizes& s : {Sizes{2, 1, 3, 16}, Sizes{1, 17, 3, 17}, Sizes{2, 64, 2, 64},
-                         Sizes{1, 66, 2, 80}, Sizes{1, 201, 1, 256}})
-    for (const StepInputs& inputs : {kInputs, far}) check_masks(s, inputs, 0.4);
-}
-
-TYPED_TEST(AttentionOf, DropoutIgnoresHowTheBatchIsSplit) {
-  using T = TypeParam;
-  const Sizes whole{4, 37, 3, 24}, half{2, 37, 3, 24};
-  const auto qkv = random_values<T>(whole.B * whole.T * 3 * whole.C(), 8);
-  const auto dout = random_values<T>(whole.B * whole.T * whole.C(), 9);
-  const auto all = run<T>(whole, qkv, dout, dropout_of(0.2));
-  Results<T> parts;
-  for (int i = 0; i < 2; ++i) {
-    StepInputs inputs = kInputs;
-    inputs.first_sequence += static_cast<uint64_t>(2 * i);
-    const auto part_of = [&](const std::vector<T>& v) {
-      const auto middle = static_cast<std::ptrdiff_t>(v.size() / 2);
-      return std::vector<T>(v.begin() + i * middle, v.begin() + (i + 1) * middle);
-    };
-    const auto part = run<T>(half, part_of(qkv), part_of(dout), dropout_of(0.2, inputs));
-    parts.out.insert(parts.out.end(), part.out.begin(), part.out.end());
-    parts.dqkv.insert(parts.dqkv.end(), part.dqkv.begin(), part.dqkv.end());
-    parts.logsumexp.insert(parts.logsumexp.end(), part.logsumexp.begin(), part.logsumexp.end());
-  }
-  EXPECT_TRUE(same_bits(all.out, parts.out));
-  EXPECT_TRUE(same_bits(all.dqkv, parts.dqkv));
-  EXPECT_TRUE(same_bits(all.logsumexp, parts.logsumexp));
-}
-
-// ---- Causality, extremes, repeatability.
-
-TYPED_TEST(AttentionOf, TheFutureChangesNothing) {
-  using T = TypeParam;
-  const Sizes s{1, 150, 2, 40};
-  const auto qkv = random_values<T>(s.T * 3 * s.C(), 10);
-  auto dout = random_values<T>(s.T * s.C(), 11);
-  for (int64_t t : {1, 18, 64, 65, 130}) {
-    auto changed = qkv;
-    for (size_t i = static_cast<size_t>(t * 3 * s.C()); i < changed.size(); ++i)
-      changed[i] = T(static_cast<Accumulator<T>>(changed[i]) * 50 + 1);
-    const auto a = run<T>(s, qkv, dout, dropout_of(0.1));
-    const auto b = run<T>(s, changed, dout, dropout_of(0.1));
-    const auto rows = static_cast<size_t>(t * s.C());
-    EXPECT_EQ(std::memcmp(a.out.data(), b.out.data(), rows * sizeof(T)), 0) << t;
-    EXPECT_NE(std::memcmp(a.out.data() + rows, b.out.data() + rows, s.C() * sizeof(T)), 0) << t;
-    for (int64_t q = 0; q < t; ++q) {  // dq of the past as well
-      const auto at = static_cast<size_t>(q * 3 * s.C());
-      ASSERT_EQ(std::memcmp(&a.dqkv[at], &b.dqkv[at], s.C() * sizeof(T)), 0) << t << " " << q;
-      ASSERT_EQ(a.logsumexp[static_cast<size_t>(q)], b.logsumexp[static_cast<size_t>(q)]);
-    }
-  }
-}
-
-TYPED_TEST(AttentionOf, ExtremesStayFinite) {
-  using T = TypeParam;
-  using A = Accumulator<T>;
-  for (double deviation : {0.0, 1e-30, 1e-18, 1.0, 60.0, 300.0})  // scores up to about 1e6
-    for (const Sizes& s : {Sizes{2, 1, 1, 64}, Sizes{1, 150, 2, 64}}) {
-      const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 12, deviation);
-      const auto dout = random_values<T>(s.B * s.T * s.C(), 13);
-      const auto r = run<T>(s, qkv, dout, dropout_of(0));
-      A largest = 0;
-      for (T v : qkv) largest = std::max(largest, std::fabs(static_cast<A>(v)));
-      for (T v : r.out) ASSERT_LE(std::fabs(static_cast<A>(v)), largest * A(1.01)) << deviation;
-      for (T v : r.dqkv) ASSERT_TRUE(std::isfinite(static_cast<A>(v))) << deviation;
-      for (A v : r.logsumexp) ASSERT_TRUE(std::isfinite(v)) << deviation;
-    }
-}
-
-TYPED_TEST(AttentionOf, OneTokenReturnsItsValue) {
-  using T = TypeParam;
-  const Sizes s{3, 1, 2, 24};
-  const auto qkv = random_values<T>(s.B * 3 * s.C(), 14, 100);
-  const auto dout = random_values<T>(s.B * s.C(), 15);
-  const auto r = run<T>(s, qkv, dout, dropout_of(0));
-  for (int64_t b = 0; b < s.B; ++b)
-    for (int64_t c = 0; c < s.C(); ++c) {
-      const auto i = static_cast<size_t>(b * s.C() + c);
-      const auto v = static_cast<size_t>((b * 3 + 2) * s.C() + c);
-      const auto value = static_cast<double>(qkv[v]);
-      EXPECT_NEAR(static_cast<double>(r.out[i]), value, testing::ulp_at<T>(value));
-    }
-}
-
-TYPED_TEST(AttentionOf, RepeatsBitwise) {
-  using T = TypeParam;
-  const Sizes s{2, 300, 3, 48};
-  const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 16);
-  const auto dout = random_values<T>(s.B * s.T * s.C(), 17);
-  const auto first = run<T>(s, qkv, dout, dropout_of(0.1));
-  for (int i = 0; i < 3; ++i) {
-    const auto again = run<T>(s, qkv, dout, dropout_of(0.1));
-    ASSERT_TRUE(same_bits(first.out, again.out));
-    ASSERT_TRUE(same_bits(first.dqkv, again.dqkv));
-    ASSERT_TRUE(same_bits(first.logsumexp, again.logsumexp));
-  }
-}
-
-TYPED_TEST(AttentionOf, AnyNumberOfThreadsGivesTheSameBits) {
-  using T = TypeParam;
-  for (const Sizes& s : {Sizes{3, 270, 2, 24}, Sizes{2, 20, 5, 16}}) {
-    const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 20);
-    const auto dout = random_values<T>(s.B * s.T * s.C(), 21);
-    const int usual = max_threads();
+TYPED_TEST(CpuAttentionOf, AnyNumberOfThreadsGivesTheSameBits) {
+  const int usual = max_threads();
+  for (const auto& [B, T, H, D] : {std::array<int64_t, 4>{3, 270, 2, 24}, {2, 20, 5, 16}}) {
     set_max_threads(1);
-    const auto one = run<T>(s, qkv, dout, dropout_of(0.1));
+    const auto one = results<TypeParam>(B, T, H, D);
     for (int threads : {2, 5}) {
       set_max_threads(threads);
-      const auto several = run<T>(s, qkv, dout, dropout_of(0.1));
-      EXPECT_TRUE(same_bits(one.out, several.out)) << threads;
-      EXPECT_TRUE(same_bits(one.dqkv, several.dqkv)) << threads;
-      EXPECT_TRUE(same_bits(one.logsumexp, several.logsumexp)) << threads;
+      EXPECT_TRUE(one == results<TypeParam>(B, T, H, D)) << threads;
     }
-    set_max_threads(usual);
   }
+  set_max_threads(usual);
 }
 
-TYPED_TEST(AttentionOf, TooSmallAWorkspaceIsRefused) {
-  using T = TypeParam;
-  const Sizes s{1, 70, 1, 40};
-  auto qkv = random_values<T>(s.T * 3 * s.C(), 18);
-  std::vector<T> out(static_cast<size_t>(s.T * s.C()));
-  std::vector<Accumulator<T>> logsumexp(static_cast<size_t>(s.T));
-  const AttentionForward args{tensor_of(out, {1, s.T, s.C()}),
-                              tensor_of(logsumexp, {1, 1, s.T}),
-                              tensor_of(qkv, {1, s.T, 3 * s.C()}),
-                              1,
-                              {}};
-  Scratch scratch(attention_forward_workspace_bytes(args));
-  Tensor workspace = scratch.tensor();
-  workspace.shape.dim[0] -= 1;
-  EXPECT_THROW(attention_forward<T>(args, workspace), CheckError);
-}
-
-// ---- With a cache.
-
-// Feeds T tokens in pieces into a cache of M positions, the unused ones NaN.
-template <typename T>
-std::vector<T> run_cached(const Sizes& s, const std::vector<T>& qkv, int64_t M,
-                          const std::vector<int64_t>& pieces) {
-  const int64_t C = s.C();
-  std::vector<T> keys(static_cast<size_t>(s.B * M * C), T(NAN)), values = keys;
-  std::vector<T> out(static_cast<size_t>(s.B * s.T * C));
-  int64_t past = 0;
-  for (int64_t n : pieces) {
-    std::vector<T> tokens, piece(static_cast<size_t>(s.B * n * C));
-    for (int64_t b = 0; b < s.B; ++b) {
-      const auto from = qkv.begin() + (b * s.T + past) * 3 * C;
-      tokens.insert(tokens.end(), from, from + n * 3 * C);
-    }
-    const AttentionCached args{tensor_of(piece, {s.B, n, C}),
-                               tensor_of(keys, {s.B, M, C}),
-                               tensor_of(values, {s.B, M, C}),
-                               tensor_of(tokens, {s.B, n, 3 * C}),
-                               s.H,
-                               past};
-    Scratch scratch(attention_cached_workspace_bytes(args));
-    without_allocating([&] { attention_cached<T>(args, scratch.tensor()); });
-    for (int64_t b = 0; b < s.B; ++b)
-      std::copy_n(piece.begin() + b * n * C, n * C, out.begin() + (b * s.T + past) * C);
-    past += n;
-  }
-  EXPECT_EQ(past, s.T);
-  return out;
-}
-
-TYPED_TEST(AttentionOf, CachedAgreesWithPlain) {
-  using T = TypeParam;
-  for (const Sizes& s : {Sizes{2, 83, 3, 40}, Sizes{1, 70, 1, 128}}) {
-    const auto qkv = random_values<T>(s.B * s.T * 3 * s.C(), 19);
-    const std::vector<T> dout(qkv.size() / 3, T(0));
-    const auto simple = plain<T>(s, qkv, dout, dropout_of(0));
-    const auto exact = converted<double>(reference<T>(s, qkv, dout, dropout_of(0)).out);
-    const std::vector<int64_t> singly(static_cast<size_t>(s.T), 1);
-    for (const auto& pieces :
-         {std::vector<int64_t>{s.T}, {1, s.T - 1}, {40, 1, 1, s.T - 42}, {s.T - 10, 10}, singly})
-      testing::expect_close(run_cached(s, qkv, s.T + 5, pieces), exact, simple.out,
-                            fmt::format("{} in {} pieces", name_of(s), pieces.size()));
-  }
-}
-
-TEST(Attention, CacheTooShortIsRefused) {
-  std::vector<float> qkv(3 * 8), out(8), keys(4 * 8), values(4 * 8);
-  const AttentionCached args{tensor_of(out, {1, 1, 8}),
-                             tensor_of(keys, {1, 4, 8}),
-                             tensor_of(values, {1, 4, 8}),
-                             tensor_of(qkv, {1, 1, 24}),
-                             1,
-                             4};
-  Scratch scratch(attention_cached_workspace_bytes(args));
-  EXPECT_THROW(attention_cached<float>(args, scratch.tensor()), CheckError);
+TYPED_TEST(CpuAttentionOf, AllocatesNothing) {
+  results<TypeParam>(1, 1, 1, 64), results<TypeParam>(2, 130, 3, 40);
 }
 
 }  // namespace

@@ -1,7 +1,11 @@
 #include "kernels/device/device.h"
 
+#include <array>
+#include <chrono>
+#include <thread>
+
 #include "kernels/device/arena.h"
-#include "tests/cpu/ops_testing.h"
+#include "tests/ops/ops_testing.h"
 
 namespace lathe::testing {
 namespace {
@@ -21,6 +25,35 @@ TEST(CpuDevice, MemoryIsZeroedAlignedAndCopied) {
   cpu().download(values.data(), tensor);
   EXPECT_EQ(values, std::vector<float>(250, 0));
   cpu().release(memory, 1000);
+}
+
+TEST(CpuDevice, ResultsAreThoseOfTheMomentWhenTheyWereAskedFor) {
+  void* memory = cpu().allocate(64);
+  const Tensor tensor{memory, DType::int64, {2}};
+  const std::array<int64_t, 2> first = {1, 2}, second = {3, 4};
+  cpu().upload(tensor, first.data());
+  cpu().read_back(0, tensor);
+  cpu().upload(tensor, second.data());
+  cpu().read_back(1, tensor);
+  cpu().zero(tensor);
+  std::array<int64_t, 2> seen{};
+  cpu().collect(0, seen.data());
+  EXPECT_EQ(seen, first);
+  cpu().collect(1, seen.data());
+  EXPECT_EQ(seen, second);
+  cpu().release(memory, 64);
+}
+
+TEST(CpuDevice, MarksTellTheTimeBetweenThem) {
+  cpu().mark(3);
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  cpu().mark(0);
+  EXPECT_GE(cpu().milliseconds_between(3, 0), 5);
+  EXPECT_EQ(cpu().milliseconds_between(3, 3), 0);
+  EXPECT_FALSE(cpu().asynchronous());
+  int calls = 0;
+  for (int i = 0; i < 3; ++i) cpu().replay(7, [&] { ++calls; });
+  EXPECT_EQ(calls, 3);
 }
 
 TEST(CpuDevice, RefusesMoreMemoryThanThereIs) {
@@ -49,34 +82,6 @@ TEST(CpuDevice, HasTablesForTheFloatingTypes) {
   }
   EXPECT_THROW(cpu().ops(DType::int32), CheckError);
   EXPECT_FALSE(cpu().name().empty());
-}
-
-// Planning sees shapes without memory, and must come to the same number of bytes.
-TEST(CpuDevice, WorkspaceIsAFunctionOfShapes) {
-  float some = 0;
-  const auto tensor = [&](Shape shape, bool real) {
-    return Tensor{real ? &some : nullptr, DType::fp32, shape};
-  };
-  size_t bytes[2][3];
-  for (bool real : {false, true}) {
-    LinearForward forward;
-    forward.y_no = forward.pre_activation_no = tensor({65, 33}, real);
-    forward.x_ni = tensor({65, 17}, real), forward.weight_io = tensor({17, 33}, real);
-    forward.bias_o = tensor({33}, real), forward.gelu = Gelu::tanh;
-    LinearBackward backward;
-    backward.dx_ni = backward.x_ni = tensor({65, 17}, real);
-    backward.dy_no = tensor({65, 33}, real);
-    backward.weight_io = backward.dweight_io = tensor({17, 33}, real);
-    LinearCrossEntropy entropy;
-    entropy.x_nc = entropy.dx_nc = tensor({65, 16}, real);
-    entropy.wte_vc = entropy.dwte_vc = tensor({128, 16}, real);
-    entropy.losses_n = tensor({65}, real), entropy.vocab_size = 97;
-    const Ops& table = ops<float>();
-    bytes[real][0] = table.workspace_bytes(forward);
-    bytes[real][1] = table.workspace_bytes(backward);
-    bytes[real][2] = table.workspace_bytes(entropy);
-  }
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(bytes[0][i], bytes[1][i]) << i;
 }
 
 TEST(Costs, CountTheWorkThatTheModelAsksFor) {

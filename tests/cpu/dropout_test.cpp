@@ -1,6 +1,6 @@
 #include "kernels/cpu/dropout.h"
 
-#include "tests/cpu/ops_testing.h"
+#include "tests/ops/ops_testing.h"
 
 namespace lathe::testing {
 namespace {

@@ -8,46 +8,89 @@
 namespace lathe::testing {
 namespace {
 
+const GPT2Config kConfigs[] = {
+    {.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 2, .seq_len = 1},
+    {.n_layer = 3,
+     .n_head = 3,
+     .n_embd = 120,
+     .vocab_size = 97,
+     .seq_len = 65,
+     .bias = false,
+     .dropout = 0.1f},
+    {.n_layer = 2,
+     .n_head = 5,
+     .n_embd = 80,
+     .vocab_size = 5003,
+     .seq_len = 33,
+     .gelu = Gelu::exact}};
+
+void expect_agreement(const GPT2Config& config, const RunShape& shape) {
+  const auto device = make_test_device(shape.dtype);
+  const MemoryPlan plan = plan_training(config, shape, device->ops(shape.dtype));
+  Arena arena(*device, plan.total());
+  GPT2 model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena, shape.recompute);
+  const OptimizerConfig undecayed{.weight_decay = 0};
+  Optimizer optimizer(undecayed, model.weights(), model.gradients(), model.layout(), *device,
+                      arena);
+  StepState state(*device, arena, shape.micro_steps);
+  for (int i = 0; i < 2; ++i) {
+    arena.allocate(MemoryCategory::batch, DType::int32,
+                   {shape.micro_steps, shape.batch_size, shape.seq_len});
+  }
+  Decoder decoder(config, model.weights(), config.seq_len, config.seq_len, *device, arena);
+  EXPECT_EQ(arena.used(), plan) << to_string(arena.used()) << to_string(plan);
+}
+
 // The plan, from formulas, and the arena, from what the program really took.
 TEST(Plan, AgreesWithTheArenaToTheByte) {
   for (DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
-    for (const GPT2Config& config :
-         {GPT2Config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 2, .seq_len = 1},
-          GPT2Config{.n_layer = 3,
-          .n_head = 3,
-          .n_embd = 120,
-          .vocab_size = 97,
-          .seq_len = 65,
-          .bias = false,
-          .dropout = 0.1f},
-          GPT2Config{.n_layer = 2,
-          .n_head = 5,
-          .n_embd = 80,
-          .vocab_size = 5003,
-          .seq_len = 33,
-          .gelu = Gelu::exact}}) {
-      const RunShape shape{.dtype = dtype,
-                           .batch_size = 3,
-                           .seq_len = config.seq_len,
-                           .micro_steps = 2,
-                           .decode_len = config.seq_len};
-      const auto device = make_cpu_device();
-      const MemoryPlan plan = plan_training(config, shape, device->ops(dtype));
-      Arena arena(*device, plan.total());
-      GPT2 model(config, dtype, shape.batch_size, shape.seq_len, *device, arena);
-      Optimizer optimizer({}, model.weights(), model.gradients(), model.layout(), *device, arena);
-      StepState state(*device, arena, shape.micro_steps);
-      for (int i = 0; i < 2; ++i) {
-        arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len});
+    for (Recompute recompute :
+         {Recompute::none, Recompute::gelu, Recompute::layernorm, Recompute::block}) {
+      for (const GPT2Config& config : kConfigs) {
+        SCOPED_TRACE(fmt::format("{} {}", name_of(dtype), name_of(recompute)));
+        expect_agreement(config, {.dtype = dtype,
+                                  .batch_size = 3,
+                                  .seq_len = config.seq_len,
+                                  .micro_steps = 2,
+                                  .decode_len = config.seq_len,
+                                  .recompute = recompute});
       }
-      Decoder decoder(config, model.weights(), config.seq_len, config.seq_len, *device, arena);
-      EXPECT_EQ(arena.used(), plan) << to_string(arena.used()) << to_string(plan);
     }
   }
 }
 
+// What a layer keeps per token: 16, 12, 10 and 1 times C values, where statistics weigh little.
+TEST(Plan, EachLevelOfRecomputationKeepsLess) {
+  const auto device = make_test_device(DType::fp32);
+  const auto per_layer = [&](Recompute recompute) {
+    const auto activations = [&](int64_t n_layer) {
+      const RunShape shape{.batch_size = 2, .seq_len = 64, .recompute = recompute};
+      const MemoryPlan plan =
+          plan_training({.n_layer = n_layer, .vocab_size = 100}, shape, device->ops(shape.dtype));
+      return plan.bytes[static_cast<int>(MemoryCategory::activations)];
+    };
+    return static_cast<double>(activations(9) - activations(8)) / (2 * 64 * 768 * sizeof(float));
+  };
+  const double statistics = (4.0 + 12) / 768;
+  EXPECT_NEAR(per_layer(Recompute::none), 16 + statistics, 1e-9);
+  EXPECT_NEAR(per_layer(Recompute::gelu), 12 + statistics, 1e-9);
+  EXPECT_NEAR(per_layer(Recompute::layernorm), 10 + statistics, 1e-9);
+  EXPECT_NEAR(per_layer(Recompute::block), 1, 1e-9);
+}
+
+TEST(Plan, NoWeightDecayTakesTheSameMemory) {
+  const ParameterLayout layout(GPT2Config{.n_layer = 2, .n_head = 1, .n_embd = 16, .seq_len = 8});
+  const auto none = layout.segments(0), some = layout.segments(0.1f);
+  ASSERT_EQ(none.size(), some.size());
+  for (size_t i = 0; i < some.size(); ++i) {
+    EXPECT_EQ(none[i].begin, some[i].begin);
+    EXPECT_EQ(none[i].end, some[i].end);
+    EXPECT_EQ(none[i].weight_decay, 0);
+  }
+}
+
 TEST(Plan, AnArenaThatIsTooSmallIsAnError) {
-  const auto device = make_cpu_device();
+  const auto device = make_test_device(DType::fp32);
   const GPT2Config config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 20, .seq_len = 8};
   const MemoryPlan plan =
       plan_training(config, {.batch_size = 1, .seq_len = 8}, device->ops(DType::fp32));

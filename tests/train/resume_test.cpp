@@ -34,6 +34,7 @@ TEST_F(Resume, InTwoPartsIsBitwiseTheWholeRun) {
   for (const auto& [name, more] : std::vector<Case>{
            {"fp32", {}},
            {"bf16", {{"dtype", "bf16"}}},
+           {"bf16, rounded stochastically", {{"dtype", "bf16"}, {"stochastic-rounding", "true"}}},
            {"dropout and accumulation", {{"dropout", "0.3"}, {"total-batch-size", "32"}}},
            {"bf16, dropout and accumulation",
             {{"dtype", "bf16"}, {"dropout", "0.3"}, {"total-batch-size", "32"}}},
@@ -62,6 +63,18 @@ TEST_F(Resume, InTwoPartsIsBitwiseTheWholeRun) {
           << file;
     }
   }
+}
+
+TEST_F(Resume, WithAnotherLevelOfRecomputationIsBitwise) {
+  const Flags more = {{"n-layer", "3"}, {"dropout", "0.2"}, {"total-batch-size", "32"}};
+  const fs::path whole = scratch / "whole", parts = scratch / "parts";
+  expect_success(train(with(tiny(whole), more)));
+  for (const auto& [steps, recompute] : std::vector<std::pair<const char*, const char*>>{
+           {"4", "gelu"}, {"8", "layernorm"}, {"12", "block"}}) {
+    expect_success(
+        train(with(with(tiny(parts), more), {{"steps", steps}, {"recompute", recompute}})));
+  }
+  expect_same_run(whole, parts);
 }
 
 TEST_F(Resume, AFinishedRunHasNothingLeftToDo) {
@@ -147,6 +160,10 @@ TEST_F(Resume, OnlyWhatLeavesItTheSameRunMayChange) {
                                         {"checkpoint-interval", "2"},
                                         {"keep", "3"},
                                         {"max-skipped-steps", "5"},
+                                        {"device", "cpu"},
+                                        {"tf32", ""},
+                                        {"deterministic", ""},
+                                        {"recompute", "layernorm"},
                                         {"bias", "false"},
                                         {"gelu", "exact"}})));
   EXPECT_EQ(checkpoints(out),

@@ -1,4 +1,4 @@
-#include "tests/cpu/ops_testing.h"
+#include "tests/ops/ops_testing.h"
 
 namespace lathe::testing {
 namespace {
@@ -73,15 +73,23 @@ TEST(Linear, GradientsByFiniteDifferences) {
   }
 }
 
-TEST(Linear, AccumulatesItsWeights) {
-  Case<double> c(kSizes[3]);
+template <typename T>
+void accumulates() {
+  using A = Accumulator<T>;
+  Case<T> c(kSizes[3]);
   c.forward();
   c.backward(false);
-  const auto once = c.dw1.values(), bias_once = c.db2.values();
+  std::vector<A> dw = c.dw1.values(), db = c.db2.values();
   c.backward(true);
-  for (size_t i = 0; i < once.size(); ++i) EXPECT_DOUBLE_EQ(c.dw1.values()[i], 2 * once[i]);
-  for (size_t i = 0; i < bias_once.size(); ++i)
-    EXPECT_DOUBLE_EQ(c.db2.values()[i], 2 * bias_once[i]);
+  for (std::vector<A>* once : {&dw, &db})
+    for (A& sum : *once) sum *= 2;
+  expect_close<A>(c.dw1.values(), converted<double>(dw), dw, "dweight");
+  expect_close<A>(c.db2.values(), converted<double>(db), db, "dbias");
+}
+TEST(Linear, AccumulatesItsWeights) {
+  accumulates<double>();
+  accumulates<float>();
+  accumulates<bf16>();
 }
 
 template <typename T>

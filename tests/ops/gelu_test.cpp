@@ -1,4 +1,4 @@
-#include "tests/cpu/ops_testing.h"
+#include "tests/ops/ops_testing.h"
 
 namespace lathe::testing {
 namespace {

@@ -1,5 +1,5 @@
 #include "kernels/cpu/threads.h"
-#include "tests/cpu/one_step.h"
+#include "tests/ops/one_step.h"
 
 namespace lathe::testing {
 namespace {
@@ -33,7 +33,7 @@ void compare() {
   for (int threads : {1, 2})  // products may depend on the number of threads, but on nothing else
     expect_same_bits(result<T>(threads, true), result<T>(threads, true), "twice the same");
 }
-TEST(Determinism, SameBits) {
+TEST(Threads, AnyNumberGivesTheSameBits) {
   compare<float>();
   compare<bf16>();
   compare<double>();

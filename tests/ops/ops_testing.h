@@ -1,5 +1,5 @@
-// What the tests of the CPU operations share: deterministic values, tensors between canaries,
-// workspaces that are poisoned before and checked after, and finite differences.
+// What the tests of operations share: the device under test, deterministic values, tensors between
+// canaries, workspaces that are poisoned before and checked after, and finite differences.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -9,7 +9,10 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <new>
+#include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/ops.h"
@@ -18,13 +21,29 @@
 
 namespace lathe::testing {
 
+// The device whose float and bf16 operations a binary tests: linked from device_cpu.cpp or
+// device_cuda.cpp. So one source holds the CPU to double, and a GPU to the CPU's double.
+Device& device_under_test();
+// Memory that the host and the device under test both address, not initialised. The host may look
+// at it whenever the device is idle.
+void* allocate_visible(size_t bytes);
+void release_visible(void* memory) noexcept;
+// Whether operations look at tokens, targets and segments before they run, and throw where one is
+// out of bounds. A GPU would have to wait for that: there the row of such a token becomes NaN.
+bool looks_at_values();
+
 inline Device& cpu() {
   static const std::unique_ptr<Device> device = make_cpu_device();
   return *device;
 }
+// double, the reference, is always the CPU's.
+template <typename T>
+Device& device_of() {
+  return std::is_same_v<T, double> ? cpu() : device_under_test();
+}
 template <typename T>
 const Ops& ops() {
-  return cpu().ops(dtype_of<T>);
+  return device_of<T>().ops(dtype_of<T>);
 }
 
 // Value `index` of a stream of numbers in [-1, 1).
@@ -54,6 +73,24 @@ std::vector<To> converted(const std::vector<From>& values) {
   return result;
 }
 
+struct ReleaseVisible {
+  void operator()(void* memory) const { release_visible(memory); }
+};
+
+// A value that operations are handed the address of.
+template <typename T>
+class Visible {
+ public:
+  explicit Visible(const T& value = T()) : memory_(new (allocate_visible(sizeof(T))) T(value)) {}
+  T* get() const { return memory_.get(); }
+  T* operator->() const { return memory_.get(); }
+  T& operator*() const { return *memory_; }
+
+ private:
+  static_assert(std::is_trivially_copyable_v<T>);
+  std::unique_ptr<T, ReleaseVisible> memory_;
+};
+
 // A tensor with memory of its own between two canaries, which are checked when it dies.
 template <typename T>
 class Buffer {
@@ -63,7 +100,7 @@ class Buffer {
   Buffer(Shape shape, const std::vector<T>& values) : count_(values.size()) {
     EXPECT_EQ(shape.elements(), static_cast<int64_t>(count_));
     const size_t bytes = 2 * kCanary + (count_ * sizeof(T) + 63) / 64 * 64;
-    memory_.reset(static_cast<unsigned char*>(std::aligned_alloc(64, bytes)));
+    memory_.reset(static_cast<unsigned char*>(allocate_visible(bytes)));
     std::memset(memory_.get(), kPattern, bytes);
     tensor = Tensor{memory_.get() + kCanary, dtype_of<T>, shape};
     if (count_) std::memcpy(tensor.data, values.data(), count_ * sizeof(T));
@@ -91,11 +128,8 @@ class Buffer {
   }
   static constexpr size_t kCanary = 256;
   static constexpr unsigned char kPattern = 0xa5;
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
   size_t count_;
-  std::unique_ptr<unsigned char[], Free> memory_;
+  std::unique_ptr<unsigned char[], ReleaseVisible> memory_;
 };
 
 // Exactly the bytes that an operation asks for, poisoned.
@@ -104,44 +138,69 @@ Buffer<uint8_t> workspace_for(const Ops& table, const Args& args) {
   return Buffer<uint8_t>(Shape{static_cast<int64_t>(table.workspace_bytes(args))});
 }
 
+// Runs an operation and waits for it.
+template <typename Args>
+void run(const Ops& table, void (Ops::*operation)(const Args&, const Tensor&) const,
+         const Args& args) {
+  if constexpr (requires { table.workspace_bytes(args); }) {
+    const Buffer<uint8_t> workspace = workspace_for(table, args);
+    (table.*operation)(args, workspace.tensor);
+    device_under_test().synchronize();
+  } else {
+    (table.*operation)(args, {});
+    device_under_test().synchronize();
+  }
+}
 inline void run(const Ops& t, const EmbeddingForward& a) {
-  t.embedding_forward(a, workspace_for(t, a).tensor);
+  run(t, &Ops::embedding_forward, a);
 }
 inline void run(const Ops& t, const EmbeddingBackward& a) {
-  t.embedding_backward(a, workspace_for(t, a).tensor);
+  run(t, &Ops::embedding_backward, a);
 }
 inline void run(const Ops& t, const LayerNormForward& a) {
-  t.layernorm_forward(a, workspace_for(t, a).tensor);
+  run(t, &Ops::layernorm_forward, a);
 }
 inline void run(const Ops& t, const LayerNormBackward& a) {
-  t.layernorm_backward(a, workspace_for(t, a).tensor);
+  run(t, &Ops::layernorm_backward, a);
 }
 inline void run(const Ops& t, const LinearForward& a) {
-  t.linear_forward(a, workspace_for(t, a).tensor);
+  run(t, &Ops::linear_forward, a);
 }
 inline void run(const Ops& t, const LinearBackward& a) {
-  t.linear_backward(a, workspace_for(t, a).tensor);
+  run(t, &Ops::linear_backward, a);
 }
 inline void run(const Ops& t, const GeluForward& a) {
-  t.gelu_forward(a, {});
+  run(t, &Ops::gelu_forward, a);
 }
 inline void run(const Ops& t, const GeluBackward& a) {
-  t.gelu_backward(a, {});
+  run(t, &Ops::gelu_backward, a);
+}
+inline void run(const Ops& t, const AttentionForward& a) {
+  run(t, &Ops::attention_forward, a);
+}
+inline void run(const Ops& t, const AttentionBackward& a) {
+  run(t, &Ops::attention_backward, a);
+}
+inline void run(const Ops& t, const AttentionCached& a) {
+  run(t, &Ops::attention_cached, a);
 }
 inline void run(const Ops& t, const Logits& a) {
-  t.logits(a, workspace_for(t, a).tensor);
+  run(t, &Ops::logits, a);
 }
 inline void run(const Ops& t, const LinearCrossEntropy& a) {
-  t.linear_cross_entropy(a, workspace_for(t, a).tensor);
+  run(t, &Ops::linear_cross_entropy, a);
+}
+inline void run(const Ops& t, const BeginStep& a) {
+  run(t, &Ops::begin_step, a);
 }
 inline void run(const Ops& t, const GlobalNorm& a) {
-  t.global_norm(a, workspace_for(t, a).tensor);
+  run(t, &Ops::global_norm, a);
 }
 inline void run(const Ops& t, const AdamW& a) {
-  t.adamw(a, {});
+  run(t, &Ops::adamw, a);
 }
 inline void run(const Ops& t, const Cast& a) {
-  t.cast(a, {});
+  run(t, &Ops::cast, a);
 }
 
 // EXPECTs that `gradient` is the derivative of `loss` by `x` (memory that loss reads), by central

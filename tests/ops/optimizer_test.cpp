@@ -1,6 +1,8 @@
 // AdamW, the global norm, and casts.
-#include "tests/cpu/golden_adamw.h"
-#include "tests/cpu/ops_testing.h"
+#include <bit>
+
+#include "tests/ops/golden_adamw.h"
+#include "tests/ops/ops_testing.h"
 
 namespace lathe::testing {
 namespace {
@@ -12,8 +14,10 @@ struct State {
   Buffer<A> masters, m, v, gradients;
   Buffer<T> weights;
   std::vector<OptimizerSegment> segments;
-  StepInputs inputs;
-  StepResults results;
+  Buffer<uint8_t> visible_segments{{4 * sizeof(OptimizerSegment)}};
+  Visible<StepInputs> inputs;
+  Visible<StepResults> results;
+  bool stochastic_rounding = false;
 
   explicit State(int64_t elements)
       : count(elements),
@@ -23,15 +27,20 @@ struct State {
         gradients({count}, random_values<A>(count, 2)),
         weights({count}) {
     segments = {{0, count / 3, 0.1f}, {count / 3, count, 0}};
-    inputs.learning_rate = 0.01f;
-    results.clip_scale = 1;
+    inputs->learning_rate = 0.01f;
+    results->clip_scale = 1;
   }
   void step() {
     AdamW a;
     a.masters = masters.tensor, a.m = m.tensor, a.v = v.tensor, a.gradients = gradients.tensor;
     if (!std::is_same_v<T, A>) a.weights = weights.tensor;
-    a.segments = segments.data(), a.segment_count = static_cast<int64_t>(segments.size());
-    a.inputs = &inputs, a.results = &results;
+    const size_t bytes = segments.size() * sizeof(OptimizerSegment);
+    ASSERT_LE(bytes, visible_segments.tensor.bytes());
+    std::memcpy(visible_segments.data(), segments.data(), bytes);
+    a.segments = reinterpret_cast<const OptimizerSegment*>(visible_segments.data());
+    a.segment_count = static_cast<int64_t>(segments.size());
+    a.inputs = inputs.get(), a.results = results.get();
+    a.stochastic_rounding = stochastic_rounding;
     run(ops<T>(), a);
   }
 };
@@ -54,7 +63,7 @@ template <typename T>
 void compare_formula(int64_t count) {
   using A = Accumulator<T>;
   State<T> s(count);
-  s.results.clip_scale = 0.25;
+  s.results->clip_scale = 0.25;
   std::vector<A> w = s.masters.values(), m(w.size()), v(w.size());
   std::vector<double> wd = converted<double>(w), md(w.size()), vd(w.size());
   for (int t = 1; t <= 4; ++t) {
@@ -65,7 +74,7 @@ void compare_formula(int64_t count) {
     plain_step<double>(wd, md, vd, converted<double>(g), 0.01f, 0.25, t, decayed);
     s.step();
   }
-  EXPECT_EQ(s.results.updates, 4);
+  EXPECT_EQ(s.results->updates, 4);
   expect_close<A>(s.masters.values(), wd, w, "masters");
   expect_close<A>(s.m.values(), md, m, "m");
   expect_close<A>(s.v.values(), vd, v, "v");
@@ -87,7 +96,7 @@ std::vector<T> golden_steps() {
   s.segments = {{0, kDecayed, 0.1f}, {kDecayed, kCount, 0}};
   for (int i = 0; i < kCount; ++i) s.masters.data()[i] = static_cast<T>(kInitial[i]);
   for (int step = 0; step < kSteps; ++step) {
-    s.inputs.learning_rate = static_cast<float>(kLearningRates[step]);
+    s.inputs->learning_rate = static_cast<float>(kLearningRates[step]);
     for (int i = 0; i < kCount; ++i)
       s.gradients.data()[i] = static_cast<T>(kGradients[step * kCount + i]);
     s.step();
@@ -125,22 +134,22 @@ void skip_leaves_all(double poison_loss, double poison_gradient) {
   s.step();
   const auto masters = s.masters.values(), m = s.m.values(), v = s.v.values();
   const auto weights = s.weights.values();
-  s.results.loss = poison_loss;
+  s.results->loss = poison_loss;
   s.gradients.data()[12345] = static_cast<Accumulator<T>>(poison_gradient);
-  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, &s.results});
-  EXPECT_EQ(s.results.skip, 1);
+  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, s.results.get()});
+  EXPECT_EQ(s.results->skip, 1);
   s.step();
-  EXPECT_EQ(s.results.updates, 1);
+  EXPECT_EQ(s.results->updates, 1);
   expect_same_bits(masters, s.masters.values(), "masters");
   expect_same_bits(m, s.m.values(), "m");
   expect_same_bits(v, s.v.values(), "v");
   expect_same_bits(weights, s.weights.values(), "weights");
-  s.results.loss = 1;
+  s.results->loss = 1;
   s.gradients.data()[12345] = 0;
-  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, &s.results});
-  EXPECT_EQ(s.results.skip, 0);
+  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, s.results.get()});
+  EXPECT_EQ(s.results->skip, 0);
   s.step();
-  EXPECT_EQ(s.results.updates, 2);
+  EXPECT_EQ(s.results->updates, 2);
 }
 TEST(AdamW, SkipsWhatIsNotFinite) {
   for (double poison :
@@ -151,7 +160,80 @@ TEST(AdamW, SkipsWhatIsNotFinite) {
   }
 }
 
+// A stochastically rounded weight is one of the two neighbours of its master, and which is drawn by
+// the definition; over many draws the mean is the master, which lies between them.
+TEST(AdamW, RoundsStochasticallyWithoutBias) {
+  constexpr int64_t kCount = 4096;
+  constexpr int kUpdates = 64;
+  State<bf16> s(kCount);
+  s.stochastic_rounding = true;
+  s.inputs->learning_rate = 0;  // masters stay, weights are drawn anew in each update
+  s.inputs->seed = 0x123456789abcdef0;
+  const std::vector<float> masters = s.masters.values();
+  std::vector<double> sums(kCount);
+  for (int t = 1; t <= kUpdates; ++t) {
+    s.step();
+    for (size_t i = 0; i < kCount; ++i) {
+      const auto words =
+          philox(s.inputs->seed, i / 4, kPhiloxSiteRounding, static_cast<uint32_t>(t));
+      const uint32_t bits = std::bit_cast<uint32_t>(masters[i]);
+      ASSERT_EQ(s.weights.data()[i].bits, (bits + (words[i % 4] >> 16)) >> 16) << i;
+      sums[i] += static_cast<double>(s.weights.data()[i]);
+    }
+  }
+  expect_same_bits(s.masters.values(), masters, "masters");
+  double total = 0, deviations = 0;  // of the errors, in units of what rounding may lose
+  for (size_t i = 0; i < kCount; ++i) {
+    const double ulp = ulp_at<bf16>(static_cast<double>(masters[i]));
+    if (ulp == 0) continue;
+    const double error = (sums[i] / kUpdates - static_cast<double>(masters[i])) / ulp;
+    EXPECT_LT(std::fabs(error), 4.5 * 0.5 / std::sqrt(kUpdates)) << i;  // deviation 1/2 at most
+    total += error, deviations += 1;
+  }
+  EXPECT_LT(std::fabs(total / deviations), 4 * 0.5 / std::sqrt(kUpdates * deviations));
+}
+
+TEST(AdamW, RoundsStochasticallyOnlyWhereAsked) {
+  State<bf16> nearest(1000), random(1000);
+  random.stochastic_rounding = true;
+  nearest.step(), random.step();
+  expect_same_bits(nearest.weights.values(), converted<bf16>(nearest.masters.values()), "nearest");
+  expect_same_bits(nearest.masters.values(), random.masters.values(), "masters");
+  int different = 0;
+  for (size_t i = 0; i < 1000; ++i)
+    different += nearest.weights.data()[i].bits != random.weights.data()[i].bits;
+  EXPECT_NEAR(different, 250, 80);  // the mean distance to the nearest is a quarter
+  State<float> fp32(8);
+  fp32.stochastic_rounding = true;
+  EXPECT_THROW(fp32.step(), CheckError);
+}
+
+// What a resumed run does: the weights again, from masters, seed and the number of updates.
+TEST(Cast, RoundsAsAdamWDid) {
+  State<bf16> s(9999);
+  s.stochastic_rounding = true;
+  for (int i = 0; i < 3; ++i) s.step();
+  Buffer<bf16> again({9999});
+  const Visible<StepInputs> rounding{{.seed = s.inputs->seed, .step = 3}};
+  run(ops<bf16>(), Cast{again.tensor, s.masters.tensor, rounding.get()});
+  expect_same_bits(again.values(), s.weights.values(), "weights");
+  Buffer<float> wrong({9999});
+  EXPECT_THROW(run(ops<bf16>(), Cast{wrong.tensor, s.masters.tensor, rounding.get()}), CheckError);
+}
+
+TEST(StochasticRounding, KeepsWhatIsExactAndWhatIsNotFinite) {
+  for (uint32_t random : {0u, 0x8000u, 0xffffu}) {
+    for (float x : {0.0f, -0.0f, 1.0f, -2.5f, INFINITY, -INFINITY})
+      EXPECT_EQ(stochastic_bf16_bits(std::bit_cast<uint32_t>(x), random), bf16(x).bits) << x;
+    for (uint32_t nan : {0x7f800001u, 0xffc00000u, 0x7fffffffu}) {
+      const uint32_t bits = uint32_t{stochastic_bf16_bits(nan, random)} << 16;
+      EXPECT_TRUE(std::isnan(std::bit_cast<float>(bits)));
+    }
+  }
+}
+
 TEST(AdamW, RefusesSegmentsThatOverlap) {
+  if (!looks_at_values()) GTEST_SKIP() << "segments are in the device's memory";
   State<float> s(100);
   s.segments = {{0, 60, 0}, {50, 100, 0}};
   EXPECT_THROW(s.step(), CheckError);
@@ -162,24 +244,44 @@ TEST(AdamW, RefusesSegmentsThatOverlap) {
 TEST(GlobalNorm, IsTheRootOfTheSquares) {
   for (int64_t count : {int64_t{1}, int64_t{5}, kNormBlock, kNormBlock + 1, int64_t{100003}}) {
     Buffer<float> gradients({count}, random_values<float>(count, 3));
-    StepResults results;
+    Visible<StepResults> results;
     double squares = 0;
     for (float g : gradients.values()) squares += static_cast<double>(g) * static_cast<double>(g);
     for (double clip : {0.0, 0.5, 1e9}) {
-      run(ops<bf16>(), GlobalNorm{gradients.tensor, clip, &results});
-      EXPECT_NEAR(results.grad_norm, std::sqrt(squares), 1e-13 * std::sqrt(squares));
-      EXPECT_EQ(results.clip_scale, clip > 0 ? std::min(1.0, clip / results.grad_norm) : 1.0);
-      EXPECT_EQ(results.skip, 0);
+      run(ops<bf16>(), GlobalNorm{gradients.tensor, clip, results.get()});
+      EXPECT_NEAR(results->grad_norm, std::sqrt(squares), 1e-13 * std::sqrt(squares));
+      EXPECT_EQ(results->clip_scale, clip > 0 ? std::min(1.0, clip / results->grad_norm) : 1.0);
+      EXPECT_EQ(results->skip, 0);
     }
   }
 }
 
 TEST(GlobalNorm, LargeGradientsDoNotOverflow) {
   Buffer<float> gradients({3}, {3e30f, 4e30f, 0});
-  StepResults results;
-  run(ops<float>(), GlobalNorm{gradients.tensor, 1, &results});
-  EXPECT_NEAR(results.grad_norm, 5e30, 1e24);
-  EXPECT_EQ(results.skip, 0);
+  Visible<StepResults> results;
+  run(ops<float>(), GlobalNorm{gradients.tensor, 1, results.get()});
+  EXPECT_NEAR(results->grad_norm, 5e30, 1e24);
+  EXPECT_EQ(results->skip, 0);
+}
+
+// The order of the sums is the contract's own, whatever the device.
+TEST(GlobalNorm, HasTheSameBitsOnEveryDevice) {
+  for (int64_t count : {int64_t{33}, 7 * kNormBlock + 77, 4609 * kNormBlock - 5}) {
+    Buffer<float> gradients({count});
+    for (int64_t i = 0; i < count; ++i)
+      gradients.data()[i] = static_cast<float>((i * 37 + i / 1000) % 1009 - 504) * 0.013f;
+    Visible<StepResults> here, there;
+    run(ops<float>(), GlobalNorm{gradients.tensor, 1, here.get()});
+    run(cpu().ops(DType::fp32), GlobalNorm{gradients.tensor, 1, there.get()});
+    EXPECT_EQ(here->grad_norm, there->grad_norm) << count;
+    EXPECT_EQ(here->clip_scale, there->clip_scale) << count;
+    double squares = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const double g = static_cast<double>(gradients.data()[i]);
+      squares += g * g;
+    }
+    EXPECT_NEAR(here->grad_norm, std::sqrt(squares), 1e-10 * std::sqrt(squares)) << count;
+  }
 }
 
 TEST(Cast, RoundsOnce) {

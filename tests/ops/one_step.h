@@ -3,7 +3,8 @@
 #pragma once
 
 #include "kernels/device/arena.h"
-#include "tests/cpu/ops_testing.h"
+#include "kernels/observed_ops.h"
+#include "tests/ops/ops_testing.h"
 
 namespace lathe::testing {
 
@@ -13,17 +14,17 @@ class OneStep {
   using A = Accumulator<T>;
   static constexpr int64_t B = 3, L = 40, C = 192, V = 300, kVocab = 290, N = B * L;
 
-  OneStep() : arena_(cpu(), size_t{64} << 20) {
+  OneStep() : arena_(device(), size_t{64} << 20) {
     const auto fill = [this](Tensor& tensor, Shape shape, double scale) {
       tensor = make<T>(shape);
       const auto values = random_values<T>(shape.elements(), stream_++, scale);
-      cpu().upload(tensor, values.data());
+      device().upload(tensor, values.data());
     };
     fill(wte_, {V, C}, 0.1), fill(wpe_, {L, C}, 0.1), fill(ln_weight_, {C}, 1);
     fill(ln_bias_, {C}, 1), fill(w1_, {C, 4 * C}, 0.1), fill(b1_, {4 * C}, 0.1);
     fill(w2_, {4 * C, C}, 0.1), fill(attention_in_, {B, L, 3 * C}, 1);
     tokens_ = make<int32_t>({B, L});
-    cpu().upload(tokens_, random_tokens(N, 50, kVocab).data());
+    device().upload(tokens_, random_tokens(N, 50, kVocab).data());
     for (Tensor* t : {&x_, &residual_, &normed_, &h_out_, &dx_, &d_residual_, &dnormed_})
       *t = make<T>({B, L, C});
     pre_ = make<T>({N, 4 * C}), h_ = make<T>({N, 4 * C}), dpre_ = make<T>({N, 4 * C});
@@ -32,15 +33,16 @@ class OneStep {
     logsumexp_ = make<A>({B, 4, L}), logits_ = make<A>({2, kVocab});
     gradients_ = make<A>({kParameters}), masters_ = make<A>({kParameters});
     m_ = make<A>({kParameters}), v_ = make<A>({kParameters}), weights_ = make<T>({kParameters});
-    workspace_ = make<uint8_t>({int64_t{8} << 20});
-    inputs_.learning_rate = 0.01f;
+    RecordingOps recording(ops<T>());
+    run_own(recording), run_products(recording);
+    workspace_ = make<uint8_t>({std::max<int64_t>(1, static_cast<int64_t>(recording.workspace()))});
   }
 
   // Operations whose sums do not depend on threads.
-  void run_own() {
-    const Ops& t = ops<T>();
-    const Dropout dropout{0.2f, 1, DropoutSite::embedding, &inputs_};
-    t.begin_step({&results_}, workspace_);
+  void run_own() { run_own(ops<T>()); }
+  void run_own(const Ops& t) {
+    const Dropout dropout{0.2f, 1, DropoutSite::embedding, inputs_.get()};
+    t.begin_step({results_.get()}, workspace_);
     t.embedding_forward({x_, tokens_, wte_, wpe_, dropout, 0}, workspace_);
     t.layernorm_forward({normed_, residual_, mean_, rstd_, x_, x_, ln_weight_, ln_bias_, dropout},
                         workspace_);
@@ -56,19 +58,19 @@ class OneStep {
         {gradient({V, C}, 2 * C), gradient({L, C}, 2 * C + V * C), dx_, tokens_, dropout, true},
         workspace_);
     t.logits({logits_, x_.reshaped({N, C}).rows(0, 2), wte_, kVocab}, workspace_);
-    t.global_norm({gradients_, 1, &results_}, workspace_);
+    t.global_norm({gradients_, 1, results_.get()}, workspace_);
     AdamW adamw;
     adamw.masters = masters_, adamw.m = m_, adamw.v = v_, adamw.gradients = gradients_;
     if (!std::is_same_v<T, A>) adamw.weights = weights_;
-    adamw.segments = &segment_, adamw.segment_count = 1;
-    adamw.inputs = &inputs_, adamw.results = &results_;
+    adamw.segments = segment_.get(), adamw.segment_count = 1;
+    adamw.inputs = inputs_.get(), adamw.results = results_.get();
     t.adamw(adamw, workspace_);
     t.cast({weights_, masters_}, workspace_);
   }
 
   // Operations with matmuls.
-  void run_products() {
-    const Ops& t = ops<T>();
+  void run_products() { run_products(ops<T>()); }
+  void run_products(const Ops& t) {
     const Tensor dw1 = gradient({C, 4 * C}, 0), db1 = gradient({4 * C}, 4 * C * C);
     t.linear_forward({h_, pre_, x_.reshaped({N, C}), w1_, b1_, Gelu::tanh}, workspace_);
     t.linear_forward({h_out_.reshaped({N, C}), {}, h_, w2_, {}, Gelu::none}, workspace_);
@@ -87,27 +89,29 @@ class OneStep {
         workspace_);
     t.linear_cross_entropy(
         {losses_, dnormed_.reshaped({N, C}), gradient({V, C}, 10 * C * C), h_out_.reshaped({N, C}),
-         wte_, tokens_.reshaped({N}), kVocab, 0.01, false, &results_},
+         wte_, tokens_.reshaped({N}), kVocab, 0.01, false, results_.get()},
         workspace_);
   }
 
   // Everything that the operations have written.
   std::vector<unsigned char> bytes() const {
+    device().synchronize();
     std::vector<unsigned char> all;
     for (const Tensor& t :
          {x_,         residual_, normed_,    h_out_,   dx_,   d_residual_, dnormed_,
           pre_,       h_,        dpre_,      dqkv_,    mean_, rstd_,       losses_,
           logsumexp_, logits_,   gradients_, masters_, m_,    v_,          weights_}) {
-      const auto* data = static_cast<const unsigned char*>(t.data);
-      all.insert(all.end(), data, data + t.bytes());
+      all.resize(all.size() + t.bytes());
+      device().download(all.data() + all.size() - t.bytes(), t);
     }
-    const auto* data = reinterpret_cast<const unsigned char*>(&results_);
-    all.insert(all.end(), data, data + sizeof(results_));
+    const auto* data = reinterpret_cast<const unsigned char*>(results_.get());
+    all.insert(all.end(), data, data + sizeof(StepResults));
     return all;
   }
 
  private:
   static constexpr int64_t kParameters = 16 * C * C;
+  static Device& device() { return device_of<T>(); }
   template <typename U>
   Tensor make(Shape shape) {
     return arena_.allocate(MemoryCategory::activations, dtype_of<U>, shape);
@@ -122,9 +126,9 @@ class OneStep {
   Tensor x_, residual_, normed_, h_out_, dx_, d_residual_, dnormed_, pre_, h_, dpre_, dqkv_;
   Tensor mean_, rstd_, losses_, logsumexp_, logits_, gradients_, masters_, m_, v_, weights_;
   Tensor workspace_;
-  OptimizerSegment segment_{0, kParameters, 0.1f};
-  StepInputs inputs_{.seed = 1, .first_sequence = 2, .step = 3, .learning_rate = 0};
-  StepResults results_;
+  Visible<OptimizerSegment> segment_{{0, kParameters, 0.1f}};
+  Visible<StepInputs> inputs_{{.seed = 1, .first_sequence = 2, .step = 3, .learning_rate = 0.01f}};
+  Visible<StepResults> results_;
 };
 
 }  // namespace lathe::testing

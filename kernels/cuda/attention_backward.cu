@@ -1,0 +1,333 @@
+// Causal self-attention, backward. With P = exp(scale q k^T - logsumexp), keep = 0 or 1 / (1 - p):
+//   dv = (P keep)^T dout              dP = (dout v^T) keep      delta = rowsum(dout out)
+//   dS = P (dP - delta)               dq = scale dS k           dk = scale dS^T q
+// All of it is computed again from qkv and logsumexp; delta is the sum over keys of dP P.
+//
+// Three kernels, and no sum is shared by two blocks, so that there are no atomics and the order of
+// every sum is fixed: (1) statistics of the queries: delta, and logsumexp in powers of two; (2) dk
+// and dv over blocks of 64 keys, each meeting the tiles of queries from the diagonal on; (3) dq
+// over blocks of 64 queries, each meeting the tiles of keys up to the diagonal. (2) and (3) are one
+// template, as they are mirror images: rows (x, y) = (k, v) meet tiles (u, w) = (q, dout), or rows
+// (q, dout) meet tiles (k, v); S = x u^T, dP = y w^T, then dx += dS u and dy += P w (dv only).
+// Seven products instead of the five of a kernel that adds up dq by atomics, for a result that
+// repeats.
+//
+// As in attention.cu each warp owns 16 rows, P and dS pass from product to product in registers,
+// and tiles come by cp.async two deep. A warp holds 16 x 32 of P and dP at a time (16 x 16 for the
+// largest heads). Above head size 64 x and y are read from shared memory again and again, as the
+// sums need the registers.
+//
+// Roofline: 7 T^2 D FLOPs per head (causal half) against 16 T D bytes: compute-bound. Each mma of
+// the three products on 16 rows reads 256 bytes of shared memory, which on an A100 takes just as
+// long as the mma: both bind. Statistics: 4 B T C bytes read, bandwidth.
+//
+// fp32, and head sizes above 128, go to attention_plain.cu after the statistics.
+#include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/operations.h"
+
+namespace lathe::cuda {
+
+namespace attention {
+namespace {
+
+// ---- Statistics.
+
+constexpr int kStatisticsThreads = 256;
+
+// `lanes` (a power of two, up to 32) threads per query; consecutive groups take consecutive
+// queries.
+template <typename T, int kWidth>
+__global__ void statistics_kernel(RowStatistics* statistics, const T* dout, const T* out,
+                                  const float* logsumexp, float factor, Sizes s, int lanes) {
+  const int64_t padded = padded_rows(s.T), per_block = kStatisticsThreads / lanes;
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
+  const int64_t i = blockIdx.x * per_block + static_cast<int>(threadIdx.x) / lanes;
+  const int64_t head = i / padded, t = i % padded;
+  const bool real = head < s.B * s.H && t < s.T;
+  float delta = 0;
+  if (real) {
+    const int64_t at = (head / s.H * s.T + t) * s.C + head % s.H * s.D;
+    for (int64_t c = lane * kWidth; c < s.D; c += lanes * kWidth) {
+      const auto a = Vec<T, kWidth>::load(dout + at + c), b = Vec<T, kWidth>::load(out + at + c);
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) delta += to_float(a.at[e]) * to_float(b.at[e]);
+    }
+  }
+  for (int offset = lanes / 2; offset > 0; offset /= 2)
+    delta += __shfl_xor_sync(kAllLanes, delta, offset);
+  if (lane == 0 && head < s.B * s.H)
+    statistics[i] = {real ? logsumexp[head * s.T + t] * factor : INFINITY, delta};
+}
+
+template <typename T, int kWidth>
+void compute_statistics(const AttentionBackward& args, const Sizes& s, RowStatistics* statistics,
+                        float factor, cudaStream_t stream) {
+  int lanes = 1;
+  while (lanes < kWarp && lanes * kWidth < s.D) lanes *= 2;
+  LaunchShape shape;
+  shape.grid.x = grid_of(ceil_div(s.B * s.H * padded_rows(s.T) * lanes, kStatisticsThreads));
+  shape.block.x = kStatisticsThreads;
+  launch(statistics_kernel<T, kWidth>, shape, stream, statistics, data<T>(args.dout_btc),
+         data<T>(args.out_btc), data<float>(args.logsumexp_bht), factor, s, lanes);
+}
+
+// ---- The gradients.
+
+struct FlashBackward {
+  Sizes sizes;
+  const Bf16 *qkv, *dout;
+  const RowStatistics* statistics;  // logsumexp times log2 e
+  Bf16* dqkv;
+  DropoutMask mask;
+  bool vectorized;
+};
+
+template <int kD>
+struct BackwardTiling {
+  static constexpr int kRows = kWarps * 16;
+  static constexpr int kTileRows = kD <= 64 ? 64 : 32;
+  static constexpr int kPart = kD <= 96 ? 32 : 16;  // rows of a tile that a warp meets at once
+  static constexpr int kTile = kTileRows * kD;
+  static constexpr bool kKept = kD <= 64;  // x and y stay in registers
+  // On an SM, as registers allow.
+  static constexpr int blocks(bool of_keys) { return kD <= 64 && !of_keys ? 3 : 2; }
+  static constexpr size_t kStatisticsBytes = 2 * kTileRows * sizeof(RowStatistics);
+  static constexpr size_t kSharedBytes =
+      (2 * kRows + 4 * kTileRows) * kD * sizeof(Bf16) + kStatisticsBytes;
+};
+
+// The block's shared memory: its rows, and two stages of tiles.
+template <int kD>
+struct BackwardShared {
+  using Tiling = BackwardTiling<kD>;
+  Bf16 *x, *y, *tiles;
+  RowStatistics* statistics;
+
+  __device__ __forceinline__ BackwardShared() {
+    x = reinterpret_cast<Bf16*>(ptx::shared_memory());
+    y = x + Tiling::kRows * kD;
+    tiles = y + Tiling::kRows * kD;
+    statistics = reinterpret_cast<RowStatistics*>(tiles + 4 * Tiling::kTile);
+  }
+  __device__ __forceinline__ Bf16* u(int tile) const {
+    return tiles + tile % 2 * 2 * Tiling::kTile;
+  }
+  __device__ __forceinline__ Bf16* w(int tile) const { return u(tile) + Tiling::kTile; }
+  __device__ __forceinline__ RowStatistics* statistics_of(int tile) const {
+    return statistics + tile % 2 * Tiling::kTileRows;
+  }
+};
+
+// A warp's sums: of dk and dv, or of dq alone.
+template <int kD, bool kOfKeys>
+struct Gradients {
+  float dx[1][kD / 8][4] = {};
+  float dy[1][kOfKeys ? kD / 8 : 1][4] = {};
+};
+
+// Turns scores and dP into P and dS. `of_row` are statistics of the rows lane / 4 and lane / 4 + 8
+// where rows are queries, `of_column` those of the columns where columns are.
+template <bool kOfKeys, bool kDropout, int kN>
+__device__ __forceinline__ void softmax_backward(float (&p)[1][kN][4], float (&ds)[1][kN][4],
+                                                 const RowStatistics (&of_row)[2],
+                                                 const RowStatistics* of_column, float scale,
+                                                 uint32_t kept, float keep_scale) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    Vec<RowStatistics, 2> columns;
+    if constexpr (kOfKeys) columns = columns.load(of_column + 8 * n + lane_index() % 4 * 2);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const RowStatistics query = kOfKeys ? columns.at[i % 2] : of_row[i / 2];
+      const float probability = ptx::exp2(fmaf(p[0][n][i], scale, -query.logsumexp));
+      float dp = ds[0][n][i];
+      p[0][n][i] = probability;
+      if constexpr (kDropout) {
+        const bool keep = kept >> (4 * n + i) & 1;
+        dp = keep ? dp * keep_scale : 0.0f;
+        p[0][n][i] = keep ? probability : 0.0f;
+      }
+      ds[0][n][i] = probability * (dp - query.delta);
+    }
+  }
+}
+
+// The warp's rows from `row` on meet a part of a tile, from its row `first` on, which stands at
+// `column`.
+template <int kD, bool kOfKeys, bool kDropout, bool kKept>
+__device__ __forceinline__ void meet(Gradients<kD, kOfKeys>& sums, const LeftRows<kD, 1, kKept>& x,
+                                     const LeftRows<kD, 1, kKept>& y, const Bf16* u, const Bf16* w,
+                                     int first, int row, int column,
+                                     const RowStatistics (&of_row)[2],
+                                     const RowStatistics* of_column, float scale,
+                                     const HeadMask& mask) {
+  constexpr int kPart = BackwardTiling<kD>::kPart, kN = kPart / 8;
+  float p[1][kN][4] = {}, ds[1][kN][4] = {};
+  multiply_by_rows(p, x, u, first);
+  multiply_by_rows(ds, y, w, first);
+  const bool diagonal = kOfKeys ? row + 15 > column : column + kPart - 1 > row;
+  if (diagonal) {
+    hide<kOfKeys>(p, row - column, -INFINITY);
+    hide<kOfKeys>(ds, row - column, 0.0f);  // it is multiplied by a probability of 0
+  }
+  uint32_t kept = 0;
+  if constexpr (kDropout) {
+    kept = kOfKeys ? keep_bits_of_keys<kN>(mask, row, column)
+                   : keep_bits_of_queries<kN>(mask, row, column);
+  }
+  softmax_backward<kOfKeys, kDropout>(p, ds, of_row, of_column + first, scale, kept, mask.scale());
+  uint32_t fragments[1][kN / 2][4];
+  if constexpr (kOfKeys) {
+    to_fragments(p[0], fragments[0]);
+    multiply_by_columns<kD>(sums.dy, fragments, w, first);
+  }
+  to_fragments(ds[0], fragments[0]);
+  multiply_by_columns<kD>(sums.dx, fragments, u, first);
+}
+
+template <int kD, bool kOfKeys, bool kDropout>
+__global__ void __launch_bounds__(kThreads, BackwardTiling<kD>::blocks(kOfKeys))
+    flash_backward_kernel(FlashBackward args) {
+  using Tiling = BackwardTiling<kD>;
+  constexpr int kTileRows = Tiling::kTileRows;
+  const Sizes& s = args.sizes;
+  const int T = static_cast<int>(s.T), H = static_cast<int>(s.H), D = static_cast<int>(s.D);
+  const int C = static_cast<int>(s.C), blocks = (T + Tiling::kRows - 1) / Tiling::kRows;
+  const int head = static_cast<int>(blockIdx.x) / blocks, b = head / H, h = head % H;
+  const int place = static_cast<int>(blockIdx.x) % blocks;  // the longest first
+  const int first = (kOfKeys ? place : blocks - 1 - place) * Tiling::kRows;
+  const int row = first + warp_index() * 16;  // the warp's first
+  const HeadMask mask(args.mask, s, head);
+  const BackwardShared<kD> shared;
+
+  const GlobalRows q{args.qkv + static_cast<int64_t>(b) * T * 3 * C + h * D, 3 * C, D,
+                     args.vectorized};
+  const GlobalRows k{q.data + C, 3 * C, D, args.vectorized};
+  const GlobalRows v{k.data + C, 3 * C, D, args.vectorized};
+  const GlobalRows dout{args.dout + static_cast<int64_t>(b) * T * C + h * D, C, D, args.vectorized};
+  const RowStatistics* const statistics = args.statistics + head * padded_rows(T);
+  const auto load = [&](int tile) {
+    const int at = tile * kTileRows;
+    load_tile<kD, kTileRows>(shared.u(tile), (kOfKeys ? q : k).from(at), T - at);
+    load_tile<kD, kTileRows>(shared.w(tile), (kOfKeys ? dout : v).from(at), T - at);
+    constexpr int kPerCopy = 16 / sizeof(RowStatistics);
+    const int thread = static_cast<int>(threadIdx.x) * kPerCopy;
+    if (kOfKeys && thread < kTileRows)
+      ptx::cp_async_16(shared.statistics_of(tile) + thread, statistics + at + thread);
+    ptx::cp_async_commit();
+  };
+  const int begin = kOfKeys ? first / kTileRows : 0;
+  const int last = kOfKeys || first + Tiling::kRows > T ? T : first + Tiling::kRows;
+  const int end = (last + kTileRows - 1) / kTileRows;
+  load_tile<kD, Tiling::kRows>(shared.x, (kOfKeys ? k : q).from(first), T - first);
+  load_tile<kD, Tiling::kRows>(shared.y, (kOfKeys ? v : dout).from(first), T - first);
+  ptx::cp_async_commit();
+  load(begin);
+  ptx::cp_async_wait<1>();
+  __syncthreads();
+  const LeftRows<kD, 1, Tiling::kKept> x(shared.x, warp_index() * 16),
+      y(shared.y, warp_index() * 16);
+  RowStatistics of_row[2] = {};
+  if constexpr (!kOfKeys) {
+    of_row[0] = statistics[row + lane_index() / 4],
+    of_row[1] = statistics[row + lane_index() / 4 + 8];
+  }
+
+  Gradients<kD, kOfKeys> sums;
+#pragma unroll 1
+  for (int tile = begin; tile < end; ++tile) {
+    ptx::cp_async_wait<0>();
+    __syncthreads();  // this tile is there, and the one before it has been used
+    if (tile + 1 < end) load(tile + 1);
+#pragma unroll 1
+    for (int part = 0; part < kTileRows; part += Tiling::kPart) {
+      const int column = tile * kTileRows + part;
+      const bool hidden = kOfKeys ? column + Tiling::kPart <= row : column >= row + 16;
+      if (hidden) continue;
+      meet<kD, kOfKeys, kDropout>(sums, x, y, shared.u(tile), shared.w(tile), part, row, column,
+                                  of_row, shared.statistics_of(tile), s.scale * kLog2E, mask);
+    }
+  }
+
+  const int own = warp_index() * 16, stride = 3 * C;
+  Bf16* const to = args.dqkv + (static_cast<int64_t>(b) * T + row) * stride + h * D;
+  store_rows<kD>(sums.dx[0], s.scale, s.scale, shared.x, own, to + (kOfKeys ? C : 0), stride,
+                 T - row, D, args.vectorized);
+  if constexpr (kOfKeys) {
+    const float keep_scale = kDropout ? mask.scale() : 1.0f;
+    store_rows<kD>(sums.dy[0], keep_scale, keep_scale, shared.y, own, to + 2 * C, stride, T - row,
+                   D, args.vectorized);
+  }
+}
+
+template <int kD, bool kDropout>
+void flash_backward(const FlashBackward& args, cudaStream_t stream) {
+  using Tiling = BackwardTiling<kD>;
+  const Sizes& s = args.sizes;
+  LaunchShape shape;
+  shape.grid.x = grid_of(s.B * s.H * ceil_div(s.T, Tiling::kRows));
+  shape.block.x = kThreads;
+  shape.shared_bytes = Tiling::kSharedBytes;
+  launch(flash_backward_kernel<kD, true, kDropout>, shape, stream, args);
+  launch(flash_backward_kernel<kD, false, kDropout>, shape, stream, args);
+}
+
+size_t statistics_bytes(const Sizes& s) {
+  return static_cast<size_t>(s.B * s.H * padded_rows(s.T)) * sizeof(RowStatistics);
+}
+
+}  // namespace
+}  // namespace attention
+
+template <typename T>
+void attention_backward(const AttentionBackward& args, const Context& context,
+                        const Tensor& workspace) {
+  using namespace attention;  // NOLINT: this function is the rest of that namespace
+  const Sizes s(args.qkv_bt3c, args.n_head);
+  check_matrix(args.qkv_bt3c, kernel_dtype<T>, s.B * s.T, 3 * s.C, "qkv");
+  check_matrix(args.dqkv_bt3c, kernel_dtype<T>, s.B * s.T, 3 * s.C, "dqkv");
+  check_matrix(args.out_btc, kernel_dtype<T>, s.B * s.T, s.C, "out");
+  check_matrix(args.dout_btc, kernel_dtype<T>, s.B * s.T, s.C, "dout");
+  check_vector(args.logsumexp_bht, DType::fp32, s.B * s.H * s.T, "logsumexp");
+  const DropoutMask mask(args.dropout);
+  check_workspace(workspace, statistics_bytes(s));
+  auto* const statistics = static_cast<RowStatistics*>(workspace.data);
+  LATHE_CHECK(reinterpret_cast<uintptr_t>(statistics) % 16 == 0, "workspace is not aligned");
+  const T *const qkv = data<T>(args.qkv_bt3c), *const dout = data<T>(args.dout_btc);
+  T* const dqkv = data<T>(args.dqkv_bt3c);
+
+  const bool flash = sizeof(T) == 2 && s.D <= kLargestFlashHead;
+  const float factor = flash ? kLog2E : 1.0f;
+  const bool vectorized = vectorizes<T>(dout, s.D) && vectorizes<T>(data<T>(args.out_btc), s.D);
+  if (vectorized) {
+    compute_statistics<T, kVec<T>>(args, s, statistics, factor, context.stream);
+  } else {
+    compute_statistics<T, 1>(args, s, statistics, factor, context.stream);
+  }
+  if constexpr (sizeof(T) == 2) {
+    if (flash) {
+      const bool all = vectorized && vectorizes<T>(qkv, s.D) && vectorizes<T>(dqkv, s.D);
+      const FlashBackward flash_args{s, qkv, dout, statistics, dqkv, mask, all};
+      return with_padded_head(s.D, [&]<int kD>() {
+        mask.active ? flash_backward<kD, true>(flash_args, context.stream)
+                    : flash_backward<kD, false>(flash_args, context.stream);
+      });
+    }
+  }
+  plain_backward(PlainBackward<T>{qkv, dout, statistics, dqkv}, s, mask, context.stream);
+}
+
+template <typename T>
+size_t attention_backward_workspace(const AttentionBackward& args, const Context&) {
+  return attention::statistics_bytes(attention::Sizes(args.qkv_bt3c, args.n_head));
+}
+
+template void attention_backward<float>(const AttentionBackward&, const Context&, const Tensor&);
+template void attention_backward<__nv_bfloat16>(const AttentionBackward&, const Context&,
+                                                const Tensor&);
+template size_t attention_backward_workspace<float>(const AttentionBackward&, const Context&);
+template size_t attention_backward_workspace<__nv_bfloat16>(const AttentionBackward&,
+                                                            const Context&);
+
+}  // namespace lathe::cuda

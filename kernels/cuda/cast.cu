@@ -1,0 +1,114 @@
+// Elementwise conversion between number types: destination = source, rounded to nearest even.
+//
+// Layout: flat. A thread converts as many neighbours as make 16 bytes of the larger type. Roofline:
+// bound by memory, both sizes of an element in bytes.
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/rounding.cuh"
+#include "kernels/cuda/vec.cuh"
+
+namespace lathe::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// double to bf16 goes through float, as on the CPU.
+template <typename To, typename From>
+__device__ __forceinline__ To converted(From x) {
+  if constexpr (sizeof(From) == 2) {
+    return static_cast<To>(to_float(x));
+  } else if constexpr (sizeof(To) == 2) {
+    return from_float<To>(static_cast<float>(x));
+  } else {
+    return static_cast<To>(x);
+  }
+}
+
+template <typename To, typename From, int kN>
+__global__ void __launch_bounds__(kThreads) cast_kernel(To* to, const From* from, int64_t count) {
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kN;
+  if (at + kN > count) {
+    for (int64_t i = at; i < count; ++i) to[i] = converted<To>(from[i]);
+    return;
+  }
+  const auto in = Vec<From, kN>::load(from + at);
+  Vec<To, kN> out;
+#pragma unroll
+  for (int i = 0; i < kN; ++i) out.at[i] = converted<To>(in.at[i]);
+  out.store(to + at);
+}
+
+template <typename To, typename From>
+void cast_elements(const Cast& args, cudaStream_t stream) {
+  const int64_t count = args.source.elements();
+  const auto* from = data<From>(args.source);
+  auto* to = data<To>(args.destination);
+  const auto launch_by = [&]<int kN>() {
+    launch(cast_kernel<To, From, kN>,
+           {dim3(static_cast<unsigned>(ceil_div(count, kThreads * kN))), dim3(kThreads)}, stream,
+           to, from, count);
+  };
+  constexpr int kMost = std::min(kVec<From>, kVec<To>);
+  if (eights(0, to, from)) {
+    launch_by.template operator()<kMost>();
+  } else {
+    launch_by.template operator()<1>();
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    stochastic_kernel(__nv_bfloat16* to, const float* from, int64_t count,
+                      const StepInputs* rounding) {
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const auto words = rounding_words(rounding->seed, group, rounding->step);
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (4 * group + i < count) to[4 * group + i] = rounded_at_random(from[4 * group + i], words[i]);
+}
+
+void cast_stochastically(const Cast& args, cudaStream_t stream) {
+  const int64_t count = args.source.elements();
+  launch(stochastic_kernel,
+         {dim3(static_cast<unsigned>(ceil_div(count, kThreads * 4))), dim3(kThreads)}, stream,
+         data<__nv_bfloat16>(args.destination), data<float>(args.source), count, args.rounding);
+}
+
+template <typename From>
+void cast_from(const Cast& args, cudaStream_t stream) {
+  switch (args.destination.dtype) {
+    case DType::fp32:
+      return cast_elements<float, From>(args, stream);
+    case DType::bf16:
+      return cast_elements<__nv_bfloat16, From>(args, stream);
+    case DType::fp64:
+      return cast_elements<double, From>(args, stream);
+    default:
+      LATHE_CHECK(false, "cast to {}", name_of(args.destination.dtype));
+  }
+}
+
+}  // namespace
+
+void cast(const Cast& args, const Context& context) {
+  check_vector(args.source, args.source.dtype, args.destination.elements(), "source");
+  check_vector(args.destination, args.destination.dtype, args.source.elements(), "destination");
+  if (args.rounding) return cast_stochastically(args, context.stream);
+  switch (args.source.dtype) {
+    case DType::fp32:
+      return cast_from<float>(args, context.stream);
+    case DType::bf16:
+      return cast_from<__nv_bfloat16>(args, context.stream);
+    case DType::fp64:
+      return cast_from<double>(args, context.stream);
+    default:
+      LATHE_CHECK(false, "cast from {}", name_of(args.source.dtype));
+  }
+}
+
+}  // namespace lathe::cuda

@@ -1,0 +1,138 @@
+// Linear + cross-entropy over chunks of rows, so that the logits of the whole batch never exist at
+// once: matrix products (matmul.cpp) around the row kernel of cross_entropy_rows.cu.
+//
+//   logits = x wte^T          [r, V] fp32, in the workspace        2 r V C FLOPs
+//   losses, dlogits           in place: row n of dlogits, in T, starts where row n of logits did
+//   dx = dlogits wte          [r, C]                               2 r V C FLOPs
+//   dwte (+)= dlogits^T x     [V, C] fp32                          2 r V C FLOPs
+//
+// Roofline: the products are bound by arithmetic where r and C are in the hundreds; each chunk
+// reads and writes dwte once (8 V C bytes against 2 r V C FLOPs), so chunks are as long as
+// Context::chunk_logits allows; the row kernel moves 4 + sizeof(T) bytes a logit.
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/cuda/cross_entropy.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/operations.h"
+
+namespace lathe::cuda {
+
+namespace {
+
+constexpr int64_t kRowUnit = 128;  // of a product's tiles
+
+constexpr size_t aligned(size_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
+
+template <typename T>
+struct Call {
+  const LinearCrossEntropy& args;
+  int64_t rows, channels, vocabulary;  // vocabulary with padding
+  int64_t chunk;                       // rows of a chunk; the last may be shorter
+
+  Call(const LinearCrossEntropy& of, const Context& context)
+      : args(of),
+        rows(rows_of(of.x_nc)),
+        channels(columns_of(of.x_nc)),
+        vocabulary(rows_of(of.wte_vc)) {
+    const int64_t most =
+        std::max(kRowUnit, context.chunk_logits / std::max<int64_t>(1, vocabulary));
+    const int64_t chunks = std::max<int64_t>(1, ceil_div(rows, most));
+    chunk = std::min(rows, ceil_div(ceil_div(rows, chunks), kRowUnit) * kRowUnit);
+  }
+  size_t logits_bytes() const {
+    return aligned(static_cast<size_t>(chunk * vocabulary) * sizeof(float));
+  }
+  const T* x(int64_t first) const { return data<T>(args.x_nc) + first * channels; }
+  // In elements of T.
+  int64_t ld_dlogits() const {
+    return vocabulary * static_cast<int64_t>(sizeof(float) / sizeof(T));
+  }
+
+  MatmulArgs logits_product(float* logits, int64_t first, int64_t count) const {
+    MatmulArgs product;
+    product.m = count, product.n = vocabulary, product.k = channels;
+    product.a = x(first), product.b = args.wte_vc.data, product.d = logits;
+    product.transpose_b = true;
+    product.input = kernel_dtype<T>, product.output = DType::fp32;
+    return product;
+  }
+  MatmulArgs dx_product(const float* dlogits, int64_t first, int64_t count) const {
+    MatmulArgs product;
+    product.m = count, product.n = channels, product.k = vocabulary;
+    product.a = dlogits, product.ld_a = ld_dlogits();
+    product.b = args.wte_vc.data, product.d = data<T>(args.dx_nc) + first * channels;
+    product.input = product.output = kernel_dtype<T>;
+    return product;
+  }
+  MatmulArgs dwte_product(const float* dlogits, int64_t first, int64_t count) const {
+    MatmulArgs product;
+    product.m = vocabulary, product.n = channels, product.k = count;
+    product.a = dlogits, product.ld_a = ld_dlogits(), product.transpose_a = true;
+    product.b = x(first), product.d = args.dwte_vc.data;
+    product.accumulate = args.accumulate || first > 0;
+    product.input = kernel_dtype<T>, product.output = DType::fp32;
+    return product;
+  }
+};
+
+// Targets are in the device's memory: cross_entropy_rows makes NaN of those outside of the
+// vocabulary.
+template <typename T>
+void check_arguments(const LinearCrossEntropy& args, const Call<T>& call) {
+  constexpr DType kType = kernel_dtype<T>;
+  check_matrix(args.x_nc, kType, call.rows, call.channels, "x");
+  check_matrix(args.wte_vc, kType, call.vocabulary, call.channels, "wte");
+  check_vector(args.losses_n, DType::fp32, call.rows, "losses");
+  check_vector(args.targets_n, DType::int32, call.rows, "targets");
+  LATHE_CHECK(args.vocab_size > 0 && args.vocab_size <= call.vocabulary, "{} of {}",
+              args.vocab_size, call.vocabulary);
+  LATHE_CHECK(args.results != nullptr);
+  LATHE_CHECK(static_cast<bool>(args.dx_nc) == static_cast<bool>(args.dwte_vc));
+  if (!args.dx_nc) return;
+  check_matrix(args.dx_nc, kType, call.rows, call.channels, "dx");
+  check_matrix(args.dwte_vc, DType::fp32, call.vocabulary, call.channels, "dwte");
+}
+
+}  // namespace
+
+template <typename T>
+size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, const Context& context) {
+  return Call<T>(args, context).logits_bytes() + Matmul::workspace_bytes({});
+}
+
+template <typename T>
+void linear_cross_entropy(const LinearCrossEntropy& args, const Context& context,
+                          const Tensor& workspace) {
+  const Call<T> call(args, context);
+  check_arguments(args, call);
+  check_workspace(workspace, linear_cross_entropy_workspace<T>(args, context));
+  auto* const logits = static_cast<float*>(workspace.data);
+  const auto own = static_cast<int64_t>(call.logits_bytes());
+  const Tensor rest = workspace.rows(own, workspace.shape[0] - own);
+  const bool gradient = static_cast<bool>(args.dx_nc);
+  for (int64_t first = 0; first < call.rows; first += call.chunk) {
+    const int64_t count = std::min(call.chunk, call.rows - first);
+    context.matmul->run(call.logits_product(logits, first, count), rest, context.stream);
+    cross_entropy_rows<T>(
+        {logits, data<float>(args.losses_n) + first, data<int32_t>(args.targets_n) + first, count,
+         args.vocab_size, call.vocabulary, args.scale, gradient},
+        context.stream);
+    if (!gradient) continue;
+    context.matmul->run(call.dx_product(logits, first, count), rest, context.stream);
+    context.matmul->run(call.dwte_product(logits, first, count), rest, context.stream);
+  }
+  add_losses(data<float>(args.losses_n), call.rows, args.scale, args.results, context.stream);
+}
+
+template size_t linear_cross_entropy_workspace<float>(const LinearCrossEntropy&, const Context&);
+template size_t linear_cross_entropy_workspace<__nv_bfloat16>(const LinearCrossEntropy&,
+                                                              const Context&);
+template void linear_cross_entropy<float>(const LinearCrossEntropy&, const Context&, const Tensor&);
+template void linear_cross_entropy<__nv_bfloat16>(const LinearCrossEntropy&, const Context&,
+                                                  const Tensor&);
+
+}  // namespace lathe::cuda

@@ -1,0 +1,35 @@
+// cuBLASLt, loaded when the first product asks for it: libcublasLt is half a gigabyte, costs every
+// start of a program that links it a sixth of a second, and is absent where there is no GPU.
+// The build for CUDA on the CPU fills the same struct with functions of its own.
+#pragma once
+
+#include <cublasLt.h>
+
+namespace lathe::cuda {
+
+// Exactly the functions that lathe calls.
+struct CublasLt {
+  decltype(&cublasLtCreate) create = nullptr;
+  decltype(&cublasLtDestroy) destroy = nullptr;
+  decltype(&cublasLtGetVersion) get_version = nullptr;
+  decltype(&cublasLtGetStatusString) get_status_string = nullptr;
+  decltype(&cublasLtMatmulDescCreate) matmul_desc_create = nullptr;
+  decltype(&cublasLtMatmulDescDestroy) matmul_desc_destroy = nullptr;
+  decltype(&cublasLtMatmulDescSetAttribute) matmul_desc_set_attribute = nullptr;
+  decltype(&cublasLtMatrixLayoutCreate) matrix_layout_create = nullptr;
+  decltype(&cublasLtMatrixLayoutDestroy) matrix_layout_destroy = nullptr;
+  decltype(&cublasLtMatmulPreferenceCreate) preference_create = nullptr;
+  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy = nullptr;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set_attribute = nullptr;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) algo_get_heuristic = nullptr;
+  decltype(&cublasLtMatmulAlgoCheck) algo_check = nullptr;
+  decltype(&cublasLtMatmulAlgoConfigGetAttribute) algo_config_get_attribute = nullptr;
+  decltype(&cublasLtMatmul) matmul = nullptr;
+};
+
+// Looks for the library of the CUDA version that lathe was built with: the file that LATHE_CUBLASLT
+// names; where the system looks for libraries; where the toolkit and Python's packages put it.
+// Throws a UserError where there is none. It stays loaded.
+CublasLt load_cublaslt();
+
+}  // namespace lathe::cuda

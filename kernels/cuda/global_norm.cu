@@ -1,0 +1,106 @@
+// The norm of the whole gradient, what AdamW multiplies gradients by, whether to skip the update;
+// and the start of a step.
+//
+//   grad_norm = sqrt(sum of g^2);  clip_scale = min(1, grad_clip / grad_norm)
+//
+// Layout: flat fp32 gradients; sums of squares in double, one for each kNormBlock elements, in the
+// workspace. The order is the CPU's (kernels/cpu/global_norm.cpp), and a float's square is exact in
+// double, so the bits are the CPU's as well: element i of a block goes to lane i % 32, the lanes
+// are added as a tree, and so are the blocks.
+//
+// Roofline: 4 bytes and one FLOP in double an element: bound by memory where the GPU has units for
+// double. One warp takes a block, 128 bytes a load, eight loads in flight.
+#include <cmath>
+
+#include "kernels/check.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/reduce.cuh"
+
+namespace lathe::cuda {
+
+namespace {
+
+constexpr int kWarps = 8;  // blocks of the norm that one block of threads takes
+constexpr int kTreeThreads = 512;
+constexpr int kFan = 8;  // values that a thread adds at a time: three levels of the tree
+
+__global__ void __launch_bounds__(kWarps* kWarp)
+    squares_kernel(const float* gradients, int64_t count, double* sums) {
+  const int64_t block = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  const int64_t first = block * kNormBlock;
+  if (first >= count) return;
+  const int64_t end = min(count, first + kNormBlock);
+  double sum = 0;
+#pragma unroll 8
+  for (int64_t i = first + threadIdx.x % kWarp; i < end; i += kWarp) {
+    const double g = static_cast<double>(gradients[i]);
+    sum += g * g;
+  }
+  sum = warp_reduce(sum, Sum());
+  if (threadIdx.x % kWarp == 0) sums[block] = sum;
+}
+
+// Three levels of the tree over values[first .. first + 8): what is missing at the end is 0, which
+// changes no sum.
+__device__ __forceinline__ double sum_of_eight(const double* values, int64_t first, int64_t count) {
+  double v[kFan];
+#pragma unroll
+  for (int i = 0; i < kFan; ++i) v[i] = first + i < count ? values[first + i] : 0.0;
+  return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+}
+
+// One block adds the sums, in place: what it writes at i, it has read from 8 i .. 8 i + 7 before.
+__global__ void __launch_bounds__(kTreeThreads)
+    finish_kernel(double* sums, int64_t count, double grad_clip, StepResults* results) {
+  while (count > 1) {
+    const int64_t next = (count + kFan - 1) / kFan;
+    for (int64_t round = 0; round < next; round += kTreeThreads) {
+      const int64_t i = round + threadIdx.x;
+      const double sum = i < next ? sum_of_eight(sums, i * kFan, count) : 0.0;
+      __syncthreads();
+      if (i < next) sums[i] = sum;
+      __syncthreads();
+    }
+    count = next;
+  }
+  if (threadIdx.x != 0) return;
+  const double norm = count == 0 ? 0.0 : sqrt(sums[0]);
+  results->grad_norm = norm;
+  results->clip_scale = grad_clip > 0 && norm > grad_clip ? grad_clip / norm : 1.0;
+  results->skip = std::isfinite(norm) && std::isfinite(results->loss) ? 0 : 1;
+}
+
+__global__ void begin_step_kernel(StepResults* results) {
+  results->loss = 0;
+}
+
+int64_t block_count(const GlobalNorm& args) {
+  return ceil_div(args.gradients.elements(), kNormBlock);
+}
+
+}  // namespace
+
+size_t global_norm_workspace(const GlobalNorm& args) {
+  return static_cast<size_t>(block_count(args)) * sizeof(double);
+}
+
+void global_norm(const GlobalNorm& args, const Context& context, const Tensor& workspace) {
+  const int64_t elements = args.gradients.elements(), blocks = block_count(args);
+  check_vector(args.gradients, DType::fp32, elements, "gradients");
+  check_workspace(workspace, global_norm_workspace(args));
+  LATHE_CHECK(args.results != nullptr && args.grad_clip >= 0);
+  auto* sums = static_cast<double*>(workspace.data);
+  launch(squares_kernel,
+         {dim3(static_cast<unsigned>(ceil_div(blocks, kWarps))), dim3(kWarps * kWarp)},
+         context.stream, data<float>(args.gradients), elements, sums);
+  launch(finish_kernel, {dim3(1), dim3(kTreeThreads)}, context.stream, sums, blocks, args.grad_clip,
+         args.results);
+}
+
+void begin_step(const BeginStep& args, const Context& context) {
+  LATHE_CHECK(args.results != nullptr);
+  launch(begin_step_kernel, {dim3(1), dim3(1)}, context.stream, args.results);
+}
+
+}  // namespace lathe::cuda

@@ -1,0 +1,504 @@
+// LayerNorm, with the residual addition and its dropout.
+//
+//   forward:   r = residual_in + dropout(x);  out = (r - mean) rstd weight + bias, over r rounded
+//   backward:  with d = dout, hat = (r - mean) rstd, g = d weight:
+//              d_residual (+)= rstd (g - mean(g) - hat mean(g hat));  dx = dropout'(d_residual)
+//              dweight (+)= sum over rows of d hat;  dbias (+)= sum over rows of d
+//
+// Layout: rows [N, C], dense; mean and rstd fp32 [N].
+//
+// A row is read once and kept in registers: C a multiple of 8 up to 1024 by one warp, up to 8192 by
+// one block of 256 threads; thread t holds elements 8 (t + k threads) .. + 7, 16 bytes a load.
+// Other widths are taken by a block that goes over the row once per pass, which L1 makes bearable.
+//
+// Roofline: both are bound by memory. With S = sizeof(T), forward moves 4 S N C bytes (2 S without
+// x), backward 4 S N C (3 S where fresh; S more with dropout), for some 10 and 20 FLOPs an element.
+//
+// dweight and dbias: as many blocks as the GPU holds, each with sums of its own in registers over
+// every so-manieth row; they go to the workspace, [blocks, 2, C], and a second kernel adds them in
+// a fixed order. The number of blocks depends on the shape and on the GPU's kind alone.
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/cuda/dropout.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/vec.cuh"
+
+namespace lathe::cuda {
+
+namespace {
+
+constexpr float kEpsilon = 1e-5f;
+constexpr int kWide = 256;       // threads of a block that shares a row
+constexpr int kForwardRows = 4;  // rows of a block whose warps have a row each
+constexpr int kBackwardRows = 8;
+constexpr int kMaxItems = 4;
+
+// ---- What both passes share.
+
+// Row and position of a thread: blockDim is (threads of a row, rows of a block).
+__device__ __forceinline__ int64_t row_of_thread() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+}
+
+// A sum over the threads that share a row.
+template <int kThreads>
+__device__ __forceinline__ float row_sum(float value) {
+  return block_reduce<kThreads>(value, reinterpret_cast<float*>(ptx::shared_memory()), Sum());
+}
+
+// The mask element of a micro-batch's first element.
+__device__ __forceinline__ uint64_t first_element(const StepInputs& step, int64_t sequence) {
+  return step.first_sequence * static_cast<uint64_t>(sequence);
+}
+
+// ---- Forward.
+
+template <typename T>
+struct Forward {
+  T *out, *residual_out;
+  float *mean, *rstd;
+  const T *x, *residual_in, *weight, *bias;  // x and residual_out, and bias, may be null
+  DropoutMask mask;
+  int64_t rows, channels, sequence;  // sequence: elements of one, T C
+};
+
+// kN elements of what is normalised, rounded to T and stored where it is a sum.
+template <typename T, int kN>
+__device__ __forceinline__ void load_residual(const Forward<T>& p, const StepInputs& step,
+                                              int64_t at, float (&r)[kN]) {
+  load_floats(p.residual_in + at, r);
+  if (!p.x) return;
+  float x[kN];
+  load_floats(p.x + at, x);
+  if (p.mask.active) {
+    float factor[kN];
+    p.mask.factors(step, first_element(step, p.sequence) + static_cast<uint64_t>(at), factor);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) x[i] *= factor[i];
+  }
+#pragma unroll
+  for (int i = 0; i < kN; ++i) r[i] = rounded<T>(r[i] + x[i]);
+  store_floats(r, p.residual_out + at);
+}
+
+template <typename T, int kN>
+__device__ __forceinline__ void normalise(const Forward<T>& p, const float (&r)[kN], float mean,
+                                          float rstd, int64_t row, int64_t c) {
+  float weight[kN], bias[kN], out[kN];
+  load_floats(p.weight + c, weight);
+  if (p.bias) load_floats(p.bias + c, bias);
+#pragma unroll
+  for (int i = 0; i < kN; ++i) {
+    const float hat = (r[i] - mean) * rstd;
+    out[i] = p.bias ? hat * weight[i] + bias[i] : hat * weight[i];
+  }
+  store_floats(out, p.out + row * p.channels + c);
+}
+
+template <typename T, int kThreads, int kItems>
+__global__ void __launch_bounds__(kThreads == kWarp ? kWarp * kForwardRows : kThreads)
+    forward_kernel(Forward<T> p) {
+  const int64_t row = row_of_thread();
+  if (row >= p.rows) return;  // whole warps, or nobody
+  const StepInputs step = p.mask.read_inputs();
+  const float size = static_cast<float>(p.channels);
+  float r[kItems][kEight];
+  float sum = 0;
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t c = kEight * (threadIdx.x + k * kThreads);
+    if (c < p.channels) load_residual(p, step, row * p.channels + c, r[k]);
+  }
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    if (kEight * (threadIdx.x + k * kThreads) >= p.channels) continue;
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) sum += r[k][i];
+  }
+  const float mean = row_sum<kThreads>(sum) / size;
+  float squares = 0;
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    if (kEight * (threadIdx.x + k * kThreads) >= p.channels) continue;
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) squares += (r[k][i] - mean) * (r[k][i] - mean);
+  }
+  const float rstd = 1.0f / sqrtf(row_sum<kThreads>(squares) / size + kEpsilon);
+  if (threadIdx.x == 0) p.mean[row] = mean, p.rstd[row] = rstd;
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t c = kEight * (threadIdx.x + k * kThreads);
+    if (c < p.channels) normalise(p, r[k], mean, rstd, row, c);
+  }
+}
+
+// Any width. A thread reads back only what it wrote itself.
+template <typename T>
+__global__ void __launch_bounds__(kWide) forward_any_kernel(Forward<T> p) {
+  const int64_t row = blockIdx.x;
+  const StepInputs step = p.mask.read_inputs();
+  const float size = static_cast<float>(p.channels);
+  const T* residual = (p.x ? p.residual_out : p.residual_in) + row * p.channels;
+  float r[1];
+  float sum = 0;
+  for (int64_t c = threadIdx.x; c < p.channels; c += kWide) {
+    load_residual(p, step, row * p.channels + c, r);
+    sum += r[0];
+  }
+  const float mean = row_sum<kWide>(sum) / size;
+  float squares = 0;
+  for (int64_t c = threadIdx.x; c < p.channels; c += kWide) {
+    const float centred = to_float(residual[c]) - mean;
+    squares += centred * centred;
+  }
+  const float rstd = 1.0f / sqrtf(row_sum<kWide>(squares) / size + kEpsilon);
+  if (threadIdx.x == 0) p.mean[row] = mean, p.rstd[row] = rstd;
+  for (int64_t c = threadIdx.x; c < p.channels; c += kWide) {
+    r[0] = to_float(residual[c]);
+    normalise(p, r, mean, rstd, row, c);
+  }
+}
+
+// ---- Backward.
+
+template <typename T>
+struct Backward {
+  T *d_residual, *dx;  // dx may be null
+  float* partials;     // [blocks, 2, C]: of dweight, of dbias
+  const T *dout, *residual, *weight;
+  const float *mean, *rstd;
+  DropoutMask mask;
+  int64_t rows, channels, sequence;
+  bool fresh;
+};
+
+// What a row's gradient is made of, beside its elements.
+struct RowFactors {
+  float mean, rstd, mean_g, mean_g_hat;
+};
+
+// d_residual and dx of kN elements.
+template <typename T, int kN>
+__device__ __forceinline__ void store_gradient(const Backward<T>& p, const StepInputs& step,
+                                               const RowFactors& row, const float (&hat)[kN],
+                                               const float (&g)[kN], int64_t at) {
+  float d[kN];
+  if (p.fresh) {
+#pragma unroll
+    for (int i = 0; i < kN; ++i) d[i] = 0;
+  } else {
+    load_floats(p.d_residual + at, d);
+  }
+#pragma unroll
+  for (int i = 0; i < kN; ++i)
+    d[i] = rounded<T>(d[i] + row.rstd * (g[i] - row.mean_g - hat[i] * row.mean_g_hat));
+  store_floats(d, p.d_residual + at);
+  if (!p.dx) return;
+  float factor[kN];
+  p.mask.factors(step, first_element(step, p.sequence) + static_cast<uint64_t>(at), factor);
+#pragma unroll
+  for (int i = 0; i < kN; ++i) d[i] *= factor[i];
+  store_floats(d, p.dx + at);
+}
+
+// The sums of a block's warps, added in the order of the warps, into the block's partials.
+template <int kThreads, int kItems>
+__device__ void store_partials(float* partials, const float (&dweight)[kItems][kEight],
+                               const float (&dbias)[kItems][kEight], int64_t channels) {
+  float* sums = kThreads == kWarp ? reinterpret_cast<float*>(ptx::shared_memory()) : partials;
+  for (int y = 0; y < static_cast<int>(blockDim.y); ++y) {
+    if (static_cast<int>(threadIdx.y) == y) {
+#pragma unroll
+      for (int k = 0; k < kItems; ++k) {
+        const int64_t c = kEight * (threadIdx.x + k * kThreads);
+        if (c >= channels) continue;
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) {
+          sums[c + i] = y == 0 ? dweight[k][i] : sums[c + i] + dweight[k][i];
+          float* bias = sums + channels;
+          bias[c + i] = y == 0 ? dbias[k][i] : bias[c + i] + dbias[k][i];
+        }
+      }
+    }
+    if constexpr (kThreads == kWarp) __syncthreads();
+  }
+  if constexpr (kThreads == kWarp) {
+    for (int64_t i = threadIdx.y * kWarp + threadIdx.x; i < 2 * channels; i += kWarp * blockDim.y)
+      partials[i] = sums[i];
+  }
+}
+
+template <typename T, int kThreads, int kItems>
+__global__ void __launch_bounds__(kThreads == kWarp ? kWarp * kBackwardRows : kThreads)
+    backward_kernel(Backward<T> p) {
+  const StepInputs step = p.mask.read_inputs();
+  const float size = static_cast<float>(p.channels);
+  float dweight[kItems][kEight] = {}, dbias[kItems][kEight] = {};
+  for (int64_t row = row_of_thread(); row < p.rows; row += gridDim.x * blockDim.y) {
+    RowFactors factors{p.mean[row], p.rstd[row], 0, 0};
+    float hat[kItems][kEight], g[kItems][kEight];
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const int64_t c = kEight * (threadIdx.x + k * kThreads);
+      if (c >= p.channels) continue;
+      load_floats(p.residual + row * p.channels + c, hat[k]);
+      load_floats(p.dout + row * p.channels + c, g[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const int64_t c = kEight * (threadIdx.x + k * kThreads);
+      if (c >= p.channels) continue;
+      float weight[kEight];
+      load_floats(p.weight + c, weight);
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) {
+        hat[k][i] = (hat[k][i] - factors.mean) * factors.rstd;
+        dweight[k][i] += g[k][i] * hat[k][i];
+        dbias[k][i] += g[k][i];
+        g[k][i] *= weight[i];
+        factors.mean_g += g[k][i];
+        factors.mean_g_hat += g[k][i] * hat[k][i];
+      }
+    }
+    factors.mean_g = row_sum<kThreads>(factors.mean_g) / size;
+    factors.mean_g_hat = row_sum<kThreads>(factors.mean_g_hat) / size;
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const int64_t c = kEight * (threadIdx.x + k * kThreads);
+      if (c < p.channels) store_gradient(p, step, factors, hat[k], g[k], row * p.channels + c);
+    }
+  }
+  store_partials<kThreads>(p.partials + static_cast<int64_t>(blockIdx.x) * 2 * p.channels, dweight,
+                           dbias, p.channels);
+}
+
+// Any width: a block takes a row at a time and keeps its sums in its partials, each of which only
+// one thread touches.
+template <typename T>
+__global__ void __launch_bounds__(kWide) backward_any_kernel(Backward<T> p) {
+  const StepInputs step = p.mask.read_inputs();
+  const float size = static_cast<float>(p.channels);
+  float* dweight = p.partials + static_cast<int64_t>(blockIdx.x) * 2 * p.channels;
+  float* dbias = dweight + p.channels;
+  for (int64_t c = threadIdx.x; c < 2 * p.channels; c += kWide) dweight[c] = 0;
+  __syncthreads();
+  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+    RowFactors factors{p.mean[row], p.rstd[row], 0, 0};
+    const int64_t at = row * p.channels;
+    const auto hat_of = [&](int64_t c) {
+      return (to_float(p.residual[at + c]) - factors.mean) * factors.rstd;
+    };
+    for (int64_t c = threadIdx.x; c < p.channels; c += kWide) {
+      const float d = to_float(p.dout[at + c]), hat = hat_of(c), g = d * to_float(p.weight[c]);
+      dweight[c] += d * hat;
+      dbias[c] += d;
+      factors.mean_g += g;
+      factors.mean_g_hat += g * hat;
+    }
+    factors.mean_g = row_sum<kWide>(factors.mean_g) / size;
+    factors.mean_g_hat = row_sum<kWide>(factors.mean_g_hat) / size;
+    for (int64_t c = threadIdx.x; c < p.channels; c += kWide) {
+      const float hat[1] = {hat_of(c)};
+      const float g[1] = {to_float(p.dout[at + c]) * to_float(p.weight[c])};
+      store_gradient(p, step, factors, hat, g, at + c);
+    }
+  }
+}
+
+// Column c of [count, 2 C]: thread (x, y) adds rows y, y + 32, ... of column 32 block + x, then the
+// 32 sums of a column are added as a tree.
+constexpr int kColumnThreads = 32;
+struct Partials {
+  const float* partials;
+  float *dweight, *dbias;  // dbias may be null
+  int64_t count, channels;
+  bool accumulate;
+};
+__global__ void __launch_bounds__(kColumnThreads* kColumnThreads) add_partials_kernel(Partials p) {
+  auto* sums = reinterpret_cast<float*>(ptx::shared_memory());  // [32, 33]: rows in other banks
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnThreads + threadIdx.x;
+  float sum = 0;
+  if (column < 2 * p.channels) {
+    for (int64_t n = threadIdx.y; n < p.count; n += kColumnThreads)
+      sum += p.partials[n * 2 * p.channels + column];
+  }
+  sums[threadIdx.y * (kColumnThreads + 1) + threadIdx.x] = sum;
+  __syncthreads();
+  sum = warp_reduce(sums[threadIdx.x * (kColumnThreads + 1) + threadIdx.y], Sum());
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kColumnThreads + threadIdx.y;
+  if (threadIdx.x != 0 || c >= 2 * p.channels) return;
+  float* out = c < p.channels ? p.dweight + c : p.dbias + (c - p.channels);
+  if (c < p.channels || p.dbias) *out = p.accumulate ? *out + sum : sum;
+}
+
+// ---- Launchers.
+
+template <typename T>
+void check_forward(const LayerNormForward& args, int64_t rows, int64_t channels) {
+  constexpr DType kType = kernel_dtype<T>;
+  check_matrix(args.residual_in_btc, kType, rows, channels, "residual_in");
+  check_matrix(args.out_btc, kType, rows, channels, "out");
+  check_vector(args.mean_bt, DType::fp32, rows, "mean");
+  check_vector(args.rstd_bt, DType::fp32, rows, "rstd");
+  check_vector(args.weight_c, kType, channels, "weight");
+  if (args.bias_c) check_vector(args.bias_c, kType, channels, "bias");
+  if (!args.x_btc) return;
+  check_matrix(args.x_btc, kType, rows, channels, "x");
+  check_matrix(args.residual_out_btc, kType, rows, channels, "residual_out");
+}
+
+template <typename T>
+void check_backward(const LayerNormBackward& args, int64_t rows, int64_t channels) {
+  constexpr DType kType = kernel_dtype<T>;
+  check_matrix(args.dout_btc, kType, rows, channels, "dout");
+  check_matrix(args.d_residual_btc, kType, rows, channels, "d_residual");
+  check_matrix(args.residual_out_btc, kType, rows, channels, "residual_out");
+  check_vector(args.mean_bt, DType::fp32, rows, "mean");
+  check_vector(args.rstd_bt, DType::fp32, rows, "rstd");
+  check_vector(args.weight_c, kType, channels, "weight");
+  check_vector(args.dweight_c, DType::fp32, channels, "dweight");
+  if (args.dbias_c) check_vector(args.dbias_c, DType::fp32, channels, "dbias");
+  if (args.dropout.p > 0) check_matrix(args.dx_btc, kType, rows, channels, "dx");
+  LATHE_CHECK(args.dropout.p > 0 || !args.dx_btc, "without dropout dx is d_residual");
+}
+
+// T C, which only dropout needs to know.
+int64_t sequence_elements(const DropoutMask& mask, const Tensor& x_btc) {
+  if (!mask.active) return 0;
+  LATHE_CHECK(x_btc.shape.rank == 3);
+  return x_btc.shape[1] * x_btc.shape[2];
+}
+
+// Calls visit.template operator()<threads of a row, items of a thread>(); false where no instance
+// holds a row of so many channels.
+template <typename Visit>
+bool with_instance(int64_t channels, const Visit& visit) {
+  const int threads = channels <= kWarp * kEight * kMaxItems ? kWarp : kWide;
+  const int64_t items = ceil_div(channels, threads * kEight);
+  const auto of_items = [&]<int kThreads>() {
+    if (items == 1) visit.template operator()<kThreads, 1>();
+    if (items == 2) visit.template operator()<kThreads, 2>();
+    if (items == 3) visit.template operator()<kThreads, 3>();
+    if (items == 4) visit.template operator()<kThreads, 4>();
+  };
+  if (threads == kWarp) {
+    of_items.template operator()<kWarp>();
+  } else {
+    of_items.template operator()<kWide>();
+  }
+  return items <= kMaxItems;
+}
+
+constexpr size_t kReductionBytes = kWide / kWarp * sizeof(float);
+
+unsigned grid_of(int64_t blocks) {
+  return static_cast<unsigned>(blocks);
+}
+
+// Blocks of the backward pass, each with partials of its own. Chosen by the shape alone, so that
+// planning, which has no addresses, comes to the same number.
+int64_t backward_blocks(int64_t rows, int64_t channels, const Context& context) {
+  const bool warps = channels % kEight == 0 && channels <= kWarp * kEight * kMaxItems;
+  constexpr int kBlocksOfMultiprocessor = 2;
+  return std::min(warps ? ceil_div(rows, kBackwardRows) : rows,
+                  int64_t{context.multiprocessors} * kBlocksOfMultiprocessor);
+}
+
+}  // namespace
+
+template <typename T>
+void layernorm_forward(const LayerNormForward& args, const Context& context) {
+  const int64_t channels = columns_of(args.residual_in_btc), rows = rows_of(args.residual_in_btc);
+  check_forward<T>(args, rows, channels);
+  const DropoutMask mask(args.x_btc ? args.dropout : Dropout{});
+  const Forward<T> p{data<T>(args.out_btc),
+                     data<T>(args.residual_out_btc),
+                     data<float>(args.mean_bt),
+                     data<float>(args.rstd_bt),
+                     data<T>(args.x_btc),
+                     data<T>(args.residual_in_btc),
+                     data<T>(args.weight_c),
+                     data<T>(args.bias_c),
+                     mask,
+                     rows,
+                     channels,
+                     sequence_elements(mask, args.x_btc)};
+  const auto launch_rows = [&]<int kThreads, int kItems>() {
+    constexpr int kRows = kThreads == kWarp ? kForwardRows : 1;
+    launch(forward_kernel<T, kThreads, kItems>,
+           {dim3(grid_of(ceil_div(rows, kRows))), dim3(kThreads, kRows), kReductionBytes},
+           context.stream, p);
+  };
+  if (eights(channels, p.out, p.residual_out, p.x, p.residual_in, p.weight, p.bias) &&
+      with_instance(channels, launch_rows))
+    return;
+  launch(forward_any_kernel<T>, {dim3(grid_of(rows)), dim3(kWide), kReductionBytes}, context.stream,
+         p);
+}
+
+template <typename T>
+size_t layernorm_backward_workspace(const LayerNormBackward& args, const Context& context) {
+  const int64_t channels = columns_of(args.dout_btc), rows = rows_of(args.dout_btc);
+  return static_cast<size_t>(backward_blocks(rows, channels, context) * 2 * channels) *
+         sizeof(float);
+}
+
+template <typename T>
+void layernorm_backward(const LayerNormBackward& args, const Context& context,
+                        const Tensor& workspace) {
+  const int64_t channels = columns_of(args.dout_btc), rows = rows_of(args.dout_btc);
+  check_backward<T>(args, rows, channels);
+  check_workspace(workspace, layernorm_backward_workspace<T>(args, context));
+  const DropoutMask mask(args.dropout);
+  auto* partials = static_cast<float*>(workspace.data);
+  const Backward<T> p{data<T>(args.d_residual_btc),
+                      data<T>(args.dx_btc),
+                      partials,
+                      data<T>(args.dout_btc),
+                      data<T>(args.residual_out_btc),
+                      data<T>(args.weight_c),
+                      data<float>(args.mean_bt),
+                      data<float>(args.rstd_bt),
+                      mask,
+                      rows,
+                      channels,
+                      sequence_elements(mask, args.dx_btc),
+                      args.fresh};
+  const int64_t blocks = backward_blocks(rows, channels, context);
+  const auto launch_rows = [&]<int kThreads, int kItems>() {
+    constexpr int kRows = kThreads == kWarp ? kBackwardRows : 1;
+    const size_t sums = kThreads == kWarp ? static_cast<size_t>(2 * channels) * sizeof(float) : 0;
+    launch(backward_kernel<T, kThreads, kItems>,
+           {dim3(grid_of(blocks)), dim3(kThreads, kRows), std::max(sums, kReductionBytes)},
+           context.stream, p);
+  };
+  if (!eights(channels, p.d_residual, p.dx, p.dout, p.residual, p.weight) ||
+      !with_instance(channels, launch_rows)) {
+    launch(backward_any_kernel<T>, {dim3(grid_of(blocks)), dim3(kWide), kReductionBytes},
+           context.stream, p);
+  }
+  launch(
+      add_partials_kernel,
+      {dim3(grid_of(ceil_div(2 * channels, kColumnThreads))), dim3(kColumnThreads, kColumnThreads),
+       kColumnThreads * (kColumnThreads + 1) * sizeof(float)},
+      context.stream,
+      Partials{partials, data<float>(args.dweight_c), data<float>(args.dbias_c), blocks, channels,
+               args.accumulate});
+}
+
+template void layernorm_forward<float>(const LayerNormForward&, const Context&);
+template void layernorm_forward<__nv_bfloat16>(const LayerNormForward&, const Context&);
+template void layernorm_backward<float>(const LayerNormBackward&, const Context&, const Tensor&);
+template void layernorm_backward<__nv_bfloat16>(const LayerNormBackward&, const Context&,
+                                                const Tensor&);
+template size_t layernorm_backward_workspace<float>(const LayerNormBackward&, const Context&);
+template size_t layernorm_backward_workspace<__nv_bfloat16>(const LayerNormBackward&,
+                                                            const Context&);
+
+}  // namespace lathe::cuda

@@ -1,0 +1,134 @@
+// y = gelu(x W + b) and its backward, as matrix products (matmul.cpp) and GELU kernels (gelu.cu).
+//
+//   forward   pre = round(x W + b)            2 N I O FLOPs; the bias is the product's epilogue
+//             y = gelu(pre)                   a kernel: 2 N O elements over the bus
+//   backward  dW (+)= x^T dy, db (+)= sum dy  2 N I O FLOPs; column sums with it or after it
+//             dx = round(dy W^T) gelu'(pre)   2 N I O FLOPs; gelu' in place, a kernel
+//
+// Roofline: at N, I, O in the thousands the products are bound by arithmetic (N I O / (N I + I O +
+// N O) / 2 FLOPs a byte in bf16), the GELU kernels by memory.
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/operations.h"
+
+namespace lathe::cuda {
+
+namespace {
+
+// y = x W + b, into `to`.
+template <typename T>
+MatmulArgs forward_product(const LinearForward& args, const Tensor& to) {
+  MatmulArgs product;
+  product.m = rows_of(args.x_ni), product.k = columns_of(args.x_ni), product.n = columns_of(to);
+  product.a = args.x_ni.data, product.b = args.weight_io.data, product.d = to.data;
+  product.bias_n = args.bias_o.data;
+  product.input = product.output = kernel_dtype<T>;
+  return product;
+}
+
+// dx = dy W^T.
+template <typename T>
+MatmulArgs input_product(const LinearBackward& args) {
+  MatmulArgs product;
+  product.m = rows_of(args.dy_no), product.k = columns_of(args.dy_no);
+  product.n = columns_of(args.x_ni);
+  product.a = args.dy_no.data, product.b = args.weight_io.data, product.d = args.dx_ni.data;
+  product.transpose_b = true;
+  product.input = product.output = kernel_dtype<T>;
+  return product;
+}
+
+// dW (+)= x^T dy, db (+)= sum of dy's rows.
+template <typename T>
+MatmulArgs weight_product(const LinearBackward& args) {
+  MatmulArgs product;
+  product.m = columns_of(args.x_ni), product.k = rows_of(args.x_ni);
+  product.n = columns_of(args.dy_no);
+  product.a = args.x_ni.data, product.b = args.dy_no.data, product.d = args.dweight_io.data;
+  product.sum_of_b_n = data<float>(args.dbias_o);
+  product.transpose_a = true;
+  product.accumulate = args.accumulate;
+  product.input = kernel_dtype<T>, product.output = DType::fp32;
+  return product;
+}
+
+template <typename T>
+void check_forward(const LinearForward& args) {
+  constexpr DType kType = kernel_dtype<T>;
+  const int64_t rows = rows_of(args.x_ni), inputs = columns_of(args.x_ni);
+  const int64_t outputs = columns_of(args.y_no);
+  check_matrix(args.x_ni, kType, rows, inputs, "x");
+  check_matrix(args.y_no, kType, rows, outputs, "y");
+  check_matrix(args.weight_io, kType, inputs, outputs, "weight");
+  if (args.bias_o) check_vector(args.bias_o, kType, outputs, "bias");
+  LATHE_CHECK(args.gelu != Gelu::none || !args.pre_activation_no);
+  if (args.pre_activation_no)
+    check_matrix(args.pre_activation_no, kType, rows, outputs, "pre_activation");
+}
+
+template <typename T>
+void check_backward(const LinearBackward& args) {
+  constexpr DType kType = kernel_dtype<T>;
+  const int64_t rows = rows_of(args.dy_no), inputs = columns_of(args.x_ni);
+  const int64_t outputs = columns_of(args.dy_no);
+  check_matrix(args.dy_no, kType, rows, outputs, "dy");
+  check_matrix(args.x_ni, kType, rows, inputs, "x");
+  check_matrix(args.weight_io, kType, inputs, outputs, "weight");
+  check_matrix(args.dweight_io, DType::fp32, inputs, outputs, "dweight");
+  if (args.dbias_o) check_vector(args.dbias_o, DType::fp32, outputs, "dbias");
+  LATHE_CHECK((args.gelu != Gelu::none) == static_cast<bool>(args.input_pre_activation_ni));
+  if (!args.dx_ni) return;
+  check_matrix(args.dx_ni, kType, rows, inputs, "dx");
+  if (args.input_pre_activation_ni)
+    check_matrix(args.input_pre_activation_ni, kType, rows, inputs, "input_pre_activation");
+}
+
+}  // namespace
+
+template <typename T>
+size_t linear_forward_workspace(const LinearForward& args, const Context&) {
+  return Matmul::workspace_bytes(forward_product<T>(args, args.y_no));
+}
+
+template <typename T>
+void linear_forward(const LinearForward& args, const Context& context, const Tensor& workspace) {
+  check_forward<T>(args);
+  if (args.y_no.elements() == 0) return;
+  // GELU without a place for the pre-activation is done in place: each element is read once.
+  const Tensor& product = args.pre_activation_no ? args.pre_activation_no : args.y_no;
+  context.matmul->run(forward_product<T>(args, product), workspace, context.stream);
+  if (args.gelu != Gelu::none) gelu_forward<T>({args.y_no, product, args.gelu}, context);
+}
+
+template <typename T>
+size_t linear_backward_workspace(const LinearBackward& args, const Context&) {
+  float some = 0;  // only the absence of a pointer is read
+  MatmulArgs weights = weight_product<T>(args);
+  if (is_planned(args.dbias_o)) weights.sum_of_b_n = &some;
+  const size_t bytes = Matmul::workspace_bytes(weights);
+  if (!is_planned(args.dx_ni)) return bytes;
+  return std::max(bytes, Matmul::workspace_bytes(input_product<T>(args)));
+}
+
+template <typename T>
+void linear_backward(const LinearBackward& args, const Context& context, const Tensor& workspace) {
+  check_backward<T>(args);
+  context.matmul->run(weight_product<T>(args), workspace, context.stream);
+  if (!args.dx_ni) return;
+  context.matmul->run(input_product<T>(args), workspace, context.stream);
+  if (args.gelu == Gelu::none) return;
+  gelu_backward<T>({args.dx_ni, args.dx_ni, args.input_pre_activation_ni, args.gelu}, context);
+}
+
+template size_t linear_forward_workspace<float>(const LinearForward&, const Context&);
+template size_t linear_forward_workspace<__nv_bfloat16>(const LinearForward&, const Context&);
+template void linear_forward<float>(const LinearForward&, const Context&, const Tensor&);
+template void linear_forward<__nv_bfloat16>(const LinearForward&, const Context&, const Tensor&);
+template size_t linear_backward_workspace<float>(const LinearBackward&, const Context&);
+template size_t linear_backward_workspace<__nv_bfloat16>(const LinearBackward&, const Context&);
+template void linear_backward<float>(const LinearBackward&, const Context&, const Tensor&);
+template void linear_backward<__nv_bfloat16>(const LinearBackward&, const Context&, const Tensor&);
+
+}  // namespace lathe::cuda

@@ -1,0 +1,72 @@
+#include "src/model/activations.h"
+
+#include <array>
+
+namespace lathe {
+
+namespace {
+
+constexpr std::array kLevels = {Recompute::none, Recompute::gelu, Recompute::layernorm,
+                                Recompute::block};
+
+}  // namespace
+
+std::string_view name_of(Recompute recompute) {
+  switch (recompute) {
+    case Recompute::none:
+      return "none";
+    case Recompute::gelu:
+      return "gelu";
+    case Recompute::layernorm:
+      return "layernorm";
+    case Recompute::block:
+      return "block";
+  }
+  return "?";
+}
+
+Recompute recompute_from_name(const std::string& name) {
+  for (const Recompute level : kLevels) {
+    if (name == name_of(level)) return level;
+  }
+  throw UserError("--recompute is '{}', but must be none, gelu, layernorm or block", name);
+}
+
+std::vector<LayerActivations> allocate_layers(const GPT2Config& config, DType dtype,
+                                              int64_t batch_size, int64_t seq_len,
+                                              Recompute recompute, Arena& arena) {
+  const int64_t b = batch_size, t = seq_len, c = config.n_embd, h = config.n_head;
+  const DType acc = accumulator_of(dtype);
+  std::vector<LayerActivations> layers(static_cast<size_t>(config.n_layer));
+  for (LayerActivations& layer : layers) {
+    using Member = Tensor LayerActivations::*;
+    const auto keep = [&](Member tensor, DType type, Shape shape) {
+      layer.*tensor = arena.allocate(MemoryCategory::activations, type, shape);
+    };
+    // Where `level` makes it again, the first layer's is everyone's.
+    const auto keep_below = [&](Recompute level, Member tensor, DType type, Shape shape) {
+      if (recompute >= level && &layer != &layers.front()) {
+        layer.*tensor = layers.front().*tensor;
+      } else {
+        keep(tensor, type, shape);
+      }
+    };
+    using enum Recompute;
+    keep_below(layernorm, &LayerActivations::ln_1, dtype, {b, t, c});
+    keep_below(block, &LayerActivations::ln_1_mean, acc, {b, t});
+    keep_below(block, &LayerActivations::ln_1_rstd, acc, {b, t});
+    keep_below(block, &LayerActivations::qkv, dtype, {b, t, 3 * c});
+    keep_below(block, &LayerActivations::attention, dtype, {b, t, c});
+    keep_below(block, &LayerActivations::logsumexp, acc, {b, h, t});
+    keep_below(block, &LayerActivations::residual_mid, dtype, {b, t, c});
+    keep_below(layernorm, &LayerActivations::ln_2, dtype, {b, t, c});
+    keep_below(block, &LayerActivations::ln_2_mean, acc, {b, t});
+    keep_below(block, &LayerActivations::ln_2_rstd, acc, {b, t});
+    keep_below(block, &LayerActivations::pre_gelu, dtype, {b * t, 4 * c});
+    keep_below(gelu, &LayerActivations::gelu, dtype, {b * t, 4 * c});
+    keep(&LayerActivations::residual_out, dtype, {b, t, c});
+  }
+  return layers;
+}
+
+}  // namespace lathe

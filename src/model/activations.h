@@ -1,0 +1,47 @@
+// What the layers keep from the forward pass for the backward pass, and what the backward pass
+// makes again instead (Chen et al., "Training deep nets with sublinear memory cost", 2016).
+//
+//   --recompute  made again                         a layer keeps, in values per token   again,
+//   FLOPs none         nothing                            16 C and 4 + H statistics            none
+//   gelu         gelu                               12 C and 4 + H statistics            none
+//   layernorm    gelu, ln_1, ln_2                   10 C and 4 + H statistics            none
+//   block        all but the residual at its input  C                                    see below
+//
+// What is made again lies in one set of tensors that all layers share. The last layer's are still
+// there when the backward pass begins, so it alone makes nothing again. `block` runs the forward
+// pass of every other layer once more, up to gelu: nobody needs the MLP's output twice.
+//
+// Every level gives the same bits. GELU reads the rounded pre-activation and LayerNorm the rounded
+// residual, whether fused or not, and both are stored; a product of the same matrices is the same
+// product; dropout masks are functions of where they are applied.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/device/arena.h"
+#include "src/model/config.h"
+
+namespace lathe {
+
+// In the order of what they make again: each level includes the ones before it.
+enum class Recompute : uint8_t { none, gelu, layernorm, block };
+
+std::string_view name_of(Recompute recompute);
+Recompute recompute_from_name(const std::string& name);  // UserError naming --recompute
+
+struct LayerActivations {
+  Tensor ln_1, ln_1_mean, ln_1_rstd;
+  Tensor qkv, attention, logsumexp;
+  Tensor residual_mid, ln_2, ln_2_mean, ln_2_rstd;
+  Tensor pre_gelu, gelu;
+  Tensor residual_out;  // the next layer's input; that of layer 0 is the embedding
+};
+
+// Those of all layers, for batch_size sequences of seq_len tokens.
+std::vector<LayerActivations> allocate_layers(const GPT2Config& config, DType dtype,
+                                              int64_t batch_size, int64_t seq_len,
+                                              Recompute recompute, Arena& arena);
+
+}  // namespace lathe

@@ -1,0 +1,357 @@
+// Matrix products on the GPU against double, on every layout, and their plans.
+#include "kernels/cuda/matmul.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/device/device.h"
+#include "tests/cuda/device_memory.h"
+#include "tests/ops/ops_testing.h"
+
+namespace lathe::testing {
+namespace {
+
+using cuda::Matmul;
+using cuda::MatmulArgs;
+using cuda::MatmulOptions;
+using cuda::MatmulPlanRecord;
+
+constexpr MatmulOptions kUntuned{.autotune = false};
+
+struct Sizes {
+  int64_t m, n, k, padding = 0;  // padding: of every leading dimension
+  bool transpose_a = false, transpose_b = false;
+  bool accumulate = false, bias = false, sums = false;
+  // Elements by which a, b, d and the vectors miss an aligned address.
+  size_t offset_a = 0, offset_b = 0, offset_d = 0, offset_vector = 0;
+};
+
+// One product with its operands, T to D.
+template <typename T, typename D>
+struct Case {
+  Sizes s;
+  int64_t rows_a, columns_a, rows_b, columns_b;
+  DeviceArray<T> a, b;
+  DeviceArray<D> d, bias;
+  DeviceArray<float> sums;
+  std::vector<D> d_before;
+  std::vector<float> sums_before;
+  Stream stream;
+
+  explicit Case(const Sizes& sizes)
+      : s(sizes),
+        rows_a(s.transpose_a ? s.k : s.m),
+        columns_a((s.transpose_a ? s.m : s.k) + s.padding),
+        rows_b(s.transpose_b ? s.n : s.k),
+        columns_b((s.transpose_b ? s.k : s.n) + s.padding),
+        a(random_values<T>(rows_a * columns_a, 1), s.offset_a),
+        b(random_values<T>(rows_b * columns_b, 2), s.offset_b),
+        d(random_values<D>(s.m * (s.n + s.padding), 3), s.offset_d),
+        bias(random_values<D>(s.n, 4), s.offset_vector),
+        sums(random_values<float>(s.n, 5), s.offset_vector),
+        d_before(d.values()),
+        sums_before(sums.values()) {}
+
+  MatmulArgs args() const {
+    MatmulArgs args;
+    args.m = s.m, args.n = s.n, args.k = s.k;
+    args.a = a.data(), args.b = b.data(), args.d = d.data();
+    if (s.padding) args.ld_a = columns_a, args.ld_b = columns_b, args.ld_d = s.n + s.padding;
+    if (s.bias) args.bias_n = bias.data();
+    if (s.sums) args.sum_of_b_n = sums.data();
+    args.transpose_a = s.transpose_a, args.transpose_b = s.transpose_b;
+    args.accumulate = s.accumulate;
+    args.input = dtype_of<T>, args.output = dtype_of<D>;
+    return args;
+  }
+  void run(Matmul& matmul) {
+    static const Workspace workspace(size_t{40} << 20);  // large, so not made anew each time
+    const auto bytes = static_cast<int64_t>(Matmul::workspace_bytes(args()));
+    matmul.run(args(), workspace.tensor.rows(0, bytes), stream);
+    stream.wait();
+  }
+
+  template <typename A>
+  A element_a(int64_t i, int64_t l) const {
+    return static_cast<A>(a.data()[s.transpose_a ? l * columns_a + i : i * columns_a + l]);
+  }
+  template <typename A>
+  A element_b(int64_t l, int64_t j) const {
+    return static_cast<A>(b.data()[s.transpose_b ? j * columns_b + l : l * columns_b + j]);
+  }
+  // In A, rounding to R wherever a separate operation would.
+  template <typename A, typename R>
+  std::vector<R> expected() const {
+    std::vector<R> result;
+    for (int64_t i = 0; i < s.m; ++i)
+      for (int64_t j = 0; j < s.n; ++j) {
+        A sum = 0;
+        for (int64_t l = 0; l < s.k; ++l) sum += element_a<A>(i, l) * element_b<A>(l, j);
+        const auto old = static_cast<A>(d_before[static_cast<size_t>(i * (s.n + s.padding) + j)]);
+        R value = static_cast<R>(sum);
+        if (s.accumulate) value = static_cast<R>(static_cast<A>(value) + old);
+        if (s.bias) value = static_cast<R>(static_cast<A>(value) + static_cast<A>(bias.data()[j]));
+        result.push_back(value);
+      }
+    return result;
+  }
+  template <typename A>
+  std::vector<A> expected_sums() const {
+    std::vector<A> result;
+    for (int64_t j = 0; j < s.n; ++j) {
+      A sum = 0;
+      for (int64_t l = 0; l < s.k; ++l) sum += element_b<A>(l, j);
+      if (s.accumulate) sum += static_cast<A>(sums_before[static_cast<size_t>(j)]);
+      result.push_back(sum);
+    }
+    return result;
+  }
+  // EXPECTs the tolerance rule, and that nothing was written between the rows of d.
+  void expect_right(const std::string& what) const {
+    std::vector<D> inside;
+    for (int64_t i = 0; i < s.m; ++i)
+      for (int64_t j = 0; j < s.n + s.padding; ++j) {
+        const auto at = static_cast<size_t>(i * (s.n + s.padding) + j);
+        if (j < s.n) {
+          inside.push_back(d.data()[at]);
+        } else {
+          EXPECT_EQ(static_cast<float>(d.data()[at]), static_cast<float>(d_before[at])) << what;
+        }
+      }
+    expect_close<D>(inside, expected<double, double>(), expected<float, D>(), what);
+    if (s.sums)
+      expect_close<float>(sums.values(), expected_sums<double>(), expected_sums<float>(),
+                          what + " sums");
+  }
+};
+
+std::string describe(const Sizes& s) {
+  return fmt::format("m {} n {} k {} padding {} {}{}{}{}{} offsets {} {} {} {}", s.m, s.n, s.k,
+                     s.padding, s.transpose_a ? "t" : "n", s.transpose_b ? "t" : "n",
+                     s.accumulate ? " accumulate" : "", s.bias ? " bias" : "",
+                     s.sums ? " sums" : "", s.offset_a, s.offset_b, s.offset_d, s.offset_vector);
+}
+
+template <typename T, typename D>
+void compare(const Sizes& s, Matmul& matmul) {
+  Case<T, D> c(s);
+  c.run(matmul);
+  c.expect_right(describe(s));
+}
+
+class MatmulTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (cuda_device_count() == 0) GTEST_SKIP() << "no GPU";
+  }
+};
+
+const Sizes kSizes[] = {{1, 1, 1},       {2, 7, 13},       {33, 65, 17},  {64, 48, 128},
+                        {130, 200, 264}, {16, 24, 520, 8}, {5, 9, 70, 3}, {72, 40, 96, 16}};
+
+template <typename T, typename D>
+void all_layouts(Matmul& matmul) {
+  for (Sizes s : kSizes)
+    for (int variant = 0; variant < 8; ++variant) {
+      s.transpose_a = variant & 1, s.transpose_b = variant & 2, s.accumulate = variant & 4;
+      compare<T, D>(s, matmul);
+    }
+}
+TEST_F(MatmulTest, AgreesWithDoubleOnAllLayouts) {
+  Matmul matmul(kUntuned);
+  all_layouts<float, float>(matmul);
+  all_layouts<bf16, bf16>(matmul);
+  all_layouts<bf16, float>(matmul);
+}
+TEST_F(MatmulTest, AgreesWithDoubleWhereItIsTuned) {
+  Matmul matmul;
+  all_layouts<bf16, bf16>(matmul);
+}
+
+// One at a time, and all: each decides which algorithms can be had.
+TEST_F(MatmulTest, ServesOperandsThatAreNotAligned) {
+  Matmul matmul(kUntuned);
+  for (Sizes s : kSizes)
+    for (const unsigned which : {1, 2, 4, 8, 15}) {
+      s.offset_a = which & 1, s.offset_b = which >> 1 & 1;
+      s.offset_d = which >> 2 & 1, s.offset_vector = which >> 3 & 1;
+      s.bias = true;
+      compare<float, float>(s, matmul);
+      compare<bf16, bf16>(s, matmul);
+      s.bias = false, s.sums = true;
+      compare<bf16, float>(s, matmul);
+      s.sums = false;
+    }
+}
+
+TEST_F(MatmulTest, AddsABias) {
+  Matmul matmul(kUntuned);
+  for (Sizes s : kSizes) {
+    s.bias = true;
+    compare<float, float>(s, matmul);
+    compare<bf16, bf16>(s, matmul);
+  }
+}
+
+// Long enough for several blocks of rows.
+TEST_F(MatmulTest, SumsColumns) {
+  for (const bool autotune : {false, true}) {
+    Matmul matmul({.autotune = autotune});
+    for (Sizes s : {Sizes{3, 5, 1}, Sizes{8, 40, 700}, Sizes{9, 33, 300}, Sizes{16, 264, 520, 8}}) {
+      s.transpose_a = s.sums = true;
+      for (const bool accumulate : {false, true}) {
+        s.accumulate = accumulate;
+        compare<float, float>(s, matmul);
+        compare<bf16, float>(s, matmul);
+      }
+    }
+  }
+}
+
+// By the library's epilogue, whatever tuning would have chosen.
+TEST_F(MatmulTest, SumsColumnsInTheEpilogue) {
+  Sizes s{32, 40, 128};
+  s.transpose_a = s.sums = true;
+  std::vector<MatmulPlanRecord> records;
+  {
+    Matmul matmul(kUntuned);
+    compare<bf16, float>(s, matmul);
+    records = matmul.plans();
+  }
+  ASSERT_EQ(records.size(), 1u);
+  const size_t at = records[0].plan.find("separate");
+  ASSERT_NE(at, std::string::npos) << records[0].plan;
+  records[0].plan.replace(at, 8, "fused");
+  Matmul matmul;
+  matmul.load_plans(records);
+  for (const bool accumulate : {false, true}) {
+    s.accumulate = accumulate;
+    compare<bf16, float>(s, matmul);
+  }
+  EXPECT_EQ(matmul.plans(), records);
+}
+
+TEST_F(MatmulTest, PlansComeBackAsTheyWere) {
+  Sizes s{48, 64, 1024};
+  s.bias = true;
+  std::vector<MatmulPlanRecord> records;
+  std::vector<bf16> first;
+  {
+    Matmul matmul;
+    Case<bf16, bf16> c(s);
+    c.run(matmul);
+    first = c.d.values();
+    records = matmul.plans();
+    ASSERT_EQ(records.size(), 1u);
+  }
+  Matmul matmul;
+  matmul.load_plans(records);
+  EXPECT_EQ(matmul.plans(), records);  // before its shape is met, too
+  Case<bf16, bf16> c(s);
+  c.run(matmul);
+  expect_same_bits(first, c.d.values(), "by a loaded plan");
+  EXPECT_EQ(matmul.plans(), records);
+}
+
+TEST_F(MatmulTest, PassesOverPlansThatAreNone) {
+  const Sizes s{48, 64, 256};
+  std::vector<MatmulPlanRecord> good;
+  {
+    Matmul matmul(kUntuned);
+    compare<bf16, bf16>(s, matmul);
+    good = matmul.plans();
+  }
+  ASSERT_EQ(good.size(), 1u);
+  std::string other_version = good[0].plan, other_bytes = good[0].plan;
+  other_version.insert(0, "9");
+  other_bytes.replace(other_bytes.find(' ', other_bytes.find(' ') + 1), std::string::npos,
+                      " 1 2 3 4 5 6 7 8");
+  for (const std::string& plan : {std::string(), std::string("nonsense"), other_version,
+                                  other_bytes, good[0].plan.substr(0, 60)}) {
+    Matmul matmul(kUntuned);
+    matmul.load_plans({{good[0].shape, plan}});
+    compare<bf16, bf16>(s, matmul);
+    EXPECT_EQ(matmul.plans(), good) << plan;
+  }
+}
+
+TEST_F(MatmulTest, AccumulatingSharesThePlan) {
+  Sizes s{48, 64, 256};
+  Matmul matmul;
+  s.accumulate = true;
+  compare<bf16, float>(s, matmul);  // must not be tuned: that would add again and again
+  s.accumulate = false;
+  compare<bf16, float>(s, matmul);
+  s.accumulate = true;
+  compare<bf16, float>(s, matmul);
+  EXPECT_EQ(matmul.plans().size(), 1u);
+}
+
+TEST_F(MatmulTest, IsCapturedIntoAGraph) {
+  Sizes s{48, 64, 256};
+  s.accumulate = true;
+  Matmul matmul;  // would tune, if it were not for the capture
+  Case<float, float> c(s);
+  const Workspace workspace(Matmul::workspace_bytes(c.args()));
+  MatmulArgs overwrite = c.args();
+  overwrite.accumulate = false;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  cuda::check_cuda(cudaStreamBeginCapture(c.stream, cudaStreamCaptureModeThreadLocal), "capture");
+  matmul.run(overwrite, workspace.tensor, c.stream);
+  matmul.run(c.args(), workspace.tensor, c.stream);
+  cuda::check_cuda(cudaStreamEndCapture(c.stream, &graph), "capture");
+  cuda::check_cuda(cudaGraphInstantiate(&executable, graph, 0), "graph");
+  for (int launch = 0; launch < 2; ++launch)
+    cuda::check_cuda(cudaGraphLaunch(executable, c.stream), "graph");
+  c.stream.wait();
+  auto twice = c.template expected<double, double>();
+  auto plain = c.template expected<float, float>();
+  for (size_t i = 0; i < twice.size(); ++i) {
+    const double product = twice[i] - static_cast<double>(c.d_before[i]);
+    twice[i] = 2 * product;
+    plain[i] = 2 * (plain[i] - c.d_before[i]);
+  }
+  expect_close<float>(c.d.values(), twice, plain, "two products by a graph");
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+}
+
+TEST_F(MatmulTest, TheSameBitsAgain) {
+  Sizes s{40, 64, 2048};
+  s.transpose_a = s.sums = true;
+  for (const MatmulOptions& options : {MatmulOptions{}, MatmulOptions{.deterministic = true}}) {
+    Matmul matmul(options);
+    Case<bf16, float> c(s);
+    c.run(matmul);
+    const auto d = c.d.values(), sums = c.sums.values();
+    c.run(matmul);
+    expect_same_bits(d, c.d.values(), "d");
+    expect_same_bits(sums, c.sums.values(), "sums");
+  }
+}
+
+TEST_F(MatmulTest, RefusesWhatItCannotDo) {
+  Matmul matmul(kUntuned);
+  const Case<bf16, float> c({8, 8, 8});
+  const Workspace workspace(Matmul::workspace_bytes(c.args()));
+  const auto refused = [&](const MatmulArgs& args) {
+    EXPECT_THROW(matmul.run(args, workspace.tensor, c.stream), CheckError);
+  };
+  MatmulArgs args = c.args();
+  args.k = 0;
+  refused(args);
+  args = c.args(), args.ld_a = 7;
+  refused(args);
+  args = c.args(), args.input = DType::fp32, args.output = DType::bf16;
+  refused(args);
+  args = c.args(), args.input = args.output = DType::fp64;
+  refused(args);
+  args = c.args(), args.bias_n = c.bias.data(), args.accumulate = true;
+  refused(args);
+  args = c.args(), args.sum_of_b_n = c.sums.data(), args.transpose_b = true;
+  refused(args);
+  EXPECT_THROW(matmul.run(c.args(), workspace.tensor.rows(0, 100), c.stream), CheckError);
+}
+
+}  // namespace
+}  // namespace lathe::testing

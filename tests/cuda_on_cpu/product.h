@@ -1,0 +1,32 @@
+// Column-major matrix products in plain C++: what the stand-in for cuBLASLt computes with.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+namespace lathe::cuda_on_cpu {
+
+// A column-major matrix of fp32 or bf16, perhaps to be read as its transpose.
+struct MatrixView {
+  const void* data = nullptr;
+  int64_t ld = 0;
+  bool is_bf16 = false, transpose = false;
+};
+
+// The work of one product: d [m, n] = op(a) [m, k] op(b) [k, n].
+struct Product {
+  MatrixView a, b;
+  int64_t m = 0, n = 0, k = 0;
+  int64_t chunk = 0;  // sums over k are taken in pieces of so many, which are then added in order
+};
+
+inline constexpr int64_t kTileRows = 32, kTileColumns = 128;
+inline constexpr int64_t kTile = kTileRows * kTileColumns;
+
+// The sums over k0 <= k < k1 of the tile at (row, column), column-major in `tile`, which has room
+// for kTile floats with leading dimension kTileRows. Whatever lies outside of d is garbage.
+void product_tile(const Product& product, int64_t row, int64_t column, int64_t k0, int64_t k1,
+                  float* tile);
+
+}  // namespace lathe::cuda_on_cpu
