@@ -206,6 +206,11 @@ struct OptimizerSegment {
 // (sqrt(v/(1-b2^t)) + eps) + decay w). Reads and writes masters (which are the weights themselves
 // where T is acc: weights is absent then), rounds into weights, and counts one update. Does nothing
 // where results->skip is set.
+//
+// stochastic_rounding (bf16 weights): element e of weights is stochastic_bf16_bits(masters[e],
+// upper 16 bits of word e % 4 of philox(inputs->seed, e / 4, kPhiloxSiteRounding, t)). With t and
+// not the step in the counter, weights are a function of masters, seed and the number of updates,
+// all of which a checkpoint holds.
 struct AdamW {
   Tensor masters, m, v, gradients;             // acc, flat
   Tensor weights;                              // T, flat, or absent
@@ -214,11 +219,14 @@ struct AdamW {
   float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f;
   const StepInputs* inputs = nullptr;
   StepResults* results = nullptr;
+  bool stochastic_rounding = false;
 };
 
-// destination = source, elementwise, rounded to the destination's type.
+// destination = source, elementwise, rounded to the destination's type. From fp32 to bf16 with
+// `rounding`: as AdamW rounds weights stochastically, t being rounding->step.
 struct Cast {
   Tensor destination, source;
+  const StepInputs* rounding = nullptr;  // device memory
 };
 
 // FLOPs and the bytes that must cross the memory bus at least once. One declaration, read by the

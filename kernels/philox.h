@@ -11,10 +11,11 @@
 
 namespace lathe {
 
-inline constexpr uint32_t kPhiloxSiteWindow = 0xffff'ffff;   // starts of random windows
-inline constexpr uint32_t kPhiloxSiteShuffle = 0xffff'fffe;  // the shuffle of an epoch
-inline constexpr uint32_t kPhiloxSiteInit = 0xffff'fffd;     // initial weights, step = parameter
-inline constexpr uint32_t kPhiloxSiteSample = 0xffff'fffc;   // tokens of a sampled text
+inline constexpr uint32_t kPhiloxSiteWindow = 0xffff'ffff;    // starts of random windows
+inline constexpr uint32_t kPhiloxSiteShuffle = 0xffff'fffe;   // the shuffle of an epoch
+inline constexpr uint32_t kPhiloxSiteInit = 0xffff'fffd;      // initial weights, step = parameter
+inline constexpr uint32_t kPhiloxSiteSample = 0xffff'fffc;    // tokens of a sampled text
+inline constexpr uint32_t kPhiloxSiteRounding = 0xffff'fffb;  // weights, index = element / 4
 
 struct PhiloxKey {
   uint32_t low, high;

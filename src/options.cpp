@@ -141,6 +141,9 @@ void add_options(CLI::App& app, TrainOptions& o) {
                  "Steps in a row without a finite loss and gradient before the run stops")
       ->check(positive)
       ->group("Optimizer");
+  app.add_flag("--stochastic-rounding", o.optimizer.stochastic_rounding,
+               "Weights in bf16 are masters rounded up or down at random, without bias")
+      ->group("Optimizer");
 
   app.add_option("--dtype", o.dtype, "fp32 or bf16 (with fp32 masters)")
       ->check(CLI::IsMember({"fp32", "bf16"}))
@@ -194,6 +197,10 @@ void add_options(CLI::App& app, TrainOptions& o) {
 }
 
 void require_consistent(const TrainOptions& o) {
+  if (o.optimizer.stochastic_rounding && o.number_type() != DType::bf16) {
+    throw UserError(
+        "--stochastic-rounding rounds weights to bf16, and --dtype is {}: take one away", o.dtype);
+  }
   if (o.min_lr > o.lr) throw UserError("--min-lr {} is above --lr {}", o.min_lr, o.lr);
   if (o.data.empty() && !o.dry_run) {
     throw UserError("--data is missing: name a directory that build/prepare wrote");

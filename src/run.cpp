@@ -214,9 +214,20 @@ Run::Run(Setup setup, Device& on)
   } else {
     read_model(o.init, o.gpt2, model.layout(), optimizer.masters(), device);
   }
-  if (model.weights().flat.data != optimizer.masters().data) {
-    model.ops().cast({.destination = model.weights().flat, .source = optimizer.masters()}, {});
+  round_weights();
+}
+
+void Run::round_weights() {
+  if (model.weights().flat.data == optimizer.masters().data) return;
+  Cast cast{.destination = model.weights().flat, .source = optimizer.masters()};
+  const int64_t updates = state.results().updates;
+  if (options().optimizer.stochastic_rounding && updates > 0) {
+    step_inputs_.assign(static_cast<size_t>(setup_.shape.micro_steps),
+                        {.seed = options().seed, .step = static_cast<uint32_t>(updates)});
+    state.begin(model.ops(), step_inputs_);
+    cast.rounding = state.inputs(0);
   }
+  model.ops().cast(cast, {});
 }
 
 int64_t Run::tokens_per_step() const {

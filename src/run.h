@@ -70,6 +70,7 @@ class Run {
 
  private:
   void restore();
+  void round_weights();  // from masters, as the last update left them
   TrainerState trainer_state(int64_t step) const;
 
   Tensor tokens_, targets_;

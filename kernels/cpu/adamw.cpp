@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "kernels/check.h"
 #include "kernels/cpu/operations.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/rounding.h"
 #include "kernels/cpu/vecmath.h"
 
 namespace lathe {
@@ -39,7 +41,7 @@ struct Pointers {
   T* weights;  // or null
 };
 
-// Elements [begin, end), which share a weight decay.
+// Elements [begin, end), which share a weight decay. Rounds to nearest where kRound.
 template <bool kRound, typename T>
 void update_run(const Pointers<T>& p, const Update<Accumulator<T>>& u, Accumulator<T> decay,
                 int64_t begin, int64_t end) {
@@ -82,10 +84,14 @@ void adamw(const AdamW& args) {
   check_vector(args.v, dtype_of<A>, elements, "v");
   check_vector(args.gradients, dtype_of<A>, elements, "gradients");
   if (args.weights) check_vector(args.weights, dtype_of<T>, elements, "weights");
+  LATHE_CHECK(!args.stochastic_rounding || args.weights.dtype == DType::bf16,
+              "stochastic rounding to {}", name_of(args.weights.dtype));
   LATHE_CHECK(args.inputs != nullptr && args.results != nullptr);
   check_segments(args, elements);
   if (args.results->skip) return;
   const Update<A> update(args);
+  const RandomRounding rounding{args.inputs->seed,
+                                static_cast<uint32_t>(args.results->updates + 1)};
   const Pointers<T> pointers{args.masters.as<A>(), args.m.as<A>(), args.v.as<A>(),
                              args.gradients.as<A>(), args.weights.as<T>()};
   constexpr int64_t kChunk = 16384;
@@ -98,10 +104,12 @@ void adamw(const AdamW& args) {
     for (; s < last && s->begin < end; ++s) {
       const int64_t from = std::max(begin, s->begin), to = std::min(end, s->end);
       const A decay = s->weight_decay;
-      if (pointers.weights)
+      if (pointers.weights && !args.stochastic_rounding)
         update_run<true>(pointers, update, decay, from, to);
       else
         update_run<false>(pointers, update, decay, from, to);
+      if constexpr (std::is_same_v<T, bf16>)
+        if (args.stochastic_rounding) rounding.round(pointers.masters, from, to, pointers.weights);
     }
   });
   ++args.results->updates;

@@ -4,6 +4,7 @@
 #include "kernels/check.h"
 #include "kernels/cpu/operations.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/rounding.h"
 #include "kernels/cpu/vecmath.h"
 
 namespace lathe {
@@ -28,6 +29,17 @@ void cast_elements(const Cast& args) {
   });
 }
 
+void cast_stochastically(const Cast& args) {
+  const RandomRounding rounding{args.rounding->seed, args.rounding->step};
+  const float* source = args.source.as<float>();
+  bf16* destination = args.destination.as<bf16>();
+  const int64_t elements = args.source.elements();
+  parallel_for((elements + kChunk - 1) / kChunk, elements, [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk, end = std::min(elements, begin + kChunk);
+    rounding.round(source, begin, end, destination);
+  });
+}
+
 template <typename From>
 void cast_from(const Cast& args) {
   switch (args.destination.dtype) {
@@ -47,6 +59,7 @@ void cast_from(const Cast& args) {
 void cast(const Cast& args) {
   check_vector(args.source, args.source.dtype, args.destination.elements(), "source");
   check_vector(args.destination, args.destination.dtype, args.source.elements(), "destination");
+  if (args.rounding) return cast_stochastically(args);
   switch (args.source.dtype) {
     case DType::fp32:
       return cast_from<float>(args);

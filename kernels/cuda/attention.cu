@@ -15,8 +15,9 @@
 //
 // Roofline: 2 T^2 D FLOPs per head (causal half of 4 T^2 D) against 8 T D bytes: T / 4 FLOPs a
 // byte, compute-bound from T = 1200 on (H100). Beside the tensor cores it is shared memory that
-// binds (each warp reads each tile: 2 x 64 x D x 2 bytes for 4 x 32 x 64 x D FLOPs, about two
-// thirds of what an SM can read while its tensor cores multiply) and 2^x (16 a clock and SM).
+// binds: for each tile a warp reads 256 D bytes and does 8192 D FLOPs (4096 D where it owns 16
+// queries), half (all) of what an A100's SM can read while it multiplies; and 2^x, 16 a clock and
+// SM.
 //
 // fp32, and head sizes above 128, go to attention_plain.cu.
 #include "kernels/cuda/attention_tile.cuh"
@@ -100,7 +101,7 @@ __device__ __forceinline__ void attend(QueryState<kD, kM>& state,
   constexpr int kPart = ForwardTiling<kD>::kPart, kN = kPart / 8;
   float scores[kM][kN][4] = {};
   multiply_by_rows(scores, queries, keys, first);
-  if (key + kPart - 1 > query) hide<false>(scores, query - key);
+  if (key + kPart - 1 > query) hide<false>(scores, query - key, -INFINITY);
   update_highest(state, scores, scale);
   uint32_t probabilities[kM][kN / 2][4];
 #pragma unroll
@@ -209,7 +210,7 @@ void flash_forward(const FlashForward& args, cudaStream_t stream) {
   using Tiling = ForwardTiling<kD>;
   const Sizes& s = args.sizes;
   LaunchShape shape;
-  shape.grid.x = static_cast<unsigned>(s.B * s.H * ceil_div(s.T, Tiling::kQueries));
+  shape.grid.x = grid_of(s.B * s.H * ceil_div(s.T, Tiling::kQueries));
   shape.block.x = kThreads;
   shape.shared_bytes = Tiling::kSharedBytes;
   const auto kernel =

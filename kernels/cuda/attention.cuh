@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstddef>
+#include <limits>
 
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
@@ -27,6 +28,12 @@ struct Sizes {
   int64_t B, T, C, H, D;
   float scale;  // of scores
 };
+
+// The size of a grid: kernels count blocks in 32 bits.
+inline unsigned grid_of(int64_t blocks) {
+  LATHE_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "{} blocks", blocks);
+  return static_cast<unsigned>(blocks);
+}
 
 // The mask of one head, whose element (query, key) is first + query T + key.
 class HeadMask {

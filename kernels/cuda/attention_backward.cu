@@ -13,8 +13,9 @@
 // repeats.
 //
 // As in attention.cu each warp owns 16 rows, P and dS pass from product to product in registers,
-// and tiles come by cp.async two deep. A warp holds 16 x 32 of P and dP at a time. Above head size
-// 64 x and y are read from shared memory again and again, as the sums need the registers.
+// and tiles come by cp.async two deep. A warp holds 16 x 32 of P and dP at a time (16 x 16 for the
+// largest heads). Above head size 64 x and y are read from shared memory again and again, as the
+// sums need the registers.
 //
 // Roofline: 7 T^2 D FLOPs per head (causal half) against 16 T D bytes: compute-bound. Each mma of
 // the three products on 16 rows reads 256 bytes of shared memory, which on an A100 takes just as
@@ -65,8 +66,7 @@ void compute_statistics(const AttentionBackward& args, const Sizes& s, RowStatis
   int lanes = 1;
   while (lanes < kWarp && lanes * kWidth < s.D) lanes *= 2;
   LaunchShape shape;
-  shape.grid.x =
-      static_cast<unsigned>(ceil_div(s.B * s.H * padded_rows(s.T) * lanes, kStatisticsThreads));
+  shape.grid.x = grid_of(ceil_div(s.B * s.H * padded_rows(s.T) * lanes, kStatisticsThreads));
   shape.block.x = kStatisticsThreads;
   launch(statistics_kernel<T, kWidth>, shape, stream, statistics, data<T>(args.dout_btc),
          data<T>(args.out_btc), data<float>(args.logsumexp_bht), factor, s, lanes);
@@ -87,7 +87,7 @@ template <int kD>
 struct BackwardTiling {
   static constexpr int kRows = kWarps * 16;
   static constexpr int kTileRows = kD <= 64 ? 64 : 32;
-  static constexpr int kPart = 32;  // rows of a tile that a warp meets at once
+  static constexpr int kPart = kD <= 96 ? 32 : 16;  // rows of a tile that a warp meets at once
   static constexpr int kTile = kTileRows * kD;
   static constexpr bool kKept = kD <= 64;  // x and y stay in registers
   // On an SM, as registers allow.
@@ -135,14 +135,11 @@ __device__ __forceinline__ void softmax_backward(float (&p)[1][kN][4], float (&d
                                                  uint32_t kept, float keep_scale) {
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
-    RowStatistics columns[2];
-    if constexpr (kOfKeys) {
-      const int c = 8 * n + lane_index() % 4 * 2;
-      columns[0] = of_column[c], columns[1] = of_column[c + 1];
-    }
+    Vec<RowStatistics, 2> columns;
+    if constexpr (kOfKeys) columns = columns.load(of_column + 8 * n + lane_index() % 4 * 2);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const RowStatistics query = kOfKeys ? columns[i % 2] : of_row[i / 2];
+      const RowStatistics query = kOfKeys ? columns.at[i % 2] : of_row[i / 2];
       const float probability = ptx::exp2(fmaf(p[0][n][i], scale, -query.logsumexp));
       float dp = ds[0][n][i];
       p[0][n][i] = probability;
@@ -151,8 +148,7 @@ __device__ __forceinline__ void softmax_backward(float (&p)[1][kN][4], float (&d
         dp = keep ? dp * keep_scale : 0.0f;
         p[0][n][i] = keep ? probability : 0.0f;
       }
-      // Not a product with the zero of what is hidden: dP may be anything there.
-      ds[0][n][i] = probability == 0.0f ? 0.0f : probability * (dp - query.delta);
+      ds[0][n][i] = probability * (dp - query.delta);
     }
   }
 }
@@ -169,9 +165,12 @@ __device__ __forceinline__ void meet(Gradients<kD, kOfKeys>& sums, const LeftRow
   constexpr int kPart = BackwardTiling<kD>::kPart, kN = kPart / 8;
   float p[1][kN][4] = {}, ds[1][kN][4] = {};
   multiply_by_rows(p, x, u, first);
-  const bool diagonal = kOfKeys ? row + 15 > column : column + kPart - 1 > row;
-  if (diagonal) hide<kOfKeys>(p, kOfKeys ? column - row : row - column);
   multiply_by_rows(ds, y, w, first);
+  const bool diagonal = kOfKeys ? row + 15 > column : column + kPart - 1 > row;
+  if (diagonal) {
+    hide<kOfKeys>(p, row - column, -INFINITY);
+    hide<kOfKeys>(ds, row - column, 0.0f);  // it is multiplied by a probability of 0
+  }
   uint32_t kept = 0;
   if constexpr (kDropout) {
     kept = kOfKeys ? keep_bits_of_keys<kN>(mask, row, column)
@@ -267,7 +266,7 @@ void flash_backward(const FlashBackward& args, cudaStream_t stream) {
   using Tiling = BackwardTiling<kD>;
   const Sizes& s = args.sizes;
   LaunchShape shape;
-  shape.grid.x = static_cast<unsigned>(s.B * s.H * ceil_div(s.T, Tiling::kRows));
+  shape.grid.x = grid_of(s.B * s.H * ceil_div(s.T, Tiling::kRows));
   shape.block.x = kThreads;
   shape.shared_bytes = Tiling::kSharedBytes;
   launch(flash_backward_kernel<kD, true, kDropout>, shape, stream, args);
@@ -294,6 +293,7 @@ void attention_backward(const AttentionBackward& args, const Context& context,
   const DropoutMask mask(args.dropout);
   check_workspace(workspace, statistics_bytes(s));
   auto* const statistics = static_cast<RowStatistics*>(workspace.data);
+  LATHE_CHECK(reinterpret_cast<uintptr_t>(statistics) % 16 == 0, "workspace is not aligned");
   const T *const qkv = data<T>(args.qkv_bt3c), *const dout = data<T>(args.dout_btc);
   T* const dqkv = data<T>(args.dqkv_bt3c);
 

@@ -211,7 +211,7 @@ void launch_forward(const PlainForward<T>& args, const Sizes& s, const DropoutMa
                     cudaStream_t stream) {
   LATHE_CHECK(s.D <= kLargestPlainHead, "head size {}, at most {}", s.D, kLargestPlainHead);
   LaunchShape shape;
-  shape.grid.x = static_cast<unsigned>(s.B * s.H * ceil_div(s.T, kRows));
+  shape.grid.x = grid_of(s.B * s.H * ceil_div(s.T, kRows));
   shape.block.x = kPlainThreads;
   shape.shared_bytes = kPlainWarps * (static_cast<size_t>(s.D) + 2) * sizeof(float);
   launch(plain_forward_kernel<T, kRows>, shape, stream, args, s, mask);
@@ -236,7 +236,7 @@ template <typename T, int kWidth>
 void append(const AttentionCached& args, const Sizes& s, cudaStream_t stream) {
   constexpr unsigned kAppendThreads = 256;
   LaunchShape shape;
-  shape.grid.x = static_cast<unsigned>(ceil_div(s.B * s.T * (s.C / kWidth), kAppendThreads));
+  shape.grid.x = grid_of(ceil_div(s.B * s.T * (s.C / kWidth), kAppendThreads));
   shape.block.x = kAppendThreads;
   launch(append_kernel<T, kWidth>, shape, stream, data<T>(args.qkv_bt3c), data<T>(args.keys_bmc),
          data<T>(args.values_bmc), s, args.keys_bmc.shape[1], args.past);
@@ -255,7 +255,7 @@ void plain_backward(const PlainBackward<T>& args, const Sizes& s, const DropoutM
                     cudaStream_t stream) {
   LATHE_CHECK(s.D <= kLargestPlainHead, "head size {}, at most {}", s.D, kLargestPlainHead);
   LaunchShape shape;
-  shape.grid.x = static_cast<unsigned>(s.B * s.H * ceil_div(s.T, kPlainRows));
+  shape.grid.x = grid_of(s.B * s.H * ceil_div(s.T, kPlainRows));
   shape.block.x = kPlainThreads;
   shape.shared_bytes = kPlainWarps * static_cast<size_t>(s.D) * sizeof(float);
   launch(plain_backward_kernel<T, true>, shape, stream, args, s, mask);

@@ -169,17 +169,17 @@ __device__ __forceinline__ void multiply_by_columns(float (&sums)[kM][kD / 8][4]
   }
 }
 
-// Scores that the causal mask hides become -infinity. Rows are queries and columns keys, or with
-// kOfKeys the other way round; `ahead` is the first query less the first key.
+// What the causal mask hides becomes `value`. Rows are queries and columns keys, or with kOfKeys
+// the other way round; `ahead` is the number of the first row less that of the first column.
 template <bool kOfKeys, int kM, int kN>
-__device__ __forceinline__ void hide(float (&scores)[kM][kN][4], int ahead) {
+__device__ __forceinline__ void hide(float (&scores)[kM][kN][4], int ahead, float value) {
   const int lane = lane_index();
 #pragma unroll
   for (int i = 0; i < kM * kN * 4; ++i) {
     const int m = i / (kN * 4), n = i / 4 % kN, e = i % 4;
-    const int row = 16 * m + lane / 4 + e / 2 * 8, column = 8 * n + lane % 4 * 2 + e % 2;
-    const bool hidden = kOfKeys ? row - column > ahead : column - row > ahead;
-    if (hidden) scores[m][n][e] = -INFINITY;
+    const int row = ahead + 16 * m + lane / 4 + e / 2 * 8, column = 8 * n + lane % 4 * 2 + e % 2;
+    const bool hidden = kOfKeys ? row > column : column > row;
+    if (hidden) scores[m][n][e] = value;
   }
 }
 

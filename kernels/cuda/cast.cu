@@ -9,6 +9,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/rounding.cuh"
 #include "kernels/cuda/vec.cuh"
 
 namespace lathe::cuda {
@@ -61,6 +62,23 @@ void cast_elements(const Cast& args, cudaStream_t stream) {
   }
 }
 
+__global__ void __launch_bounds__(kThreads)
+    stochastic_kernel(__nv_bfloat16* to, const float* from, int64_t count,
+                      const StepInputs* rounding) {
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const auto words = rounding_words(rounding->seed, group, rounding->step);
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (4 * group + i < count) to[4 * group + i] = rounded_at_random(from[4 * group + i], words[i]);
+}
+
+void cast_stochastically(const Cast& args, cudaStream_t stream) {
+  const int64_t count = args.source.elements();
+  launch(stochastic_kernel,
+         {dim3(static_cast<unsigned>(ceil_div(count, kThreads * 4))), dim3(kThreads)}, stream,
+         data<__nv_bfloat16>(args.destination), data<float>(args.source), count, args.rounding);
+}
+
 template <typename From>
 void cast_from(const Cast& args, cudaStream_t stream) {
   switch (args.destination.dtype) {
@@ -80,6 +98,7 @@ void cast_from(const Cast& args, cudaStream_t stream) {
 void cast(const Cast& args, const Context& context) {
   check_vector(args.source, args.source.dtype, args.destination.elements(), "source");
   check_vector(args.destination, args.destination.dtype, args.source.elements(), "destination");
+  if (args.rounding) return cast_stochastically(args, context.stream);
   switch (args.source.dtype) {
     case DType::fp32:
       return cast_from<float>(args, context.stream);

@@ -7,8 +7,8 @@
 //   dwte (+)= dlogits^T x     [V, C] fp32                          2 r V C FLOPs
 //
 // Roofline: the products are bound by arithmetic where r and C are in the hundreds; each chunk
-// reads and writes dwte once (8 V C bytes against 2 r V C FLOPs), so chunks are as long as 2^26
-// logits (256 MiB) allow; the row kernel reads and writes 4 + sizeof(T) bytes a logit.
+// reads and writes dwte once (8 V C bytes against 2 r V C FLOPs), so chunks are as long as
+// Context::chunk_logits allows; the row kernel moves 4 + sizeof(T) bytes a logit.
 #include <algorithm>
 
 #include "kernels/check.h"
@@ -21,7 +21,6 @@ namespace lathe::cuda {
 
 namespace {
 
-constexpr int64_t kChunkLogits = int64_t{1} << 26;
 constexpr int64_t kRowUnit = 128;  // of a product's tiles
 
 constexpr size_t aligned(size_t bytes) {
@@ -34,12 +33,13 @@ struct Call {
   int64_t rows, channels, vocabulary;  // vocabulary with padding
   int64_t chunk;                       // rows of a chunk; the last may be shorter
 
-  explicit Call(const LinearCrossEntropy& of)
+  Call(const LinearCrossEntropy& of, const Context& context)
       : args(of),
         rows(rows_of(of.x_nc)),
         channels(columns_of(of.x_nc)),
         vocabulary(rows_of(of.wte_vc)) {
-    const int64_t most = std::max(kRowUnit, kChunkLogits / std::max<int64_t>(1, vocabulary));
+    const int64_t most =
+        std::max(kRowUnit, context.chunk_logits / std::max<int64_t>(1, vocabulary));
     const int64_t chunks = std::max<int64_t>(1, ceil_div(rows, most));
     chunk = std::min(rows, ceil_div(ceil_div(rows, chunks), kRowUnit) * kRowUnit);
   }
@@ -100,14 +100,14 @@ void check_arguments(const LinearCrossEntropy& args, const Call<T>& call) {
 }  // namespace
 
 template <typename T>
-size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, const Context&) {
-  return Call<T>(args).logits_bytes() + Matmul::workspace_bytes({});
+size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, const Context& context) {
+  return Call<T>(args, context).logits_bytes() + Matmul::workspace_bytes({});
 }
 
 template <typename T>
 void linear_cross_entropy(const LinearCrossEntropy& args, const Context& context,
                           const Tensor& workspace) {
-  const Call<T> call(args);
+  const Call<T> call(args, context);
   check_arguments(args, call);
   check_workspace(workspace, linear_cross_entropy_workspace<T>(args, context));
   auto* const logits = static_cast<float*>(workspace.data);

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kTreeThreads)
   const double norm = count == 0 ? 0.0 : sqrt(sums[0]);
   results->grad_norm = norm;
   results->clip_scale = grad_clip > 0 && norm > grad_clip ? grad_clip / norm : 1.0;
-  results->skip = isfinite(norm) && isfinite(results->loss) ? 0 : 1;
+  results->skip = std::isfinite(norm) && std::isfinite(results->loss) ? 0 : 1;
 }
 
 __global__ void begin_step_kernel(StepResults* results) {

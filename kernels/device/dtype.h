@@ -25,6 +25,15 @@ struct bf16 {
 };
 static_assert(sizeof(bf16) == 2);
 
+// The bits of a float rounded to one of its two bf16 neighbours at random: away from zero with the
+// probability that makes the mean the value itself. `random` is uniform in [0, 2^16). Infinities
+// and NaN stay what they are.
+constexpr uint16_t stochastic_bf16_bits(uint32_t float_bits, uint32_t random) {
+  const bool finite = (float_bits & 0x7f800000) != 0x7f800000;
+  const uint32_t quiet = (float_bits & 0x007fffff) != 0 ? 0x00400000 : 0;
+  return static_cast<uint16_t>((finite ? float_bits + random : float_bits | quiet) >> 16);
+}
+
 enum class DType : uint8_t { fp32, bf16, fp64, int32, int64, uint8 };
 
 constexpr size_t size_of(DType dtype) {

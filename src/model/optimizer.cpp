@@ -61,7 +61,8 @@ void Optimizer::step(const Ops& ops, const StepState& state, const Tensor& works
              .beta2 = config_.beta2,
              .eps = config_.eps,
              .inputs = state.inputs(0),
-             .results = state.device_results()},
+             .results = state.device_results(),
+             .stochastic_rounding = config_.stochastic_rounding},
             workspace);
 }
 

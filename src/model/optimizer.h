@@ -34,7 +34,8 @@ class StepState {
 struct OptimizerConfig {
   float weight_decay = 0.1f;
   float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f;
-  double grad_clip = 1;  // 0: no clipping
+  double grad_clip = 1;              // 0: no clipping
+  bool stochastic_rounding = false;  // of masters to bf16 weights
 };
 
 class Optimizer {

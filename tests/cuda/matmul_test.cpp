@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <optional>
-
 #include "kernels/device/device.h"
 #include "tests/cuda/device_memory.h"
 #include "tests/ops/ops_testing.h"
@@ -65,8 +63,9 @@ struct Case {
     return args;
   }
   void run(Matmul& matmul) {
-    const Workspace workspace(Matmul::workspace_bytes(args()));
-    matmul.run(args(), workspace.tensor, stream);
+    static const Workspace workspace(size_t{40} << 20);  // large, so not made anew each time
+    const auto bytes = static_cast<int64_t>(Matmul::workspace_bytes(args()));
+    matmul.run(args(), workspace.tensor.rows(0, bytes), stream);
     stream.wait();
   }
 
@@ -145,7 +144,7 @@ class MatmulTest : public ::testing::Test {
   }
 };
 
-const Sizes kSizes[] = {{1, 1, 1},       {2, 7, 13},      {33, 65, 17},  {64, 48, 128},
+const Sizes kSizes[] = {{1, 1, 1},       {2, 7, 13},       {33, 65, 17},  {64, 48, 128},
                         {130, 200, 264}, {16, 24, 520, 8}, {5, 9, 70, 3}, {72, 40, 96, 16}};
 
 template <typename T, typename D>

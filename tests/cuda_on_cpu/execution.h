@@ -102,6 +102,8 @@ extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 inline constexpr int warpSize = 32;
 
+using std::isfinite, std::isinf, std::isnan;
+
 #define __launch_bounds__(...)
 #define cudaLaunchKernelEx ::lathe::cuda_on_cpu::launch_kernel
 

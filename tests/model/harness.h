@@ -1,8 +1,9 @@
-// A small GPT-2 with everything it needs to take a step, for tests.
+// A small GPT-2 with everything it needs to take a step, for tests of either device.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -13,6 +14,10 @@
 #include "src/model/weights.h"
 
 namespace lathe::testing {
+
+// A device of the kind that a binary tests, linked from device_cpu.cpp or device_cuda.cpp. fp64,
+// the reference, is always the CPU's.
+std::unique_ptr<Device> make_test_device(DType dtype);
 
 // The values of a tensor as doubles.
 inline std::vector<double> values_of(Device& device, const Tensor& tensor) {
@@ -51,7 +56,7 @@ inline void set_values(Device& device, const Tensor& tensor, const std::vector<d
 
 struct Harness {
   Harness(const GPT2Config& config, const RunShape& shape, uint64_t seed = 7)
-      : device(make_cpu_device()),
+      : device(make_test_device(shape.dtype)),
         arena(*device, plan_training(config, shape, device->ops(shape.dtype)).total()),
         model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena,
               shape.recompute),

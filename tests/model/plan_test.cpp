@@ -25,7 +25,7 @@ const GPT2Config kConfigs[] = {
      .gelu = Gelu::exact}};
 
 void expect_agreement(const GPT2Config& config, const RunShape& shape) {
-  const auto device = make_cpu_device();
+  const auto device = make_test_device(shape.dtype);
   const MemoryPlan plan = plan_training(config, shape, device->ops(shape.dtype));
   Arena arena(*device, plan.total());
   GPT2 model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena, shape.recompute);
@@ -60,7 +60,7 @@ TEST(Plan, AgreesWithTheArenaToTheByte) {
 
 // What a layer keeps per token: 16, 12, 10 and 1 times C values, where statistics weigh little.
 TEST(Plan, EachLevelOfRecomputationKeepsLess) {
-  const auto device = make_cpu_device();
+  const auto device = make_test_device(DType::fp32);
   const auto per_layer = [&](Recompute recompute) {
     const auto activations = [&](int64_t n_layer) {
       const RunShape shape{.batch_size = 2, .seq_len = 64, .recompute = recompute};
@@ -89,7 +89,7 @@ TEST(Plan, NoWeightDecayTakesTheSameMemory) {
 }
 
 TEST(Plan, AnArenaThatIsTooSmallIsAnError) {
-  const auto device = make_cpu_device();
+  const auto device = make_test_device(DType::fp32);
   const GPT2Config config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 20, .seq_len = 8};
   const MemoryPlan plan =
       plan_training(config, {.batch_size = 1, .seq_len = 8}, device->ops(DType::fp32));

@@ -17,7 +17,7 @@ void release_visible(void* memory) noexcept {
   std::free(memory);
 }
 
-bool refuses_bad_tokens() {
+bool looks_at_values() {
   return true;
 }
 

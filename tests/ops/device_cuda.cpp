@@ -22,7 +22,7 @@ void release_visible(void* memory) noexcept {
   cudaFree(memory);
 }
 
-bool refuses_bad_tokens() {
+bool looks_at_values() {
   return false;
 }
 

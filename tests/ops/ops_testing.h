@@ -27,9 +27,9 @@ Device& device_under_test();
 // at it whenever the device is idle.
 void* allocate_visible(size_t bytes);
 void release_visible(void* memory) noexcept;
-// Whether operations look at tokens and targets before they run, and throw where one lies outside
-// the vocabulary. A GPU would have to wait for that: there such a row becomes NaN.
-bool refuses_bad_tokens();
+// Whether operations look at tokens, targets and segments before they run, and throw where one is
+// out of bounds. A GPU would have to wait for that: there the row of such a token becomes NaN.
+bool looks_at_values();
 
 inline Device& cpu() {
   static const std::unique_ptr<Device> device = make_cpu_device();

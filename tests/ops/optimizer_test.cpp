@@ -15,6 +15,7 @@ struct State {
   Buffer<uint8_t> visible_segments{{4 * sizeof(OptimizerSegment)}};
   Visible<StepInputs> inputs;
   Visible<StepResults> results;
+  bool stochastic_rounding = false;
 
   explicit State(int64_t elements)
       : count(elements),
@@ -37,6 +38,7 @@ struct State {
     a.segments = reinterpret_cast<const OptimizerSegment*>(visible_segments.data());
     a.segment_count = static_cast<int64_t>(segments.size());
     a.inputs = inputs.get(), a.results = results.get();
+    a.stochastic_rounding = stochastic_rounding;
     run(ops<T>(), a);
   }
 };
@@ -156,7 +158,80 @@ TEST(AdamW, SkipsWhatIsNotFinite) {
   }
 }
 
+// A stochastically rounded weight is one of the two neighbours of its master, and which is drawn by
+// the definition; over many draws the mean is the master, which lies between them.
+TEST(AdamW, RoundsStochasticallyWithoutBias) {
+  constexpr int64_t kCount = 4096;
+  constexpr int kUpdates = 64;
+  State<bf16> s(kCount);
+  s.stochastic_rounding = true;
+  s.inputs->learning_rate = 0;  // masters stay, weights are drawn anew in each update
+  s.inputs->seed = 0x123456789abcdef0;
+  const std::vector<float> masters = s.masters.values();
+  std::vector<double> sums(kCount);
+  for (int t = 1; t <= kUpdates; ++t) {
+    s.step();
+    for (size_t i = 0; i < kCount; ++i) {
+      const auto words =
+          philox(s.inputs->seed, i / 4, kPhiloxSiteRounding, static_cast<uint32_t>(t));
+      const uint32_t bits = std::bit_cast<uint32_t>(masters[i]);
+      ASSERT_EQ(s.weights.data()[i].bits, (bits + (words[i % 4] >> 16)) >> 16) << i;
+      sums[i] += static_cast<double>(s.weights.data()[i]);
+    }
+  }
+  expect_same_bits(s.masters.values(), masters, "masters");
+  double total = 0, deviations = 0;  // of the errors, in units of what rounding may lose
+  for (size_t i = 0; i < kCount; ++i) {
+    const double ulp = ulp_at<bf16>(static_cast<double>(masters[i]));
+    if (ulp == 0) continue;
+    const double error = (sums[i] / kUpdates - static_cast<double>(masters[i])) / ulp;
+    EXPECT_LT(std::fabs(error), 4.5 * 0.5 / std::sqrt(kUpdates)) << i;  // deviation 1/2 at most
+    total += error, deviations += 1;
+  }
+  EXPECT_LT(std::fabs(total / deviations), 4 * 0.5 / std::sqrt(kUpdates * deviations));
+}
+
+TEST(AdamW, RoundsStochasticallyOnlyWhereAsked) {
+  State<bf16> nearest(1000), random(1000);
+  random.stochastic_rounding = true;
+  nearest.step(), random.step();
+  expect_same_bits(nearest.weights.values(), converted<bf16>(nearest.masters.values()), "nearest");
+  expect_same_bits(nearest.masters.values(), random.masters.values(), "masters");
+  int different = 0;
+  for (size_t i = 0; i < 1000; ++i)
+    different += nearest.weights.data()[i].bits != random.weights.data()[i].bits;
+  EXPECT_NEAR(different, 250, 80);  // the mean distance to the nearest is a quarter
+  State<float> fp32(8);
+  fp32.stochastic_rounding = true;
+  EXPECT_THROW(fp32.step(), CheckError);
+}
+
+// What a resumed run does: the weights again, from masters, seed and the number of updates.
+TEST(Cast, RoundsAsAdamWDid) {
+  State<bf16> s(9999);
+  s.stochastic_rounding = true;
+  for (int i = 0; i < 3; ++i) s.step();
+  Buffer<bf16> again({9999});
+  const Visible<StepInputs> rounding{{.seed = s.inputs->seed, .step = 3}};
+  run(ops<bf16>(), Cast{again.tensor, s.masters.tensor, rounding.get()});
+  expect_same_bits(again.values(), s.weights.values(), "weights");
+  Buffer<float> wrong({9999});
+  EXPECT_THROW(run(ops<bf16>(), Cast{wrong.tensor, s.masters.tensor, rounding.get()}), CheckError);
+}
+
+TEST(StochasticRounding, KeepsWhatIsExactAndWhatIsNotFinite) {
+  for (uint32_t random : {0u, 0x8000u, 0xffffu}) {
+    for (float x : {0.0f, -0.0f, 1.0f, -2.5f, INFINITY, -INFINITY})
+      EXPECT_EQ(stochastic_bf16_bits(std::bit_cast<uint32_t>(x), random), bf16(x).bits) << x;
+    for (uint32_t nan : {0x7f800001u, 0xffc00000u, 0x7fffffffu}) {
+      const uint32_t bits = uint32_t{stochastic_bf16_bits(nan, random)} << 16;
+      EXPECT_TRUE(std::isnan(std::bit_cast<float>(bits)));
+    }
+  }
+}
+
 TEST(AdamW, RefusesSegmentsThatOverlap) {
+  if (!looks_at_values()) GTEST_SKIP() << "segments are in the device's memory";
   State<float> s(100);
   s.segments = {{0, 60, 0}, {50, 100, 0}};
   EXPECT_THROW(s.step(), CheckError);

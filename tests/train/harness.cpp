@@ -74,6 +74,14 @@ std::vector<int64_t> validation_steps(const fs::path& out) {
   return steps_with(out, "val_loss");
 }
 
+std::vector<double> losses(const fs::path& out) {
+  std::vector<double> values;
+  for (const auto& line : lines_of(out)) {
+    if (line.contains("loss")) values.push_back(line["loss"].get<double>());
+  }
+  return values;
+}
+
 std::vector<std::string> checkpoints(const fs::path& out) {
   std::vector<std::string> names;
   if (!fs::exists(out)) return names;

@@ -32,6 +32,9 @@ std::vector<std::string> repeatable_metrics(const std::filesystem::path& out);
 std::vector<int64_t> loss_steps(const std::filesystem::path& out);
 std::vector<int64_t> validation_steps(const std::filesystem::path& out);
 
+// The losses of the steps, in order.
+std::vector<double> losses(const std::filesystem::path& out);
+
 std::string last_checkpoint(const std::filesystem::path& out);  // "step-00000012"; "" without one
 std::vector<std::string> checkpoints(const std::filesystem::path& out);
 

@@ -1,0 +1,413 @@
+// Embedding of tokens and positions, with dropout, and its backward pass.
+//
+//   forward:   x[n] = dropout(wte[token[n]] + wpe[first_position + n % T])
+//   backward:  g = dropout'(dx);  dwpe[t] (+)= sum over b of g[b, t]
+//              dwte[v] += sum over the n with token[n] = v of g[n]
+//
+// Layout: x, dx [N, C] with N = B T, wte [V, C], wpe [T.., C], gradients fp32.
+//
+// Roofline: bound by memory. Forward moves 3 S N C bytes (wpe stays in L2); backward reads dx twice
+// and reads and writes 8 N C bytes of dwte where no token repeats, less where they do.
+//
+// dwte without atomics: a stable radix sort brings equal tokens together, in the order of the rows.
+// Stretches of kStretch sorted rows are then summed by a block each, whatever their tokens are: a
+// vocabulary of 65 and one of 50,257 make the same amount of work. A token whose rows lie within
+// one stretch is added to dwte at once; what crosses a border goes to the workspace, and a second
+// kernel adds it up in order, for each token at the stretch where its rows begin. So the order of
+// every sum depends on the tokens alone.
+#include <cuda_bf16.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "kernels/check.h"
+#include "kernels/cuda/dropout.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/vec.cuh"
+
+namespace lathe::cuda {
+
+namespace {
+
+__device__ __forceinline__ bool in_vocabulary(int64_t token, int64_t vocabulary) {
+  return token >= 0 && token < vocabulary;
+}
+
+// ---- Forward.
+
+constexpr int kRows = 8;  // of a block; a warp has one each
+
+template <typename T>
+struct Forward {
+  T* x;
+  const int32_t* tokens;
+  const T *wte, *wpe;
+  DropoutMask mask;
+  int64_t rows, channels, seq_len, vocabulary, first_position;
+};
+
+template <typename T, int kN>
+__global__ void __launch_bounds__(kRows* kWarp) forward_kernel(Forward<T> p) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp;
+  if (n >= p.rows) return;
+  const StepInputs step = p.mask.read_inputs();
+  const uint64_t row = step.first_sequence * static_cast<uint64_t>(p.seq_len) + n;
+  const int64_t token = p.tokens[n];
+  const bool known = in_vocabulary(token, p.vocabulary);
+  const T* word = p.wte + (known ? token : 0) * p.channels;
+  const T* position = p.wpe + (p.first_position + n % p.seq_len) * p.channels;
+#pragma unroll 2
+  for (int64_t c = threadIdx.x % kWarp * kN; c < p.channels; c += kWarp * kN) {
+    float sum[kN], add[kN];
+    load_floats(word + c, sum);
+    load_floats(position + c, add);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) sum[i] = known ? sum[i] + add[i] : NAN;
+    if (p.mask.active && known) {
+      float factor[kN];
+      p.mask.factors(step, row * static_cast<uint64_t>(p.channels) + c, factor);
+#pragma unroll
+      for (int i = 0; i < kN; ++i) sum[i] *= factor[i];
+    }
+    store_floats(sum, p.x + n * p.channels + c);
+  }
+}
+
+// ---- Backward: the rows by token.
+
+constexpr int kSortThreads = 1024, kDigitBits = 4, kDigits = 1 << kDigitBits;
+
+// A row's token above its number. Tokens outside the vocabulary come last, as `vocabulary`.
+struct SortedRow {
+  uint32_t row, token;
+};
+
+// counts[digit][thread], in this order, become the sums of all before them. kDigits of them a
+// thread; `scratch` holds a value for each warp.
+__device__ void scan_counts(unsigned* counts, unsigned* scratch) {
+  unsigned* mine = counts + threadIdx.x * kDigits;
+  unsigned total = 0;
+  for (int i = 0; i < kDigits; ++i) total += mine[i];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  unsigned before = total;  // the sum up to and with this lane
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const unsigned below = __shfl_up_sync(kAllLanes, before, offset);
+    if (lane >= offset) before += below;
+  }
+  if (lane == kWarp - 1) scratch[warp] = before;
+  __syncthreads();
+  before -= total;
+  for (int w = 0; w < warp; ++w) before += scratch[w];
+  for (int i = 0; i < kDigits; ++i) {
+    const unsigned count = mine[i];
+    mine[i] = before;
+    before += count;
+  }
+  __syncthreads();
+}
+
+struct Sort {
+  const int32_t* tokens;
+  SortedRow *sorted, *other;  // [rows] each; the result is in `sorted`
+  int64_t rows, vocabulary;
+  int passes;
+};
+
+// One block, by digits of 4 bits from the lowest: each thread counts the digits of a stretch of its
+// own, the counts are scanned, and each thread puts its stretch in order where the scan says.
+__global__ void __launch_bounds__(kSortThreads) sort_kernel(Sort p) {
+  auto* counts = reinterpret_cast<unsigned*>(ptx::shared_memory());  // [kDigits, kSortThreads]
+  unsigned* scratch = counts + kDigits * kSortThreads;
+  const int64_t part = (p.rows + kSortThreads - 1) / kSortThreads;
+  const int64_t begin = min(p.rows, threadIdx.x * part), end = min(p.rows, begin + part);
+  SortedRow *from = p.passes % 2 ? p.other : p.sorted, *to = p.passes % 2 ? p.sorted : p.other;
+  for (int64_t n = begin; n < end; ++n) {
+    const int64_t token = p.tokens[n];
+    const int64_t key = in_vocabulary(token, p.vocabulary) ? token : p.vocabulary;
+    from[n] = {static_cast<uint32_t>(n), static_cast<uint32_t>(key)};
+  }
+  for (int pass = 0; pass < p.passes; ++pass) {
+    const int shift = pass * kDigitBits;
+    for (int d = 0; d < kDigits; ++d) counts[d * kSortThreads + threadIdx.x] = 0;
+    for (int64_t n = begin; n < end; ++n)
+      ++counts[(from[n].token >> shift) % kDigits * kSortThreads + threadIdx.x];
+    __syncthreads();
+    scan_counts(counts, scratch);
+    for (int64_t n = begin; n < end; ++n) {
+      const SortedRow row = from[n];
+      to[counts[(row.token >> shift) % kDigits * kSortThreads + threadIdx.x]++] = row;
+    }
+    __syncthreads();
+    SortedRow* const written = to;
+    to = from;
+    from = written;
+  }
+}
+
+// ---- Backward: sums over sorted rows.
+
+constexpr int kStretch = 32;      // sorted rows that a block sums
+constexpr int kSumThreads = 128;  // each with kN channels
+constexpr int kAhead = 4;         // rows that a thread loads before it adds the first
+
+template <typename T>
+struct Backward {
+  float *dwte, *dwpe;
+  const T* dx;
+  const SortedRow* sorted;
+  float* borders;  // [stretches, 2, C]: what a stretch has of a token that began before it, and of
+                   // one that goes on after it
+  DropoutMask mask;
+  int64_t rows, channels, seq_len, vocabulary, positions;
+  bool accumulate;
+
+  __device__ float* head(int64_t stretch) const { return borders + stretch * 2 * channels; }
+  __device__ float* tail(int64_t stretch) const { return head(stretch) + channels; }
+  // Whether sorted rows k - 1 and k have the same token.
+  __device__ bool continues(int64_t k) const {
+    return k > 0 && k < rows && sorted[k - 1].token == sorted[k].token;
+  }
+};
+
+// The gradient of row n before its dropout.
+template <typename T, int kN>
+__device__ __forceinline__ void load_gradient(const Backward<T>& p, const StepInputs& step,
+                                              int64_t n, int64_t c, float (&g)[kN]) {
+  load_floats(p.dx + n * p.channels + c, g);
+  if (!p.mask.active) return;
+  const uint64_t row = step.first_sequence * static_cast<uint64_t>(p.seq_len) + n;
+  float factor[kN];
+  p.mask.factors(step, row * static_cast<uint64_t>(p.channels) + c, factor);
+#pragma unroll
+  for (int i = 0; i < kN; ++i) g[i] *= factor[i];
+}
+
+template <int kN>
+__device__ __forceinline__ void add_to(float* target, const float (&sum)[kN]) {
+  float old[kN];
+  load_floats(target, old);
+#pragma unroll
+  for (int i = 0; i < kN; ++i) old[i] += sum[i];
+  store_floats(old, target);
+}
+
+// The sum over sorted rows begin .. end of a stretch, which share a token, goes where it belongs.
+template <typename T, int kN>
+__device__ __forceinline__ void flush(const Backward<T>& p, int64_t stretch, int64_t begin,
+                                      int64_t end, int64_t c, const float (&sum)[kN]) {
+  const uint32_t token = p.sorted[begin].token;
+  if (token >= p.vocabulary) return;
+  if (begin == stretch * kStretch && p.continues(begin)) {
+    store_floats(sum, p.head(stretch) + c);
+  } else if (end == (stretch + 1) * kStretch && p.continues(end)) {
+    store_floats(sum, p.tail(stretch) + c);
+  } else {
+    add_to(p.dwte + static_cast<int64_t>(token) * p.channels + c, sum);
+  }
+}
+
+template <typename T, int kN>
+__global__ void __launch_bounds__(kSumThreads, 4) sum_tokens_kernel(Backward<T> p) {
+  const int64_t c = (static_cast<int64_t>(blockIdx.y) * kSumThreads + threadIdx.x) * kN;
+  if (c >= p.channels) return;
+  const StepInputs step = p.mask.read_inputs();
+  const int64_t stretch = blockIdx.x, first = stretch * kStretch;
+  const int64_t last = min(p.rows, first + kStretch);
+  float sum[kN] = {};
+  int64_t begin = first;
+  for (int64_t k = first; k < last; k += kAhead) {
+    float g[kAhead][kN];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (k + i < last) load_gradient(p, step, p.sorted[k + i].row, c, g[i]);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (k + i >= last) continue;
+      if (k + i > begin && !p.continues(k + i)) {
+        flush(p, stretch, begin, k + i, c, sum);
+        begin = k + i;
+#pragma unroll
+        for (int j = 0; j < kN; ++j) sum[j] = 0;
+      }
+#pragma unroll
+      for (int j = 0; j < kN; ++j) sum[j] += g[i][j];
+    }
+  }
+  flush(p, stretch, begin, last, c, sum);
+}
+
+// A block for each stretch: if a token begins in it and goes on, the sum of all its parts.
+template <typename T, int kN>
+__global__ void __launch_bounds__(kSumThreads) sum_borders_kernel(Backward<T> p) {
+  const int64_t c = (static_cast<int64_t>(blockIdx.y) * kSumThreads + threadIdx.x) * kN;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kStretch;
+  const int64_t border = first + kStretch;
+  if (c >= p.channels || !p.continues(border)) return;
+  const uint32_t token = p.sorted[border].token;
+  const bool began_before = p.continues(first) && p.sorted[first].token == token;
+  if (began_before || token >= p.vocabulary) return;
+  float sum[kN], part[kN];
+  load_floats(p.tail(blockIdx.x) + c, sum);
+  int64_t stretch = blockIdx.x;
+  do {
+    ++stretch;
+    load_floats(p.head(stretch) + c, part);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) sum[i] += part[i];
+  } while (p.continues((stretch + 1) * kStretch) &&
+           p.sorted[(stretch + 1) * kStretch].token == token);
+  add_to(p.dwte + static_cast<int64_t>(token) * p.channels + c, sum);
+}
+
+// Positions past the sequence are zeroed where nothing accumulates.
+template <typename T, int kN>
+__global__ void __launch_bounds__(kSumThreads) sum_positions_kernel(Backward<T> p) {
+  const int64_t c = (static_cast<int64_t>(blockIdx.y) * kSumThreads + threadIdx.x) * kN;
+  if (c >= p.channels) return;
+  const StepInputs step = p.mask.read_inputs();
+  const int64_t t = blockIdx.x;
+  float sum[kN] = {}, g[kN];
+  if (t < p.seq_len) {
+#pragma unroll 4
+    for (int64_t n = t; n < p.rows; n += p.seq_len) {
+      load_gradient(p, step, n, c, g);
+#pragma unroll
+      for (int i = 0; i < kN; ++i) sum[i] += g[i];
+    }
+  }
+  float* target = p.dwpe + t * p.channels + c;
+  if (p.accumulate) {
+    add_to(target, sum);
+  } else {
+    store_floats(sum, target);
+  }
+}
+
+// ---- Launchers.
+
+constexpr size_t aligned_bytes(size_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
+
+// What the workspace of the backward pass holds.
+struct Parts {
+  int64_t stretches;
+  size_t sorted_bytes, border_bytes;  // there are two lists of sorted rows
+  Parts(int64_t rows, int64_t channels)
+      : stretches(ceil_div(rows, kStretch)),
+        sorted_bytes(aligned_bytes(static_cast<size_t>(rows) * sizeof(SortedRow))),
+        border_bytes(static_cast<size_t>(stretches * 2 * channels) * sizeof(float)) {}
+  size_t total() const { return 2 * sorted_bytes + border_bytes; }
+};
+
+template <typename T, int kN>
+void launch_backward(const Backward<T>& p, const Sort& sort, const Parts& parts,
+                     cudaStream_t stream) {
+  const auto shape = [&](int64_t blocks) {
+    return LaunchShape{dim3(static_cast<unsigned>(blocks),
+                            static_cast<unsigned>(ceil_div(p.channels, kSumThreads * kN))),
+                       dim3(kSumThreads)};
+  };
+  launch(sort_kernel,
+         {dim3(p.rows > 0 ? 1 : 0), dim3(kSortThreads),
+          (kDigits * kSortThreads + kSortThreads / kWarp) * sizeof(unsigned)},
+         stream, sort);
+  launch(sum_tokens_kernel<T, kN>, shape(parts.stretches), stream, p);
+  launch(sum_borders_kernel<T, kN>, shape(parts.stretches), stream, p);
+  launch(sum_positions_kernel<T, kN>, shape(p.accumulate ? p.seq_len : p.positions), stream, p);
+}
+
+}  // namespace
+
+template <typename T>
+void embedding_forward(const EmbeddingForward& args, const Context& context) {
+  LATHE_CHECK(args.x_btc.shape.rank == 3);
+  const int64_t seq_len = args.x_btc.shape[1], channels = args.x_btc.shape[2];
+  const int64_t rows = args.x_btc.shape[0] * seq_len, vocabulary = rows_of(args.wte_vc);
+  check_matrix(args.x_btc, kernel_dtype<T>, rows, channels, "x");
+  check_matrix(args.wte_vc, kernel_dtype<T>, vocabulary, channels, "wte");
+  check_matrix(args.wpe_tc, kernel_dtype<T>, rows_of(args.wpe_tc), channels, "wpe");
+  LATHE_CHECK(args.first_position >= 0 && args.first_position + seq_len <= rows_of(args.wpe_tc),
+              "positions {} .. {} of {}", args.first_position, args.first_position + seq_len,
+              rows_of(args.wpe_tc));
+  check_vector(args.tokens_bt, DType::int32, rows, "tokens");
+  const Forward<T> p{data<T>(args.x_btc),
+                     args.tokens_bt.as<int32_t>(),
+                     data<T>(args.wte_vc),
+                     data<T>(args.wpe_tc),
+                     DropoutMask(args.dropout),
+                     rows,
+                     channels,
+                     seq_len,
+                     vocabulary,
+                     args.first_position};
+  const LaunchShape shape{dim3(static_cast<unsigned>(ceil_div(rows, kRows))), dim3(kRows * kWarp)};
+  if (eights(channels, p.x, p.wte, p.wpe)) {
+    launch(forward_kernel<T, kEight>, shape, context.stream, p);
+  } else {
+    launch(forward_kernel<T, 1>, shape, context.stream, p);
+  }
+}
+
+template <typename T>
+size_t embedding_backward_workspace(const EmbeddingBackward& args, const Context&) {
+  return Parts(rows_of(args.dx_btc), columns_of(args.dx_btc)).total();
+}
+
+template <typename T>
+void embedding_backward(const EmbeddingBackward& args, const Context& context,
+                        const Tensor& workspace) {
+  LATHE_CHECK(args.dx_btc.shape.rank == 3);
+  const int64_t seq_len = args.dx_btc.shape[1], channels = args.dx_btc.shape[2];
+  const int64_t rows = args.dx_btc.shape[0] * seq_len, positions = rows_of(args.dwpe_tc);
+  const int64_t vocabulary = rows_of(args.dwte_vc);
+  check_matrix(args.dx_btc, kernel_dtype<T>, rows, channels, "dx");
+  check_matrix(args.dwte_vc, DType::fp32, vocabulary, channels, "dwte");
+  check_matrix(args.dwpe_tc, DType::fp32, positions, channels, "dwpe");
+  LATHE_CHECK(positions >= seq_len, "{} positions for {} tokens", positions, seq_len);
+  check_vector(args.tokens_bt, DType::int32, rows, "tokens");
+  LATHE_CHECK(rows <= INT32_MAX, "{} tokens in a micro-batch", rows);
+  const Parts parts(rows, channels);
+  check_workspace(workspace, parts.total());
+  auto* memory = static_cast<char*>(workspace.data);
+  auto* sorted = reinterpret_cast<SortedRow*>(memory);
+  const int bits = std::bit_width(static_cast<uint64_t>(vocabulary));
+  const Sort sort{args.tokens_bt.as<int32_t>(),
+                  sorted,
+                  reinterpret_cast<SortedRow*>(memory + parts.sorted_bytes),
+                  rows,
+                  vocabulary,
+                  static_cast<int>(ceil_div(bits, kDigitBits))};
+  const Backward<T> p{data<float>(args.dwte_vc),
+                      data<float>(args.dwpe_tc),
+                      data<T>(args.dx_btc),
+                      sorted,
+                      reinterpret_cast<float*>(memory + 2 * parts.sorted_bytes),
+                      DropoutMask(args.dropout),
+                      rows,
+                      channels,
+                      seq_len,
+                      vocabulary,
+                      positions,
+                      args.accumulate};
+  if (eights(channels, p.dwte, p.dwpe, p.dx, p.borders)) {
+    launch_backward<T, kEight>(p, sort, parts, context.stream);
+  } else {
+    launch_backward<T, 1>(p, sort, parts, context.stream);
+  }
+}
+
+template void embedding_forward<float>(const EmbeddingForward&, const Context&);
+template void embedding_forward<__nv_bfloat16>(const EmbeddingForward&, const Context&);
+template void embedding_backward<float>(const EmbeddingBackward&, const Context&, const Tensor&);
+template void embedding_backward<__nv_bfloat16>(const EmbeddingBackward&, const Context&,
+                                                const Tensor&);
+template size_t embedding_backward_workspace<float>(const EmbeddingBackward&, const Context&);
+template size_t embedding_backward_workspace<__nv_bfloat16>(const EmbeddingBackward&,
+                                                            const Context&);
+
+}  // namespace lathe::cuda

@@ -1,0 +1,276 @@
+// What Matmul asks of cuBLASLt, seen from the library's side: nothing is rebuilt or allocated once
+// a plan is there, the fastest candidate wins, and what the library cannot do is done otherwise.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <thread>
+
+#include "kernels/cuda/cublaslt_library.h"
+#include "kernels/cuda/matmul.h"
+#include "tests/allocations.h"
+#include "tests/cuda/device_memory.h"
+#include "tests/cuda_on_cpu/runtime.h"
+
+namespace lathe::testing {
+namespace {
+
+// A library in front of the stand-in, which counts, and spoils what it is told to.
+struct Watched {
+  int made = 0;  // descriptors, layouts, preferences
+  int heuristics = 0;
+  int products = 0;
+  bool compute = true;     // or the product is only counted
+  bool vectors = true;     // whether epilogues other than the default find algorithms
+  bool algorithms = true;  // whether there are any
+  uint64_t fast = 0;       // this algorithm is fast and all others slow, 0: as they are
+  bool slow_vectors = false, slow_default = false;  // epilogues
+  uint64_t fails = 0;                               // this algorithm is refused when it is to run
+  uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;    // set last
+};
+Watched watched;
+
+uint64_t id_of(const cublasLtMatmulAlgo_t* algorithm) {
+  return algorithm->data[1];
+}
+
+cublasStatus_t counting_create(cublasLtMatmulDesc_t* made, cublasComputeType_t compute,
+                               cudaDataType scale) {
+  ++watched.made;
+  return cublasLtMatmulDescCreate(made, compute, scale);
+}
+cublasStatus_t watching_set(cublasLtMatmulDesc_t description,
+                            cublasLtMatmulDescAttributes_t attribute, const void* value,
+                            size_t bytes) {
+  if (attribute == CUBLASLT_MATMUL_DESC_EPILOGUE) std::memcpy(&watched.epilogue, value, 4);
+  return cublasLtMatmulDescSetAttribute(description, attribute, value, bytes);
+}
+cublasStatus_t counting_layout(cublasLtMatrixLayout_t* made, cudaDataType type, uint64_t rows,
+                               uint64_t columns, int64_t ld) {
+  ++watched.made;
+  return cublasLtMatrixLayoutCreate(made, type, rows, columns, ld);
+}
+cublasStatus_t counting_preference(cublasLtMatmulPreference_t* made) {
+  ++watched.made;
+  return cublasLtMatmulPreferenceCreate(made);
+}
+cublasStatus_t watching_heuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t description,
+                                  cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                  cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                  cublasLtMatmulPreference_t preference, int wanted,
+                                  cublasLtMatmulHeuristicResult_t results[], int* found) {
+  ++watched.heuristics;
+  *found = 0;
+  if (!watched.algorithms) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (!watched.vectors && watched.epilogue != CUBLASLT_EPILOGUE_DEFAULT)
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  return cublasLtMatmulAlgoGetHeuristic(handle, description, a, b, c, d, preference, wanted,
+                                        results, found);
+}
+cublasStatus_t watching_matmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t description,
+                               const void* alpha, const void* a, cublasLtMatrixLayout_t a_layout,
+                               const void* b, cublasLtMatrixLayout_t b_layout, const void* beta,
+                               const void* c, cublasLtMatrixLayout_t c_layout, void* d,
+                               cublasLtMatrixLayout_t d_layout,
+                               const cublasLtMatmulAlgo_t* algorithm, void* workspace, size_t bytes,
+                               cudaStream_t stream) {
+  ++watched.products;
+  if (!watched.compute) return CUBLAS_STATUS_SUCCESS;
+  if (watched.fails == id_of(algorithm)) return CUBLAS_STATUS_NOT_SUPPORTED;
+  const bool vector = watched.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
+  if ((watched.fast != 0 && watched.fast != id_of(algorithm)) ||
+      (vector ? watched.slow_vectors : watched.slow_default))
+    cuda_on_cpu::enqueue(stream, "slow",
+                         [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); });
+  return cublasLtMatmul(handle, description, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d,
+                        d_layout, algorithm, workspace, bytes, stream);
+}
+
+}  // namespace
+}  // namespace lathe::testing
+
+// Instead of cublaslt_linked.cpp, which the linker leaves in the library therefore.
+lathe::cuda::CublasLt lathe::cuda::load_cublaslt() {
+  return {cublasLtCreate,
+          cublasLtDestroy,
+          cublasLtGetVersion,
+          cublasLtGetStatusString,
+          testing::counting_create,
+          cublasLtMatmulDescDestroy,
+          testing::watching_set,
+          testing::counting_layout,
+          cublasLtMatrixLayoutDestroy,
+          testing::counting_preference,
+          cublasLtMatmulPreferenceDestroy,
+          cublasLtMatmulPreferenceSetAttribute,
+          testing::watching_heuristic,
+          cublasLtMatmulAlgoCheck,
+          cublasLtMatmulAlgoConfigGetAttribute,
+          testing::watching_matmul};
+}
+
+namespace lathe::testing {
+namespace {
+
+using cuda::Matmul;
+using cuda::MatmulArgs;
+
+// d = a b (+ bias) of ones and twos, [16, 1024] x [1024, 24], so that every order gives the same.
+class MatmulCalls : public ::testing::Test {
+ protected:
+  MatmulCalls()
+      : a_(std::vector<__nv_bfloat16>(16 * 1024, __float2bfloat16_rn(1))),
+        b_(std::vector<__nv_bfloat16>(1024 * 24, __float2bfloat16_rn(2))),
+        bias_(std::vector<float>(24, 5.0f)),
+        d_(16 * 24),
+        sums_(24),
+        workspace_(size_t{34} << 20) {
+    watched = {};
+    args_.m = 16, args_.n = 24, args_.k = 1024;
+    args_.a = a_.data(), args_.b = b_.data(), args_.d = d_.data();
+    args_.input = DType::bf16, args_.output = DType::fp32;
+  }
+  void run(Matmul& matmul) {
+    matmul.run(args_, workspace_.tensor, stream_);
+    stream_.wait();
+  }
+  void expect_all(const DeviceArray<float>& array, float value) {
+    for (float element : array.values()) ASSERT_EQ(element, value);
+  }
+  // The number of the one plan's algorithm, and how many parts its sums are in.
+  static std::pair<uint64_t, uint64_t> algorithm_of(const Matmul& matmul) {
+    const auto plans = matmul.plans();
+    EXPECT_EQ(plans.size(), 1u);
+    unsigned long long id = 0, splits = 0;
+    EXPECT_EQ(std::sscanf(plans.at(0).plan.c_str(), "%*s %*s %*x %llx %llx", &id, &splits), 2);
+    return {id, splits};
+  }
+
+  DeviceArray<__nv_bfloat16> a_, b_;
+  DeviceArray<float> bias_, d_, sums_;
+  Workspace workspace_;
+  Stream stream_;
+  MatmulArgs args_;
+};
+
+TEST_F(MatmulCalls, NothingIsRebuiltOrAllocatedOncePlanned) {
+  for (const bool with_bias : {false, true}) {
+    args_.bias_n = with_bias ? bias_.data() : nullptr;
+    for (const bool autotune : {false, true}) {
+      watched = {};
+      Matmul matmul({.autotune = autotune});
+      run(matmul);
+      EXPECT_GE(watched.heuristics, 1);
+      watched = {.compute = false};  // what the stand-in allocates is not of interest
+      const size_t before = allocated_bytes();
+      for (int i = 0; i < 3; ++i) matmul.run(args_, workspace_.tensor, stream_);
+      EXPECT_EQ(allocated_bytes(), before);
+      EXPECT_EQ(watched.products, 3);
+      EXPECT_EQ(watched.made, 0);
+      EXPECT_EQ(watched.heuristics, 0);
+    }
+  }
+}
+
+TEST_F(MatmulCalls, TheFastestCandidateWins) {
+  for (const uint64_t fast : {1, 2, 3, 4}) {
+    watched = {.fast = fast};
+    Matmul matmul;
+    run(matmul);
+    expect_all(d_, 2048);
+    EXPECT_EQ(algorithm_of(matmul).first, fast);
+    const int products = watched.products;
+    run(matmul);
+    EXPECT_EQ(watched.products, products + 1);
+  }
+}
+
+// Epilogues are slow here and our kernel is not, or the other way round.
+TEST_F(MatmulCalls, SumsColumnsWhereItIsFastest) {
+  args_.sum_of_b_n = sums_.data();
+  for (const bool slow : {false, true}) {
+    watched = {.slow_vectors = slow, .slow_default = !slow};
+    Matmul matmul;
+    run(matmul);
+    expect_all(d_, 2048);
+    expect_all(sums_, 2048);
+    EXPECT_EQ(matmul.plans().at(0).plan.find("fused") == std::string::npos, slow);
+  }
+}
+
+TEST_F(MatmulCalls, ACandidateThatFailsIsPassedOver) {
+  watched = {.fast = 3, .fails = 3};
+  Matmul matmul;
+  run(matmul);
+  expect_all(d_, 2048);
+  EXPECT_NE(algorithm_of(matmul).first, 3u);
+}
+
+TEST_F(MatmulCalls, DeterministicNeitherSplitsNorMeasures) {
+  {
+    Matmul matmul({.autotune = false});
+    run(matmul);
+    EXPECT_GT(algorithm_of(matmul).second, 1u);  // the heuristic's first choice, at so long a k
+  }
+  watched = {};
+  Matmul matmul({.deterministic = true});
+  run(matmul);
+  EXPECT_EQ(watched.products, 1);
+  EXPECT_EQ(algorithm_of(matmul).second, 1u);
+}
+
+TEST_F(MatmulCalls, DeterministicRefusesALoadedPlanThatSplits) {
+  std::vector<cuda::MatmulPlanRecord> records;
+  {
+    Matmul matmul({.autotune = false});
+    run(matmul);
+    records = matmul.plans();
+  }
+  Matmul matmul({.deterministic = true});
+  matmul.load_plans(records);
+  run(matmul);
+  EXPECT_EQ(algorithm_of(matmul).second, 1u);
+}
+
+TEST_F(MatmulCalls, ALoadedPlanIsNotMeasured) {
+  std::vector<cuda::MatmulPlanRecord> records;
+  {
+    Matmul matmul;
+    run(matmul);
+    records = matmul.plans();
+  }
+  watched = {};
+  Matmul matmul;
+  matmul.load_plans(records);
+  run(matmul);
+  EXPECT_EQ(watched.heuristics, 0);
+  EXPECT_EQ(watched.products, 1);
+}
+
+TEST_F(MatmulCalls, WithoutEpiloguesBiasAndSumsAreRightAllTheSame) {
+  for (const bool autotune : {false, true}) {
+    watched = {.vectors = false};
+    Matmul matmul({.autotune = autotune});
+    args_.bias_n = bias_.data(), args_.sum_of_b_n = nullptr;
+    run(matmul);
+    expect_all(d_, 2053);
+    args_.bias_n = nullptr, args_.sum_of_b_n = sums_.data();
+    run(matmul);
+    expect_all(d_, 2048);
+    expect_all(sums_, 2048);
+  }
+}
+
+TEST_F(MatmulCalls, WithoutAnAlgorithmTheShapeIsNamed) {
+  watched = {.algorithms = false};
+  Matmul matmul;
+  try {
+    run(matmul);
+    FAIL() << "nothing was thrown";
+  } catch (const CheckError& error) {
+    EXPECT_NE(std::string(error.what()).find("m 16 n 24 k 1024"), std::string::npos)
+        << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace lathe::testing

@@ -1,0 +1,111 @@
+// The programs on the CUDA device: the same training as on the CPU, checkpoints that go back and
+// forth between the two.
+#include <cmath>
+
+#include "tests/train/harness.h"
+
+namespace lathe::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Cuda : public TrainTest {
+ protected:
+  static ProcessResult train(const Flags& flags) { return run(train_command(flags)); }
+  static Flags on(const std::string& device, const Flags& flags) {
+    return with(flags, {{"device", device}});
+  }
+};
+
+double rms_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double squares = 0;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i)
+    squares += (a[i] - b[i]) * (a[i] - b[i]);
+  return std::sqrt(squares / static_cast<double>(std::max<size_t>(a.size(), 1)));
+}
+
+// Fifty steps from the same weights, windows and dropout masks. fp32 on the CPU is the reference;
+// in bf16 the GPU may be off by twice what the CPU is.
+TEST_F(Cuda, FollowsTheLossCurveOfTheCpu) {
+  const Flags more = {{"steps", "50"},           {"lr-decay-steps", "50"}, {"dropout", "0.2"},
+                      {"n-layer", "2"},          {"n-embd", "32"},         {"seq-len", "17"},
+                      {"eval-interval", "0"},    {"bias", "true"},         {"gelu", "tanh"},
+                      {"total-batch-size", "68"}};
+  std::map<std::string, std::vector<double>> curves;
+  for (const char* device : {"cpu", "cuda"}) {
+    for (const char* dtype : {"fp32", "bf16"}) {
+      const std::string name = std::string(device) + "-" + dtype;
+      expect_success(train(with(on(device, tiny(scratch / name)), with(more, {{"dtype", dtype}}))));
+      curves[name] = losses(scratch / name);
+      ASSERT_EQ(curves[name].size(), 50u);
+    }
+  }
+  const std::vector<double>& reference = curves["cpu-fp32"];
+  EXPECT_LT(reference.back(), reference.front() - 0.2);
+  const double cpu = rms_difference(curves["cpu-bf16"], reference);
+  EXPECT_GT(cpu, 0);
+  EXPECT_LE(rms_difference(curves["cuda-bf16"], reference), 2 * cpu);
+  // In fp32 both are within the rounding of sums in another order.
+  EXPECT_LE(rms_difference(curves["cuda-fp32"], reference), cpu / 10);
+}
+
+// With plans that were found by trying: the checkpoint brings them along.
+TEST_F(Cuda, ResumesBitForBit) {
+  for (const Flags& more :
+       {Flags{{"dtype", "bf16"}, {"dropout", "0.3"}, {"total-batch-size", "32"}},
+        Flags{{"dtype", "fp32"}, {"deterministic", ""}}}) {
+    const TempDir runs;
+    const Flags flags = with(on("cuda", tiny(runs / "parts")), more);
+    expect_success(train(with(flags, {{"steps", "4"}, {"checkpoint-interval", "4"}})));
+    // The rest of the run, twice from the same checkpoint.
+    fs::copy(runs / "parts", runs / "again", fs::copy_options::recursive);
+    expect_success(train(flags));
+    expect_success(train(with(flags, {{"out", runs / "again"}})));
+    expect_same_run(runs / "parts", runs / "again");
+  }
+}
+
+TEST_F(Cuda, DeterministicRunsAreTheSameInOneGoAndInTwo) {
+  const Flags more = {{"dtype", "bf16"}, {"dropout", "0.3"}, {"deterministic", ""}};
+  expect_success(train(with(on("cuda", tiny(scratch / "whole")), more)));
+  expect_success(train(with(on("cuda", tiny(scratch / "parts")), with(more, {{"steps", "4"}}))));
+  expect_success(train(with(on("cuda", tiny(scratch / "parts")), more)));
+  expect_same_run(scratch / "whole", scratch / "parts");
+}
+
+TEST_F(Cuda, ContinuesOnTheOtherDevice) {
+  const Flags flags = with(tiny(scratch / "out"), {{"dtype", "bf16"}});
+  expect_success(train(with(on("cuda", flags), {{"steps", "4"}})));
+  const ProcessResult on_cpu = train(with(on("cpu", flags), {{"steps", "8"}}));
+  expect_success(on_cpu);
+  expect_contains(on_cpu.err, "not bit for bit");
+  expect_success(train(on("cuda", flags)));
+  EXPECT_EQ(losses(scratch / "out").size(), 12u);
+}
+
+TEST_F(Cuda, EveryLevelOfRecomputationGivesTheSameBits) {
+  const Flags more = {{"dtype", "bf16"}, {"deterministic", ""}, {"n-layer", "2"}};
+  expect_success(train(with(on("cuda", tiny(scratch / "none")), more)));
+  for (const char* level : {"gelu", "layernorm", "block"}) {
+    expect_success(
+        train(with(on("cuda", tiny(scratch / level)), with(more, {{"recompute", level}}))));
+    expect_same_run(scratch / "none", scratch / level);
+  }
+}
+
+TEST_F(Cuda, SamplesTheSameTextTwice) {
+  expect_success(train(
+      with(on("cuda", tiny(scratch / "out")), {{"sample-interval", "6"}, {"sample-tokens", "5"}})));
+  const Flags sample = {{"checkpoint", scratch / "out" / "step-00000012"},
+                        {"prompt", "The"},
+                        {"tokens", "7"},
+                        {"device", "cuda"}};
+  const ProcessResult first = run(sample_command(sample)), second = run(sample_command(sample));
+  expect_success(first);
+  EXPECT_FALSE(first.out.empty());
+  EXPECT_EQ(first.out, second.out);
+}
+
+}  // namespace
+}  // namespace lathe::testing
