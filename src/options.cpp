@@ -148,11 +148,17 @@ void add_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--dtype", o.dtype, "fp32 or bf16 (with fp32 masters)")
       ->check(CLI::IsMember({"fp32", "bf16"}))
       ->group("Machine");
-  app.add_option("--device", o.device, "auto or cpu")
-      ->check(CLI::IsMember({"auto", "cpu"}))
+  app.add_option("--device", o.device, "auto (a GPU where one answers), cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->group("Machine");
   app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
       ->check(CLI::Range(0, 4096))
+      ->group("Machine");
+  app.add_flag("--tf32", o.cuda.tf32,
+               "fp32 matrix products on a GPU may round their inputs to TF32; nothing on a CPU")
+      ->group("Machine");
+  app.add_flag("--deterministic", o.cuda.deterministic,
+               "Reproducible matrix products on a GPU, not chosen by timing; nothing on a CPU")
       ->group("Machine");
   app.add_option_function<std::string>(
          "--recompute", [&o](const std::string& name) { o.recompute = recompute_from_name(name); },
@@ -256,6 +262,7 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code) {
     if (pass == 1) options.resolved = app.config_to_str(true, false);
   }
   require_consistent(options);
+  options.cuda.autotune = !options.cuda.deterministic;
   // The schedule is a run's own: it does not move when the run is continued with other --steps.
   options.lr_decay_steps = options.decay_steps();
   options.resolve("lr-decay-steps", fmt::format("{}", options.lr_decay_steps));

@@ -32,6 +32,7 @@ struct TrainOptions {
   std::string dtype = "fp32";
   std::string device = "auto";
   int threads = 0;  // 0: OpenMP's choice
+  CudaDeviceOptions cuda;
   Recompute recompute = Recompute::none;
 
   int64_t eval_interval = 250;  // steps; 0: never

@@ -31,17 +31,32 @@ double median(std::vector<double> values) {
 
 }  // namespace
 
-void StepClock::start(Phase phase) {
-  const Clock::time_point now = Clock::now();
-  spent_[static_cast<int>(phase_)] +=
-      std::chrono::duration<double, std::milli>(now - since_).count();
-  since_ = now;
-  phase_ = phase;
+StepClock::StepClock(Device& device, int64_t micro_steps, int set)
+    : device_(device), micro_steps_(micro_steps), set_(set) {}
+
+// In the order of the operations: forward and backward of each micro-step, optimizer, end.
+int StepClock::number_of(Phase phase, int64_t micro_step) const {
+  const int64_t first = set_ * (2 * micro_steps_ + 2);
+  switch (phase) {
+    case Phase::forward:
+      return static_cast<int>(first + 2 * micro_step);
+    case Phase::backward:
+      return static_cast<int>(first + 2 * micro_step + 1);
+    case Phase::optimizer:
+      return static_cast<int>(first + 2 * micro_steps_);
+    case Phase::end:
+      break;
+  }
+  return static_cast<int>(first + 2 * micro_steps_ + 1);
 }
 
-double StepClock::total() const {
+double StepClock::milliseconds(Phase phase) const {
+  const int64_t times = phase == Phase::optimizer ? 1 : micro_steps_;
   double sum = 0;
-  for (double ms : spent_) sum += ms;
+  for (int64_t m = 0; m < times; ++m) {  // each phase lasts until the next mark
+    const int from = number_of(phase, m);
+    sum += device_.milliseconds_between(from, from + 1);
+  }
   return sum;
 }
 
@@ -82,12 +97,15 @@ Report::Report(Run& run)
 
 void Report::step(int64_t steps_done, const StepResults& results, double lr,
                   const StepClock& clock) {
-  const double seconds = clock.total() / 1e3;
+  const auto now = std::chrono::steady_clock::now();
+  const double seconds =
+      std::chrono::duration<double>(now - std::max(told_, clock.begun())).count();
+  told_ = now;
   StepMetrics m{.step = steps_done,
                 .loss = results.loss,
                 .lr = lr,
                 .grad_norm = results.grad_norm,
-                .dt_ms = clock.total(),
+                .dt_ms = 1e3 * seconds,
                 .forward_ms = clock.milliseconds(Phase::forward),
                 .backward_ms = clock.milliseconds(Phase::backward),
                 .optimizer_ms = clock.milliseconds(Phase::optimizer),
@@ -96,7 +114,7 @@ void Report::step(int64_t steps_done, const StepResults& results, double lr,
                                       static_cast<double>(run_.options().gpt2.seq_len) / seconds,
                 .tokens = steps_done * run_.tokens_per_step()};
   if (peak_flops_ > 0) m.mfu = flops_per_step_ / seconds / peak_flops_;
-  step_ms_.push_back(clock.total());
+  step_ms_.push_back(1e3 * seconds);
   if (metrics_) metrics_->write(m);
   console_.step(m, run_.options().steps);
   if (results.skip) {

@@ -1,10 +1,10 @@
 // What a run tells: the banner, a line a step, metrics.jsonl, samples; and the clock behind it.
 #pragma once
 
-#include <array>
 #include <chrono>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "src/io/console.h"
 #include "src/io/metrics.h"
@@ -12,22 +12,31 @@
 
 namespace lathe {
 
-enum class Phase { forward, backward, optimizer, other };
+enum class Phase { forward, backward, optimizer, end };
 
-// Where the time of one step goes. The fused head computes its backward together with the loss, so
-// it counts as backward.
+// Where the time of one step goes, by the device's own clock: marks among the step's operations,
+// where each phase begins. The fused head computes its backward together with the loss, so it
+// counts as backward. Two steps may be under way, so there are two sets of marks.
 class StepClock {
  public:
-  StepClock() : since_(Clock::now()) {}
-  void start(Phase phase);
-  double milliseconds(Phase phase) const { return spent_[static_cast<int>(phase)]; }
-  double total() const;  // milliseconds since construction, up to the last start()
+  StepClock(Device& device, int64_t micro_steps, int set);
+
+  // Before anything of the step is enqueued: the host's clock.
+  void begin() { begun_ = std::chrono::steady_clock::now(); }
+  // Enqueues a mark. Micro-step m has a forward and a backward phase, the step one of the others.
+  void start(Phase phase, int64_t micro_step = 0) { device_.mark(number_of(phase, micro_step)); }
+
+  // Once the step's results are here.
+  double milliseconds(Phase phase) const;
+  std::chrono::steady_clock::time_point begun() const { return begun_; }
 
  private:
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point since_;
-  Phase phase_ = Phase::other;
-  std::array<double, 4> spent_{};
+  int number_of(Phase phase, int64_t micro_step) const;
+
+  Device& device_;
+  int64_t micro_steps_;
+  int set_;
+  std::chrono::steady_clock::time_point begun_;
 };
 
 // Configuration, parameter counts, device and memory plan, before anything runs.
@@ -37,6 +46,8 @@ class Report {
  public:
   explicit Report(Run& run);
 
+  // As soon as the results are here. The step took the time since the one before it was told, or
+  // since it began where there was none under way.
   void step(int64_t steps_done, const StepResults& results, double lr, const StepClock& clock);
   void validation(int64_t steps_done, double loss);
   void sample(Run& run);
@@ -50,6 +61,7 @@ class Report {
   double flops_per_step_, peak_flops_;
   std::optional<MetricsWriter> metrics_;
   Console console_;
+  std::chrono::steady_clock::time_point told_{};  // when step() was called last
   std::vector<double> step_ms_;
 };
 

@@ -48,7 +48,8 @@ const std::set<std::string>& changeable() {
       "steps",         "eval-interval", "eval-batches", "eval-only",           "sample-interval",
       "sample-tokens", "log-interval",  "out",          "checkpoint-interval", "keep",
       "resume",        "data",          "dry-run",      "benchmark",           "device",
-      "threads",       "init",          "model",        "max-skipped-steps",   "recompute"};
+      "threads",       "init",          "model",        "max-skipped-steps",   "recompute",
+      "tf32",          "deterministic"};
   return keys;
 }
 
@@ -69,6 +70,15 @@ void refuse_changes(const Keys& before, const Keys& now, const fs::path& checkpo
         "anew with --resume never and another --out",
         checkpoint.string(), key, found == before.end() ? "(absent)" : found->second, value);
   }
+}
+
+// Whether the flags that decide how a GPU multiplies matrices are as they were.
+bool same_products(const Keys& before, const Keys& now, const Device& device) {
+  const auto same = [&](const std::string& key) {
+    const auto found = before.find(key);
+    return found != before.end() && found->second == now.at(key);
+  };
+  return device.kind() == "cpu" || (same("tf32") && same("deterministic"));
 }
 
 bool will_write(const TrainOptions& options) {
@@ -193,10 +203,10 @@ Run::Run(Setup setup, Device& on)
                 arena),
       state(on, arena, setup_.shape.micro_steps),
       loader(loader_options(setup_.options, "train")),
-      tokens_(arena.allocate(MemoryCategory::batch, DType::int32,
-                             {setup_.shape.batch_size, setup_.shape.seq_len})),
-      targets_(arena.allocate(MemoryCategory::batch, DType::int32,
-                              {setup_.shape.batch_size, setup_.shape.seq_len})) {
+      tokens_mbt_(arena.allocate(
+          MemoryCategory::batch, DType::int32,
+          {setup_.shape.micro_steps, setup_.shape.batch_size, setup_.shape.seq_len})),
+      targets_mbt_(arena.allocate(MemoryCategory::batch, DType::int32, tokens_mbt_.shape)) {
   const TrainOptions& o = setup_.options;
   if (setup_.shape.decode_len > 0) {
     decoder.emplace(o.gpt2, model.weights(), setup_.shape.decode_len, setup_.shape.decode_len, on,
@@ -245,10 +255,16 @@ void Run::begin(int64_t step) {
   state.begin(model.ops(), step_inputs_);
 }
 
-MicroBatch Run::upload(const Batch& batch, int64_t micro_step) const {
-  device.upload(tokens_, batch.inputs.data());
-  device.upload(targets_, batch.targets.data());
-  return {tokens_, targets_, state.inputs(micro_step)};
+void Run::upload(const Batch& from, int64_t micro_step) {
+  const MicroBatch to = batch(micro_step);
+  device.upload(to.tokens_bt, from.inputs.data());
+  device.upload(to.targets_bt, from.targets.data());
+}
+
+MicroBatch Run::batch(int64_t micro_step) const {
+  const Shape bt{setup_.shape.batch_size, setup_.shape.seq_len};
+  return {tokens_mbt_.rows(micro_step, 1).reshaped(bt),
+          targets_mbt_.rows(micro_step, 1).reshaped(bt), state.inputs(micro_step)};
 }
 
 TrainerState Run::trainer_state(int64_t step) const {
@@ -259,7 +275,11 @@ TrainerState Run::trainer_state(int64_t step) const {
   s.skipped_steps = skipped_steps;
   s.seed = o.seed;
   s.loader = {.sampling = o.sampling, .step = loader.position().step};
-  s.layout = {.threads = o.threads, .cpu = device.name(), .dtype = o.dtype, .device = "cpu"};
+  s.layout = {.threads = o.threads,
+              .cpu = device.name(),
+              .dtype = o.dtype,
+              .device = std::string(device.kind())};
+  s.matmul_plans = device.plans();
   s.config = keys_of(o.resolved);
   return s;
 }
@@ -280,10 +300,17 @@ void Run::save(int64_t step) {
 void Run::restore() {
   const fs::path& from = setup_.resume_from;
   const TrainerState s = read_trainer_state(from / "trainer.json");
-  refuse_changes(s.config, keys_of(options().resolved), from);
+  const Keys now = keys_of(options().resolved);
+  refuse_changes(s.config, now, from);
   if (s.layout.cpu != device.name()) {
     std::cerr << "train: " << from.string() << " was made on '" << s.layout.cpu << "', this is '"
               << device.name() << "': the run goes on, but not bit for bit\n";
+  } else if (!same_products(s.config, now, device)) {
+    std::cerr << "train: " << from.string()
+              << " was made with other --tf32 or --deterministic: the run goes on, but not bit for "
+                 "bit\n";
+  } else {
+    device.load_plans(s.matmul_plans);
   }
   read_model(from, options().gpt2, model.layout(), optimizer.masters(), device);
   read_optimizer(from, model.layout(), optimizer, device);

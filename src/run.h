@@ -48,10 +48,12 @@ class Run {
   // done.
   void save(int64_t step);
 
-  // Copies a batch to the device and names it as micro-step m's.
-  MicroBatch upload(const Batch& batch, int64_t micro_step) const;
   // Starts a step: the loss is 0, the device knows learning rate, step and seed.
   void begin(int64_t step);
+  // Copies a batch to the device as micro-step m's.
+  void upload(const Batch& batch, int64_t micro_step);
+  // Where micro-step m's is, in every step.
+  MicroBatch batch(int64_t micro_step) const;
 
  private:
   Setup setup_;
@@ -73,7 +75,7 @@ class Run {
   void round_weights();  // from masters, as the last update left them
   TrainerState trainer_state(int64_t step) const;
 
-  Tensor tokens_, targets_;
+  Tensor tokens_mbt_, targets_mbt_;  // of all micro-steps of a step
   std::vector<StepInputs> step_inputs_;
 };
 

@@ -22,6 +22,7 @@ struct SampleOptions {
   int64_t tokens = 256;
   SamplingConfig sampling{.seed = 1337};
   std::string dtype = "fp32";
+  std::string device = "auto";
   int threads = 0;
 };
 
@@ -43,6 +44,8 @@ bool parse(int argc, char** argv, SampleOptions& o) {
   app.add_option("--seed", o.sampling.seed, "The same seed gives the same text")
       ->check(not_negative());
   app.add_option("--dtype", o.dtype, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}));
+  app.add_option("--device", o.device, "auto (a GPU where one answers), cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
       ->check(CLI::Range(0, 4096));
   return parse_flags(app, argc, argv);
@@ -63,7 +66,7 @@ int sample(int argc, char** argv) {
     options.prompt = read_whole_file(options.prompt.substr(1), kMaxPromptBytes);
   }
 
-  const auto device = make_cpu_device(options.threads);
+  const auto device = make_device(options.device, options.threads);
   const DType dtype = options.dtype == "bf16" ? DType::bf16 : DType::fp32;
   const int64_t chunk = std::min(kPrefillChunk, config.seq_len);
   Arena arena(*device, plan_decoding(config, dtype, chunk, device->ops(dtype)).total());

@@ -16,6 +16,11 @@
 namespace lathe {
 namespace {
 
+// What the device may record: even steps, odd steps (two may be under way, each with its own set
+// of marks), batches of an evaluation.
+constexpr int kSets = 2;
+constexpr int kEvaluation = kSets;
+
 // Mean loss over the validation set, or its first --eval-batches batches.
 double evaluate(Run& run) {
   const int64_t wanted = run.options().eval_batches;
@@ -25,38 +30,44 @@ double evaluate(Run& run) {
   run.begin(0);
   for (int64_t b = 0; b < batches; ++b) {
     const Batch& batch = run.validation->batch(b);
-    const MicroBatch on_device = run.upload(batch, 0);
-    run.model.forward(on_device, /*training=*/false);
-    run.model.loss(on_device, 1.0, run.state.device_results());
+    run.upload(batch, 0);
+    run.device.replay(kEvaluation, [&run] {
+      run.model.forward(run.batch(0), /*training=*/false);
+      run.model.loss(run.batch(0), 1.0, run.state.device_results());
+    });
     targets += batch.counted_targets;
   }
   return run.state.results().loss / static_cast<double>(targets);
 }
 
 // One step: gradients of --total-batch-size tokens, in micro-steps; then AdamW. A loss or gradient
-// norm that is not finite leaves the weights as they are (results.skip).
-StepResults train_step(Run& run, int64_t step, StepClock& clock) {
-  const double scale = 1.0 / static_cast<double>(run.tokens_per_step());
+// norm that is not finite leaves the weights as they are (results.skip). Nothing here waits for the
+// device.
+void train_step(Run& run, int64_t step, StepClock& clock) {
+  clock.begin();
   run.begin(step);
-  for (int64_t m = 0; m < run.micro_steps(); ++m) {
-    const MicroBatch batch = run.upload(run.loader.next(), m);
-    clock.start(Phase::forward);
-    run.model.forward(batch, /*training=*/true);
-    clock.start(Phase::backward);
-    run.model.loss_and_backward(batch, scale, run.state.device_results(), /*accumulate=*/m > 0, {});
-    clock.start(Phase::other);
-  }
-  clock.start(Phase::optimizer);
-  run.optimizer.step(run.model.ops(), run.state, run.model.workspace());
-  clock.start(Phase::other);
-  return run.state.results();
+  for (int64_t m = 0; m < run.micro_steps(); ++m) run.upload(run.loader.next(), m);
+  run.device.replay(static_cast<int>(step % kSets), [&run, &clock] {
+    const double scale = 1.0 / static_cast<double>(run.tokens_per_step());
+    for (int64_t m = 0; m < run.micro_steps(); ++m) {
+      clock.start(Phase::forward, m);
+      run.model.forward(run.batch(m), /*training=*/true);
+      clock.start(Phase::backward, m);
+      run.model.loss_and_backward(run.batch(m), scale, run.state.device_results(),
+                                  /*accumulate=*/m > 0, {});
+    }
+    clock.start(Phase::optimizer);
+    run.optimizer.step(run.model.ops(), run.state, run.model.workspace());
+    clock.start(Phase::end);
+  });
+  run.state.request_results();
 }
 
 int train(int argc, char** argv) {
   int exit_code = -1;
   const TrainOptions given = parse_train_options(argc, argv, &exit_code);
   if (exit_code >= 0) return exit_code;
-  const auto device = make_cpu_device(given.threads);
+  const auto device = make_device(given.device, given.threads, given.cuda);
   Setup setup(given, *device);
   print_setup(setup, *device);
   if (given.dry_run) return 0;
@@ -69,34 +80,52 @@ int train(int argc, char** argv) {
   }
   const StopSignal stop;
   Report report(run);
+  StepClock clocks[kSets] = {{*device, run.micro_steps(), 0}, {*device, run.micro_steps(), 1}};
   const auto due = [](int64_t interval, int64_t step) {
     return interval > 0 && step % interval == 0;
   };
 
-  int64_t saved = run.first_step, bad_in_a_row = 0;
-  const auto save = [&](int64_t step) {
-    if (o.out.empty() || o.benchmark || step == saved) return;
+  // Steps that are known to be done; the device may be at work on those behind them.
+  int64_t done = run.first_step, saved = done, bad_in_a_row = 0;
+  const auto collect_all_but = [&](int64_t under_way) {
+    while (run.state.requested() > under_way) {
+      const StepResults results = run.state.collect_results();
+      report.step(done + 1, results, learning_rate(o, done), clocks[done % kSets]);
+      ++done;
+      bad_in_a_row = results.skip ? bad_in_a_row + 1 : 0;
+      run.skipped_steps += results.skip;
+    }
+  };
+  const auto save = [&] {
+    if (o.out.empty() || o.benchmark || done == saved) return;
     report.before_save();
-    run.save(step);
-    saved = step;
+    run.save(done);
+    saved = done;
   };
   for (int64_t step = run.first_step;; ++step) {
     const bool last = step >= o.steps;
-    const bool tell = !stop.requested();
-    if (tell && run.validation && (due(o.eval_interval, step) || last)) {
+    if (!stop.requested() && run.validation && (due(o.eval_interval, step) || last)) {
+      collect_all_but(0);
       report.validation(step, evaluate(run));
     }
-    if (tell && run.decoder && (due(o.sample_interval, step) || last)) report.sample(run);
-    if (due(o.checkpoint_interval, step) || last || stop.requested()) save(step);
-    if (last || stop.requested()) break;
+    if (!stop.requested() && run.decoder && (due(o.sample_interval, step) || last)) {
+      collect_all_but(0);
+      report.sample(run);
+    }
+    const bool leave = last || stop.requested();
+    if (leave || due(o.checkpoint_interval, step)) {
+      collect_all_but(0);
+      save();
+    }
+    if (leave) break;
 
-    StepClock clock;
-    const StepResults results = train_step(run, step, clock);
-    report.step(step + 1, results, learning_rate(o, step), clock);
-    bad_in_a_row = results.skip ? bad_in_a_row + 1 : 0;
-    run.skipped_steps += results.skip;
+    train_step(run, step, clocks[step % kSets]);
+    // The device goes on with this step while the one before it is told, unless this may be one bad
+    // step too many: nothing is trained behind that.
+    const bool may_be_too_many = bad_in_a_row + run.state.requested() >= o.max_skipped_steps;
+    collect_all_but(device->asynchronous() && !may_be_too_many ? 1 : 0);
     if (bad_in_a_row >= o.max_skipped_steps) {
-      save(step + 1);
+      save();
       throw CheckError(
           fmt::format("{} steps in a row had no finite loss and gradient; the weights are those "
                       "after the last good step{}",

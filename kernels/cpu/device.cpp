@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <vector>
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/matmul.h"
@@ -51,6 +53,7 @@ class CpuDevice final : public Device {
     if (threads > 0) set_max_threads(threads);
   }
 
+  std::string_view kind() const override { return "cpu"; }
   std::string name() const override {
     std::string model = proc_value("/proc/cpuinfo", "model name");
     if (model.empty()) model = "CPU";
@@ -94,6 +97,30 @@ class CpuDevice final : public Device {
   }
   void synchronize() override {}
 
+  // All is done on return, so there is nothing to record and nothing to wait for.
+  bool asynchronous() const override { return false; }
+  void replay(int, const std::function<void()>& body) override { body(); }
+
+  void read_back(int slot, const Tensor& source) override {
+    read_backs_.at(static_cast<size_t>(slot)).resize(source.bytes());
+    download(read_backs_[static_cast<size_t>(slot)].data(), source);
+  }
+  void collect(int slot, void* destination) override {
+    const std::vector<char>& copy = read_backs_.at(static_cast<size_t>(slot));
+    std::memcpy(destination, copy.data(), copy.size());
+  }
+
+  void mark(int number) override {
+    const size_t index = static_cast<size_t>(number);
+    if (index >= marks_.size()) marks_.resize(index + 1);
+    marks_[index] = Clock::now();
+  }
+  double milliseconds_between(int from, int to) override {
+    return std::chrono::duration<double, std::milli>(marks_.at(static_cast<size_t>(to)) -
+                                                     marks_.at(static_cast<size_t>(from)))
+        .count();
+  }
+
   const Ops& ops(DType dtype) override {
     std::unique_ptr<Ops>& table = tables_.at(static_cast<size_t>(dtype));
     if (!table) table = make_cpu_ops(dtype, matmul_);
@@ -116,7 +143,11 @@ class CpuDevice final : public Device {
     return memory;
   }
 
+  using Clock = std::chrono::steady_clock;
+
   MatmulContext matmul_;
+  std::array<std::vector<char>, kReadBacks> read_backs_;
+  std::vector<Clock::time_point> marks_;
   std::array<std::unique_ptr<Ops>, 6> tables_;  // by DType
 };
 

@@ -3,11 +3,15 @@
 
 #include <array>
 #include <cstring>
+#include <sstream>
+#include <vector>
 
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/feedback.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/peak.h"
+#include "kernels/cuda/recordings.h"
 #include "kernels/cuda/staging.h"
 #include "kernels/device/arena.h"
 
@@ -61,7 +65,9 @@ class CudaDevice final : public Device {
       : properties_(open_gpu(options.index)),
         matmul_({options.tf32, options.deterministic, options.autotune}),
         context_{make_stream(), &matmul_, properties_.multiProcessorCount},
-        staging_(context_.stream) {
+        staging_(context_.stream),
+        feedback_(context_.stream),
+        recordings_(context_.stream) {
     check_cuda(cudaHostAlloc(&pinned_, kPinnedBytes, cudaHostAllocDefault), "pinned memory");
   }
   ~CudaDevice() override {
@@ -69,6 +75,7 @@ class CudaDevice final : public Device {
     cudaFreeHost(pinned_);
   }
 
+  std::string_view kind() const override { return "cuda"; }
   std::string name() const override {
     return fmt::format("{}, {} multiprocessors, compute capability {}.{}", properties_.name,
                        properties_.multiProcessorCount, properties_.major, properties_.minor);
@@ -118,6 +125,34 @@ class CudaDevice final : public Device {
   }
   void synchronize() override { check_cuda(cudaStreamSynchronize(context_.stream), "GPU"); }
 
+  bool asynchronous() const override { return true; }
+  void replay(int key, const std::function<void()>& body) override {
+    recordings_.replay(key, body);
+  }
+  void read_back(int slot, const Tensor& source) override { feedback_.read_back(slot, source); }
+  void collect(int slot, void* destination) override { feedback_.collect(slot, destination); }
+  void mark(int number) override { feedback_.mark(number); }
+  double milliseconds_between(int from, int to) override {
+    return feedback_.milliseconds_between(from, to);
+  }
+
+  // A line for each shape: its name, a tab, the plan.
+  std::string plans() const override {
+    std::string text;
+    for (const cuda::MatmulPlanRecord& record : matmul_.plans())
+      text += record.shape + "\t" + record.plan + "\n";
+    return text;
+  }
+  void load_plans(const std::string& text) override {
+    std::vector<cuda::MatmulPlanRecord> records;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+      const size_t tab = line.find('\t');
+      if (tab != std::string::npos) records.push_back({line.substr(0, tab), line.substr(tab + 1)});
+    }
+    matmul_.load_plans(records);
+  }
+
   const Ops& ops(DType dtype) override {
     std::unique_ptr<Ops>& table = tables_.at(static_cast<size_t>(dtype));
     if (!table) table = cuda::make_cuda_ops(dtype, context_);
@@ -138,6 +173,8 @@ class CudaDevice final : public Device {
   cuda::Matmul matmul_;
   cuda::Context context_;
   cuda::Staging staging_;
+  cuda::Feedback feedback_;
+  cuda::Recordings recordings_;
   void* pinned_ = nullptr;
   std::array<std::unique_ptr<Ops>, 6> tables_;  // by DType
 };

@@ -1,10 +1,12 @@
-// A device: memory, copies between it and the host, and what it is called. Implemented by
-// kernels/cpu (and kernels/cuda); nothing above kernels/ knows which one it holds.
+// A device: memory, copies between it and the host, work that is repeated, and what it is called.
+// Implemented by kernels/cpu and kernels/cuda; nothing above kernels/ knows which one it holds.
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "kernels/device/tensor.h"
 
@@ -16,7 +18,8 @@ class Device {
  public:
   virtual ~Device() = default;
 
-  virtual std::string name() const = 0;  // as printed in the banner
+  virtual std::string_view kind() const = 0;  // "cpu" or "cuda", as --device names it
+  virtual std::string name() const = 0;       // as printed in the banner
   // Dense peak in FLOP/s for matmuls in this number type, 0 where it is not known: then there is
   // no MFU, rather than a wrong one.
   virtual double peak_flops(DType dtype) const = 0;
@@ -31,6 +34,33 @@ class Device {
   virtual void download(void* destination, const Tensor& source) = 0;
   virtual void zero(const Tensor& tensor) = 0;
   virtual void synchronize() = 0;
+
+  // Whether operations and copies return before they are done. They are done in the order of the
+  // calls in either case.
+  virtual bool asynchronous() const = 0;
+
+  // Does what the operations and marks in `body` do. They may depend on nothing that changes from
+  // one call to the next but the content of device memory: a device may call `body` for the first
+  // replays of a `key`, record what it enqueues, and from then on enqueue the recording instead.
+  virtual void replay(int key, const std::function<void()>& body) = 0;
+
+  // A small tensor on its way to the host. read_back enqueues the copy; collect waits for that copy
+  // and nothing behind it, and writes it to `destination`. A slot holds one copy at a time.
+  static constexpr int kReadBacks = 2;
+  virtual void read_back(int slot, const Tensor& source) = 0;
+  virtual void collect(int slot, void* destination) = 0;
+
+  // Marks, numbered from 0 on, in the order of the operations: when the device last came by. Both
+  // must have been passed when the time between them is asked for, as is certain after collect() of
+  // a copy that was enqueued behind them.
+  virtual void mark(int number) = 0;
+  virtual double milliseconds_between(int from, int to) = 0;
+
+  // How this device computes matrix products, where it chose by trying: text for a checkpoint, so
+  // that a resumed run, which loads it before its first step, computes the same bits. "" where
+  // there is nothing to remember; what another device said is passed over.
+  virtual std::string plans() const { return {}; }
+  virtual void load_plans(const std::string&) {}
 
   // The table of operations (kernels/ops.h) for activations and weights of this number type.
   virtual const Ops& ops(DType dtype) = 0;
@@ -49,5 +79,9 @@ struct CudaDeviceOptions {
 // An NVIDIA GPU: kernels/cuda. Throws a UserError that says why where there is none to be had.
 std::unique_ptr<Device> make_cuda_device(const CudaDeviceOptions& options = {});
 int cuda_device_count();  // GPUs that answer; 0 in a build without CUDA
+
+// What --device names: "cpu", "cuda", or "auto", which is a GPU where one answers.
+std::unique_ptr<Device> make_device(std::string_view kind, int threads,
+                                    const CudaDeviceOptions& cuda = {});
 
 }  // namespace lathe

@@ -39,24 +39,25 @@ RunLayout parse_layout(const json& value, std::string_view file) {
 }  // namespace
 
 std::string to_json(const TrainerState& state) {
-  const nlohmann::ordered_json value = {{"format", kFormat},
-                                        {"version", kTrainerStateVersion},
-                                        {"step", state.step},
-                                        {"tokens", state.tokens},
-                                        {"skipped_steps", state.skipped_steps},
-                                        {"seed", state.seed},
-                                        {"loader",
-                                         {{"sampling", state.loader.sampling},
-                                          {"epoch", state.loader.epoch},
-                                          {"step", state.loader.step}}},
-                                        {"layout",
-                                         {{"world_size", state.layout.world_size},
-                                          {"zero_stage", state.layout.zero_stage},
-                                          {"threads", state.layout.threads},
-                                          {"cpu", state.layout.cpu},
-                                          {"dtype", state.layout.dtype},
-                                          {"device", state.layout.device}}},
-                                        {"config", state.config}};
+  nlohmann::ordered_json value = {{"format", kFormat},
+                                  {"version", kTrainerStateVersion},
+                                  {"step", state.step},
+                                  {"tokens", state.tokens},
+                                  {"skipped_steps", state.skipped_steps},
+                                  {"seed", state.seed},
+                                  {"loader",
+                                   {{"sampling", state.loader.sampling},
+                                    {"epoch", state.loader.epoch},
+                                    {"step", state.loader.step}}},
+                                  {"layout",
+                                   {{"world_size", state.layout.world_size},
+                                    {"zero_stage", state.layout.zero_stage},
+                                    {"threads", state.layout.threads},
+                                    {"cpu", state.layout.cpu},
+                                    {"dtype", state.layout.dtype},
+                                    {"device", state.layout.device}}},
+                                  {"config", state.config}};
+  if (!state.matmul_plans.empty()) value["matmul_plans"] = state.matmul_plans;
   try {
     return value.dump(2) + "\n";
   } catch (const json::type_error&) {
@@ -87,6 +88,7 @@ TrainerState parse_trainer_state(std::string_view text, std::string_view file) {
   state.seed = object.take_unsigned("seed");
   state.loader = parse_loader(object.take("loader"), file);
   state.layout = parse_layout(object.take("layout"), file);
+  if (value.contains("matmul_plans")) state.matmul_plans = object.take_string("matmul_plans");
   StrictObject config(object.take("config"), file, "config");
   for (const auto& [key, unused] : config.items()) state.config[key] = config.take_string(key);
   object.finish();

@@ -24,7 +24,7 @@ struct RunLayout {
   int64_t world_size = 1;
   int64_t zero_stage = 0;
   int64_t threads = 1;
-  std::string cpu{};     // the CPU's kind
+  std::string cpu{};     // the device's name: kind of CPU or GPU
   std::string dtype{};   // "fp32" or "bf16"
   std::string device{};  // "cpu" or "cuda"
   bool operator==(const RunLayout&) const = default;
@@ -37,6 +37,7 @@ struct TrainerState {
   uint64_t seed = 0;          // with the step, all there is of the random numbers' state
   LoaderState loader{};
   RunLayout layout{};
+  std::string matmul_plans{};                   // Device::plans(); not in the file where empty
   std::map<std::string, std::string> config{};  // the resolved configuration, flag -> value
   bool operator==(const TrainerState&) const = default;
 };

@@ -22,6 +22,18 @@ StepResults StepState::results() const {
   return results;
 }
 
+void StepState::request_results() {
+  LATHE_CHECK(requested() < Device::kReadBacks);
+  device_.read_back(static_cast<int>(requested_++ % Device::kReadBacks), results_);
+}
+
+StepResults StepState::collect_results() {
+  LATHE_CHECK(requested() > 0);
+  StepResults results;
+  device_.collect(static_cast<int>(collected_++ % Device::kReadBacks), &results);
+  return results;
+}
+
 void StepState::set_results(const StepResults& results) {
   device_.upload(results_, &results);
 }

@@ -1,6 +1,7 @@
 // AdamW with fp32 masters over the flat parameters, and the state of the step in flight.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -19,6 +20,11 @@ class StepState {
   void begin(const Ops& ops, std::span<const StepInputs> inputs);
   // Reads back what became of it; waits for the device.
   StepResults results() const;
+  // The same without standing still: request_results enqueues the copy, collect_results waits for
+  // the oldest copy that was requested, and for nothing behind it. At most kReadBacks at a time.
+  void request_results();
+  StepResults collect_results();
+  int64_t requested() const { return requested_ - collected_; }  // and not yet collected
   void set_results(const StepResults& results);
 
   const StepInputs* inputs(int64_t micro_step) const {
@@ -29,6 +35,7 @@ class StepState {
  private:
   Device& device_;
   Tensor inputs_, results_;  // uint8
+  int64_t requested_ = 0, collected_ = 0;
 };
 
 struct OptimizerConfig {

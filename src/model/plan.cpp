@@ -244,8 +244,8 @@ MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const 
 
   plan.add(MemoryCategory::workspace, DType::uint8,
            static_cast<int64_t>(training_workspace(config, shape, ops)));
-  // Tokens and targets; the step's inputs and results; AdamW's segments.
-  for (int i = 0; i < 2; ++i) plan.add(MemoryCategory::batch, DType::int32, n);
+  // Tokens and targets of all micro-steps; the step's inputs and results; AdamW's segments.
+  for (int i = 0; i < 2; ++i) plan.add(MemoryCategory::batch, DType::int32, shape.micro_steps * n);
   plan.add(MemoryCategory::batch, DType::uint8,
            shape.micro_steps * static_cast<int64_t>(sizeof(StepInputs)));
   plan.add(MemoryCategory::batch, DType::uint8, sizeof(StepResults));

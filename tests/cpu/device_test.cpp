@@ -1,5 +1,9 @@
 #include "kernels/device/device.h"
 
+#include <array>
+#include <chrono>
+#include <thread>
+
 #include "kernels/device/arena.h"
 #include "tests/ops/ops_testing.h"
 
@@ -21,6 +25,35 @@ TEST(CpuDevice, MemoryIsZeroedAlignedAndCopied) {
   cpu().download(values.data(), tensor);
   EXPECT_EQ(values, std::vector<float>(250, 0));
   cpu().release(memory, 1000);
+}
+
+TEST(CpuDevice, ResultsAreThoseOfTheMomentWhenTheyWereAskedFor) {
+  void* memory = cpu().allocate(64);
+  const Tensor tensor{memory, DType::int64, {2}};
+  const std::array<int64_t, 2> first = {1, 2}, second = {3, 4};
+  cpu().upload(tensor, first.data());
+  cpu().read_back(0, tensor);
+  cpu().upload(tensor, second.data());
+  cpu().read_back(1, tensor);
+  cpu().zero(tensor);
+  std::array<int64_t, 2> seen{};
+  cpu().collect(0, seen.data());
+  EXPECT_EQ(seen, first);
+  cpu().collect(1, seen.data());
+  EXPECT_EQ(seen, second);
+  cpu().release(memory, 64);
+}
+
+TEST(CpuDevice, MarksTellTheTimeBetweenThem) {
+  cpu().mark(3);
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  cpu().mark(0);
+  EXPECT_GE(cpu().milliseconds_between(3, 0), 5);
+  EXPECT_EQ(cpu().milliseconds_between(3, 3), 0);
+  EXPECT_FALSE(cpu().asynchronous());
+  int calls = 0;
+  for (int i = 0; i < 3; ++i) cpu().replay(7, [&] { ++calls; });
+  EXPECT_EQ(calls, 3);
 }
 
 TEST(CpuDevice, RefusesMoreMemoryThanThereIs) {

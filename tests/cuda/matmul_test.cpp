@@ -21,7 +21,8 @@ struct Sizes {
   int64_t m, n, k, padding = 0;  // padding: of every leading dimension
   bool transpose_a = false, transpose_b = false;
   bool accumulate = false, bias = false, sums = false;
-  size_t offset = 0;  // elements by which operands miss an aligned address
+  // Elements by which a, b, d and the vectors miss an aligned address.
+  size_t offset_a = 0, offset_b = 0, offset_d = 0, offset_vector = 0;
 };
 
 // One product with its operands, T to D.
@@ -42,11 +43,11 @@ struct Case {
         columns_a((s.transpose_a ? s.m : s.k) + s.padding),
         rows_b(s.transpose_b ? s.n : s.k),
         columns_b((s.transpose_b ? s.k : s.n) + s.padding),
-        a(random_values<T>(rows_a * columns_a, 1), s.offset),
-        b(random_values<T>(rows_b * columns_b, 2), s.offset),
-        d(random_values<D>(s.m * (s.n + s.padding), 3), s.offset),
-        bias(random_values<D>(s.n, 4), s.offset),
-        sums(random_values<float>(s.n, 5), s.offset),
+        a(random_values<T>(rows_a * columns_a, 1), s.offset_a),
+        b(random_values<T>(rows_b * columns_b, 2), s.offset_b),
+        d(random_values<D>(s.m * (s.n + s.padding), 3), s.offset_d),
+        bias(random_values<D>(s.n, 4), s.offset_vector),
+        sums(random_values<float>(s.n, 5), s.offset_vector),
         d_before(d.values()),
         sums_before(sums.values()) {}
 
@@ -124,10 +125,10 @@ struct Case {
 };
 
 std::string describe(const Sizes& s) {
-  return fmt::format("m {} n {} k {} padding {} {}{}{}{}{} offset {}", s.m, s.n, s.k, s.padding,
-                     s.transpose_a ? "t" : "n", s.transpose_b ? "t" : "n",
+  return fmt::format("m {} n {} k {} padding {} {}{}{}{}{} offsets {} {} {} {}", s.m, s.n, s.k,
+                     s.padding, s.transpose_a ? "t" : "n", s.transpose_b ? "t" : "n",
                      s.accumulate ? " accumulate" : "", s.bias ? " bias" : "",
-                     s.sums ? " sums" : "", s.offset);
+                     s.sums ? " sums" : "", s.offset_a, s.offset_b, s.offset_d, s.offset_vector);
 }
 
 template <typename T, typename D>
@@ -166,17 +167,20 @@ TEST_F(MatmulTest, AgreesWithDoubleWhereItIsTuned) {
   all_layouts<bf16, bf16>(matmul);
 }
 
+// One at a time, and all: each decides which algorithms can be had.
 TEST_F(MatmulTest, ServesOperandsThatAreNotAligned) {
   Matmul matmul(kUntuned);
-  for (Sizes s : kSizes) {
-    s.offset = 1;
-    compare<float, float>(s, matmul);
-    compare<bf16, bf16>(s, matmul);
-    s.bias = true;
-    compare<bf16, bf16>(s, matmul);
-    s.bias = false, s.sums = true;
-    compare<bf16, float>(s, matmul);
-  }
+  for (Sizes s : kSizes)
+    for (const unsigned which : {1, 2, 4, 8, 15}) {
+      s.offset_a = which & 1, s.offset_b = which >> 1 & 1;
+      s.offset_d = which >> 2 & 1, s.offset_vector = which >> 3 & 1;
+      s.bias = true;
+      compare<float, float>(s, matmul);
+      compare<bf16, bf16>(s, matmul);
+      s.bias = false, s.sums = true;
+      compare<bf16, float>(s, matmul);
+      s.sums = false;
+    }
 }
 
 TEST_F(MatmulTest, AddsABias) {

@@ -172,7 +172,7 @@ TEST_F(MatmulCalls, NothingIsRebuiltOrAllocatedOncePlanned) {
 }
 
 TEST_F(MatmulCalls, TheFastestCandidateWins) {
-  for (const uint64_t fast : {1, 2, 3, 4}) {
+  for (const uint64_t fast : {1, 2, 3, 5}) {
     watched = {.fast = fast};
     Matmul matmul;
     run(matmul);
@@ -205,11 +205,36 @@ TEST_F(MatmulCalls, ACandidateThatFailsIsPassedOver) {
   EXPECT_NE(algorithm_of(matmul).first, 3u);
 }
 
+// At so long a k the heuristic prefers to split the sum, and to keep its parts in the type of d.
+TEST_F(MatmulCalls, PartsOfASumMeetInFp32) {
+  Matmul matmul({.autotune = false});
+  run(matmul);
+  EXPECT_EQ(algorithm_of(matmul).first, 5u);
+}
+
+TEST_F(MatmulCalls, PassesOverThePlansOfAnotherVersion) {
+  std::vector<cuda::MatmulPlanRecord> records;
+  {
+    watched = {.fast = 2};
+    Matmul matmul;
+    run(matmul);
+    records = matmul.plans();
+  }
+  for (const bool same_version : {true, false}) {
+    watched = {};
+    if (!same_version) records[0].plan = fmt::format("1{}", records[0].plan);
+    Matmul matmul({.autotune = false});
+    matmul.load_plans(records);
+    run(matmul);
+    EXPECT_EQ(algorithm_of(matmul).first, same_version ? 2u : 5u);
+  }
+}
+
 TEST_F(MatmulCalls, DeterministicNeitherSplitsNorMeasures) {
   {
     Matmul matmul({.autotune = false});
     run(matmul);
-    EXPECT_GT(algorithm_of(matmul).second, 1u);  // the heuristic's first choice, at so long a k
+    EXPECT_GT(algorithm_of(matmul).second, 1u);
   }
   watched = {};
   Matmul matmul({.deterministic = true});

@@ -34,7 +34,8 @@ void expect_agreement(const GPT2Config& config, const RunShape& shape) {
                       arena);
   StepState state(*device, arena, shape.micro_steps);
   for (int i = 0; i < 2; ++i) {
-    arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len});
+    arena.allocate(MemoryCategory::batch, DType::int32,
+                   {shape.micro_steps, shape.batch_size, shape.seq_len});
   }
   Decoder decoder(config, model.weights(), config.seq_len, config.seq_len, *device, arena);
   EXPECT_EQ(arena.used(), plan) << to_string(arena.used()) << to_string(plan);

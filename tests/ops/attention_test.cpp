@@ -235,9 +235,9 @@ void check_against_plain(const Sizes& s, double p, std::vector<T> qkv = {}) {
 // Around blocks of 32, 64 and 128; T that four divides and not; every padded head size and what
 // lies between them.
 const Sizes kShapes[] = {{2, 1, 1, 16},    {1, 2, 3, 40},  {2, 17, 3, 64},   {1, 65, 5, 80},
-                         {1, 65, 1, 128},  {2, 64, 4, 32}, {1, 130, 2, 16},  {1, 300, 1, 64},
+                         {1, 65, 1, 128},  {2, 64, 4, 32}, {1, 130, 2, 16},  {1, 150, 1, 64},
                          {1, 5, 1, 256},   {2, 33, 2, 3},  {1, 127, 1, 112}, {1, 129, 1, 96},
-                         {1, 200, 1, 128}, {1, 64, 3, 96}, {1, 72, 3, 5},    {1, 129, 1, 40}};
+                         {1, 132, 1, 128}, {1, 64, 3, 96}, {1, 72, 3, 5},    {1, 129, 1, 40}};
 
 template <typename T>
 class AttentionOf : public ::testing::Test {};
@@ -409,11 +409,11 @@ TYPED_TEST(AttentionOf, DropoutIgnoresHowTheBatchIsSplit) {
 
 TYPED_TEST(AttentionOf, TheFutureChangesNothing) {
   using T = TypeParam;
-  const Sizes s{1, 150, 2, 40};
+  const Sizes s{1, 140, 1, 40};
   const auto qkv = normal_values<T>(s.T * 3 * s.C(), 10);
   auto dout = normal_values<T>(s.T * s.C(), 11);
   const auto a = attend<T>(s, qkv, dout, AttentionDropout(0.1));
-  for (int64_t t : {1, 18, 64, 65, 130}) {
+  for (int64_t t : {1, 64, 65, 130}) {
     auto changed = qkv;
     for (size_t i = static_cast<size_t>(t * 3 * s.C()); i < changed.size(); ++i)
       changed[i] = T(static_cast<Accumulator<T>>(changed[i]) * 50 + 1);
@@ -433,7 +433,7 @@ TYPED_TEST(AttentionOf, ExtremesStayFinite) {
   using T = TypeParam;
   using A = Accumulator<T>;
   for (double deviation : {0.0, 1e-30, 1e-18, 1.0, 60.0, 300.0})  // scores up to about 1e6
-    for (const Sizes& s : {Sizes{2, 1, 1, 64}, Sizes{1, 150, 2, 64}}) {
+    for (const Sizes& s : {Sizes{2, 1, 1, 64}, Sizes{1, 130, 1, 64}}) {
       const auto qkv = normal_values<T>(s.B * s.T * 3 * s.C(), 12, deviation);
       const auto dout = normal_values<T>(s.B * s.T * s.C(), 13);
       const auto r = attend<T>(s, qkv, dout, AttentionDropout(0));
@@ -462,7 +462,7 @@ TYPED_TEST(AttentionOf, OneTokenReturnsItsValue) {
 
 TYPED_TEST(AttentionOf, RepeatsBitwise) {
   using T = TypeParam;
-  const Sizes s{2, 140, 2, 48};
+  const Sizes s{2, 130, 1, 48};
   const auto qkv = normal_values<T>(s.B * s.T * 3 * s.C(), 16);
   const auto dout = normal_values<T>(s.B * s.T * s.C(), 17);
   const auto first = attend<T>(s, qkv, dout, AttentionDropout(0.1));

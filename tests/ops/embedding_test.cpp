@@ -12,6 +12,12 @@ const Sizes kSizes[] = {{1, 1, 1, 2, 1, 0},
                         {3, 17, 65, 65, 20, 0.2f},
                         {2, 65, 33, 97, 65, 0},
                         {4, 65, 384, 11, 70, 0.1f}};
+// Tokens whose rows are many, none, or all; vocabularies of one and of four digits of a radix sort.
+const Sizes kSpread[] = {{9, 70, 8, 2, 70, 0},
+                         {5, 129, 24, 1, 129, 0.1f},
+                         {3, 33, 16, 50257, 40, 0},
+                         {30, 90, 7, 17, 90, 0.3f},
+                         {13, 100, 1040, 300, 100, 0}};
 
 template <typename T>
 struct Case {
@@ -96,14 +102,17 @@ TEST(Embedding, ForwardObeysTheToleranceRule) {
   compare_forward<bf16>();
 }
 
-// Sums in the order of the rows, in acc: the same order written plainly gives the same bits.
+// Sums over the rows in acc.
 template <typename T>
-void compare_backward() {
+void compare_backward(std::span<const Sizes> sizes) {
   using A = Accumulator<T>;
-  for (const Sizes& s : kSizes) {
+  for (const Sizes& s : sizes) {
+    SCOPED_TRACE(s.V);
     Case<T> c(s);
     std::vector<A> dwte(static_cast<size_t>(s.V * s.C)), dwpe(dwte);
+    std::vector<double> dwte_exact(dwte.size());
     dwpe.assign(static_cast<size_t>(s.positions * s.C), A(0));
+    std::vector<double> dwpe_exact(dwpe.size());
     for (int64_t n = 0; n < s.B * s.T; ++n) {
       for (int64_t i = 0; i < s.C; ++i) {
         A g = static_cast<A>(c.dx.data()[n * s.C + i]);
@@ -111,19 +120,27 @@ void compare_backward() {
         if (s.p > 0) g *= is_kept(c.dropout, element) ? A(1) / (A(1) - static_cast<A>(s.p)) : A(0);
         dwte[static_cast<size_t>(c.tokens.data()[n] * s.C + i)] += g;
         dwpe[static_cast<size_t>(n % s.T * s.C + i)] += g;
+        dwte_exact[static_cast<size_t>(c.tokens.data()[n] * s.C + i)] += static_cast<double>(g);
+        dwpe_exact[static_cast<size_t>(n % s.T * s.C + i)] += static_cast<double>(g);
       }
     }
     c.backward(false);
-    expect_close<A>(c.dwte.values(), converted<double>(dwte), dwte, "dwte");
-    expect_close<A>(c.dwpe.values(), converted<double>(dwpe), dwpe, "dwpe");
-    c.backward(true);  // exactly twice as much: every sum of equal parts is exact only in double
-    for (A& g : dwpe) g += g;
-    expect_close<A>(c.dwpe.values(), converted<double>(dwpe), dwpe, "dwpe twice");
+    expect_close<A>(c.dwte.values(), dwte_exact, dwte, "dwte");
+    expect_close<A>(c.dwpe.values(), dwpe_exact, dwpe, "dwpe");
+    c.backward(true);  // both add now
+    for (std::vector<A>* once : {&dwte, &dwpe})
+      for (A& g : *once) g += g;
+    for (std::vector<double>* once : {&dwte_exact, &dwpe_exact})
+      for (double& g : *once) g += g;
+    expect_close<A>(c.dwte.values(), dwte_exact, dwte, "dwte twice");
+    expect_close<A>(c.dwpe.values(), dwpe_exact, dwpe, "dwpe twice");
   }
 }
-TEST(Embedding, BackwardSumsInOrder) {
-  compare_backward<float>();
-  compare_backward<bf16>();
+TEST(Embedding, BackwardObeysTheToleranceRule) {
+  compare_backward<float>(kSizes);
+  compare_backward<float>(kSpread);
+  compare_backward<bf16>(kSizes);
+  compare_backward<bf16>(kSpread);
 }
 
 TEST(Embedding, LaterPositions) {

@@ -11,6 +11,12 @@ struct Sizes {
 const Sizes kSizes[] = {{1, 1, 2, true, true, 0},      {2, 2, 7, true, false, 0.5f},
                         {3, 17, 65, true, true, 0.2f}, {2, 65, 33, false, true, 0},
                         {2, 65, 128, true, false, 0},  {1, 65, 384, true, true, 0.1f}};
+// Widths for which a GPU takes other instances of its kernels.
+const Sizes kWide[] = {{1, 5, 520, true, true, 0.1f},  {2, 5, 776, true, false, 0},
+                       {1, 3, 1024, true, true, 0.2f}, {1, 3, 1600, false, true, 0},
+                       {1, 3, 2056, true, true, 0.1f}, {1, 2, 4104, true, false, 0},
+                       {1, 2, 8192, true, true, 0.5f}, {1, 2, 8200, true, true, 0.1f},
+                       {2, 150, 40, true, true, 0.1f}, {1, 3, 1999, true, true, 0.1f}};
 
 template <typename T>
 struct Case {
@@ -159,9 +165,10 @@ struct Plain {
 };
 
 template <typename T>
-void compare() {
+void compare(std::span<const Sizes> sizes) {
   using A = Accumulator<T>;
-  for (const Sizes& s : kSizes) {
+  for (const Sizes& s : sizes) {
+    SCOPED_TRACE(s.C);
     Case<T> c(s);
     const Plain<T> plain(c);
     Case<double> r(s);
@@ -185,10 +192,12 @@ void compare() {
   }
 }
 TEST(LayerNorm, FloatObeysTheToleranceRule) {
-  compare<float>();
+  compare<float>(kSizes);
+  compare<float>(kWide);
 }
 TEST(LayerNorm, Bf16ObeysTheToleranceRule) {
-  compare<bf16>();
+  compare<bf16>(kSizes);
+  compare<bf16>(kWide);
 }
 
 // The mask of a sequence depends on its global index alone.

@@ -1,4 +1,6 @@
 // AdamW, the global norm, and casts.
+#include <bit>
+
 #include "tests/ops/golden_adamw.h"
 #include "tests/ops/ops_testing.h"
 
@@ -260,6 +262,26 @@ TEST(GlobalNorm, LargeGradientsDoNotOverflow) {
   run(ops<float>(), GlobalNorm{gradients.tensor, 1, results.get()});
   EXPECT_NEAR(results->grad_norm, 5e30, 1e24);
   EXPECT_EQ(results->skip, 0);
+}
+
+// The order of the sums is the contract's own, whatever the device.
+TEST(GlobalNorm, HasTheSameBitsOnEveryDevice) {
+  for (int64_t count : {int64_t{33}, 7 * kNormBlock + 77, 4609 * kNormBlock - 5}) {
+    Buffer<float> gradients({count});
+    for (int64_t i = 0; i < count; ++i)
+      gradients.data()[i] = static_cast<float>((i * 37 + i / 1000) % 1009 - 504) * 0.013f;
+    Visible<StepResults> here, there;
+    run(ops<float>(), GlobalNorm{gradients.tensor, 1, here.get()});
+    run(cpu().ops(DType::fp32), GlobalNorm{gradients.tensor, 1, there.get()});
+    EXPECT_EQ(here->grad_norm, there->grad_norm) << count;
+    EXPECT_EQ(here->clip_scale, there->clip_scale) << count;
+    double squares = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const double g = static_cast<double>(gradients.data()[i]);
+      squares += g * g;
+    }
+    EXPECT_NEAR(here->grad_norm, std::sqrt(squares), 1e-10 * std::sqrt(squares)) << count;
+  }
 }
 
 TEST(Cast, RoundsOnce) {

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "kernels/device/device.h"
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -164,6 +165,10 @@ TEST_F(BadInput, Flags) {
       {"no value", {LATHE_TRAIN, "--steps"}, {"--steps"}},
       {"a word", {LATHE_TRAIN, "word"}, {"word"}},
   };
+  if (cuda_device_count() == 0) {  // no such build, no driver or no GPU
+    table.push_back(flag("device", "cuda"));
+    table.push_back(sample("device cuda", {{"device", "cuda"}}, {"--device cuda", "--device cpu"}));
+  }
   if (::geteuid() != 0) {  // root may do anything
     fs::create_directory(scratch / "read-only");
     fs::permissions(scratch / "read-only", fs::perms::owner_read | fs::perms::owner_exec);
@@ -350,6 +355,7 @@ TEST_F(BadInput, Sampling) {
        sample("cold", {{"temperature", "-1"}}, {"--temperature"}),
        sample("top-p", {{"top-p", "1.5"}}, {"--top-p"}),
        sample("top-k", {{"top-k", "x"}}, {"--top-k"}),
+       sample("device", {{"device", "tpu"}}, {"--device"}),
        sample("unknown", {{"bogus", "1"}}, {"--bogus"})});
 }
 

@@ -109,10 +109,35 @@ TEST_F(NonFinite, StepsAreSkippedCountedAndReported) {
     EXPECT_EQ(json::parse(read_text(last / "trainer.json"))["skipped_steps"], skipped);
     EXPECT_TRUE(all_finite(last / "model.safetensors"));
     EXPECT_TRUE(all_finite(last / "optimizer-00000-of-00001.safetensors"));
+    // A device that lags behind the host skips by itself.
+    const fs::path late = scratch / (std::string(dtype) + "-late");
+    expect_success(run(command_of(LATHE_TRAIN_LATE, poisoned(late, {{"dtype", dtype}}))));
+    expect_same_run(out, late);
+    EXPECT_EQ(json::parse(read_text(late / last.filename() / "trainer.json"))["skipped_steps"],
+              skipped);
     // The count of updates, which AdamW's correction needs, survives a resume.
     expect_success(run(train_command(poisoned(parts, {{"dtype", dtype}, {"steps", "20"}}))));
     expect_success(run(train_command(poisoned(parts, {{"dtype", dtype}}))));
     expect_same_run(out, parts);
+  }
+}
+
+TEST_F(NonFinite, ALateDeviceStopsAtTheSameStep) {
+  for (const char* most : {"1", "2", "3", "4"}) {
+    SCOPED_TRACE(most);
+    const Flags more = {{"max-skipped-steps", most}, {"batch-size", "6"}, {"eval-interval", "7"}};
+    const fs::path out = scratch / most, late = scratch / (std::string(most) + "-late");
+    expect_refusal(run(train_command(poisoned(out, more))), 1, "train", {"steps in a row"});
+    const ProcessResult result = run(command_of(LATHE_TRAIN_LATE, poisoned(late, more)));
+    expect_refusal(result, 1, "train", {std::string(most) + " steps in a row"});
+    expect_same_run(out, late);
+    expect_contains(result.out,
+                    std::string("at most ") + (*most == '1' ? "1" : "2") + " steps under way");
+    const auto state = [](const fs::path& run) {
+      return json::parse(read_text(run / last_checkpoint(run) / "trainer.json"));
+    };
+    EXPECT_EQ(state(late)["step"], state(out)["step"]);
+    EXPECT_EQ(state(late)["skipped_steps"], state(out)["skipped_steps"]);
   }
 }
 

@@ -160,6 +160,10 @@ TEST_F(Resume, OnlyWhatLeavesItTheSameRunMayChange) {
                                         {"checkpoint-interval", "2"},
                                         {"keep", "3"},
                                         {"max-skipped-steps", "5"},
+                                        {"device", "cpu"},
+                                        {"tf32", ""},
+                                        {"deterministic", ""},
+                                        {"recompute", "layernorm"},
                                         {"bias", "false"},
                                         {"gelu", "exact"}})));
   EXPECT_EQ(checkpoints(out),

@@ -1,0 +1,234 @@
+// The training program on a device that is late: a CPU that does nothing before somebody waits for
+// it, and then no more than is waited for. It records what it replays, and never asks the host
+// again. What a program reads without waiting, frees or changes too early, or decides on the host
+// while it should be in device memory, gives other numbers than the plain CPU's.
+//
+// This file takes the place of kernels/device/make_device.cpp.
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <deque>
+#include <iostream>
+#include <map>
+#include <vector>
+
+#include "kernels/device/arena.h"
+#include "kernels/observed_ops.h"
+
+namespace lathe {
+namespace {
+
+using Work = std::function<void()>;
+
+// Work in the order in which it was enqueued, and recordings of it.
+class Queue {
+ public:
+  void push(Work work) {
+    if (recording_) recording_->push_back(work);
+    waiting_.push_back(std::move(work));
+    ++pushed_;
+  }
+  uint64_t pushed() const { return pushed_; }
+  // Does all that was pushed before `end`.
+  void run_until(uint64_t end) {
+    while (done_ < end) {
+      const Work work = std::move(waiting_.front());
+      waiting_.pop_front();
+      work();
+      ++done_;
+    }
+  }
+  void replay(int key, const Work& body) {
+    const auto [entry, fresh] = recordings_.try_emplace(key);
+    if (!fresh) {
+      for (const Work& work : entry->second) push(work);
+      return;
+    }
+    recording_ = &entry->second;
+    body();
+    recording_ = nullptr;
+  }
+  bool recording() const { return recording_ != nullptr; }
+
+ private:
+  std::deque<Work> waiting_;
+  uint64_t pushed_ = 0, done_ = 0;
+  std::map<int, std::vector<Work>> recordings_;
+  std::vector<Work>* recording_ = nullptr;
+};
+
+class LateOps final : public ObservedOps {
+ public:
+  LateOps(const Ops& real, Queue& queue) : ObservedOps(real), real_(real), queue_(queue) {}
+
+  void embedding_forward(const EmbeddingForward& args, const Tensor& workspace) const override {
+    later(&Ops::embedding_forward, args, workspace);
+  }
+  void embedding_backward(const EmbeddingBackward& args, const Tensor& workspace) const override {
+    later(&Ops::embedding_backward, args, workspace);
+  }
+  void layernorm_forward(const LayerNormForward& args, const Tensor& workspace) const override {
+    later(&Ops::layernorm_forward, args, workspace);
+  }
+  void layernorm_backward(const LayerNormBackward& args, const Tensor& workspace) const override {
+    later(&Ops::layernorm_backward, args, workspace);
+  }
+  void linear_forward(const LinearForward& args, const Tensor& workspace) const override {
+    later(&Ops::linear_forward, args, workspace);
+  }
+  void linear_backward(const LinearBackward& args, const Tensor& workspace) const override {
+    later(&Ops::linear_backward, args, workspace);
+  }
+  void gelu_forward(const GeluForward& args, const Tensor& workspace) const override {
+    later(&Ops::gelu_forward, args, workspace);
+  }
+  void gelu_backward(const GeluBackward& args, const Tensor& workspace) const override {
+    later(&Ops::gelu_backward, args, workspace);
+  }
+  void attention_forward(const AttentionForward& args, const Tensor& workspace) const override {
+    later(&Ops::attention_forward, args, workspace);
+  }
+  void attention_backward(const AttentionBackward& args, const Tensor& workspace) const override {
+    later(&Ops::attention_backward, args, workspace);
+  }
+  void attention_cached(const AttentionCached& args, const Tensor& workspace) const override {
+    later(&Ops::attention_cached, args, workspace);
+  }
+  void logits(const Logits& args, const Tensor& workspace) const override {
+    later(&Ops::logits, args, workspace);
+  }
+  void linear_cross_entropy(const LinearCrossEntropy& args,
+                            const Tensor& workspace) const override {
+    later(&Ops::linear_cross_entropy, args, workspace);
+  }
+  void begin_step(const BeginStep& args, const Tensor& workspace) const override {
+    later(&Ops::begin_step, args, workspace);
+  }
+  void global_norm(const GlobalNorm& args, const Tensor& workspace) const override {
+    later(&Ops::global_norm, args, workspace);
+  }
+  void adamw(const AdamW& args, const Tensor& workspace) const override {
+    later(&Ops::adamw, args, workspace);
+  }
+  void cast(const Cast& args, const Tensor& workspace) const override {
+    later(&Ops::cast, args, workspace);
+  }
+
+ protected:
+  bool before(const Call&) const override { return false; }
+
+ private:
+  template <typename Args>
+  void later(void (Ops::*operation)(const Args&, const Tensor&) const, const Args& args,
+             const Tensor& workspace) const {
+    queue_.push(
+        [&real = real_, operation, args, workspace] { (real.*operation)(args, workspace); });
+  }
+
+  const Ops& real_;
+  Queue& queue_;
+};
+
+class LateDevice final : public Device {
+ public:
+  explicit LateDevice(int threads) : cpu_(make_cpu_device(threads)) {}
+  ~LateDevice() override {
+    std::cout << fmt::format("late device: at most {} steps under way\n", most_read_backs_);
+  }
+
+  std::string_view kind() const override { return "cpu"; }
+  std::string name() const override { return cpu_->name(); }
+  double peak_flops(DType dtype) const override { return cpu_->peak_flops(dtype); }
+  void* allocate(size_t bytes) override { return cpu_->allocate(bytes); }
+  void release(void* memory, size_t bytes) noexcept override {
+    queue_.run_until(queue_.pushed());
+    cpu_->release(memory, bytes);
+  }
+
+  void upload(const Tensor& destination, const void* source) override {
+    LATHE_CHECK(!queue_.recording(), "a recording holds a copy from the host");
+    const char* bytes = static_cast<const char*>(source);
+    queue_.push([this, destination, copy = std::vector(bytes, bytes + destination.bytes())] {
+      cpu_->upload(destination, copy.data());
+    });
+  }
+  void download(void* destination, const Tensor& source) override {
+    synchronize();
+    cpu_->download(destination, source);
+  }
+  void zero(const Tensor& tensor) override {
+    queue_.push([this, tensor] { cpu_->zero(tensor); });
+  }
+  void synchronize() override {
+    LATHE_CHECK(!queue_.recording(), "the host waits while a recording is made");
+    queue_.run_until(queue_.pushed());
+  }
+
+  bool asynchronous() const override { return true; }
+  void replay(int key, const Work& body) override { queue_.replay(key, body); }
+
+  void read_back(int slot, const Tensor& source) override {
+    LATHE_CHECK(!queue_.recording(), "a recording holds a copy to the host");
+    ReadBack& copy = read_backs_.at(static_cast<size_t>(slot));
+    LATHE_CHECK(!copy.taken, "the slot is taken");
+    copy.taken = true;
+    queue_.push([this, &copy, source] {
+      copy.bytes.resize(source.bytes());
+      cpu_->download(copy.bytes.data(), source);
+    });
+    copy.end = queue_.pushed();
+    most_read_backs_ = std::max(most_read_backs_, ++under_way_);
+  }
+  void collect(int slot, void* destination) override {
+    ReadBack& copy = read_backs_.at(static_cast<size_t>(slot));
+    LATHE_CHECK(copy.taken, "nothing was read back");
+    copy.taken = false;
+    --under_way_;
+    queue_.run_until(copy.end);
+    std::memcpy(destination, copy.bytes.data(), copy.bytes.size());
+  }
+
+  void mark(int number) override {
+    queue_.push([this, number] { marks_[number] = std::chrono::steady_clock::now(); });
+  }
+  double milliseconds_between(int from, int to) override {
+    LATHE_CHECK(marks_.at(to) >= marks_.at(from), "mark {} was passed before {}", to, from);
+    return std::chrono::duration<double, std::milli>(marks_[to] - marks_[from]).count();
+  }
+
+  // Counts the runs that a checkpoint has been through.
+  std::string plans() const override { return "plans of a late device\t" + plans_; }
+  void load_plans(const std::string& text) override {
+    LATHE_CHECK(marks_.empty(), "plans come before the first step");
+    plans_ = text;
+  }
+
+  const Ops& ops(DType dtype) override {
+    std::unique_ptr<Ops>& table = tables_[dtype];
+    if (!table) table = std::make_unique<LateOps>(cpu_->ops(dtype), queue_);
+    return *table;
+  }
+
+ private:
+  struct ReadBack {
+    bool taken = false;
+    uint64_t end = 0;  // what must be done before it is there
+    std::vector<char> bytes;
+  };
+
+  std::unique_ptr<Device> cpu_;
+  Queue queue_;
+  std::array<ReadBack, kReadBacks> read_backs_;
+  int under_way_ = 0, most_read_backs_ = 0;
+  std::map<int, std::chrono::steady_clock::time_point> marks_;
+  std::string plans_;
+  std::map<DType, std::unique_ptr<Ops>> tables_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> make_device(std::string_view, int threads, const CudaDeviceOptions&) {
+  return std::make_unique<LateDevice>(threads);
+}
+
+}  // namespace lathe
