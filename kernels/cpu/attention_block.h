@@ -6,8 +6,8 @@
 #include <cstddef>
 #include <limits>
 
-#include "kernels/cpu/attention_tile.h"
 #include "kernels/check.h"
+#include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/dropout.h"
 #include "kernels/cpu/threads.h"
 #include "kernels/cpu/vecmath.h"

@@ -1,7 +1,7 @@
 #include "kernels/ops.h"
 
-#include "kernels/cpu/attention.h"
 #include "kernels/check.h"
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/operations.h"
