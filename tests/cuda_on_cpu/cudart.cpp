@@ -323,6 +323,10 @@ class Runtime {
     return memory_;
   }
 
+  void pretend(double milliseconds) {
+    pretended_ms_ += milliseconds;
+  }
+
   void will_run(const std::string& name) {
     last_work_ = name;
   }
@@ -342,8 +346,9 @@ class Runtime {
     return shared_allowed_;
   }
   double milliseconds() const {
-    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_)
-        .count();
+    return pretended_ms_ +
+           std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_)
+               .count();
   }
 
  private:
@@ -362,6 +367,7 @@ class Runtime {
     for (CUstream_st* stream : streams_) stream->queue.clear();
   }
 
+  double pretended_ms_ = 0;
   Random random_{1};
   Counters counters_;
   Backoff backoff_;
@@ -463,6 +469,10 @@ cudaError_t enqueue_in_turn(cudaStream_t stream, const std::string& name, Enqueu
 }
 bool make_progress() {
   return runtime().run_some();
+}
+
+void pretend_to_take(double milliseconds) {
+  runtime().pretend(milliseconds);
 }
 
 void set_seed(uint64_t seed) {

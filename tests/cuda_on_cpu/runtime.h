@@ -37,6 +37,9 @@ cudaError_t enqueue_in_turn(cudaStream_t stream, const std::string& name, Enqueu
 // else. False where nothing is left that could go on, now or when others have come so far.
 bool make_progress();
 
+// As if the work that calls this had taken so much longer: events show it, nobody waits.
+void pretend_to_take(double milliseconds);
+
 // From here on everything is drawn from this seed.
 void set_seed(uint64_t seed);
 
