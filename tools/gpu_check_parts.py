@@ -24,6 +24,7 @@ SANITIZED = {
     ("cuda_matmul_test", "racecheck"): "*SumsColumns*",
     ("cuda_matmul_test", "synccheck"): "*SumsColumns*",
 }
+NOT_SANITIZED = {"train_cuda_test", "cublaslt_library_test"}  # whole programs; no kernels
 SANITIZER_TOOLS = {
     # The tests themselves see what CUDA's functions return.
     "memcheck": ["--report-api-errors", "no"],
@@ -185,18 +186,19 @@ def sanitize(check, tool, name, test, env, kernels, limit):
 def sanitizer(check, result):
     if not shutil.which("compute-sanitizer"):
         return "not run", "not available: no compute-sanitizer here"
-    binaries = test_binaries(check)
+    binaries = [binary for binary in test_binaries(check) if binary[0] not in NOT_SANITIZED]
     if not binaries:
         return "failed", "no test was found"
     kernels = kernel_filter(check)
     runs = [(tool, *binary, kernels) for tool in SANITIZER_TOOLS for binary in binaries]
     workers = min(4, max(1, len(os.sched_getaffinity(0)) // 2))
-    each = max(5, check.left() * workers / len(runs) - 1)
     rows = result["runs"] = []
 
     def one(run):
+        # What the runs before it left over is shared by those to come.
+        limit = max(5, check.left() * workers / (len(runs) - len(rows)) - 1)
         try:
-            row = sanitize(check, *run, each)
+            row = sanitize(check, *run, limit)
         except Stopped:
             row = {"tool": run[0], "test": run[1], "status": "no time", "kinds": [], "cases": 0}
         rows.append(row)
