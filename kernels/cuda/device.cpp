@@ -13,6 +13,7 @@
 #include "kernels/cuda/peak.h"
 #include "kernels/cuda/recordings.h"
 #include "kernels/cuda/staging.h"
+#include "kernels/cuda/stream.h"
 #include "kernels/device/arena.h"
 
 namespace lathe {
@@ -64,14 +65,14 @@ class CudaDevice final : public Device {
   explicit CudaDevice(const CudaDeviceOptions& options)
       : properties_(open_gpu(options.index)),
         matmul_({options.tf32, options.deterministic, options.autotune}),
-        context_{make_stream(), &matmul_, properties_.multiProcessorCount},
-        staging_(context_.stream),
-        feedback_(context_.stream),
-        recordings_(context_.stream) {
+        context_{stream_, &matmul_, properties_.multiProcessorCount},
+        staging_(stream_),
+        feedback_(stream_),
+        recordings_(stream_) {
     check_cuda(cudaHostAlloc(&pinned_, kPinnedBytes, cudaHostAllocDefault), "pinned memory");
   }
   ~CudaDevice() override {
-    cudaStreamSynchronize(context_.stream);
+    cudaStreamSynchronize(stream_);
     cudaFreeHost(pinned_);
   }
 
@@ -98,11 +99,11 @@ class CudaDevice final : public Device {
           gibibytes(bytes), gibibytes(available), gibibytes(total));
     }
     check_cuda(error, "cudaMalloc");
-    check_cuda(cudaMemsetAsync(memory, 0, bytes, context_.stream), "clearing memory");
+    check_cuda(cudaMemsetAsync(memory, 0, bytes, stream_), "clearing memory");
     return memory;
   }
   void release(void* memory, size_t) noexcept override {
-    cudaStreamSynchronize(context_.stream);
+    cudaStreamSynchronize(stream_);
     cudaFree(memory);
   }
 
@@ -113,7 +114,7 @@ class CudaDevice final : public Device {
     for (size_t done = 0; done < source.bytes(); done += kPinnedBytes) {
       const size_t part = std::min(kPinnedBytes, source.bytes() - done);
       check_cuda(cudaMemcpyAsync(pinned_, static_cast<const char*>(source.data) + done, part,
-                                 cudaMemcpyDeviceToHost, context_.stream),
+                                 cudaMemcpyDeviceToHost, stream_),
                  "download");
       synchronize();
       std::memcpy(static_cast<char*>(destination) + done, pinned_, part);
@@ -121,9 +122,9 @@ class CudaDevice final : public Device {
   }
   void zero(const Tensor& tensor) override {
     if (tensor.bytes() == 0) return;
-    check_cuda(cudaMemsetAsync(tensor.data, 0, tensor.bytes(), context_.stream), "clearing memory");
+    check_cuda(cudaMemsetAsync(tensor.data, 0, tensor.bytes(), stream_), "clearing memory");
   }
-  void synchronize() override { check_cuda(cudaStreamSynchronize(context_.stream), "GPU"); }
+  void synchronize() override { check_cuda(cudaStreamSynchronize(stream_), "GPU"); }
 
   bool asynchronous() const override { return true; }
   void replay(int key, const std::function<void()>& body) override {
@@ -163,13 +164,9 @@ class CudaDevice final : public Device {
   static constexpr size_t kPinnedBytes = 4 << 20;  // of a download at a time
 
   static double gibibytes(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
-  static cudaStream_t make_stream() {
-    cudaStream_t stream = nullptr;
-    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-    return stream;
-  }
 
   cudaDeviceProp properties_;
+  cuda::Stream stream_;  // of all computation; outlives what uses it
   cuda::Matmul matmul_;
   cuda::Context context_;
   cuda::Staging staging_;

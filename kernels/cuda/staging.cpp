@@ -7,9 +7,7 @@
 
 namespace lathe::cuda {
 
-Staging::Staging(cudaStream_t compute) : compute_(compute) {
-  check_cuda(cudaStreamCreateWithFlags(&copies_, cudaStreamNonBlocking), "stream of copies");
-}
+Staging::Staging(cudaStream_t compute) : compute_(compute) {}
 
 Staging::~Staging() {
   cudaStreamSynchronize(compute_);
@@ -19,7 +17,6 @@ Staging::~Staging() {
     cudaEventDestroy(slot.arrived);
     cudaEventDestroy(slot.consumed);
   }
-  cudaStreamDestroy(copies_);
 }
 
 // The slot that was used longest ago if the device is done with it, else a new one; only where

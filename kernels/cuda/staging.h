@@ -8,6 +8,8 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/cuda/stream.h"
+
 namespace lathe::cuda {
 
 class Staging {
@@ -33,7 +35,8 @@ class Staging {
   static constexpr size_t kSlotBytes = 256 * 1024;
   static constexpr size_t kMostSlots = 128;  // 32 MiB in flight, then the host waits
 
-  cudaStream_t compute_, copies_ = nullptr;
+  cudaStream_t compute_;
+  Stream copies_;
   std::vector<Slot> slots_;  // a ring: next_ is the one that was used longest ago
   size_t next_ = 0;
 };

@@ -56,7 +56,10 @@ inline void set_values(Device& device, const Tensor& tensor, const std::vector<d
 
 struct Harness {
   Harness(const GPT2Config& config, const RunShape& shape, uint64_t seed = 7)
-      : device(make_test_device(shape.dtype)),
+      : Harness(config, shape, make_test_device(shape.dtype), seed) {}
+  Harness(const GPT2Config& config, const RunShape& shape, std::unique_ptr<Device> on,
+          uint64_t seed = 7)
+      : device(std::move(on)),
         arena(*device, plan_training(config, shape, device->ops(shape.dtype)).total()),
         model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena,
               shape.recompute),
