@@ -47,6 +47,7 @@ while [[ $# -gt 0 ]]; do [[ $1 != --out ]] || out=$2; shift; done
 mkdir -p "$out"; echo {} >"$out/tokenizer.json"; echo x >>"$out/times"
 """
 GTEST = """#!/usr/bin/env bash
+[[ -z ${SKIP:-} ]] || { echo "[ RUN      ] Good.One"; echo "[  SKIPPED ] Good.One (0 ms)"; exit 0; }
 echo "[ RUN      ] Good.One"; echo "[       OK ] Good.One (3 ms)"
 echo "[ RUN      ] Bad.One"
 [[ -z ${BREAK:-} ]] || { echo "bad_test.cpp:7: Failure"; echo "[  FAILED  ] Bad.One (1 ms)"; exit 1; }
@@ -162,6 +163,11 @@ class Pretended(unittest.TestCase):
         self.assertIn("Invalid __global__ read of size 4 bytes: at lathe::cuda::f(float *)+_ in f.cu:12"
                       .replace("+_", "+0x10"), text)
         self.assertIn("FAILED", done.stdout.splitlines()[-1])
+
+    def test_tests_that_all_skip_prove_nothing(self):
+        done, report, _ = self.check("--parts", "tests", SKIP="1")
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(report["parts"]["tests"]["binaries"]["fake_test"]["status"], "all skipped")
 
     def test_a_loss_that_is_off_fails(self):
         done, report, text = self.check("--parts", "talk", LAST_LOSS="1.7700")
