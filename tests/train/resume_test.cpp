@@ -34,7 +34,7 @@ TEST_F(Resume, InTwoPartsIsBitwiseTheWholeRun) {
   for (const auto& [name, more] : std::vector<Case>{
            {"fp32", {}},
            {"bf16", {{"dtype", "bf16"}}},
-           {"bf16, rounded stochastically", {{"dtype", "bf16"}, {"stochastic-rounding", "true"}}},
+           {"bf16, rounded stochastically", {{"dtype", "bf16"}, {"stochastic-rounding", ""}}},
            {"dropout and accumulation", {{"dropout", "0.3"}, {"total-batch-size", "32"}}},
            {"bf16, dropout and accumulation",
             {{"dtype", "bf16"}, {"dropout", "0.3"}, {"total-batch-size", "32"}}},
