@@ -46,6 +46,7 @@ if(NOT OpenMP_CXX_FOUND)
 endif()
 
 if(LATHE_MPI)
+  set(MPI_CXX_SKIP_MPICXX ON)  # the C interface alone
   find_package(MPI COMPONENTS CXX)
 endif()
 if(NOT MPI_CXX_FOUND)

@@ -69,7 +69,10 @@ def build(check, result):
     if not any("GoogleTest" in note for note in result["notes"]):
         targets.append("cuda_tests")
     cores = len(os.sched_getaffinity(0))
-    built = check.run(["cmake", "--build", check.build_dir, "--parallel", cores, "--target", *targets])
+    command = ["cmake", "--build", check.build_dir, "--parallel", cores, "--target", *targets]
+    if (check.build_dir / "Makefile").exists():
+        command += ["--", "--output-sync=target"]  # a kernel's registers come in several lines
+    built = check.run(command)
     result.update(build_s=built.seconds, build_cpu_s=built.cpu_seconds, cores=cores)
     # Compiler output is seen once; a later build of the same folder compiles nothing.
     kept = check.work / "compile.log"

@@ -253,6 +253,80 @@ TEST_F(CudaOnCpu, CountsWaitsOfTheHost) {
   EXPECT_EQ(cuda_on_cpu::counters().host_synchronizations, before + 1);
 }
 
+// Work that takes its time, in a stream and in a graph, where it begins once per launch.
+TEST_F(CudaOnCpu, RunsAsynchronousWork) {
+  std::vector<int> log;
+  int polls = 0;
+  const cuda_on_cpu::Start start = [&] {
+    log.push_back(polls = 0);
+    return [&] { return ++polls == 5; };
+  };
+  const auto rest = [&] { log.push_back(polls); };
+  check_cuda(cuda_on_cpu::enqueue_asynchronous(stream_, "slow", start), "enqueue");
+  check_cuda(cuda_on_cpu::enqueue(stream_, "rest", rest), "enqueue");
+  check_cuda(cudaStreamSynchronize(stream_), "synchronize");
+  EXPECT_EQ(log, (std::vector<int>{0, 5}));
+
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin");
+  check_cuda(cuda_on_cpu::enqueue_asynchronous(stream_, "slow", start), "enqueue");
+  check_cuda(cuda_on_cpu::enqueue(stream_, "rest", rest), "enqueue");
+  check_cuda(cudaStreamEndCapture(stream_, &graph), "end");
+  check_cuda(cudaGraphInstantiate(&executable, graph, 0), "instantiate");
+  check_cuda(cudaGraphDestroy(graph), "destroy");
+  EXPECT_EQ(log.size(), 2u);
+  for (int launch = 0; launch < 2; ++launch)
+    check_cuda(cudaGraphLaunch(executable, stream_), "launch");
+  check_cuda(cudaStreamSynchronize(stream_), "synchronize");
+  EXPECT_EQ(log, (std::vector<int>{0, 5, 0, 5, 0, 5}));
+  cudaGraphExecDestroy(executable);
+}
+
+// The order in which the host gave work away is known, whatever order the streams take.
+TEST_F(CudaOnCpu, TellsWorkItsTurn) {
+  std::vector<int> given;
+  const auto enqueue = [&](cudaStream_t stream, int which) {
+    check_cuda(cuda_on_cpu::enqueue_in_turn(stream, "work",
+                                            [&given, which]() -> cuda_on_cpu::Start {
+                                              given.push_back(which);
+                                              return [] { return cuda_on_cpu::Poll{}; };
+                                            }),
+               "enqueue");
+  };
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin");
+  enqueue(stream_, 1);
+  check_cuda(cudaEventRecord(event_, stream_), "fork");
+  check_cuda(cudaStreamWaitEvent(other_, event_, 0), "fork");
+  enqueue(other_, 2);
+  enqueue(stream_, 3);
+  check_cuda(cudaEventRecord(event_, other_), "join");
+  check_cuda(cudaStreamWaitEvent(stream_, event_, 0), "join");
+  check_cuda(cudaStreamEndCapture(stream_, &graph), "end");
+  check_cuda(cudaGraphInstantiate(&executable, graph, 0), "instantiate");
+  check_cuda(cudaGraphDestroy(graph), "destroy");
+  EXPECT_EQ(given, std::vector<int>{});
+  enqueue(other_, 0);
+  check_cuda(cudaGraphLaunch(executable, stream_), "launch");
+  enqueue(other_, 4);
+  check_cuda(cudaGraphLaunch(executable, stream_), "launch");
+  EXPECT_EQ(given, (std::vector<int>{0, 1, 2, 3, 4, 1, 2, 3}));
+  check_cuda(cudaDeviceSynchronize(), "synchronize");
+  cudaGraphExecDestroy(executable);
+}
+
+// What others must do and never do.
+TEST_F(CudaOnCpu, NamesWorkThatNeverEnds) {
+  setenv("LATHE_CUDA_PATIENCE", "0.05", 1);
+  check_cuda(
+      cuda_on_cpu::enqueue_asynchronous(stream_, "endless", [] { return [] { return false; }; }),
+      "enqueue");
+  EXPECT_THAT(error_of_work(), AllOf(HasSubstr("nothing moves any more"), HasSubstr("endless")));
+  unsetenv("LATHE_CUDA_PATIENCE");
+}
+
 TEST_F(CudaOnCpu, RefusesTheDefaultStream) {
   EXPECT_THROW(launch_copy(y_, x_, nullptr), CheckError);
   EXPECT_THAT(take_error(), HasSubstr("default stream"));

@@ -15,6 +15,7 @@
 #include <set>
 #include <vector>
 
+#include "tests/cuda_on_cpu/backoff.h"
 #include "tests/cuda_on_cpu/block.h"
 #include "tests/cuda_on_cpu/execution.h"
 #include "tests/cuda_on_cpu/runtime.h"
@@ -34,7 +35,7 @@ struct CUevent_st {
 struct CUgraph_st {
   struct Node {
     std::string name;
-    lathe::cuda_on_cpu::Start start;
+    lathe::cuda_on_cpu::Enqueued enqueued;
     std::vector<int> after;  // nodes that come first
   };
   std::vector<Node> nodes;
@@ -53,25 +54,31 @@ constexpr size_t kAlignment = 256, kRedZone = 256, kDefaultShared = 48 * 1024,
                  kMostShared = 227 * 1024;
 constexpr unsigned char kPoison = 0xff, kRed = 0xa5;
 
-// A piece of work in a stream. step() does some of it, and says whether all is done.
+enum class Step { kIdle, kMoved, kDone };
+
+// A piece of work in a stream. step() does some of it, or finds that it must wait for others.
 class Work {
  public:
   virtual ~Work() = default;
   virtual bool ready() const { return true; }
-  virtual bool step(Random& random) = 0;
+  virtual Step step(Random& random) = 0;
+  virtual std::string name() const = 0;
 };
 
 // Something that is begun and then asked whether it is done.
 class Call final : public Work {
  public:
-  explicit Call(Start start) : start_(std::move(start)) {}
-  bool step(Random&) override {
-    if (!begun_) poll_ = start_();
+  Call(std::string name, Start start) : name_(std::move(name)), start_(std::move(start)) {}
+  Step step(Random&) override {
+    if (begun_) return poll_() ? Step::kDone : Step::kIdle;
     begun_ = true;
-    return !poll_ || poll_();
+    poll_ = start_();
+    return !poll_ || poll_() ? Step::kDone : Step::kMoved;
   }
+  std::string name() const override { return name_; }
 
  private:
+  std::string name_;
   Start start_;
   Poll poll_;
   bool begun_ = false;
@@ -81,7 +88,8 @@ class WaitEvent final : public Work {
  public:
   explicit WaitEvent(const CUevent_st* event) : event_(event), recorded_(event->recorded) {}
   bool ready() const override { return event_->reached >= recorded_; }
-  bool step(Random&) override { return true; }
+  Step step(Random&) override { return Step::kDone; }
+  std::string name() const override { return "a wait for an event"; }
 
  private:
   const CUevent_st* event_;
@@ -93,24 +101,30 @@ class LaunchGraph final : public Work {
  public:
   explicit LaunchGraph(const std::vector<CUgraph_st::Node>& nodes)
       : nodes_(nodes), waits_for_(nodes.size()) {
-    for (const CUgraph_st::Node& node : nodes) calls_.emplace_back(node.start);
+    for (const CUgraph_st::Node& node : nodes) calls_.emplace_back(node.name, node.enqueued());
     for (size_t i = 0; i < nodes.size(); ++i) {
       waits_for_[i] = static_cast<int>(nodes[i].after.size());
       if (waits_for_[i] == 0) ready_.push_back(static_cast<int>(i));
     }
   }
-  bool step(Random& random) override {
-    if (ready_.empty()) return true;
+  Step step(Random& random) override {
+    if (ready_.empty()) return Step::kDone;
     const size_t chosen = random.below(static_cast<uint32_t>(ready_.size()));
     const int node = ready_[chosen];
-    if (!calls_[static_cast<size_t>(node)].step(random)) return false;
+    const Step step = calls_[static_cast<size_t>(node)].step(random);
+    if (step != Step::kDone) return step;
     ready_.erase(ready_.begin() + static_cast<long>(chosen));
     for (size_t i = 0; i < nodes_.size(); ++i) {
       const auto& after = nodes_[i].after;
       if (std::find(after.begin(), after.end(), node) == after.end()) continue;
       if (--waits_for_[i] == 0) ready_.push_back(static_cast<int>(i));
     }
-    return ready_.empty();
+    return ready_.empty() ? Step::kDone : Step::kMoved;
+  }
+  std::string name() const override {
+    std::string names = "a graph at";
+    for (int node : ready_) names += " " + nodes_[static_cast<size_t>(node)].name;
+    return names;
   }
 
  private:
@@ -153,27 +167,29 @@ class Runtime {
     if (!sticky_.empty()) return;
     sticky_ = what;
     fmt::print(stderr, "CUDA on the CPU: {}\n", what);
-    for (CUstream_st* stream : streams_) stream->queue.clear();
+    if (!running_) forget_work();  // else what runs would lose itself
   }
 
   // ---- Streams.
   cudaError_t enqueue(cudaStream_t stream, const std::string& name, std::function<void()> work) {
-    return begin(stream, name, [work = std::move(work)] {
-      work();
-      return Poll{};
+    return begin(stream, name, [work = std::move(work)]() -> Start {
+      return [work] {
+        work();
+        return Poll{};
+      };
     });
   }
-  cudaError_t begin(cudaStream_t stream, const std::string& name, Start start) {
+  cudaError_t begin(cudaStream_t stream, const std::string& name, Enqueued enqueued) {
     if (error() != cudaSuccess) return error();
     if (stream == nullptr) {
       fail(name + " on the default stream, which would wait for all others");
       return error();
     }
     if (stream->capture) {
-      stream->after = {add_node(*stream->capture, {name, std::move(start), stream->after})};
+      stream->after = {add_node(*stream->capture, {name, std::move(enqueued), stream->after})};
       return cudaSuccess;
     }
-    push(stream, std::make_unique<Call>(std::move(start)));
+    push(stream, std::make_unique<Call>(name, enqueued()));
     return cudaSuccess;
   }
   void push(cudaStream_t stream, std::unique_ptr<Work> work) {
@@ -194,11 +210,26 @@ class Runtime {
     if (able.empty()) return false;
     CUstream_st* stream = able[random_.below(static_cast<uint32_t>(able.size()))];
     running_ = true;
-    const bool done = stream->queue.front()->step(random_);
+    const Step step = stream->queue.front()->step(random_);
     running_ = false;
-    if (done && !stream->queue.empty()) stream->queue.pop_front();
+    if (error() != cudaSuccess) {
+      forget_work();
+      return true;
+    }
+    if (step == Step::kIdle) {
+      if (!backoff_.idle()) fail("nothing moves any more: " + names_of(able));
+      return true;
+    }
+    backoff_.moved();
+    if (step == Step::kDone) stream->queue.pop_front();
     check_red_zones();
     return true;
+  }
+  static std::string names_of(const std::vector<CUstream_st*>& streams) {
+    std::string names;
+    for (const CUstream_st* stream : streams)
+      names += (names.empty() ? "" : ", ") + stream->queue.front()->name();
+    return names;
   }
   template <typename Condition>
   cudaError_t run_until(const Condition& reached) {
@@ -292,6 +323,10 @@ class Runtime {
     return memory_;
   }
 
+  void pretend(double milliseconds) {
+    pretended_ms_ += milliseconds;
+  }
+
   void will_run(const std::string& name) {
     last_work_ = name;
   }
@@ -311,8 +346,9 @@ class Runtime {
     return shared_allowed_;
   }
   double milliseconds() const {
-    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_)
-        .count();
+    return pretended_ms_ +
+           std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_)
+               .count();
   }
 
  private:
@@ -327,8 +363,14 @@ class Runtime {
     memory_ = memory.empty() ? size_t{1} << 40 : std::stoull(memory);
   }
 
+  void forget_work() {
+    for (CUstream_st* stream : streams_) stream->queue.clear();
+  }
+
+  double pretended_ms_ = 0;
   Random random_{1};
   Counters counters_;
+  Backoff backoff_;
   std::string sticky_, last_work_;
   bool running_ = false;
   std::set<CUstream_st*> streams_;
@@ -415,13 +457,22 @@ cudaError_t allow_shared_memory(const void* kernel, cudaFuncAttribute attribute,
 }
 
 cudaError_t enqueue_asynchronous(cudaStream_t stream, const std::string& name, Start start) {
-  return runtime().begin(stream, name, [name, start = std::move(start)] {
-    runtime().will_run(name);
-    return start();
+  return enqueue_in_turn(stream, name, [start = std::move(start)] { return start; });
+}
+cudaError_t enqueue_in_turn(cudaStream_t stream, const std::string& name, Enqueued enqueued) {
+  return runtime().begin(stream, name, [name, enqueued = std::move(enqueued)]() -> Start {
+    return [name, start = enqueued()] {
+      runtime().will_run(name);
+      return start();
+    };
   });
 }
 bool make_progress() {
   return runtime().run_some();
+}
+
+void pretend_to_take(double milliseconds) {
+  runtime().pretend(milliseconds);
 }
 
 void set_seed(uint64_t seed) {
@@ -429,6 +480,9 @@ void set_seed(uint64_t seed) {
 }
 Counters counters() {
   return runtime().counters();
+}
+void fail(const std::string& what) {
+  runtime().fail(what);
 }
 std::string take_error() {
   return runtime().take_error();

@@ -2,9 +2,6 @@
 // a plan is there, the fastest candidate wins, and what the library cannot do is done otherwise.
 #include <gtest/gtest.h>
 
-#include <chrono>
-#include <thread>
-
 #include "kernels/cuda/cublaslt_library.h"
 #include "kernels/cuda/matmul.h"
 #include "tests/allocations.h"
@@ -24,8 +21,9 @@ struct Watched {
   bool algorithms = true;  // whether there are any
   uint64_t fast = 0;       // this algorithm is fast and all others slow, 0: as they are
   bool slow_vectors = false, slow_default = false;  // epilogues
-  uint64_t fails = 0;                               // this algorithm is refused when it is to run
-  uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;    // set last
+  bool vectors_overwrite = false;  // epilogues other than the default are refused with beta
+  uint64_t fails = 0;              // this algorithm is refused when it is to run
+  uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;  // set last
 };
 Watched watched;
 
@@ -77,10 +75,11 @@ cublasStatus_t watching_matmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t des
   if (!watched.compute) return CUBLAS_STATUS_SUCCESS;
   if (watched.fails == id_of(algorithm)) return CUBLAS_STATUS_NOT_SUPPORTED;
   const bool vector = watched.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
+  if (vector && watched.vectors_overwrite && *static_cast<const float*>(beta) != 0)
+    return CUBLAS_STATUS_NOT_SUPPORTED;
   if ((watched.fast != 0 && watched.fast != id_of(algorithm)) ||
       (vector ? watched.slow_vectors : watched.slow_default))
-    cuda_on_cpu::enqueue(stream, "slow",
-                         [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); });
+    cuda_on_cpu::enqueue(stream, "slow", [] { cuda_on_cpu::pretend_to_take(1e6); });
   return cublasLtMatmul(handle, description, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d,
                         d_layout, algorithm, workspace, bytes, stream);
 }
@@ -195,6 +194,17 @@ TEST_F(MatmulCalls, SumsColumnsWhereItIsFastest) {
     expect_all(sums_, 2048);
     EXPECT_EQ(matmul.plans().at(0).plan.find("fused") == std::string::npos, slow);
   }
+}
+
+TEST_F(MatmulCalls, AnEpilogueThatCannotAccumulateIsNotTaken) {
+  args_.sum_of_b_n = sums_.data();
+  watched = {.slow_default = true, .vectors_overwrite = true};
+  Matmul matmul;
+  run(matmul);
+  args_.accumulate = true;
+  run(matmul);
+  expect_all(d_, 4096);
+  expect_all(sums_, 4096);
 }
 
 TEST_F(MatmulCalls, ACandidateThatFailsIsPassedOver) {

@@ -5,6 +5,7 @@
 // sets up what a process starts with:
 //   LATHE_CUDA_SEED=N       the seed (default 1)
 //   LATHE_CUDA_MEMORY=N     bytes of device memory (default: no bound of its own)
+//   LATHE_CUDA_PATIENCE=S   seconds in which nothing moves and a wait is an error (backoff.h)
 //   LATHE_CUDA_FAULT=WORD   no-driver, old-driver, no-device or old-architecture: what a machine
 //                           that cannot run lathe would answer
 #pragma once
@@ -27,9 +28,17 @@ using Poll = std::function<bool()>;
 using Start = std::function<Poll()>;
 cudaError_t enqueue_asynchronous(cudaStream_t stream, const std::string& name, Start start);
 
+// The same for work that must know its turn: enqueued() is called when the host puts the work into
+// a stream, also as part of a graph, once per launch and in the order in which it was captured.
+using Enqueued = std::function<Start()>;
+cudaError_t enqueue_in_turn(cudaStream_t stream, const std::string& name, Enqueued enqueued);
+
 // Does some of the queued work, as the device would by itself while the host waits for something
-// else. False where nothing can go on.
+// else. False where nothing is left that could go on, now or when others have come so far.
 bool make_progress();
+
+// As if the work that calls this had taken so much longer: events show it, nobody waits.
+void pretend_to_take(double milliseconds);
 
 // From here on everything is drawn from this seed.
 void set_seed(uint64_t seed);
@@ -44,6 +53,9 @@ Counters counters();
 
 // Inside a kernel: ends it with an error that names kernel, block and thread.
 [[noreturn]] void fail_kernel(std::string what);
+
+// The device fails, as after a kernel's error: everything queued is lost.
+void fail(const std::string& what);
 
 // What was wrong, or empty; forgets it, and the device works again.
 std::string take_error();
