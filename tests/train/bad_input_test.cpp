@@ -142,7 +142,7 @@ TEST_F(BadInput, Flags) {
       flag("keep", "0"),
       flag("threads", "-1"),
       flag("max-skipped-steps", "0"),
-      flag("stochastic-rounding", "true", "--dtype"),  // of fp32
+      flag("stochastic-rounding", "", "--dtype"),  // of fp32
       flag("model", "gpt5"),
       flag("bogus", "1"),
       flag("data", scratch / "none", "none"),
