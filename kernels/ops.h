@@ -162,8 +162,9 @@ struct Logits {
   int64_t vocab_size = 0;
 };
 
-// Fused linear + cross-entropy over chunks of rows, so that the logits of the whole batch never
-// exist at once. losses[n] = logsumexp(logits[n, :vocab_size]) - logits[n, target]; targets < 0
+// Fused linear + cross-entropy over chunks of rows. However large the batch, about as many logits
+// exist at once as the device sees fit (2^24 on the CPU); a micro-batch with fewer is one chunk.
+// losses[n] = logsumexp(logits[n, :vocab_size]) - logits[n, target]; targets < 0
 // give loss 0 and no gradient; results->loss += scale * sum of losses. Rows vocab_size.. of wte are
 // padding: no probability, no gradient. Targets past the vocabulary are an error on the CPU and
 // make their row NaN on a GPU. With dx: dx = scale dlogits wte, dwte (+)= scale dlogits^T

@@ -10,14 +10,15 @@ using nlohmann::json;
 
 namespace {
 
-constexpr std::string_view kFormat = "lathe trainer state";
+constexpr std::string_view kStateFormat = "lathe trainer state";
 constexpr uint64_t kMaxBytes = 16 << 20;
 
 LoaderState parse_loader(const json& value, std::string_view file) {
   StrictObject object(value, file, "loader");
   LoaderState loader;
   loader.sampling = object.take_string("sampling");
-  loader.epoch = object.take_integer("epoch", 0, INT64_MAX);
+  // Older files have an epoch, which nothing used.
+  if (value.contains("epoch")) object.take_integer("epoch", 0, INT64_MAX);
   loader.step = object.take_integer("step", 0, INT64_MAX);
   object.finish();
   return loader;
@@ -39,24 +40,22 @@ RunLayout parse_layout(const json& value, std::string_view file) {
 }  // namespace
 
 std::string to_json(const TrainerState& state) {
-  nlohmann::ordered_json value = {{"format", kFormat},
-                                  {"version", kTrainerStateVersion},
-                                  {"step", state.step},
-                                  {"tokens", state.tokens},
-                                  {"skipped_steps", state.skipped_steps},
-                                  {"seed", state.seed},
-                                  {"loader",
-                                   {{"sampling", state.loader.sampling},
-                                    {"epoch", state.loader.epoch},
-                                    {"step", state.loader.step}}},
-                                  {"layout",
-                                   {{"world_size", state.layout.world_size},
-                                    {"zero_stage", state.layout.zero_stage},
-                                    {"threads", state.layout.threads},
-                                    {"cpu", state.layout.cpu},
-                                    {"dtype", state.layout.dtype},
-                                    {"device", state.layout.device}}},
-                                  {"config", state.config}};
+  nlohmann::ordered_json value = {
+      {"format", kStateFormat},
+      {"version", kTrainerStateVersion},
+      {"step", state.step},
+      {"tokens", state.tokens},
+      {"skipped_steps", state.skipped_steps},
+      {"seed", state.seed},
+      {"loader", {{"sampling", state.loader.sampling}, {"step", state.loader.step}}},
+      {"layout",
+       {{"world_size", state.layout.world_size},
+        {"zero_stage", state.layout.zero_stage},
+        {"threads", state.layout.threads},
+        {"cpu", state.layout.cpu},
+        {"dtype", state.layout.dtype},
+        {"device", state.layout.device}}},
+      {"config", state.config}};
   if (!state.matmul_plans.empty()) value["matmul_plans"] = state.matmul_plans;
   try {
     return value.dump(2) + "\n";
@@ -70,9 +69,9 @@ std::string to_json(const TrainerState& state) {
 TrainerState parse_trainer_state(std::string_view text, std::string_view file) {
   const json value = parse_strict_json(text, file, 8);
   StrictObject object(value, file);
-  if (object.take_string("format") != kFormat) {
+  if (object.take_string("format") != kStateFormat) {
     throw UserError("{} is not a trainer's state: key \"format\" is {}, expected \"{}\"", file,
-                    json_quoted(object.take_string("format")), kFormat);
+                    json_quoted(object.take_string("format")), kStateFormat);
   }
   const int64_t version = object.take_integer("version", 0, INT64_MAX);
   if (version != kTrainerStateVersion) {

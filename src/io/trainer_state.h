@@ -14,8 +14,7 @@ inline constexpr int64_t kTrainerStateVersion = 1;
 
 struct LoaderState {
   std::string sampling{};  // "random" or "sequential"
-  int64_t epoch = 0;       // passes over the data that are complete
-  int64_t step = 0;        // within the epoch, or of the run where windows are random
+  int64_t step = 0;        // of the run: the one whose batch comes next
   bool operator==(const LoaderState&) const = default;
 };
 

@@ -16,7 +16,7 @@ TrainerState sample() {
   state.tokens = int64_t{1} << 45;
   state.skipped_steps = 3;
   state.seed = UINT64_MAX;
-  state.loader = {"sequential", 7, int64_t{1} << 40};
+  state.loader = {"sequential", int64_t{1} << 40};
   state.layout = {8, 2, 16, "avx512_bf16", "bf16", "cpu"};
   state.matmul_plans = "shape\tplan\n";
   state.config = {{"lr", "0.0006"}, {"out", "läufe/\"a\""}, {"", ""}};
@@ -35,6 +35,13 @@ TEST(TrainerState, HoldsPlansOfMatrixProductsOnlyWhereThereAreSome) {
   state.matmul_plans = "";
   EXPECT_FALSE(json::parse(to_json(state)).contains("matmul_plans"));
   EXPECT_EQ(parse_trainer_state(to_json(state), "t"), state);
+}
+
+TEST(TrainerState, ReadsFilesFromWhenTheLoaderHadAnEpoch) {
+  json old = json::parse(to_json(sample()));
+  EXPECT_FALSE(old["loader"].contains("epoch"));
+  old["loader"]["epoch"] = 0;
+  EXPECT_EQ(parse_trainer_state(old.dump(), "t"), sample());
 }
 
 TEST(TrainerState, RefusesAPathThatIsNotUtf8) {
