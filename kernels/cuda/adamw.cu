@@ -8,7 +8,8 @@
 // none is left alone.
 //
 // Roofline: bound by memory: 28 bytes an element in fp32, 30 with bf16 weights, for some 20 FLOPs.
-// 2,048 threads of a multiprocessor have 128 KiB of loads in flight.
+// By its registers (about 50) a multiprocessor holds some 1,024 threads, with 64 KiB of loads in
+// flight.
 //
 // The update is counted by a second launch of one thread, when all blocks have read the old count.
 #include <cuda_bf16.h>
