@@ -34,7 +34,7 @@ test: test-format test-cpu test-cuda-on-cpu test-asan test-tsan test-plain test-
 test-cpu:
 	@tools/setup.sh test
 	@tools/build.sh release
-	ctest --test-dir build --output-on-failure -j 2
+	ctest --test-dir build --output-on-failure -j 2 -LE cuda
 
 # The CUDA device, kernels and host code alike, on the CPU.
 test-cuda-on-cpu:

@@ -7,6 +7,7 @@
 #include "src/model/activations.h"
 #include "src/model/config.h"
 #include "src/model/optimizer.h"
+#include "src/model/parameters.h"
 
 namespace lathe {
 
@@ -15,6 +16,7 @@ struct TrainOptions {
   GPT2Config gpt2;  // vocab_size 0: the data's
 
   std::string data;
+  float init_std = kInitStd;
   std::string init = "random";  // or a directory in Hugging Face's layout
   std::string sampling = "random";
   int64_t batch_size = 4;        // sequences of a rank's micro-step

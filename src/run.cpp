@@ -44,12 +44,29 @@ bool same_value(const std::string& a, const std::string& b) {
 
 // What may change when a run is taken up again; everything else would make it another run.
 const std::set<std::string>& changeable() {
-  static const std::set<std::string> keys = {
-      "steps",         "eval-interval", "eval-batches", "eval-only",           "sample-interval",
-      "sample-tokens", "log-interval",  "out",          "checkpoint-interval", "keep",
-      "resume",        "data",          "dry-run",      "benchmark",           "device",
-      "threads",       "init",          "model",        "max-skipped-steps",   "recompute",
-      "tf32",          "deterministic"};
+  static const std::set<std::string> keys = {"steps",
+                                             "eval-interval",
+                                             "eval-batches",
+                                             "eval-only",
+                                             "sample-interval",
+                                             "sample-tokens",
+                                             "log-interval",
+                                             "out",
+                                             "checkpoint-interval",
+                                             "keep",
+                                             "resume",
+                                             "data",
+                                             "dry-run",
+                                             "benchmark",
+                                             "device",
+                                             "threads",
+                                             "init",
+                                             "init-std",
+                                             "model",
+                                             "max-skipped-steps",
+                                             "recompute",
+                                             "tf32",
+                                             "deterministic"};
   return keys;
 }
 
@@ -220,7 +237,7 @@ Run::Run(Setup setup, Device& on)
   if (!setup_.resume_from.empty()) {
     restore();
   } else if (o.init == "random") {
-    initialize_parameters(model.layout(), o.seed, optimizer.masters(), device);
+    initialize_parameters(model.layout(), o.seed, optimizer.masters(), device, o.init_std);
   } else {
     read_model(o.init, o.gpt2, model.layout(), optimizer.masters(), device);
   }

@@ -6,7 +6,7 @@ namespace lathe {
 
 std::vector<ParameterSpec> parameter_specs(const GPT2Config& config) {
   const int64_t c = config.n_embd;
-  const float std = 0.02f;
+  const float std = kInitStd;
   const float residual_std = std / std::sqrt(2.0f * static_cast<float>(config.n_layer));
 
   std::vector<ParameterSpec> specs;

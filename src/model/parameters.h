@@ -21,6 +21,10 @@ struct ParameterSpec {
   int64_t layer = -1;    // -1: not part of a layer
 };
 
+// The standard deviation of GPT-2's initial weights; projections into the residual stream have
+// 1/sqrt(2 L) of it.
+inline constexpr float kInitStd = 0.02f;
+
 // In the order of the flat buffer: wte, wpe, the layers, ln_f.
 std::vector<ParameterSpec> parameter_specs(const GPT2Config& config);
 

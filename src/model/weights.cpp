@@ -170,12 +170,14 @@ bool ignorable(const std::string& name) {
 }  // namespace
 
 void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const Tensor& flat,
-                           Device& device) {
+                           Device& device, float std) {
   for (size_t p = 0; p < layout.slots.size(); ++p) {
     const ParameterSlot& slot = layout.slots[p];
+    ParameterSpec spec = slot.spec;
+    spec.init_std *= std / kInitStd;
     for_each_chunk(slot.spec.shape.elements(), [&](int64_t first, int64_t count) {
       const std::vector<float> values =
-          initial_values(slot.spec, seed, static_cast<uint32_t>(p), first, count);
+          initial_values(spec, seed, static_cast<uint32_t>(p), first, count);
       upload_values(device, part_of(flat, slot, first, count), values.data());
     });
   }

@@ -18,9 +18,10 @@ namespace lathe {
 using WrittenFiles = std::map<std::string, FileDigest>;
 
 // Fills flat parameters of any number type: N(0, init_std) from Philox, keyed by seed, parameter
-// and element, so that the values depend neither on the device nor on the padding.
+// and element, so that the values depend neither on the device nor on the padding. `std` takes the
+// place of kInitStd.
 void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const Tensor& flat,
-                           Device& device);
+                           Device& device, float std = kInitStd);
 
 // Writes DIR/config.json and DIR/model.safetensors (fp32, vocabulary unpadded, names and shapes of
 // transformers' GPT2Model). A model without biases writes zeros and "lathe_bias": false.
