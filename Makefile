@@ -64,7 +64,7 @@ test-tsan:
 # Without MPI and oneDNN: plain code takes over.
 test-plain:
 	@tools/setup.sh test
-	@tools/build.sh plain train sample prepare ops_test gpt2_test
+	@tools/build.sh plain train ops_test gpt2_test
 	ctest --test-dir build/plain --output-on-failure -j 2 -R '^(ops_test|gpt2_test)$$'
 
 test-fuzz:

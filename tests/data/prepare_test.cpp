@@ -14,7 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path kSmall = fs::path(LATHE_GOLDEN) / "small";
+const fs::path kSmallBpe = fs::path(LATHE_GOLDEN) / "small";
 constexpr int32_t kEndOfText = 556;
 
 std::vector<int32_t> tokens_of(const fs::path& directory, const std::string& split) {
@@ -27,7 +27,7 @@ std::vector<int32_t> tokens_of(const fs::path& directory, const std::string& spl
 
 // The small BPE with an end-of-text token, in its own folder.
 fs::path small_with_end_of_text(const TempDir& dir) {
-  auto file = nlohmann::json::parse(load_tokenizer(kSmall)->to_json());
+  auto file = nlohmann::json::parse(load_tokenizer(kSmallBpe)->to_json());
   file["added_tokens"] = {{{"id", kEndOfText}, {"content", "<|endoftext|>"}}};
   return write_text(dir / "bpe.json", file.dump());
 }
@@ -116,9 +116,9 @@ TEST_F(PrepareTest, TinyShakespeareGivesThePublishedCounts) {
 TEST_F(PrepareTest, ThreadsAndChunksDoNotMatter) {
   const std::string text = varied_text(2'500'000);
   PrepareOptions o = options(text);
-  o.tokenizer = kSmall;
+  o.tokenizer = kSmallBpe;
   o.shard_tokens = 200'000;
-  const auto tokenizer = load_tokenizer(kSmall);
+  const auto tokenizer = load_tokenizer(kSmallBpe);
   std::vector<int32_t> train;
   for (int threads : {1, 3}) {
     o.threads = threads;
@@ -138,11 +138,11 @@ TEST_F(PrepareTest, ThreadsAndChunksDoNotMatter) {
 
 TEST_F(PrepareTest, TakesAWordLongerThanAChunk) {
   PrepareOptions o = options("x " + std::string(1'200'000, 'a') + " y");
-  o.tokenizer = kSmall;
+  o.tokenizer = kSmallBpe;
   o.val_fraction = 0;
   prepare(o);
   EXPECT_EQ(tokens_of(o.out, "train"),
-            load_tokenizer(kSmall)->encode("x " + std::string(1'200'000, 'a') + " y"));
+            load_tokenizer(kSmallBpe)->encode("x " + std::string(1'200'000, 'a') + " y"));
   EXPECT_FALSE(fs::exists(o.out / "val_000000.bin"));
 }
 
@@ -300,7 +300,7 @@ class PrepareProgram : public PrepareTest {
 TEST_F(PrepareProgram, ReadsStandardInputAndDecodesAgain) {
   const fs::path text = write_text(dir_ / "text", varied_text(20000));
   const std::string out = (dir_ / "data").string();
-  EXPECT_EQ(run(fmt::format("--tokenizer {} --input - --out {} <{}", kSmall.string(), out,
+  EXPECT_EQ(run(fmt::format("--tokenizer {} --input - --out {} <{}", kSmallBpe.string(), out,
                             text.string())),
             0)
       << output_;
