@@ -51,7 +51,6 @@ Presets make_presets() {
   TrainOptions& cpu = presets["shakespeare-cpu"];
   cpu.batch_size = 12;
   cpu.steps = 2000;
-  cpu.init_std = 0.08f;  // about 1/sqrt(width): so narrow a model learns little from 0.02
   TrainOptions& chars = presets["shakespeare-char"];
   chars.batch_size = 64;
   chars.steps = 5000;
