@@ -59,8 +59,11 @@ class ObservedOps : public Ops {
   void begin_step(const BeginStep& args, const Tensor& workspace) const override {
     call("begin_step", args, workspace, &Ops::begin_step);
   }
-  void global_norm(const GlobalNorm& args, const Tensor& workspace) const override {
-    call("global_norm", args, workspace, &Ops::global_norm);
+  void square_sums(const SquareSums& args, const Tensor& workspace) const override {
+    call("square_sums", args, workspace, &Ops::square_sums);
+  }
+  void clip_scale(const ClipScale& args, const Tensor& workspace) const override {
+    call("clip_scale", args, workspace, &Ops::clip_scale);
   }
   void adamw(const AdamW& args, const Tensor& workspace) const override {
     call("adamw", args, workspace, &Ops::adamw);
@@ -98,9 +101,6 @@ class ObservedOps : public Ops {
   }
   size_t workspace_bytes(const Logits& args) const override { return real_.workspace_bytes(args); }
   size_t workspace_bytes(const LinearCrossEntropy& args) const override {
-    return real_.workspace_bytes(args);
-  }
-  size_t workspace_bytes(const GlobalNorm& args) const override {
     return real_.workspace_bytes(args);
   }
 

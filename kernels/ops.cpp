@@ -112,8 +112,12 @@ OpCost cost(const BeginStep&) {
   return {0, sizeof(StepResults)};
 }
 
-OpCost cost(const GlobalNorm& args) {
-  return {0, bytes_of(args.gradients)};
+OpCost cost(const SquareSums& args) {
+  return {0, bytes_of(args.gradients, args.sums)};
+}
+
+OpCost cost(const ClipScale& args) {
+  return {0, bytes_of(args.sums)};
 }
 
 OpCost cost(const AdamW& args) {

@@ -25,11 +25,13 @@ struct StepInputs {
   uint64_t first_sequence = 0;  // global index of the micro-batch's first sequence within the step
   uint32_t step = 0;            // training step, from 0; a word of the Philox counter
   float learning_rate = 0;
+  double stop_vote = 0;  // 1: this rank was asked to end the run after the step
 };
 
 // What the device knows of the step in flight. Lives in device memory, survives from step to step.
 struct StepResults {
   double loss = 0;        // sum of the scaled losses since begin_step
+  double stop_votes = 0;  // beside the loss, for both are summed over the ranks by one collective
   double grad_norm = 0;   // of the whole gradient, before clipping
   double clip_scale = 0;  // what AdamW multiplies gradients by
   int64_t updates = 0;    // AdamW updates applied so far: the t of its bias correction
@@ -181,25 +183,40 @@ struct LinearCrossEntropy {
   StepResults* results = nullptr;  // device memory
 };
 
-// results->loss = 0. The first operation of a step.
+// results->loss = 0, stop_votes = inputs->stop_vote. The first operation of a step.
 struct BeginStep {
   StepResults* results = nullptr;
+  const StepInputs* inputs = nullptr;
 };
 
-// grad_norm = sqrt(sum of squares), over blocks of kNormBlock elements in fixed order, then
+// The norm of the gradient, in two halves, so that ranks which hold a part of it each get the very
+// bits of one that holds it all. First sums[i] = sum of the squares of block i, kNormBlock elements
+// in fixed order.
+struct SquareSums {
+  Tensor sums;       // out, fp64: one for each block, the last of which may be short
+  Tensor gradients;  // acc, flat
+};
+inline constexpr int64_t kNormBlock = 4096;
+constexpr int64_t norm_blocks(int64_t elements) {
+  return (elements + kNormBlock - 1) / kNormBlock;
+}
+
+// Then grad_norm = sqrt(sum of the sums, as a tree whose shape depends on their number alone),
 // clip_scale = min(1, grad_clip / grad_norm) (1 where grad_clip is 0), skip = loss or norm is not
 // finite.
-struct GlobalNorm {
-  Tensor gradients;  // acc, flat
+struct ClipScale {
+  Tensor sums;  // in, fp64; overwritten
   double grad_clip = 0;
   StepResults* results = nullptr;
 };
-inline constexpr int64_t kNormBlock = 4096;
 
-// Elements [begin, end) of the flat parameters share a weight decay.
+// Elements [begin, end) of AdamW's tensors share a weight decay. Element e of these is element
+// e + shift of the whole model's flat parameters: not the same where a rank holds a part of them.
+// Shifts are multiples of 4, and so are the places where one ends and another begins.
 struct OptimizerSegment {
   int64_t begin = 0, end = 0;
   float weight_decay = 0;
+  int64_t shift = 0;
 };
 
 // AdamW (Loshchilov & Hutter, 2019) over all parameters in one launch: with g = clip_scale
@@ -208,10 +225,10 @@ struct OptimizerSegment {
 // where T is acc: weights is absent then), rounds into weights, and counts one update. Does nothing
 // where results->skip is set.
 //
-// stochastic_rounding (bf16 weights): element e of weights is stochastic_bf16_bits(masters[e],
-// upper 16 bits of word e % 4 of philox(inputs->seed, e / 4, kPhiloxSiteRounding, t)). With t and
-// not the step in the counter, weights are a function of masters, seed and the number of updates,
-// all of which a checkpoint holds.
+// stochastic_rounding (bf16 weights): element e of the flat parameters is
+// stochastic_bf16_bits(its master, upper 16 bits of word e % 4 of philox(inputs->seed, e / 4,
+// kPhiloxSiteRounding, t)). With t and not the step in the counter, weights are a function of
+// masters, seed and the number of updates, all of which a checkpoint holds.
 struct AdamW {
   Tensor masters, m, v, gradients;             // acc, flat
   Tensor weights;                              // T, flat, or absent
@@ -224,10 +241,12 @@ struct AdamW {
 };
 
 // destination = source, elementwise, rounded to the destination's type. From fp32 to bf16 with
-// `rounding`: as AdamW rounds weights stochastically, t being rounding->step.
+// `rounding`: as AdamW rounds weights stochastically, t being rounding->step and the first element
+// being number first_element (a multiple of 4) of the flat parameters.
 struct Cast {
   Tensor destination, source;
   const StepInputs* rounding = nullptr;  // device memory
+  int64_t first_element = 0;
 };
 
 // FLOPs and the bytes that must cross the memory bus at least once. One declaration, read by the
@@ -255,7 +274,8 @@ OpCost cost(const AttentionCached&);
 OpCost cost(const Logits&);
 OpCost cost(const LinearCrossEntropy&);
 OpCost cost(const BeginStep&);
-OpCost cost(const GlobalNorm&);
+OpCost cost(const SquareSums&);
+OpCost cost(const ClipScale&);
 OpCost cost(const AdamW&);
 OpCost cost(const Cast&);
 
@@ -280,7 +300,8 @@ struct Ops {
   virtual void linear_cross_entropy(const LinearCrossEntropy& args,
                                     const Tensor& workspace) const = 0;
   virtual void begin_step(const BeginStep& args, const Tensor& workspace) const = 0;
-  virtual void global_norm(const GlobalNorm& args, const Tensor& workspace) const = 0;
+  virtual void square_sums(const SquareSums& args, const Tensor& workspace) const = 0;
+  virtual void clip_scale(const ClipScale& args, const Tensor& workspace) const = 0;
   virtual void adamw(const AdamW& args, const Tensor& workspace) const = 0;
   virtual void cast(const Cast& args, const Tensor& workspace) const = 0;
 
@@ -295,7 +316,6 @@ struct Ops {
   virtual size_t workspace_bytes(const AttentionCached& args) const = 0;
   virtual size_t workspace_bytes(const Logits& args) const = 0;
   virtual size_t workspace_bytes(const LinearCrossEntropy& args) const = 0;
-  virtual size_t workspace_bytes(const GlobalNorm& args) const = 0;
 };
 
 }  // namespace lathe

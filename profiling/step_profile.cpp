@@ -86,7 +86,7 @@ struct Step {
     model.forward(batch, true);
     model.loss_and_backward(batch, 1.0 / static_cast<double>(tokens.elements()),
                             state.device_results(), false, {});
-    optimizer.step(model.ops(), state, model.workspace());
+    optimizer.step(model.ops(), state);
     return milliseconds_since(start);
   }
 

@@ -49,7 +49,8 @@ Presets make_presets() {
                      {"shakespeare-char", shakespeare_preset(6, 6, 384, 256, 0.2f)},
                      {"talk", shakespeare_preset(12, 12, 768, 1024, 0)}};
   TrainOptions& cpu = presets["shakespeare-cpu"];
-  cpu.init_std = 0.08f;  // about 1/sqrt(128); at 0.02 so small a model starts slowly (profiling/results)
+  cpu.init_std =
+      0.08f;  // about 1/sqrt(128); at 0.02 so small a model starts slowly (profiling/results)
   cpu.batch_size = 12;
   cpu.steps = 2000;
   TrainOptions& chars = presets["shakespeare-char"];
@@ -171,6 +172,36 @@ void add_options(CLI::App& app, TrainOptions& o) {
       ->default_str(std::string(name_of(o.recompute)))
       ->group("Machine");
 
+  app.add_option("--zero-stage", o.zero_stage,
+                 "1: each rank keeps its share of the optimizer's state; 0: all of it")
+      ->check(CLI::Range(0, 1))
+      ->group("Ranks");
+  app.add_option("--bucket-mb", o.bucket_mb,
+                 "MiB of gradients that are reduced together; 0: each layer by itself")
+      ->check(CLI::Range(0, 1 << 20))
+      ->group("Ranks");
+  app.add_option("--reduce-dtype", o.reduce_dtype, "Numbers in which gradients are reduced")
+      ->check(CLI::IsMember({"fp32", "bf16"}))
+      ->group("Ranks");
+  app.add_option("--comm", o.comm, "auto (NCCL for GPUs where it is there, else MPI), mpi or nccl")
+      ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
+      ->group("Ranks");
+  app.add_option("--comm-timeout", o.comm_timeout,
+                 "Seconds that a collective may wait for a rank before the job ends")
+      ->check(positive)
+      ->group("Ranks");
+  app.add_option("--rendezvous", o.rendezvous,
+                 "Where ranks without MPI meet: HOST:PORT or file:PATH")
+      ->group("Ranks");
+  app.add_option("--lr-scale", o.lr_scale,
+                 "lr and min-lr grow with the ranks: none, linear (x ranks) or sqrt")
+      ->check(CLI::IsMember({"none", "linear", "sqrt"}))
+      ->group("Ranks");
+  app.add_option("--replica-check-interval", o.replica_check_interval,
+                 "Steps between comparisons of all ranks' weights; 0: never")
+      ->check(counted)
+      ->group("Ranks");
+
   app.add_option("--eval-interval", o.eval_interval, "Steps between evaluations; 0: never")
       ->check(counted)
       ->group("Evaluation and samples");
@@ -206,6 +237,11 @@ void add_options(CLI::App& app, TrainOptions& o) {
       ->group("Output");
 }
 
+double lr_factor(const std::string& scale, int ranks) {
+  if (scale == "linear") return ranks;
+  return scale == "sqrt" ? std::sqrt(static_cast<double>(ranks)) : 1;
+}
+
 void require_consistent(const TrainOptions& o) {
   if (o.optimizer.stochastic_rounding && o.number_type() != DType::bf16) {
     throw UserError(
@@ -235,7 +271,7 @@ TrainOptions preset(const std::string& model) {
   return options;
 }
 
-TrainOptions parse_train_options(int argc, char** argv, int* exit_code) {
+TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int ranks) {
   *exit_code = -1;
   TrainOptions options;
   // Twice: the first pass only learns the preset, whose values are the second pass's defaults.
@@ -267,6 +303,12 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code) {
   }
   require_consistent(options);
   options.cuda.autotune = !options.cuda.deterministic;
+  const double factor = lr_factor(options.lr_scale, ranks);
+  if (factor != 1) {
+    options.lr *= factor, options.min_lr *= factor;
+    options.resolve("lr", fmt::format("{}", options.lr));
+    options.resolve("min-lr", fmt::format("{}", options.min_lr));
+  }
   // The schedule is a run's own: it does not move when the run is continued with other --steps.
   options.lr_decay_steps = options.decay_steps();
   options.resolve("lr-decay-steps", fmt::format("{}", options.lr_decay_steps));

@@ -37,6 +37,16 @@ struct TrainOptions {
   CudaDeviceOptions cuda;
   Recompute recompute = Recompute::none;
 
+  int64_t zero_stage = 0;  // 1: ranks share the optimizer's state
+  int64_t bucket_mb = 16;  // gradients of neighbouring layers up to so many MiB are one bucket
+  std::string reduce_dtype = "fp32";  // in which gradients cross the network
+  std::string comm = "auto";
+  int64_t comm_timeout = 300;  // seconds
+  std::string rendezvous;
+  std::string lr_scale = "none";  // of lr and min_lr with the number of ranks
+  int64_t replica_check_interval =
+      1000;  // steps between comparisons of the ranks' weights; 0: none
+
   int64_t eval_interval = 250;  // steps; 0: never
   int64_t eval_batches = 0;     // 0: the whole validation set
   bool eval_only = false;
@@ -68,10 +78,9 @@ struct TrainOptions {
 // preset.
 TrainOptions preset(const std::string& model);
 
-// Preset, then --config FILE, then flags. Throws UserError; prints and leaves by `exit_code` >= 0
-// for
-// --help.
-TrainOptions parse_train_options(int argc, char** argv, int* exit_code);
+// Preset, then --config FILE, then flags, for a job of `ranks`. Throws UserError; prints and leaves
+// by `exit_code` >= 0 for --help.
+TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int ranks = 1);
 
 // The learning rate at a step: linear warm-up to lr, then the schedule down to min_lr. cosine and
 // linear reach it after decay_steps; wsd holds lr and decays linearly over the last fifth.

@@ -23,6 +23,14 @@ std::string numbers_line(const RunShape& shape) {
   return fmt::format("{}, recompute {}", numbers, name_of(shape.recompute));
 }
 
+std::string step_line(const RunShape& shape) {
+  const int64_t ranks = shape.sharding.ranks;
+  return fmt::format("{} tokens: {} sequences x {} tokens x {} micro-steps{}",
+                     shape.batch_size * shape.seq_len * shape.micro_steps * ranks, shape.batch_size,
+                     shape.seq_len, shape.micro_steps,
+                     ranks > 1 ? fmt::format(" x {} ranks", ranks) : "");
+}
+
 double median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
@@ -60,7 +68,26 @@ double StepClock::milliseconds(Phase phase) const {
   return sum;
 }
 
-void print_setup(const Setup& setup, const Device& device) {
+namespace {
+
+struct CommTimes {
+  double total_ms = 0, exposed_ms = 0;
+};
+
+// exposed: how long the device's line stood still for a collective.
+CommTimes comm_times(Device& device, std::span<const Span> spans) {
+  CommTimes times;
+  for (const Span& span : spans) {
+    (span.waits ? times.exposed_ms : times.total_ms) +=
+        device.milliseconds_between(span.from, span.to);
+  }
+  return times;
+}
+
+}  // namespace
+
+void print_setup(const Setup& setup, const Device& device, const Communicator& communicator) {
+  if (communicator.rank() != 0) return;
   const TrainOptions& o = setup.options;
   const GPT2Config& c = o.gpt2;
   Console console;
@@ -74,9 +101,7 @@ void print_setup(const Setup& setup, const Device& device) {
        {"parameters", counts_line(c)},
        {"device", device.name()},
        {"numbers", numbers_line(setup.shape)},
-       {"step", fmt::format("{} tokens: {} sequences x {} tokens x {} micro-steps",
-                            setup.shape.batch_size * setup.shape.seq_len * setup.shape.micro_steps,
-                            setup.shape.batch_size, setup.shape.seq_len, setup.shape.micro_steps)},
+       {"step", step_line(setup.shape)},
        {"resume", setup.resume_from.empty() ? "a fresh run" : setup.resume_from.string()}});
   console.print("memory plan\n" + to_string(setup.plan));
   if (o.dry_run) console.print("configuration\n" + o.resolved);
@@ -89,7 +114,7 @@ Report::Report(Run& run)
       peak_flops_(run.device.peak_flops(run.setup().shape.dtype)),
       console_({.log_interval = run.options().log_interval}) {
   const TrainOptions& o = run.options();
-  if (o.out.empty() || o.benchmark) return;
+  if (o.out.empty() || o.benchmark || !tells()) return;
   make_directories(o.out);
   write_file(std::filesystem::path(o.out) / "config.toml", o.resolved);
   metrics_.emplace(o.out, run.setup().resume_from.empty() ? -1 : run.first_step);
@@ -113,8 +138,16 @@ void Report::step(int64_t steps_done, const StepResults& results, double lr,
                 .samples_per_second = static_cast<double>(run_.tokens_per_step()) /
                                       static_cast<double>(run_.options().gpt2.seq_len) / seconds,
                 .tokens = steps_done * run_.tokens_per_step()};
-  if (peak_flops_ > 0) m.mfu = flops_per_step_ / seconds / peak_flops_;
+  if (peak_flops_ > 0) m.mfu = flops_per_step_ / seconds / peak_flops_ / run_.ranks();
   step_ms_.push_back(1e3 * seconds);
+  double exposed = 0;
+  if (run_.ranks() > 1) {
+    const CommTimes times = comm_times(run_.device, run_.parallel.spans((steps_done - 1) % 2));
+    m.comm_ms = times.total_ms;
+    m.comm_exposed_ms = exposed = times.exposed_ms;
+  }
+  busy_ms_.push_back(*m.forward_ms + *m.backward_ms + *m.optimizer_ms - exposed);
+  if (!tells()) return;
   if (metrics_) metrics_->write(m);
   console_.step(m, run_.options().steps);
   if (results.skip) {
@@ -125,6 +158,7 @@ void Report::step(int64_t steps_done, const StepResults& results, double lr,
 }
 
 void Report::validation(int64_t steps_done, double loss) {
+  if (!tells()) return;
   const StepMetrics m{.step = steps_done, .val_loss = loss};
   // A run that was stopped after an evaluation begins with the same one again.
   if (metrics_ && metrics_->last_validation() != steps_done) metrics_->write(m);
@@ -132,6 +166,7 @@ void Report::validation(int64_t steps_done, double loss) {
 }
 
 void Report::sample(Run& run) {
+  if (!tells()) return;
   std::string text;
   generate_text(*run.decoder, *run.setup().tokenizer, "\n", run.options().sample_tokens,
                 {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
@@ -143,7 +178,21 @@ void Report::before_save() {
   if (metrics_) metrics_->sync();
 }
 
+void Report::spread() {
+  if (run_.ranks() == 1 || busy_ms_.empty()) return;
+  const double mine = median(busy_ms_);
+  busy_ms_.clear();
+  std::vector<double> all(static_cast<size_t>(run_.ranks()));
+  run_.communicator.exchange(all.data(), &mine, sizeof(mine));
+  if (!tells()) return;
+  const auto [least, most] = std::minmax_element(all.begin(), all.end());
+  console_.print(fmt::format("ranks: busy {:.1f} ms a step (rank {}) to {:.1f} ms (rank {})",
+                             *least, least - all.begin(), *most, most - all.begin()));
+}
+
 void Report::finish(bool stopped) {
+  spread();
+  if (!tells()) return;
   if (stopped) {
     console_.print(run_.options().out.empty() ? "stopped"
                                               : "stopped; --resume auto goes on from here");

@@ -20,6 +20,10 @@ enum class Phase { forward, backward, optimizer, end };
 class StepClock {
  public:
   StepClock(Device& device, int64_t micro_steps, int set);
+  // How many numbers all clocks of a run take, from 0 on.
+  static int marks(int64_t micro_steps) {
+    return static_cast<int>(DataParallel::kSets * (2 * micro_steps + 2));
+  }
 
   // Before anything of the step is enqueued: the host's clock.
   void begin() { begun_ = std::chrono::steady_clock::now(); }
@@ -40,8 +44,9 @@ class StepClock {
 };
 
 // Configuration, parameter counts, device and memory plan, before anything runs.
-void print_setup(const Setup& setup, const Device& device);
+void print_setup(const Setup& setup, const Device& device, const Communicator& communicator);
 
+// Rank 0 tells and writes; of the others' Reports nothing is seen.
 class Report {
  public:
   explicit Report(Run& run);
@@ -53,16 +58,22 @@ class Report {
   void sample(Run& run);
   // No step that a checkpoint has done may be missing from metrics.jsonl, even if the power fails.
   void before_save();
+  // All ranks together: how long the steps since the last call took them, without the waiting for
+  // each other. Nothing with one rank.
+  void spread();
   // The last word: where the run is, and with --benchmark the median step.
   void finish(bool stopped);
 
  private:
+  bool tells() const { return run_.rank() == 0; }
+
   const Run& run_;
   double flops_per_step_, peak_flops_;
   std::optional<MetricsWriter> metrics_;
   Console console_;
   std::chrono::steady_clock::time_point told_{};  // when step() was called last
   std::vector<double> step_ms_;
+  std::vector<double> busy_ms_;  // of the steps since spread() was called
 };
 
 }  // namespace lathe

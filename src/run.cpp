@@ -1,15 +1,22 @@
 #include "src/run.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cstdlib>
 #include <iostream>
 #include <map>
 #include <set>
 #include <sstream>
+#include <thread>
 
 #include "src/io/checkpoint.h"
+#include "src/io/file.h"
 #include "src/model/weights.h"
+#include "src/parallel/agreement.h"
+#include "src/report.h"
 
 namespace lathe {
 
@@ -66,7 +73,17 @@ const std::set<std::string>& changeable() {
                                              "max-skipped-steps",
                                              "recompute",
                                              "tf32",
-                                             "deterministic"};
+                                             "deterministic",
+                                             "batch-size",
+                                             "total-batch-size",
+                                             "zero-stage",
+                                             "bucket-mb",
+                                             "reduce-dtype",
+                                             "comm",
+                                             "comm-timeout",
+                                             "rendezvous",
+                                             "lr-scale",
+                                             "replica-check-interval"};
   return keys;
 }
 
@@ -139,20 +156,80 @@ fs::path checkpoint_to_resume(const TrainOptions& options) {
       options.out, newest.filename().string(), options.resume);
 }
 
-LoaderOptions loader_options(const TrainOptions& o, const std::string& split) {
+LoaderOptions loader_options(const TrainOptions& o, const std::string& split,
+                             const Communicator& communicator) {
   return {.directory = o.data,
           .split = split,
           .seq_len = o.gpt2.seq_len,
           .batch_size = o.batch_size,
-          .micro_steps = o.micro_steps(1),
+          .micro_steps = o.micro_steps(communicator.size()),
+          .rank = communicator.rank(),
+          .world_size = communicator.size(),
           .seed = o.seed,
           .sampling = parse_sampling(o.sampling),
           .vocab_size = static_cast<int32_t>(o.gpt2.vocab_size)};
 }
 
+// Names and sizes of all shards with their first tokens, and the tokenizer: what tells data sets
+// apart without reading them.
+std::string data_fingerprint(const std::string& directory) {
+  if (directory.empty()) return "";
+  std::string text;
+  for (const char* split : {"train", "val"}) {
+    for (const fs::path& path : find_shards(directory, split)) {
+      const Shard shard(path);
+      std::vector<int32_t> tokens(static_cast<size_t>(std::min<int64_t>(shard.size(), 1 << 16)));
+      shard.copy(0, static_cast<int64_t>(tokens.size()), tokens.data(), 0);
+      Hasher hasher;
+      hasher.update(tokens.data(), tokens.size() * sizeof(int32_t));
+      text +=
+          fmt::format("{} {} {}\n", path.filename().string(), shard.size(), hasher.digest().xxh128);
+    }
+  }
+  const fs::path tokenizer = fs::path(directory) / "tokenizer.json";
+  if (fs::exists(tokenizer)) text += digest_file(tokenizer).xxh128;
+  return text;
+}
+
+// Shares of a bucket are whole blocks of the norm; with fewer than this many a share's last block,
+// which is padding for the most part, would weigh too much.
+constexpr int64_t kLeastBlocksOfShare = 16;
+
+Sharding sharding_of(const TrainOptions& o, int64_t ranks) {
+  const int64_t wanted = o.bucket_mb * (int64_t{1} << 20) / int64_t{sizeof(float)};
+  const int64_t least = ranks > 1 && wanted > 0 ? ranks * kLeastBlocksOfShare * kNormBlock : 0;
+  return {.ranks = ranks, .bucket_elements = std::max(wanted, least)};
+}
+
 }  // namespace
 
-Setup::Setup(const TrainOptions& given, Device& device) : options(given) {
+std::unique_ptr<Device> make_rank_device(const TrainOptions& options, const Place& place) {
+  CudaDeviceOptions cuda = options.cuda;
+  if (const int count = place.local_size > 1 ? cuda_device_count() : 0; count > 0)
+    cuda.index = place.local_rank % count;
+  int threads = options.threads;
+  if (threads == 0 && place.local_size > 1 && std::getenv("OMP_NUM_THREADS") == nullptr) {
+    // A rank that its launcher has bound to some cores may use them all.
+    cpu_set_t cores;
+    CPU_ZERO(&cores);
+    sched_getaffinity(0, sizeof(cores), &cores);
+    const int mine = CPU_COUNT(&cores);
+    const bool bound = mine < static_cast<int>(std::thread::hardware_concurrency());
+    threads = std::max(1, bound ? mine : mine / place.local_size);
+  }
+  return make_device(options.device, threads, cuda);
+}
+
+CommunicatorOptions communicator_options(const TrainOptions& options) {
+  return {.kind = options.comm,
+          .timeout_seconds = static_cast<double>(options.comm_timeout),
+          .rendezvous = options.rendezvous};
+}
+
+Setup::Setup(const TrainOptions& given, Device& device, Communicator& communicator)
+    : options(given) {
+  if (communicator.size() > 1)
+    require_same_world(communicator, options.resolved, data_fingerprint(options.data));
   GPT2Config& gpt2 = options.gpt2;
   if (!options.data.empty()) {
     // Shards from elsewhere (llm.c's, say) come without one: then the model's vocabulary counts.
@@ -170,7 +247,10 @@ Setup::Setup(const TrainOptions& given, Device& device) : options(given) {
                       options.data, tokenizer->vocab_size());
     }
   }
-  resume_from = checkpoint_to_resume(options);
+  // One rank looks through the disk and reads what a checkpoint's manifest vouches for.
+  std::string chosen;
+  if (communicator.rank() == 0) chosen = checkpoint_to_resume(options).string();
+  resume_from = communicator.exchange_text(chosen).front();
   if (options.init != "random") {
     take_sizes(resume_from.empty() ? fs::path(options.init) : resume_from);
   }
@@ -187,9 +267,13 @@ Setup::Setup(const TrainOptions& given, Device& device) : options(given) {
   shape = {.dtype = options.number_type(),
            .batch_size = options.batch_size,
            .seq_len = gpt2.seq_len,
-           .micro_steps = options.micro_steps(1),
+           .micro_steps = options.micro_steps(communicator.size()),
            .decode_len = options.sample_interval > 0 && !options.benchmark ? gpt2.seq_len : 0,
-           .recompute = options.recompute};
+           .recompute = options.recompute,
+           .sharding = sharding_of(options, communicator.size()),
+           .rank = communicator.rank(),
+           .sharded = options.zero_stage >= 1 && communicator.size() > 1,
+           .reduce_bf16 = options.reduce_dtype == "bf16" && communicator.size() > 1};
   plan = plan_training(gpt2, shape, device.ops(shape.dtype));
 }
 
@@ -210,16 +294,19 @@ void Setup::take_sizes(const fs::path& weights) {
           gpt2.seq_len,   opened.bias,   gpt2.dropout,  opened.gelu};
 }
 
-Run::Run(Setup setup, Device& on)
+Run::Run(Setup setup, Device& on, Communicator& ranks)
     : setup_(std::move(setup)),
       device(on),
+      communicator(ranks),
       arena(on, setup_.plan.total()),
       model(setup_.options.gpt2, setup_.shape.dtype, setup_.shape.batch_size, setup_.shape.seq_len,
-            on, arena, setup_.shape.recompute),
+            on, arena, setup_.shape.recompute, setup_.shape.sharding),
       optimizer(setup_.options.optimizer, model.weights(), model.gradients(), model.layout(), on,
-                arena),
+                arena, {setup_.shape.rank, setup_.shape.sharded}),
       state(on, arena, setup_.shape.micro_steps),
-      loader(loader_options(setup_.options, "train")),
+      parallel(ranks, on, model, optimizer, state, setup_.shape.reduce_bf16, arena,
+               StepClock::marks(setup_.shape.micro_steps)),
+      loader(loader_options(setup_.options, "train", ranks)),
       tokens_mbt_(arena.allocate(
           MemoryCategory::batch, DType::int32,
           {setup_.shape.micro_steps, setup_.shape.batch_size, setup_.shape.seq_len})),
@@ -232,42 +319,99 @@ Run::Run(Setup setup, Device& on)
   LATHE_CHECK(arena.used() == setup_.plan, "plan and arena differ:\n{}{}", to_string(setup_.plan),
               to_string(arena.used()));
   if (o.eval_only || (!o.benchmark && o.eval_interval > 0))
-    validation.emplace(loader_options(o, "val"));
+    validation.emplace(loader_options(o, "val", communicator));
 
   if (!setup_.resume_from.empty()) {
     restore();
   } else if (o.init == "random") {
-    initialize_parameters(model.layout(), o.seed, optimizer.masters(), device, o.init_std);
+    set_masters([&](const Tensor& all) {
+      initialize_parameters(model.layout(), o.seed, all, device, o.init_std);
+    });
   } else {
-    read_model(o.init, o.gpt2, model.layout(), optimizer.masters(), device);
+    set_masters(
+        [&](const Tensor& all) { read_model(o.init, o.gpt2, model.layout(), all, device); });
   }
   round_weights();
+  parallel.gather_weights();
+}
+
+// Rank 0 fills all masters, the others get them from it. Where a rank keeps a share they pass
+// through the gradients, of which there are none yet.
+template <typename Fill>
+void Run::set_masters(const Fill& fill) {
+  const Tensor all = optimizer.sharded() ? model.gradients().flat : optimizer.masters();
+  if (rank() == 0) fill(all);
+  if (ranks() > 1) {
+    communicator.after_device();
+    communicator.wait(communicator.broadcast(all, 0, "initial weights"));
+    require_same(communicator, "the initial weights", digest_of(device, all),
+                 "a broadcast has failed; run build/commtest on these hosts");
+  }
+  if (!optimizer.sharded()) return;
+  for (const ShardPart& part : optimizer.shard()) {
+    model.ops().cast({.destination = optimizer.masters().rows(part.local, part.elements),
+                      .source = all.rows(part.begin, part.elements)},
+                     {});
+  }
+  device.zero(all);
+}
+
+// The other way.
+Tensor Run::gathered_masters() {
+  if (!optimizer.sharded()) return optimizer.masters();
+  const Tensor all = model.gradients().flat;
+  const std::vector<Bucket>& buckets = model.layout().buckets;
+  communicator.after_device();
+  for (size_t b = 0; b < buckets.size(); ++b) {
+    const ShardPart& part = optimizer.shard()[b];
+    communicator.all_gather(all.rows(buckets[b].begin, buckets[b].elements()),
+                            optimizer.masters().rows(part.local, part.elements),
+                            "masters for a checkpoint");
+  }
+  communicator.wait(communicator.last());
+  return all;
 }
 
 void Run::round_weights() {
-  if (model.weights().flat.data == optimizer.masters().data) return;
-  Cast cast{.destination = model.weights().flat, .source = optimizer.masters()};
+  const Tensor& weights = optimizer.weights();
+  if (weights.data == optimizer.masters().data) return;
   const int64_t updates = state.results().updates;
-  if (options().optimizer.stochastic_rounding && updates > 0) {
+  const bool at_random = options().optimizer.stochastic_rounding && updates > 0;
+  if (at_random) {
     step_inputs_.assign(static_cast<size_t>(setup_.shape.micro_steps),
                         {.seed = options().seed, .step = static_cast<uint32_t>(updates)});
     state.begin(model.ops(), step_inputs_);
-    cast.rounding = state.inputs(0);
   }
-  model.ops().cast(cast, {});
+  for (const ShardPart& part : optimizer.shard()) {
+    model.ops().cast({.destination = weights.rows(part.local, part.elements),
+                      .source = optimizer.masters().rows(part.local, part.elements),
+                      .rounding = at_random ? state.inputs(0) : nullptr,
+                      .first_element = part.begin},
+                     {});
+  }
+}
+
+void Run::compare_replicas() {
+  if (ranks() == 1) return;
+  require_same(communicator, "the weights", digest_of(device, model.weights().flat),
+               "a device or the network has computed something wrong; continue from the last "
+               "checkpoint without that host");
 }
 
 int64_t Run::tokens_per_step() const {
-  return setup_.shape.batch_size * setup_.shape.seq_len * setup_.shape.micro_steps;
+  return setup_.shape.batch_size * setup_.shape.seq_len * setup_.shape.micro_steps * ranks();
 }
 
-void Run::begin(int64_t step) {
+void Run::begin(int64_t step, bool stop) {
   step_inputs_.resize(setup_.shape.micro_steps);  // allocates in the first step only
   for (size_t m = 0; m < step_inputs_.size(); ++m) {
     step_inputs_[m] = {.seed = options().seed,
-                       .first_sequence = m * static_cast<uint64_t>(setup_.shape.batch_size),
+                       .first_sequence = static_cast<uint64_t>(
+                           (rank() * setup_.shape.micro_steps + static_cast<int64_t>(m)) *
+                           setup_.shape.batch_size),
                        .step = static_cast<uint32_t>(step),
-                       .learning_rate = static_cast<float>(learning_rate(options(), step))};
+                       .learning_rate = static_cast<float>(learning_rate(options(), step)),
+                       .stop_vote = stop ? 1.0 : 0.0};
   }
   state.begin(model.ops(), step_inputs_);
 }
@@ -292,7 +436,9 @@ TrainerState Run::trainer_state(int64_t step) const {
   s.skipped_steps = skipped_steps;
   s.seed = o.seed;
   s.loader = {.sampling = o.sampling, .step = loader.position().step};
-  s.layout = {.threads = o.threads,
+  s.layout = {.world_size = ranks(),
+              .zero_stage = optimizer.sharded() ? 1 : 0,
+              .threads = o.threads,
               .cpu = device.name(),
               .dtype = o.dtype,
               .device = std::string(device.kind())};
@@ -301,17 +447,53 @@ TrainerState Run::trainer_state(int64_t step) const {
   return s;
 }
 
+// Rank 0 makes the directory, everybody writes a file of moments into it, rank 0 also the weights;
+// when it knows the digests of all files the checkpoint appears under its name.
 void Run::save(int64_t step) {
-  CheckpointWriter writer(options().out, step);
-  const auto add = [&](const WrittenFiles& files) {
-    for (const auto& [name, digest] : files) writer.add(name, digest);
+  const Tensor masters = gathered_masters();
+  std::optional<CheckpointWriter> writer;
+  if (rank() == 0) writer.emplace(options().out, step);
+  communicator.barrier();
+  const fs::path directory = checkpoint_partial_path(options().out, step);
+  WrittenFiles written = write_optimizer(directory, model.layout(), optimizer, device, rank());
+  if (writer)
+    written.merge(write_model(directory, options().gpt2, model.layout(), masters, device));
+  std::string lines;
+  for (const auto& [name, digest] : written)
+    lines += fmt::format("{} {} {}\n", name, digest.size, digest.xxh128);
+  const std::vector<std::string> all = communicator.exchange_text(lines);
+  if (writer) {
+    for (const std::string& text : all) {
+      std::istringstream words(text);
+      FileDigest digest;
+      for (std::string name; words >> name >> digest.size >> digest.xxh128;)
+        writer->add(name, digest);
+    }
+    if (setup_.tokenizer) writer->write("tokenizer.json", setup_.tokenizer->to_json());
+    writer->write("trainer.json", to_json(trainer_state(step)));
+    writer->commit();
+    prune_checkpoints(options().out, static_cast<int>(options().keep));
+  }
+  communicator.barrier();  // nobody ends, or saves the next, before this one is there
+}
+
+// Why the continuation of `s` cannot have the same bits; "" where it has them.
+std::string Run::difference_to(const TrainerState& s, bool products) const {
+  const Keys now = keys_of(options().resolved);
+  const auto was = [&](const char* key) {
+    const auto found = s.config.find(key);
+    return found == s.config.end() || same_value(found->second, now.at(key));
   };
-  add(write_model(writer.path(), options().gpt2, model.layout(), optimizer.masters(), device));
-  add(write_optimizer(writer.path(), model.layout(), optimizer, device));
-  if (setup_.tokenizer) writer.write("tokenizer.json", setup_.tokenizer->to_json());
-  writer.write("trainer.json", to_json(trainer_state(step)));
-  writer.commit();
-  prune_checkpoints(options().out, static_cast<int>(options().keep));
+  if (s.layout.world_size != ranks()) {
+    return fmt::format("was made by {} rank{}, this is a run of {}", s.layout.world_size,
+                       s.layout.world_size == 1 ? "" : "s", ranks());
+  }
+  if (!was("batch-size")) return "was made with another --batch-size";
+  if (ranks() > 1 && (!was("reduce-dtype") || !was("bucket-mb")))
+    return "was made with other --reduce-dtype or --bucket-mb";
+  if (s.layout.cpu != device.name())
+    return fmt::format("was made on '{}', this is '{}'", s.layout.cpu, device.name());
+  return products ? "" : "was made with other --tf32 or --deterministic";
 }
 
 void Run::restore() {
@@ -319,17 +501,21 @@ void Run::restore() {
   const TrainerState s = read_trainer_state(from / "trainer.json");
   const Keys now = keys_of(options().resolved);
   refuse_changes(s.config, now, from);
-  if (s.layout.cpu != device.name()) {
-    std::cerr << "train: " << from.string() << " was made on '" << s.layout.cpu << "', this is '"
-              << device.name() << "': the run goes on, but not bit for bit\n";
-  } else if (!same_products(s.config, now, device)) {
-    std::cerr << "train: " << from.string()
-              << " was made with other --tf32 or --deterministic: the run goes on, but not bit for "
-                 "bit\n";
-  } else {
-    device.load_plans(s.matmul_plans);
+  if (s.step > 0 && s.tokens != s.step * tokens_per_step()) {
+    throw UserError(
+        "{} was made with {} tokens a step, now they are {}: give --total-batch-size {}, or begin "
+        "anew with --resume never and another --out",
+        from.string(), s.tokens / s.step, tokens_per_step(), s.tokens / s.step);
   }
-  read_model(from, options().gpt2, model.layout(), optimizer.masters(), device);
+  const bool products = same_products(s.config, now, device);
+  const std::string difference = difference_to(s, products);
+  if (!difference.empty() && rank() == 0) {
+    std::cerr << fmt::format("train: {} {}: the run goes on, but not bit for bit\n", from.string(),
+                             difference);
+  }
+  if (products && s.layout.cpu == device.name()) device.load_plans(s.matmul_plans);
+  set_masters(
+      [&](const Tensor& all) { read_model(from, options().gpt2, model.layout(), all, device); });
   read_optimizer(from, model.layout(), optimizer, device);
   first_step = s.step;
   skipped_steps = s.skipped_steps;

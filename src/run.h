@@ -17,13 +17,19 @@
 #include "src/model/optimizer.h"
 #include "src/model/plan.h"
 #include "src/options.h"
+#include "src/parallel/communicator.h"
+#include "src/parallel/data_parallel.h"
 
 namespace lathe {
 
+// This rank's device: of a host's GPUs the one that its place names, of its cores its share.
+std::unique_ptr<Device> make_rank_device(const TrainOptions& options, const Place& place);
+CommunicatorOptions communicator_options(const TrainOptions& options);
+
 // Options completed by what the data and the weights say: vocabulary, sizes of a model taken from
-// --init or the checkpoint. And what the run will need.
+// --init or the checkpoint. And what the run will need. All ranks make one together.
 struct Setup {
-  Setup(const TrainOptions& options, Device& device);
+  Setup(const TrainOptions& options, Device& device, Communicator& communicator);
 
   TrainOptions options;
   std::unique_ptr<Tokenizer> tokenizer;  // null where --data has none
@@ -37,33 +43,41 @@ struct Setup {
 
 class Run {
  public:
-  Run(Setup setup, Device& device);
+  Run(Setup setup, Device& device, Communicator& communicator);
 
   const TrainOptions& options() const { return setup_.options; }
-  int64_t tokens_per_step() const;
+  int64_t tokens_per_step() const;  // of all ranks
   int64_t micro_steps() const { return setup_.shape.micro_steps; }
   const Setup& setup() const { return setup_; }
+  int rank() const { return communicator.rank(); }
+  int ranks() const { return communicator.size(); }
 
   // Writes OUT/step-N with all that Run(resume) needs, keeps the newest --keep. `step` steps are
-  // done.
+  // done. All ranks write, each its share.
   void save(int64_t step);
 
-  // Starts a step: the loss is 0, the device knows learning rate, step and seed.
-  void begin(int64_t step);
+  // Starts a step: the loss is 0, the device knows learning rate, step and seed, and whether this
+  // rank was asked to end the run after it.
+  void begin(int64_t step, bool stop = false);
   // Copies a batch to the device as micro-step m's.
   void upload(const Batch& batch, int64_t micro_step);
   // Where micro-step m's is, in every step.
   MicroBatch batch(int64_t micro_step) const;
+
+  // Throws where the ranks' weights are no longer the same.
+  void compare_replicas();
 
  private:
   Setup setup_;
 
  public:
   Device& device;
+  Communicator& communicator;
   Arena arena;
   GPT2 model;
   Optimizer optimizer;
   StepState state;
+  DataParallel parallel;
   std::optional<Decoder> decoder;  // where samples are wanted
   Loader loader;
   std::optional<EvalLoader> validation;  // where there is a validation set and it is wanted
@@ -71,7 +85,12 @@ class Run {
   int64_t skipped_steps = 0;             // updates left out for a NaN or infinity, in all
 
  private:
+  template <typename Fill>
+  void set_masters(const Fill& fill);
+  void share_out_masters(const Tensor& all);
+  Tensor gathered_masters();
   void restore();
+  std::string difference_to(const TrainerState& before, bool same_products) const;
   void round_weights();  // from masters, as the last update left them
   TrainerState trainer_state(int64_t step) const;
 

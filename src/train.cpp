@@ -4,11 +4,13 @@
 //   src/run.h          what a run holds, checkpoints
 //   src/data/          batches
 //   src/model/gpt2.h   forward and backward
+//   src/parallel/      several ranks: data_parallel.h
 //   src/report.h       console lines, metrics.jsonl
 //   src/text.h         samples
 #include <iostream>
 
 #include "src/io/signals.h"
+#include "src/parallel/world.h"
 #include "src/report.h"
 #include "src/run.h"
 #include "src/text.h"
@@ -18,15 +20,17 @@ namespace {
 
 // What the device may record: even steps, odd steps (two may be under way, each with its own set
 // of marks), batches of an evaluation.
-constexpr int kSets = 2;
+constexpr int kSets = DataParallel::kSets;
 constexpr int kEvaluation = kSets;
 
-// Mean loss over the validation set, or its first --eval-batches batches.
+// Mean loss over the validation set, or its first --eval-batches batches, shared out among the
+// ranks.
 double evaluate(Run& run) {
+  run.parallel.gather_weights();
   const int64_t wanted = run.options().eval_batches;
   const int64_t batches =
       wanted > 0 ? std::min(wanted, run.validation->batches()) : run.validation->batches();
-  int64_t targets = 0;
+  int64_t targets = 0;  // of all ranks
   run.begin(0);
   for (int64_t b = 0; b < batches; ++b) {
     const Batch& batch = run.validation->batch(b);
@@ -35,47 +39,58 @@ double evaluate(Run& run) {
       run.model.forward(run.batch(0), /*training=*/false);
       run.model.loss(run.batch(0), 1.0, run.state.device_results());
     });
-    targets += batch.counted_targets;
+    targets += run.validation->counted_targets(b);
   }
+  run.parallel.add_up_loss();
   return run.state.results().loss / static_cast<double>(targets);
 }
 
 // One step: gradients of --total-batch-size tokens, in micro-steps; then AdamW. A loss or gradient
 // norm that is not finite leaves the weights as they are (results.skip). Nothing here waits for the
-// device.
-void train_step(Run& run, int64_t step, StepClock& clock) {
+// device. `stop`: this rank was asked to end the run; the results tell whether any was.
+void train_step(Run& run, int64_t step, bool stop, StepClock& clock) {
   clock.begin();
-  run.begin(step);
+  run.begin(step, stop);
   for (int64_t m = 0; m < run.micro_steps(); ++m) run.upload(run.loader.next(), m);
-  run.device.replay(static_cast<int>(step % kSets), [&run, &clock] {
+  const int set = static_cast<int>(step % kSets);
+  run.device.replay(set, [&run, &clock, set] {
+    run.parallel.begin_step(set);
     const double scale = 1.0 / static_cast<double>(run.tokens_per_step());
     for (int64_t m = 0; m < run.micro_steps(); ++m) {
+      const bool first = m == 0, last = m + 1 == run.micro_steps();
       clock.start(Phase::forward, m);
-      run.model.forward(run.batch(m), /*training=*/true);
+      run.model.forward(run.batch(m), /*training=*/true,
+                        first ? run.parallel.weights_needed() : WeightsNeeded());
       clock.start(Phase::backward, m);
       run.model.loss_and_backward(run.batch(m), scale, run.state.device_results(),
-                                  /*accumulate=*/m > 0, {});
+                                  /*accumulate=*/!first,
+                                  last ? run.parallel.gradient_ready() : GradientReady());
     }
+    run.parallel.finish_gradients();
     clock.start(Phase::optimizer);
-    run.optimizer.step(run.model.ops(), run.state, run.model.workspace());
+    run.optimizer.sum_squares(run.model.ops());
+    run.parallel.add_up_squares();
+    run.optimizer.update(run.model.ops(), run.state);
     clock.start(Phase::end);
   });
   run.state.request_results();
 }
 
-int train(int argc, char** argv) {
+int train(World& world, int argc, char** argv) {
   int exit_code = -1;
-  const TrainOptions given = parse_train_options(argc, argv, &exit_code);
+  const TrainOptions given = parse_train_options(argc, argv, &exit_code, world.size());
   if (exit_code >= 0) return exit_code;
-  const auto device = make_device(given.device, given.threads, given.cuda);
-  Setup setup(given, *device);
-  print_setup(setup, *device);
+  const auto device = make_rank_device(given, world.place());
+  const auto communicator = make_communicator(world, *device, communicator_options(given));
+  Setup setup(given, *device, *communicator);
+  print_setup(setup, *device, *communicator);
   if (given.dry_run) return 0;
 
-  Run run(std::move(setup), *device);
+  Run run(std::move(setup), *device, *communicator);
   const TrainOptions& o = run.options();
   if (o.eval_only) {
-    std::cout << fmt::format("val_loss {:.4f}\n", evaluate(run));
+    const double loss = evaluate(run);
+    if (run.rank() == 0) std::cout << fmt::format("val_loss {:.4f}\n", loss);
     return 0;
   }
   const StopSignal stop;
@@ -87,11 +102,13 @@ int train(int argc, char** argv) {
 
   // Steps that are known to be done; the device may be at work on those behind them.
   int64_t done = run.first_step, saved = done, bad_in_a_row = 0;
+  bool voted = false;  // some rank was asked to stop, and all know it
   const auto collect_all_but = [&](int64_t under_way) {
     while (run.state.requested() > under_way) {
       const StepResults results = run.state.collect_results();
       report.step(done + 1, results, learning_rate(o, done), clocks[done % kSets]);
       ++done;
+      voted = voted || results.stop_votes > 0;
       bad_in_a_row = results.skip ? bad_in_a_row + 1 : 0;
       run.skipped_steps += results.skip;
     }
@@ -102,24 +119,33 @@ int train(int argc, char** argv) {
     run.save(done);
     saved = done;
   };
+  // One rank stops when it is asked to; several at the step in which they all learn of it.
+  const auto stopping = [&] { return run.ranks() > 1 ? voted : stop.requested(); };
   for (int64_t step = run.first_step;; ++step) {
     const bool last = step >= o.steps;
-    if (!stop.requested() && run.validation && (due(o.eval_interval, step) || last)) {
+    if (!stopping() && run.validation && (due(o.eval_interval, step) || last)) {
       collect_all_but(0);
       report.validation(step, evaluate(run));
+      report.spread();
     }
-    if (!stop.requested() && run.decoder && (due(o.sample_interval, step) || last)) {
+    if (!stopping() && run.decoder && (due(o.sample_interval, step) || last)) {
       collect_all_but(0);
+      run.parallel.gather_weights();
       report.sample(run);
     }
-    const bool leave = last || stop.requested();
+    if (due(o.replica_check_interval, step) && step > run.first_step) {
+      collect_all_but(0);
+      run.parallel.gather_weights();
+      run.compare_replicas();
+    }
+    const bool leave = last || stopping();
     if (leave || due(o.checkpoint_interval, step)) {
       collect_all_but(0);
       save();
     }
     if (leave) break;
 
-    train_step(run, step, clocks[step % kSets]);
+    train_step(run, step, stop.requested(), clocks[step % kSets]);
     // The device goes on with this step while the one before it is told, unless this may be one bad
     // step too many: nothing is trained behind that.
     const bool may_be_too_many = bad_in_a_row + run.state.requested() >= o.max_skipped_steps;
@@ -132,7 +158,7 @@ int train(int argc, char** argv) {
                       bad_in_a_row, o.out.empty() ? "" : ", saved in " + o.out));
     }
   }
-  report.finish(stop.requested());
+  report.finish(stopping());
   return 0;
 }
 
@@ -140,5 +166,6 @@ int train(int argc, char** argv) {
 }  // namespace lathe
 
 int main(int argc, char** argv) {
-  return lathe::run_main("train", [&] { return lathe::train(argc, argv); });
+  return lathe::run_ranks("train", argc, argv,
+                          [&](lathe::World& world) { return lathe::train(world, argc, argv); });
 }

@@ -109,7 +109,8 @@ void adamw(const AdamW& args) {
       else
         update_run<false>(pointers, update, decay, from, to);
       if constexpr (std::is_same_v<T, bf16>)
-        if (args.stochastic_rounding) rounding.round(pointers.masters, from, to, pointers.weights);
+        if (args.stochastic_rounding)
+          rounding.round(pointers.masters, from, to, s->shift, pointers.weights);
     }
   });
   ++args.results->updates;

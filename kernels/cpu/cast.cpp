@@ -36,7 +36,7 @@ void cast_stochastically(const Cast& args) {
   const int64_t elements = args.source.elements();
   parallel_for((elements + kChunk - 1) / kChunk, elements, [&](int64_t chunk) {
     const int64_t begin = chunk * kChunk, end = std::min(elements, begin + kChunk);
-    rounding.round(source, begin, end, destination);
+    rounding.round(source, begin, end, args.first_element, destination);
   });
 }
 

@@ -9,10 +9,6 @@ namespace lathe {
 
 namespace {
 
-int64_t block_count(const GlobalNorm& args) {
-  return (args.gradients.elements() + kNormBlock - 1) / kNormBlock;
-}
-
 // The sum of values[0 .. count) as a binary tree, whose shape depends on count alone. In place.
 double tree_sum(double* values, int64_t count) {
   if (count == 0) return 0;
@@ -53,32 +49,32 @@ double sum_of_squares(const A* values, int64_t count) {
 
 }  // namespace
 
-size_t global_norm_workspace(const GlobalNorm& args) {
-  return static_cast<size_t>(block_count(args)) * sizeof(double);
-}
-
 // The squares are summed in double: memory is the limit anyway, and large gradients of float do
 // not overflow.
 template <typename A>
-void global_norm(const GlobalNorm& args, const Tensor& workspace) {
-  const int64_t elements = args.gradients.elements(), blocks = block_count(args);
+void square_sums(const SquareSums& args) {
+  const int64_t elements = args.gradients.elements(), blocks = norm_blocks(elements);
   check_vector(args.gradients, dtype_of<A>, elements, "gradients");
-  check_workspace(workspace, global_norm_workspace(args));
-  LATHE_CHECK(args.results != nullptr && args.grad_clip >= 0);
+  check_vector(args.sums, DType::fp64, blocks, "sums");
   const A* gradients = args.gradients.as<A>();
-  auto* sums = static_cast<double*>(workspace.data);
+  double* sums = args.sums.as<double>();
   parallel_for(blocks, elements, [&](int64_t block) {
     const A* g = gradients + block * kNormBlock;
     sums[block] = sum_of_squares(g, std::min(kNormBlock, elements - block * kNormBlock));
   });
+}
+
+template void square_sums<float>(const SquareSums&);
+template void square_sums<double>(const SquareSums&);
+
+void clip_scale(const ClipScale& args) {
+  check_vector(args.sums, DType::fp64, args.sums.elements(), "sums");
+  LATHE_CHECK(args.results != nullptr && args.grad_clip >= 0);
   StepResults& results = *args.results;
-  results.grad_norm = std::sqrt(tree_sum(sums, blocks));
+  results.grad_norm = std::sqrt(tree_sum(args.sums.as<double>(), args.sums.elements()));
   const bool clips = args.grad_clip > 0 && results.grad_norm > args.grad_clip;
   results.clip_scale = clips ? args.grad_clip / results.grad_norm : 1.0;
   results.skip = std::isfinite(results.grad_norm) && std::isfinite(results.loss) ? 0 : 1;
 }
-
-template void global_norm<float>(const GlobalNorm&, const Tensor&);
-template void global_norm<double>(const GlobalNorm&, const Tensor&);
 
 }  // namespace lathe

@@ -46,8 +46,8 @@ size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, MatmulCont
 
 // A is the accumulator type of the gradients.
 template <typename A>
-void global_norm(const GlobalNorm& args, const Tensor& workspace);
-size_t global_norm_workspace(const GlobalNorm& args);
+void square_sums(const SquareSums& args);
+void clip_scale(const ClipScale& args);
 
 // T is the type of the weights.
 template <typename T>

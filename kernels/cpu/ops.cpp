@@ -56,12 +56,14 @@ class CpuOps final : public Ops {
     lathe::linear_cross_entropy<T>(args, matmul_, workspace);
   }
   void begin_step(const BeginStep& args, const Tensor&) const override {
-    LATHE_CHECK(args.results != nullptr);
+    LATHE_CHECK(args.results != nullptr && args.inputs != nullptr);
     args.results->loss = 0;
+    args.results->stop_votes = args.inputs->stop_vote;
   }
-  void global_norm(const GlobalNorm& args, const Tensor& workspace) const override {
-    lathe::global_norm<Accumulator<T>>(args, workspace);
+  void square_sums(const SquareSums& args, const Tensor&) const override {
+    lathe::square_sums<Accumulator<T>>(args);
   }
+  void clip_scale(const ClipScale& args, const Tensor&) const override { lathe::clip_scale(args); }
   void adamw(const AdamW& args, const Tensor&) const override { lathe::adamw<T>(args); }
   void cast(const Cast& args, const Tensor&) const override { lathe::cast(args); }
 
@@ -89,9 +91,6 @@ class CpuOps final : public Ops {
   size_t workspace_bytes(const Logits&) const override { return 0; }
   size_t workspace_bytes(const LinearCrossEntropy& args) const override {
     return linear_cross_entropy_workspace<T>(args, matmul_);
-  }
-  size_t workspace_bytes(const GlobalNorm& args) const override {
-    return global_norm_workspace(args);
   }
 
  private:

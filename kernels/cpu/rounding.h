@@ -13,12 +13,13 @@ struct RandomRounding {
   uint64_t seed;
   uint32_t update;  // t
 
-  // Elements [begin, end) of the flat tensors.
-  void round(const float* source, int64_t begin, int64_t end, bf16* destination) const {
+  // Elements [begin, end) of the tensors; element e is number e + shift of the flat parameters.
+  void round(const float* source, int64_t begin, int64_t end, int64_t shift,
+             bf16* destination) const {
     uint32_t words[kPhiloxWords];
     for (int64_t first = begin / 4 * 4; first < end; first += kPhiloxWords) {
-      philox_words(static_cast<uint64_t>(first) / 4, kPhiloxSiteRounding, update, PhiloxKey(seed),
-                   words);
+      philox_words(static_cast<uint64_t>(first + shift) / 4, kPhiloxSiteRounding, update,
+                   PhiloxKey(seed), words);
       const int64_t from = std::max(begin, first), to = std::min(end, first + kPhiloxWords);
 #pragma omp simd
       for (int64_t i = from; i < to; ++i) {

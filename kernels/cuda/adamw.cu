@@ -80,9 +80,11 @@ __device__ __forceinline__ int64_t find_segment(const OptimizerSegment* segments
   return low;
 }
 
-// The weight decay of four neighbours, and which of them lie in a segment, as bits.
+// The weight decay of four neighbours, which of them lie in a segment (as bits), and the shift of
+// those that do.
 template <typename T>
-__device__ __forceinline__ unsigned find_decay(const Update<T>& p, int64_t first, Four& decay) {
+__device__ __forceinline__ unsigned find_decay(const Update<T>& p, int64_t first, Four& decay,
+                                               int64_t& shift) {
   unsigned owned = 0;
   int64_t s = find_segment(p.segments, p.segment_count, first);
 #pragma unroll
@@ -92,6 +94,7 @@ __device__ __forceinline__ unsigned find_decay(const Update<T>& p, int64_t first
     const bool inside = s < p.segment_count && p.segments[s].begin <= e;
     decay.at[i] = inside ? p.segments[s].weight_decay : 0.0f;
     owned |= static_cast<unsigned>(inside) << i;
+    if (inside) shift = p.segments[s].shift;
   }
   return owned;
 }
@@ -108,13 +111,13 @@ __device__ __forceinline__ void update_element(const Update<T>& p, const Factors
 
 // The weights of four neighbours that lie in a segment.
 template <typename T>
-__device__ __forceinline__ void store_weights(const Update<T>& p, int64_t first, const Four& w,
-                                              unsigned owned) {
+__device__ __forceinline__ void store_weights(const Update<T>& p, int64_t first, int64_t shift,
+                                              const Four& w, unsigned owned) {
   Vec<T, kFour> weights;
   if constexpr (sizeof(T) == 2) {
     if (p.stochastic_rounding) {
       const uint32_t t = static_cast<uint32_t>(p.results->updates + 1);
-      const auto words = rounding_words(p.inputs->seed, first / kFour, t);
+      const auto words = rounding_words(p.inputs->seed, (first + shift) / kFour, t);
 #pragma unroll
       for (int i = 0; i < kFour; ++i) weights.at[i] = rounded_at_random(w.at[i], words[i]);
     } else {
@@ -162,7 +165,8 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(Update<T> p) {
   }
   const Factors factors = read_factors(p);
   if (count <= 0) return;
-  const unsigned owned = find_decay(p, first, decay);
+  int64_t shift = 0;
+  const unsigned owned = find_decay(p, first, decay, shift);
   if (owned == 0) return;
 #pragma unroll
   for (int i = 0; i < kFour; ++i)
@@ -170,7 +174,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(Update<T> p) {
   store_some(w, p.masters + first, count);
   store_some(m, p.m + first, count);
   store_some(v, p.v + first, count);
-  if (p.weights) store_weights(p, first, w, owned);
+  if (p.weights) store_weights(p, first, shift, w, owned);
 }
 
 __global__ void count_update_kernel(StepResults* results) {

@@ -64,9 +64,9 @@ void cast_elements(const Cast& args, cudaStream_t stream) {
 
 __global__ void __launch_bounds__(kThreads)
     stochastic_kernel(__nv_bfloat16* to, const float* from, int64_t count,
-                      const StepInputs* rounding) {
+                      const StepInputs* rounding, int64_t first_group) {
   const int64_t group = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const auto words = rounding_words(rounding->seed, group, rounding->step);
+  const auto words = rounding_words(rounding->seed, first_group + group, rounding->step);
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     if (4 * group + i < count) to[4 * group + i] = rounded_at_random(from[4 * group + i], words[i]);
@@ -76,7 +76,8 @@ void cast_stochastically(const Cast& args, cudaStream_t stream) {
   const int64_t count = args.source.elements();
   launch(stochastic_kernel,
          {dim3(static_cast<unsigned>(ceil_div(count, kThreads * 4))), dim3(kThreads)}, stream,
-         data<__nv_bfloat16>(args.destination), data<float>(args.source), count, args.rounding);
+         data<__nv_bfloat16>(args.destination), data<float>(args.source), count, args.rounding,
+         args.first_element / 4);
 }
 
 template <typename From>

@@ -3,10 +3,10 @@
 //
 //   grad_norm = sqrt(sum of g^2);  clip_scale = min(1, grad_clip / grad_norm)
 //
-// Layout: flat fp32 gradients; sums of squares in double, one for each kNormBlock elements, in the
-// workspace. The order is the CPU's (kernels/cpu/global_norm.cpp), and a float's square is exact in
-// double, so the bits are the CPU's as well: element i of a block goes to lane i % 32, the lanes
-// are added as a tree, and so are the blocks.
+// Layout: flat fp32 gradients; sums of squares in double, one for each kNormBlock elements. The
+// order is the CPU's (kernels/cpu/global_norm.cpp), and a float's square is exact in double, so the
+// bits are the CPU's as well: element i of a block goes to lane i % 32, the lanes are added as a
+// tree, and so are the blocks.
 //
 // Roofline: 4 bytes and one FLOP in double an element: bound by memory where the GPU has units for
 // double. One warp takes a block, 128 bytes a load, eight loads in flight.
@@ -71,36 +71,32 @@ __global__ void __launch_bounds__(kTreeThreads)
   results->skip = std::isfinite(norm) && std::isfinite(results->loss) ? 0 : 1;
 }
 
-__global__ void begin_step_kernel(StepResults* results) {
+__global__ void begin_step_kernel(StepResults* results, const StepInputs* inputs) {
   results->loss = 0;
-}
-
-int64_t block_count(const GlobalNorm& args) {
-  return ceil_div(args.gradients.elements(), kNormBlock);
+  results->stop_votes = inputs->stop_vote;
 }
 
 }  // namespace
 
-size_t global_norm_workspace(const GlobalNorm& args) {
-  return static_cast<size_t>(block_count(args)) * sizeof(double);
-}
-
-void global_norm(const GlobalNorm& args, const Context& context, const Tensor& workspace) {
-  const int64_t elements = args.gradients.elements(), blocks = block_count(args);
+void square_sums(const SquareSums& args, const Context& context) {
+  const int64_t elements = args.gradients.elements(), blocks = norm_blocks(elements);
   check_vector(args.gradients, DType::fp32, elements, "gradients");
-  check_workspace(workspace, global_norm_workspace(args));
-  LATHE_CHECK(args.results != nullptr && args.grad_clip >= 0);
-  auto* sums = static_cast<double*>(workspace.data);
+  check_vector(args.sums, DType::fp64, blocks, "sums");
   launch(squares_kernel,
          {dim3(static_cast<unsigned>(ceil_div(blocks, kWarps))), dim3(kWarps * kWarp)},
-         context.stream, data<float>(args.gradients), elements, sums);
-  launch(finish_kernel, {dim3(1), dim3(kTreeThreads)}, context.stream, sums, blocks, args.grad_clip,
-         args.results);
+         context.stream, data<float>(args.gradients), elements, data<double>(args.sums));
+}
+
+void clip_scale(const ClipScale& args, const Context& context) {
+  check_vector(args.sums, DType::fp64, args.sums.elements(), "sums");
+  LATHE_CHECK(args.results != nullptr && args.grad_clip >= 0);
+  launch(finish_kernel, {dim3(1), dim3(kTreeThreads)}, context.stream, data<double>(args.sums),
+         args.sums.elements(), args.grad_clip, args.results);
 }
 
 void begin_step(const BeginStep& args, const Context& context) {
-  LATHE_CHECK(args.results != nullptr);
-  launch(begin_step_kernel, {dim3(1), dim3(1)}, context.stream, args.results);
+  LATHE_CHECK(args.results != nullptr && args.inputs != nullptr);
+  launch(begin_step_kernel, {dim3(1), dim3(1)}, context.stream, args.results, args.inputs);
 }
 
 }  // namespace lathe::cuda

@@ -63,8 +63,8 @@ template <typename T>
 size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, const Context& context);
 
 void begin_step(const BeginStep& args, const Context& context);
-void global_norm(const GlobalNorm& args, const Context& context, const Tensor& workspace);
-size_t global_norm_workspace(const GlobalNorm& args);
+void square_sums(const SquareSums& args, const Context& context);
+void clip_scale(const ClipScale& args, const Context& context);
 
 // T is the type of the weights.
 template <typename T>

@@ -55,8 +55,11 @@ class CudaOps final : public Ops {
   void begin_step(const BeginStep& args, const Tensor&) const override {
     cuda::begin_step(args, context_);
   }
-  void global_norm(const GlobalNorm& args, const Tensor& workspace) const override {
-    cuda::global_norm(args, context_, workspace);
+  void square_sums(const SquareSums& args, const Tensor&) const override {
+    cuda::square_sums(args, context_);
+  }
+  void clip_scale(const ClipScale& args, const Tensor&) const override {
+    cuda::clip_scale(args, context_);
   }
   void adamw(const AdamW& args, const Tensor&) const override { cuda::adamw<T>(args, context_); }
   void cast(const Cast& args, const Tensor&) const override { cuda::cast(args, context_); }
@@ -87,9 +90,6 @@ class CudaOps final : public Ops {
   size_t workspace_bytes(const Logits&) const override { return 0; }
   size_t workspace_bytes(const LinearCrossEntropy& args) const override {
     return linear_cross_entropy_workspace<T>(args, context_);
-  }
-  size_t workspace_bytes(const GlobalNorm& args) const override {
-    return global_norm_workspace(args);
   }
 
  private:

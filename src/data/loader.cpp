@@ -191,6 +191,11 @@ int64_t EvalLoader::batches() const {
   return (windows + rows - 1) / rows;
 }
 
+int64_t EvalLoader::counted_targets(int64_t index) const {
+  const int64_t tokens = options_.world_size * options_.batch_size * options_.seq_len;
+  return std::clamp<int64_t>(tokens_.size() - 1 - index * tokens, 0, tokens);
+}
+
 const Batch& EvalLoader::batch(int64_t index) {
   LATHE_CHECK(index >= 0 && index < batches(), "{} of {}", index, batches());
   const int64_t T = options_.seq_len, B = options_.batch_size;

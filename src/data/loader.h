@@ -122,7 +122,8 @@ class EvalLoader {
   explicit EvalLoader(const LoaderOptions& options);  // UserError as for Loader
 
   int64_t batches() const;
-  const Batch& batch(int64_t index);  // valid until the next call
+  const Batch& batch(int64_t index);             // valid until the next call
+  int64_t counted_targets(int64_t index) const;  // of this batch on all ranks
   int64_t tokens() const { return tokens_.size(); }
 
  private:

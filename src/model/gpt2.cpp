@@ -7,13 +7,13 @@
 namespace lathe {
 
 GPT2::GPT2(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len,
-           Device& device, Arena& arena, Recompute recompute)
+           Device& device, Arena& arena, Recompute recompute, const Sharding& sharding)
     : config_(config),
       dtype_(dtype),
       batch_size_(batch_size),
       seq_len_(seq_len),
       recompute_(recompute),
-      layout_(config),
+      layout_(config, sharding),
       ops_(&device.ops(dtype)),
       weights_(layout_, arena.allocate(MemoryCategory::weights, dtype, {layout_.elements})),
       gradients_(layout_, arena.allocate(MemoryCategory::gradients, accumulator_of(dtype),
@@ -56,7 +56,6 @@ void GPT2::allocate_workspace(Arena& arena) {
   forward(batch, true);
   loss(batch, 1, &results);
   loss_and_backward(batch, 1, &results, true, {});
-  recorder.global_norm({.gradients = gradients_.flat}, {});
   ops_ = real;
   workspace_ = arena.allocate(MemoryCategory::workspace, DType::uint8,
                               {static_cast<int64_t>(recorder.workspace())});
@@ -67,7 +66,11 @@ Dropout GPT2::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
   return {training ? config_.dropout : 0, static_cast<uint32_t>(layer), site, batch.inputs};
 }
 
-void GPT2::forward(const MicroBatch& batch, bool training) {
+void GPT2::forward(const MicroBatch& batch, bool training, const WeightsNeeded& needed) {
+  const auto need = [&](int64_t layer) {
+    if (needed) needed(layer);
+  };
+  need(kEmbeddings);
   ops_->embedding_forward({.x_btc = embedded_,
                            .tokens_bt = batch.tokens_bt,
                            .wte_vc = weights_.wte,
@@ -76,6 +79,7 @@ void GPT2::forward(const MicroBatch& batch, bool training) {
                           workspace_);
   for (int64_t l = 0; l < config_.n_layer; ++l) {
     const GPT2Layer& w = weights_.layers[l];
+    need(l);
     first_layernorm(l, batch, training);
     layer_forward(l, batch, training);
     ops_->linear_forward({.y_no = flat(projection_),
@@ -84,6 +88,7 @@ void GPT2::forward(const MicroBatch& batch, bool training) {
                           .bias_o = w.mlp_proj_bias},
                          workspace_);
   }
+  need(config_.n_layer);
   ops_->layernorm_forward(
       {.out_btc = ln_f_,
        .residual_out_btc = layers_.back().residual_out,

@@ -24,16 +24,22 @@ struct MicroBatch {
 // Announced in the order in which they become final: ln_f, layer L-1, ..., layer 0, embeddings.
 using GradientReady = std::function<void(const Tensor& flat_range)>;
 
+// The forward pass is about to read the weights of a layer; of the embeddings where it is
+// kEmbeddings, of ln_f where it is n_layer. In this order: embeddings, layers, ln_f.
+using WeightsNeeded = std::function<void(int64_t layer)>;
+inline constexpr int64_t kEmbeddings = -1;
+
 class GPT2 {
  public:
   // Takes weights, gradients (unless inference only), activations and workspace from the arena.
   // batch_size sequences of seq_len <= config.seq_len tokens per micro-batch. What `recompute` says
-  // changes memory and time, never a bit.
+  // changes memory and time, never a bit; `sharding` cuts the flat buffers for several ranks.
   GPT2(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len, Device& device,
-       Arena& arena, Recompute recompute = Recompute::none);
+       Arena& arena, Recompute recompute = Recompute::none, const Sharding& sharding = {});
 
-  // Everything up to the final LayerNorm. Dropout acts only where `training`.
-  void forward(const MicroBatch& batch, bool training);
+  // Everything up to the final LayerNorm. Dropout acts only where `training`. `needed` may be
+  // empty.
+  void forward(const MicroBatch& batch, bool training, const WeightsNeeded& needed = {});
 
   // After forward: adds scale * (sum of losses) to results->loss.
   void loss(const MicroBatch& batch, double scale, StepResults* results);

@@ -13,7 +13,7 @@ StepState::StepState(Device& device, Arena& arena, int64_t micro_steps)
 void StepState::begin(const Ops& ops, std::span<const StepInputs> inputs) {
   LATHE_CHECK(inputs.size_bytes() == inputs_.bytes());
   device_.upload(inputs_, inputs.data());
-  ops.begin_step({.results = device_results()}, {});
+  ops.begin_step({.results = device_results(), .inputs = this->inputs(0)}, {});
 }
 
 StepResults StepState::results() const {
@@ -40,28 +40,54 @@ void StepState::set_results(const StepResults& results) {
 
 Optimizer::Optimizer(const OptimizerConfig& config, const GPT2Parameters& weights,
                      const GPT2Parameters& gradients, const ParameterLayout& layout, Device& device,
-                     Arena& arena)
-    : config_(config), weights_(weights.flat), gradients_(gradients.flat) {
-  const DType acc = gradients_.dtype;
-  const Shape flat{layout.elements};
-  if (weights_.dtype == acc) {
+                     Arena& arena, const Ownership& ownership)
+    : config_(config),
+      device_(device),
+      sharded_(ownership.sharded),
+      shard_(layout.shard(ownership.rank, !ownership.sharded)),
+      weights_(weights.flat),
+      gradients_(gradients.flat) {
+  const DType acc = gradients_.dtype, dtype = weights_.dtype;
+  const Shape mine{shard_elements(shard_)};
+  if (sharded_) {
+    weights_ = {};
+    if (dtype != acc) weights_ = arena.allocate(MemoryCategory::weights, dtype, mine);
+    gradients_ = arena.allocate(MemoryCategory::gradients, acc, mine);
+  }
+  if (dtype == acc && !sharded_) {
     masters_ = std::exchange(weights_, Tensor{});
   } else {
-    masters_ = arena.allocate(MemoryCategory::masters, acc, flat);
+    masters_ = arena.allocate(MemoryCategory::masters, acc, mine);
   }
-  m_ = arena.allocate(MemoryCategory::optimizer, acc, flat);
-  v_ = arena.allocate(MemoryCategory::optimizer, acc, flat);
-  const std::vector<OptimizerSegment> segments = layout.segments(config.weight_decay);
+  m_ = arena.allocate(MemoryCategory::optimizer, acc, mine);
+  v_ = arena.allocate(MemoryCategory::optimizer, acc, mine);
+  square_sums_ =
+      arena.allocate(MemoryCategory::workspace, DType::fp64, {norm_blocks(layout.elements)});
+  const std::vector<OptimizerSegment> segments = layout.segments(config.weight_decay, shard_);
   segment_count_ = static_cast<int64_t>(segments.size());
   segments_ = arena.allocate(MemoryCategory::batch, DType::uint8,
                              {segment_count_ * static_cast<int64_t>(sizeof(OptimizerSegment))});
   device.upload(segments_, segments.data());
 }
 
-void Optimizer::step(const Ops& ops, const StepState& state, const Tensor& workspace) const {
-  ops.global_norm(
-      {.gradients = gradients_, .grad_clip = config_.grad_clip, .results = state.device_results()},
-      workspace);
+void Optimizer::step(const Ops& ops, const StepState& state) const {
+  sum_squares(ops);
+  update(ops, state);
+}
+
+void Optimizer::sum_squares(const Ops& ops) const {
+  if (sharded_) device_.zero(square_sums_);
+  for (const ShardPart& part : shard_) {
+    ops.square_sums({.sums = square_sums_.rows(part.begin / kNormBlock, norm_blocks(part.elements)),
+                     .gradients = gradients_.rows(part.local, part.elements)},
+                    {});
+  }
+}
+
+void Optimizer::update(const Ops& ops, const StepState& state) const {
+  ops.clip_scale(
+      {.sums = square_sums_, .grad_clip = config_.grad_clip, .results = state.device_results()},
+      {});
   ops.adamw({.masters = masters_,
              .m = m_,
              .v = v_,
@@ -75,7 +101,7 @@ void Optimizer::step(const Ops& ops, const StepState& state, const Tensor& works
              .inputs = state.inputs(0),
              .results = state.device_results(),
              .stochastic_rounding = config_.stochastic_rounding},
-            workspace);
+            {});
 }
 
 }  // namespace lathe

@@ -45,24 +45,47 @@ struct OptimizerConfig {
   bool stochastic_rounding = false;  // of masters to bf16 weights
 };
 
+// Which part of the parameters an optimizer keeps: of several ranks each its share of every bucket
+// (ZeRO-1), or all of them.
+struct Ownership {
+  int64_t rank = 0;
+  bool sharded = false;
+};
+
 class Optimizer {
  public:
   Optimizer(const OptimizerConfig& config, const GPT2Parameters& weights,
             const GPT2Parameters& gradients, const ParameterLayout& layout, Device& device,
-            Arena& arena);
+            Arena& arena, const Ownership& ownership = {});
 
   // Norm, clipping and update, with no word from the host in between: a step whose loss or gradient
   // norm is not finite leaves weights and moments as they are.
-  void step(const Ops& ops, const StepState& state, const Tensor& workspace) const;
+  void step(const Ops& ops, const StepState& state) const;
+  // Its halves: square_sums() of the blocks that this optimizer owns, zeros for the others; then,
+  // with the sums of all ranks there, the rest.
+  void sum_squares(const Ops& ops) const;
+  void update(const Ops& ops, const StepState& state) const;
 
-  // fp32 masters (the weights themselves where those are not bf16) and the moments, flat.
+  // What it owns. Its tensors are flat over these parts, one after the other.
+  const std::vector<ShardPart>& shard() const { return shard_; }
+  bool sharded() const { return sharded_; }
+  // fp32 masters (the weights themselves where those are not bf16 and all are owned) and moments.
   const Tensor& masters() const { return masters_; }
   const Tensor& m() const { return m_; }
   const Tensor& v() const { return v_; }
+  // The gradients it reads: the model's where all are owned.
+  const Tensor& gradients() const { return gradients_; }
+  // The updated weights in the model's number type: the model's own where all are owned.
+  const Tensor& weights() const { return weights_ ? weights_ : masters_; }
+  const Tensor& square_sums() const { return square_sums_; }  // fp64, of the blocks of all ranks
 
  private:
   OptimizerConfig config_;
-  Tensor weights_, gradients_, masters_, m_, v_;
+  Device& device_;
+  bool sharded_;
+  std::vector<ShardPart> shard_;
+  Tensor weights_;  // absent where masters_ are the weights
+  Tensor gradients_, masters_, m_, v_, square_sums_;
   Tensor segments_;  // OptimizerSegment[segment_count_]
   int64_t segment_count_;
 };

@@ -1,5 +1,6 @@
 #include "src/model/parameters.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace lathe {
@@ -42,25 +43,87 @@ std::vector<ParameterSpec> parameter_specs(const GPT2Config& config) {
   return specs;
 }
 
-ParameterLayout::ParameterLayout(const GPT2Config& config) {
-  for (ParameterSpec& spec : parameter_specs(config)) {
-    Shape padded = spec.shape;
-    if (spec.name == "wte.weight") padded.dim[0] = config.padded_vocab_size();
-    slots.push_back({std::move(spec), elements, padded});
-    elements +=
-        (padded.elements() + kParameterAlignment - 1) / kParameterAlignment * kParameterAlignment;
-  }
+namespace {
+
+int64_t round_up(int64_t n, int64_t unit) {
+  return (n + unit - 1) / unit * unit;
 }
 
-std::vector<OptimizerSegment> ParameterLayout::segments(float weight_decay) const {
+// The first layer of each bucket, ascending. They fill up in the order of the backward pass, from
+// the last layer down, so what is left over is the first layers' (whose bucket the step waits for).
+std::vector<int64_t> bucket_starts(const GPT2Config& config, int64_t least_elements) {
+  int64_t layer_elements = 0;
+  for (const ParameterSpec& spec : parameter_specs(config)) {
+    if (spec.layer == 0) layer_elements += round_up(spec.shape.elements(), kParameterAlignment);
+  }
+  std::vector<int64_t> starts;
+  int64_t held = 0;
+  for (int64_t l = config.n_layer - 1; l >= 0; --l) {
+    held += layer_elements;
+    if (held < least_elements && l > 0) continue;
+    starts.insert(starts.begin(), l);
+    held = 0;
+  }
+  return starts;
+}
+
+}  // namespace
+
+ParameterLayout::ParameterLayout(const GPT2Config& config, const Sharding& sharding)
+    : ranks(sharding.ranks) {
+  const std::vector<int64_t> starts = bucket_starts(config, sharding.bucket_elements);
+  const int64_t unit = ranks > 1 ? ranks * kNormBlock : 1;
+  buckets.push_back({.begin = 0});
+  size_t next = 0;  // of starts
+  for (ParameterSpec& spec : parameter_specs(config)) {
+    if (next < starts.size() && spec.layer == starts[next]) {
+      elements = buckets.back().end = round_up(elements, unit);
+      buckets.push_back({.begin = elements, .first_layer = starts[next++]});
+    }
+    Shape padded = spec.shape;
+    if (spec.name == "wte.weight") padded.dim[0] = config.padded_vocab_size();
+    if (spec.layer >= 0) buckets.back().last_layer = spec.layer;
+    slots.push_back({std::move(spec), elements, padded});
+    elements += round_up(padded.elements(), kParameterAlignment);
+  }
+  elements = buckets.back().end = round_up(elements, unit);
+}
+
+std::vector<ShardPart> ParameterLayout::shard(int64_t rank, bool all) const {
+  LATHE_CHECK(rank >= 0 && rank < ranks);
+  if (all) return {{0, 0, elements}};
+  std::vector<ShardPart> parts;
+  int64_t local = 0;
+  for (const Bucket& bucket : buckets) {
+    const int64_t share = bucket.elements() / ranks;
+    parts.push_back({bucket.begin + rank * share, local, share});
+    local += share;
+  }
+  return parts;
+}
+
+int64_t shard_elements(const std::vector<ShardPart>& shard) {
+  return shard.empty() ? 0 : shard.back().local + shard.back().elements;
+}
+
+std::vector<OptimizerSegment> ParameterLayout::segments(float weight_decay,
+                                                        const std::vector<ShardPart>& shard) const {
   std::vector<OptimizerSegment> segments;
-  for (size_t i = 0; i < slots.size(); ++i) {
-    const int64_t end = i + 1 < slots.size() ? slots[i + 1].offset : elements;
-    const bool decays = slots[i].spec.decay;
-    if (i > 0 && slots[i - 1].spec.decay == decays) {
-      segments.back().end = end;
-    } else {
-      segments.push_back({slots[i].offset, end, decays ? weight_decay : 0});
+  for (const ShardPart& part : shard) {
+    const int64_t shift = part.begin - part.local;
+    for (size_t i = 0; i < slots.size(); ++i) {
+      const int64_t slot_end = i + 1 < slots.size() ? slots[i + 1].offset : elements;
+      const int64_t begin = std::max(slots[i].offset, part.begin) - shift;
+      const int64_t end = std::min(slot_end, part.begin + part.elements) - shift;
+      if (begin >= end) continue;
+      const float decay = slots[i].spec.decay ? weight_decay : 0;
+      const bool first = segments.empty() || begin == part.local;
+      // By what the parameters are, not by the number: it may be zero.
+      if (!first && i > 0 && slots[i - 1].spec.decay == slots[i].spec.decay) {
+        segments.back().end = end;
+      } else {
+        segments.push_back({begin, end, decay, shift});
+      }
     }
   }
   return segments;

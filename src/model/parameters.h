@@ -32,6 +32,30 @@ std::vector<ParameterSpec> parameter_specs(const GPT2Config& config);
 // a parameter starts on a 256-byte boundary in every number type; what lies between stays zero.
 inline constexpr int64_t kParameterAlignment = 128;
 
+// How the flat buffers are cut for several ranks. The gradients of neighbouring layers are reduced
+// together, as one bucket, as soon as they hold `bucket_elements`; a large layer is a bucket alone.
+struct Sharding {
+  int64_t ranks = 1;
+  int64_t bucket_elements = int64_t{4} << 20;
+  bool operator==(const Sharding&) const = default;
+};
+
+// Elements [begin, end) of the flat buffers, whose gradients are final when the backward pass is
+// through with layer first_layer (-1: the embeddings). Each rank has an equal share, which is a
+// whole number of the norm's blocks (kNormBlock), so the bucket ends with padding. With one rank
+// there is no padding.
+struct Bucket {
+  int64_t begin = 0, end = 0;
+  int64_t first_layer = -1, last_layer = -1;
+  int64_t elements() const { return end - begin; }
+};
+
+// A share of a bucket: elements [begin, begin + elements) of the flat buffers are those from
+// `local` on in the buffers of the rank that owns them.
+struct ShardPart {
+  int64_t begin = 0, local = 0, elements = 0;
+};
+
 struct ParameterSlot {
   ParameterSpec spec;
   int64_t offset = 0;
@@ -39,15 +63,25 @@ struct ParameterSlot {
 };
 
 struct ParameterLayout {
-  explicit ParameterLayout(const GPT2Config& config);
+  explicit ParameterLayout(const GPT2Config& config, const Sharding& sharding = {});
 
   std::vector<ParameterSlot> slots;
   int64_t elements = 0;  // of the flat buffer
+  int64_t ranks = 1;
+  std::vector<Bucket>
+      buckets;  // in the order of the flat buffer: embeddings, layers, the last with ln_f
+
+  // What a rank keeps the optimizer's state of: its share of every bucket, or with `all`
+  // everything.
+  std::vector<ShardPart> shard(int64_t rank, bool all) const;
 
   // Neighbouring parameters that are decayed, or that are not, padding included: what AdamW walks
-  // over. Their number does not depend on the weight decay, which may be zero.
-  std::vector<OptimizerSegment> segments(float weight_decay) const;
+  // over, in the buffers of a shard. Their number does not depend on the weight decay, which may be
+  // zero.
+  std::vector<OptimizerSegment> segments(float weight_decay,
+                                         const std::vector<ShardPart>& shard) const;
 };
+int64_t shard_elements(const std::vector<ShardPart>& shard);
 
 // Views of one flat buffer. Biases are absent tensors where the model has none.
 struct GPT2Layer {

@@ -14,10 +14,9 @@ Tensor imagined(DType dtype, Shape shape) {
   return Tensor{reinterpret_cast<void*>(kArenaAlignment), dtype, shape};
 }
 
-int64_t flat_elements(const GPT2Config& config) {
-  const auto aligned = [](int64_t n) {
-    return (n + kParameterAlignment - 1) / kParameterAlignment * kParameterAlignment;
-  };
+int64_t flat_elements(const GPT2Config& config, const Sharding& sharding = {}) {
+  const auto rounded = [](int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; };
+  const auto aligned = [&](int64_t n) { return rounded(n, kParameterAlignment); };
   const int64_t c = config.n_embd;
   const auto vector = [&](int64_t n) { return aligned(n); };
   const auto bias = [&](int64_t n) { return config.bias ? aligned(n) : 0; };
@@ -25,8 +24,16 @@ int64_t flat_elements(const GPT2Config& config) {
   const auto linear = [&](int64_t in, int64_t out) { return aligned(in * out) + bias(out); };
   const int64_t layer =
       2 * layernorm + linear(c, 3 * c) + linear(c, c) + linear(c, 4 * c) + linear(4 * c, c);
-  return aligned(config.padded_vocab_size() * c) + aligned(config.seq_len * c) +
-         config.n_layer * layer + layernorm;
+  const int64_t embeddings = aligned(config.padded_vocab_size() * c) + aligned(config.seq_len * c);
+  if (sharding.ranks == 1) return embeddings + config.n_layer * layer + layernorm;
+  // Each bucket is a whole number of the norm's blocks for every rank. Buckets are full ones of
+  // `each` layers, the last of them with ln_f, and what is left of the first layers.
+  const int64_t unit = sharding.ranks * kNormBlock;
+  const int64_t each =
+      std::clamp((sharding.bucket_elements + layer - 1) / layer, int64_t{1}, config.n_layer);
+  const int64_t full = config.n_layer / each, left = config.n_layer % each;
+  return rounded(embeddings, unit) + rounded(left * layer, unit) +
+         (full - 1) * rounded(each * layer, unit) + rounded(each * layer + layernorm, unit);
 }
 
 // The scratch of the hungriest operation, each at the largest size that a step gives it.
@@ -125,7 +132,6 @@ size_t training_workspace(const GPT2Config& config, const RunShape& shape, const
                            .vocab_size = config.vocab_size,
                            .accumulate = backward});
   }
-  ask(GlobalNorm{.gradients = imagined(acc, {flat_elements(config)})});
   return most;
 }
 
@@ -213,12 +219,17 @@ MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const 
   refuse_overflow(config, shape);
   const DType dtype = shape.dtype, acc = accumulator_of(dtype);
   const int64_t c = config.n_embd, n = shape.batch_size * shape.seq_len;
-  const int64_t parameters = flat_elements(config);
+  const int64_t parameters = flat_elements(config, shape.sharding);
+  const int64_t owned = shape.sharded ? parameters / shape.sharding.ranks : parameters;
   MemoryPlan plan;
   plan.add(MemoryCategory::weights, dtype, parameters);
-  if (dtype != acc) plan.add(MemoryCategory::masters, acc, parameters);
+  if (shape.sharded && dtype != acc) plan.add(MemoryCategory::weights, dtype, owned);
+  if (shape.sharded || dtype != acc) plan.add(MemoryCategory::masters, acc, owned);
   plan.add(MemoryCategory::gradients, acc, parameters);
-  for (int i = 0; i < 2; ++i) plan.add(MemoryCategory::optimizer, acc, parameters);
+  if (shape.sharded) plan.add(MemoryCategory::gradients, acc, owned);
+  if (shape.reduce_bf16) plan.add(MemoryCategory::gradients, DType::bf16, parameters);
+  if (shape.reduce_bf16 && shape.sharded) plan.add(MemoryCategory::gradients, DType::bf16, owned);
+  for (int i = 0; i < 2; ++i) plan.add(MemoryCategory::optimizer, acc, owned);
 
   const auto activation = [&](DType type, int64_t elements, int64_t count) {
     for (int64_t i = 0; i < count; ++i) plan.add(MemoryCategory::activations, type, elements);
@@ -244,14 +255,16 @@ MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const 
 
   plan.add(MemoryCategory::workspace, DType::uint8,
            static_cast<int64_t>(training_workspace(config, shape, ops)));
+  plan.add(MemoryCategory::workspace, DType::fp64, norm_blocks(parameters));
   // Tokens and targets of all micro-steps; the step's inputs and results; AdamW's segments.
   for (int i = 0; i < 2; ++i) plan.add(MemoryCategory::batch, DType::int32, shape.micro_steps * n);
   plan.add(MemoryCategory::batch, DType::uint8,
            shape.micro_steps * static_cast<int64_t>(sizeof(StepInputs)));
   plan.add(MemoryCategory::batch, DType::uint8, sizeof(StepResults));
-  plan.add(
-      MemoryCategory::batch, DType::uint8,
-      static_cast<int64_t>(ParameterLayout(config).segments(1).size() * sizeof(OptimizerSegment)));
+  const ParameterLayout layout(config, shape.sharding);
+  const auto segments = layout.segments(1, layout.shard(shape.rank, !shape.sharded));
+  plan.add(MemoryCategory::batch, DType::uint8,
+           static_cast<int64_t>(segments.size() * sizeof(OptimizerSegment)));
   if (shape.decode_len > 0) {
     add_decoder(plan, config, dtype, shape.decode_len, shape.decode_len, ops);
   }

@@ -6,6 +6,7 @@
 #include "kernels/ops.h"
 #include "src/model/activations.h"
 #include "src/model/config.h"
+#include "src/model/parameters.h"
 
 namespace lathe {
 
@@ -16,10 +17,14 @@ struct RunShape {
   int64_t micro_steps = 1;  // of a step
   int64_t decode_len = 0;   // positions of the KV cache for samples; 0: none
   Recompute recompute = Recompute::none;
+  Sharding sharding;  // among ranks
+  int64_t rank = 0;
+  bool sharded = false;      // ZeRO-1: each rank keeps its share of the optimizer's state
+  bool reduce_bf16 = false;  // gradients cross the network as bf16
 };
 
-// Bytes by category of a training run: GPT2, Optimizer, StepState, micro-batch and Decoder
-// together.
+// Bytes by category of a training run on one rank: GPT2, Optimizer, StepState, micro-batch,
+// DataParallel and Decoder together.
 MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const Ops& ops);
 
 // The same for sampling alone: weights, KV cache and the activations of up to `chunk` tokens.

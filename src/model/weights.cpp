@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <numbers>
@@ -20,7 +22,6 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kChunk = 1 << 20;  // elements that pass through the host at a time
 constexpr const char* kModelFile = "model.safetensors";
-constexpr const char* kOptimizerFile = "optimizer-00000-of-00001.safetensors";
 
 // Elements [first, first + count) of one parameter inside flat parameters.
 Tensor part_of(const Tensor& flat, const ParameterSlot& slot, int64_t first, int64_t count) {
@@ -116,10 +117,10 @@ std::vector<float> initial_values(const ParameterSpec& spec, uint64_t seed, uint
   return values;
 }
 
-void write_parameter(SafetensorsWriter& file, const std::string& name, const ParameterSlot& slot,
-                     const Tensor& flat, Device& device) {
-  for_each_chunk(slot.spec.shape.elements(), [&](int64_t first, int64_t count) {
-    const std::vector<float> values = download_values(device, part_of(flat, slot, first, count));
+void write_elements(SafetensorsWriter& file, const std::string& name, const Tensor& from,
+                    Device& device) {
+  for_each_chunk(from.elements(), [&](int64_t first, int64_t count) {
+    const std::vector<float> values = download_values(device, from.rows(first, count));
     file.write(name, values.data(), values.size() * sizeof(float));
   });
 }
@@ -213,7 +214,8 @@ WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
   for (const ParameterSpec& spec : absent)
     file.declare(spec.name, DType::fp32, dims_of(spec.shape));
   for (const ParameterSlot& slot : layout.slots) {
-    write_parameter(file, slot.spec.name, slot, flat, device);
+    write_elements(file, slot.spec.name, part_of(flat, slot, 0, slot.spec.shape.elements()),
+                   device);
   }
   for (const ParameterSpec& spec : absent) {
     const std::vector<float> zeros(spec.shape.elements());
@@ -310,30 +312,125 @@ void read_model(const fs::path& dir, const GPT2Config& config, const ParameterLa
   }
 }
 
+namespace {
+
+// What a part of the flat buffers holds of one parameter: elements [first, first + count) of it,
+// from element `local` on of the buffers that the part is in.
+struct Piece {
+  const ParameterSlot* slot = nullptr;
+  int64_t first = 0, count = 0, local = 0;
+  bool whole() const { return count == slot->spec.shape.elements(); }
+};
+
+std::vector<Piece> pieces_of(const ParameterLayout& layout, const std::vector<ShardPart>& shard) {
+  std::vector<Piece> pieces;
+  for (const ShardPart& part : shard) {
+    for (const ParameterSlot& slot : layout.slots) {  // padding is left out
+      const int64_t begin = std::max(slot.offset, part.begin);
+      const int64_t end =
+          std::min(slot.offset + slot.spec.shape.elements(), part.begin + part.elements);
+      if (begin < end) {
+        pieces.push_back(
+            {&slot, begin - slot.offset, end - begin, begin - part.begin + part.local});
+      }
+    }
+  }
+  return pieces;
+}
+
+std::string optimizer_file(int64_t rank, int64_t ranks) {
+  return fmt::format("optimizer-{:05}-of-{:05}.safetensors", rank, ranks);
+}
+
+// All of a checkpoint's files of moments, by rank.
+std::vector<SafetensorsReader> open_optimizer(const fs::path& dir) {
+  std::vector<SafetensorsReader> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(dir)) {
+    const std::string name = entry.path().filename().string();
+    const size_t of = name.find("-of-");
+    if (!name.starts_with("optimizer-00000-of-") || !name.ends_with(".safetensors")) continue;
+    const int64_t ranks = std::atoll(name.c_str() + of + 4);
+    for (int64_t r = 0; r < ranks; ++r) files.emplace_back(dir / optimizer_file(r, ranks));
+    return files;
+  }
+  throw UserError("{} holds no optimizer-00000-of-NNNNN.safetensors, so it cannot be resumed",
+                  dir.string());
+}
+
+// Copies what a file has of a piece to the device; returns the number of elements.
+int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, const Piece& piece,
+                   const Tensor& to, Device& device) {
+  const std::string& parameter = piece.slot->spec.name;
+  const SafetensorsEntry* entry = file.find(prefix + parameter);
+  if (entry == nullptr) return 0;
+  const auto place = file.metadata().find(parameter);
+  const int64_t first = place == file.metadata().end() ? 0 : std::atoll(place->second.c_str());
+  const int64_t total = piece.slot->spec.shape.elements();
+  if (entry->type != SafetensorsType::F32 || first < 0 || first > total - entry->elements()) {
+    throw UserError("{}: {} is no part of the {} elements of {}", file.path().string(), entry->name,
+                    total, parameter);
+  }
+  const int64_t begin = std::max(first, piece.first);
+  const int64_t end = std::min(first + entry->elements(), piece.first + piece.count);
+  std::vector<float> values;
+  for_each_chunk(std::max<int64_t>(0, end - begin), [&](int64_t done, int64_t count) {
+    values.resize(static_cast<size_t>(count));
+    std::memcpy(values.data(),
+                file.bytes(*entry).data() + (begin - first + done) * int64_t{sizeof(float)},
+                values.size() * sizeof(float));
+    upload_values(device, to.rows(piece.local + begin - piece.first + done, count), values.data());
+  });
+  return std::max<int64_t>(0, end - begin);
+}
+
+}  // namespace
+
 WrittenFiles write_optimizer(const fs::path& dir, const ParameterLayout& layout,
-                             const Optimizer& optimizer, Device& device) {
-  SafetensorsWriter file(dir / kOptimizerFile);
+                             const Optimizer& optimizer, Device& device, int64_t rank) {
+  std::vector<ShardPart> shard = layout.shard(rank, layout.ranks == 1);
+  if (!optimizer.sharded()) {
+    for (ShardPart& part : shard) part.local = part.begin;
+  }
+  const std::vector<Piece> pieces = pieces_of(layout, shard);
+  std::map<std::string, std::string> places;
+  for (const Piece& piece : pieces) {
+    if (!piece.whole()) places[piece.slot->spec.name] = std::to_string(piece.first);
+  }
+  const std::string name = optimizer_file(rank, layout.ranks);
+  SafetensorsWriter file(dir / name, places);
   const std::pair<std::string, const Tensor*> moments[] = {{"m.", &optimizer.m()},
                                                            {"v.", &optimizer.v()}};
   for (const auto& [prefix, flat] : moments) {
-    for (const ParameterSlot& slot : layout.slots) {
-      file.declare(prefix + slot.spec.name, DType::fp32, dims_of(slot.spec.shape));
+    for (const Piece& piece : pieces) {
+      const ParameterSpec& spec = piece.slot->spec;
+      file.declare(prefix + spec.name, DType::fp32,
+                   piece.whole() ? dims_of(spec.shape) : std::vector<int64_t>{piece.count});
     }
   }
   for (const auto& [prefix, flat] : moments) {
-    for (const ParameterSlot& slot : layout.slots) {
-      write_parameter(file, prefix + slot.spec.name, slot, *flat, device);
+    for (const Piece& piece : pieces) {
+      write_elements(file, prefix + piece.slot->spec.name, flat->rows(piece.local, piece.count),
+                     device);
     }
   }
-  return {{kOptimizerFile, file.finish()}};
+  return {{name, file.finish()}};
 }
 
 void read_optimizer(const fs::path& dir, const ParameterLayout& layout, const Optimizer& optimizer,
                     Device& device) {
-  const SafetensorsReader file(dir / kOptimizerFile);
-  for (const ParameterSlot& slot : layout.slots) {
-    read_parameter(file, "m." + slot.spec.name, slot, optimizer.m(), device);
-    read_parameter(file, "v." + slot.spec.name, slot, optimizer.v(), device);
+  const std::vector<SafetensorsReader> files = open_optimizer(dir);
+  const std::pair<std::string, const Tensor*> moments[] = {{"m.", &optimizer.m()},
+                                                           {"v.", &optimizer.v()}};
+  for (const Piece& piece : pieces_of(layout, optimizer.shard())) {
+    for (const auto& [prefix, flat] : moments) {
+      int64_t found = 0;
+      for (const SafetensorsReader& file : files) {
+        found += read_piece(file, prefix, piece, *flat, device);
+      }
+      if (found == piece.count) continue;
+      throw UserError("{}: of {}{}, {} of {} elements are there", dir.string(), prefix,
+                      piece.slot->spec.name, found, piece.count);
+    }
   }
 }
 

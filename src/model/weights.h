@@ -38,9 +38,14 @@ GPT2Config read_model_config(const std::filesystem::path& dir);
 void read_model(const std::filesystem::path& dir, const GPT2Config& config,
                 const ParameterLayout& layout, const Tensor& flat, Device& device);
 
-// AdamW's moments, "m.NAME" and "v.NAME", in DIR/optimizer-00000-of-00001.safetensors.
+// AdamW's moments, "m.NAME" and "v.NAME", in one file for each of layout.ranks ranks: DIR/
+// optimizer-RRRRR-of-NNNNN.safetensors holds the share of rank R, whichever stage of ZeRO it runs
+// in. Of a parameter that is cut there is the piece as a vector, and in the metadata NAME: the
+// place of its first element.
 WrittenFiles write_optimizer(const std::filesystem::path& dir, const ParameterLayout& layout,
-                             const Optimizer& optimizer, Device& device);
+                             const Optimizer& optimizer, Device& device, int64_t rank = 0);
+// Reads what this optimizer owns, however many ranks have written it. Throws UserError where
+// anything is missing.
 void read_optimizer(const std::filesystem::path& dir, const ParameterLayout& layout,
                     const Optimizer& optimizer, Device& device);
 

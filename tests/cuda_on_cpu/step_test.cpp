@@ -65,7 +65,7 @@ Outcome train(const Case& c, uint64_t seed, int64_t* waits = nullptr, int64_t* l
       h.model.forward(h.batch(m), true);
       h.model.loss_and_backward(h.batch(m), 1e-2, h.state.device_results(), m > 0, {});
     }
-    h.optimizer.step(h.model.ops(), h.state, h.model.workspace());
+    h.optimizer.step(h.model.ops(), h.state);
   };
   Outcome outcome;
   for (uint32_t step = 0; step < kSteps; ++step) {

@@ -266,7 +266,7 @@ TEST(GPT2, TwoStepsAreBitwiseEqual) {
       Harness h(config, {.dtype = dtype, .batch_size = 3, .seq_len = 33});
       h.random_batch(3);
       h.forward_backward();
-      h.optimizer.step(h.model.ops(), h.state, h.model.workspace());
+      h.optimizer.step(h.model.ops(), h.state);
       const auto values = values_of(*h.device, h.optimizer.masters());
       if (run == 0) first = values;
       EXPECT_EQ(values, first) << name_of(dtype);
@@ -284,7 +284,7 @@ TEST(GPT2, ABadStepTouchesNothing) {
   poisoned[3] = NAN;
   set_values(*h.device, h.model.weights().ln_f_weight, poisoned);
   h.forward_backward();
-  h.optimizer.step(h.model.ops(), h.state, h.model.workspace());
+  h.optimizer.step(h.model.ops(), h.state);
   EXPECT_EQ(h.state.results().skip, 1);
   EXPECT_EQ(h.state.results().updates, 0);
   EXPECT_EQ(values_of(*h.device, h.optimizer.masters()), masters);

@@ -50,7 +50,7 @@ Trace two_steps(const Case& c, DType dtype, Recompute recompute) {
       h.model.loss_and_backward(h.batch(m), 1e-2, h.state.device_results(), m > 0, {});
     }
     keep("gradients", h.model.gradients().flat);
-    h.optimizer.step(h.model.ops(), h.state, h.model.workspace());
+    h.optimizer.step(h.model.ops(), h.state);
     const StepResults results = h.state.results();
     EXPECT_EQ(results.skip, 0);
     const char* raw = reinterpret_cast<const char*>(&results);

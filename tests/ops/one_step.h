@@ -31,6 +31,7 @@ class OneStep {
     dqkv_ = make<T>({B, L, 3 * C});
     mean_ = make<A>({B, L}), rstd_ = make<A>({B, L}), losses_ = make<A>({N});
     logsumexp_ = make<A>({B, 4, L}), logits_ = make<A>({2, kVocab});
+    sums_ = make<double>({norm_blocks(kParameters)});
     gradients_ = make<A>({kParameters}), masters_ = make<A>({kParameters});
     m_ = make<A>({kParameters}), v_ = make<A>({kParameters}), weights_ = make<T>({kParameters});
     RecordingOps recording(ops<T>());
@@ -42,7 +43,7 @@ class OneStep {
   void run_own() { run_own(ops<T>()); }
   void run_own(const Ops& t) {
     const Dropout dropout{0.2f, 1, DropoutSite::embedding, inputs_.get()};
-    t.begin_step({results_.get()}, workspace_);
+    t.begin_step({results_.get(), inputs_.get()}, workspace_);
     t.embedding_forward({x_, tokens_, wte_, wpe_, dropout, 0}, workspace_);
     t.layernorm_forward({normed_, residual_, mean_, rstd_, x_, x_, ln_weight_, ln_bias_, dropout},
                         workspace_);
@@ -58,7 +59,8 @@ class OneStep {
         {gradient({V, C}, 2 * C), gradient({L, C}, 2 * C + V * C), dx_, tokens_, dropout, true},
         workspace_);
     t.logits({logits_, x_.reshaped({N, C}).rows(0, 2), wte_, kVocab}, workspace_);
-    t.global_norm({gradients_, 1, results_.get()}, workspace_);
+    t.square_sums({sums_, gradients_}, workspace_);
+    t.clip_scale({sums_, 1, results_.get()}, workspace_);
     AdamW adamw;
     adamw.masters = masters_, adamw.m = m_, adamw.v = v_, adamw.gradients = gradients_;
     if (!std::is_same_v<T, A>) adamw.weights = weights_;
@@ -124,7 +126,7 @@ class OneStep {
   uint64_t stream_ = 1;
   Tensor wte_, wpe_, ln_weight_, ln_bias_, w1_, b1_, w2_, attention_in_, tokens_;
   Tensor x_, residual_, normed_, h_out_, dx_, d_residual_, dnormed_, pre_, h_, dpre_, dqkv_;
-  Tensor mean_, rstd_, losses_, logsumexp_, logits_, gradients_, masters_, m_, v_, weights_;
+  Tensor mean_, rstd_, losses_, logsumexp_, logits_, gradients_, masters_, m_, v_, weights_, sums_;
   Tensor workspace_;
   Visible<OptimizerSegment> segment_{{0, kParameters, 0.1f}};
   Visible<StepInputs> inputs_{{.seed = 1, .first_sequence = 2, .step = 3, .learning_rate = 0.01f}};

@@ -193,8 +193,11 @@ inline void run(const Ops& t, const LinearCrossEntropy& a) {
 inline void run(const Ops& t, const BeginStep& a) {
   run(t, &Ops::begin_step, a);
 }
-inline void run(const Ops& t, const GlobalNorm& a) {
-  run(t, &Ops::global_norm, a);
+inline void run(const Ops& t, const SquareSums& a) {
+  run(t, &Ops::square_sums, a);
+}
+inline void run(const Ops& t, const ClipScale& a) {
+  run(t, &Ops::clip_scale, a);
 }
 inline void run(const Ops& t, const AdamW& a) {
   run(t, &Ops::adamw, a);

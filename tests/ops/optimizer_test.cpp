@@ -45,6 +45,13 @@ struct State {
   }
 };
 
+// The norm of a gradient as an optimizer takes it.
+void measure(const Ops& table, const Tensor& gradients, double clip, StepResults* results) {
+  Buffer<double> sums({norm_blocks(gradients.elements())});
+  run(table, SquareSums{sums.tensor, gradients});
+  run(table, ClipScale{sums.tensor, clip, results});
+}
+
 // The formula, element by element.
 template <typename A>
 void plain_step(std::vector<A>& w, std::vector<A>& m, std::vector<A>& v, const std::vector<A>& g,
@@ -136,7 +143,7 @@ void skip_leaves_all(double poison_loss, double poison_gradient) {
   const auto weights = s.weights.values();
   s.results->loss = poison_loss;
   s.gradients.data()[12345] = static_cast<Accumulator<T>>(poison_gradient);
-  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, s.results.get()});
+  measure(ops<T>(), s.gradients.tensor, 1, s.results.get());
   EXPECT_EQ(s.results->skip, 1);
   s.step();
   EXPECT_EQ(s.results->updates, 1);
@@ -146,7 +153,7 @@ void skip_leaves_all(double poison_loss, double poison_gradient) {
   expect_same_bits(weights, s.weights.values(), "weights");
   s.results->loss = 1;
   s.gradients.data()[12345] = 0;
-  run(ops<T>(), GlobalNorm{s.gradients.tensor, 1, s.results.get()});
+  measure(ops<T>(), s.gradients.tensor, 1, s.results.get());
   EXPECT_EQ(s.results->skip, 0);
   s.step();
   EXPECT_EQ(s.results->updates, 2);
@@ -248,7 +255,7 @@ TEST(GlobalNorm, IsTheRootOfTheSquares) {
     double squares = 0;
     for (float g : gradients.values()) squares += static_cast<double>(g) * static_cast<double>(g);
     for (double clip : {0.0, 0.5, 1e9}) {
-      run(ops<bf16>(), GlobalNorm{gradients.tensor, clip, results.get()});
+      measure(ops<bf16>(), gradients.tensor, clip, results.get());
       EXPECT_NEAR(results->grad_norm, std::sqrt(squares), 1e-13 * std::sqrt(squares));
       EXPECT_EQ(results->clip_scale, clip > 0 ? std::min(1.0, clip / results->grad_norm) : 1.0);
       EXPECT_EQ(results->skip, 0);
@@ -259,7 +266,7 @@ TEST(GlobalNorm, IsTheRootOfTheSquares) {
 TEST(GlobalNorm, LargeGradientsDoNotOverflow) {
   Buffer<float> gradients({3}, {3e30f, 4e30f, 0});
   Visible<StepResults> results;
-  run(ops<float>(), GlobalNorm{gradients.tensor, 1, results.get()});
+  measure(ops<float>(), gradients.tensor, 1, results.get());
   EXPECT_NEAR(results->grad_norm, 5e30, 1e24);
   EXPECT_EQ(results->skip, 0);
 }
@@ -271,8 +278,8 @@ TEST(GlobalNorm, HasTheSameBitsOnEveryDevice) {
     for (int64_t i = 0; i < count; ++i)
       gradients.data()[i] = static_cast<float>((i * 37 + i / 1000) % 1009 - 504) * 0.013f;
     Visible<StepResults> here, there;
-    run(ops<float>(), GlobalNorm{gradients.tensor, 1, here.get()});
-    run(cpu().ops(DType::fp32), GlobalNorm{gradients.tensor, 1, there.get()});
+    measure(ops<float>(), gradients.tensor, 1, here.get());
+    measure(cpu().ops(DType::fp32), gradients.tensor, 1, there.get());
     EXPECT_EQ(here->grad_norm, there->grad_norm) << count;
     EXPECT_EQ(here->clip_scale, there->clip_scale) << count;
     double squares = 0;
@@ -281,6 +288,45 @@ TEST(GlobalNorm, HasTheSameBitsOnEveryDevice) {
       squares += g * g;
     }
     EXPECT_NEAR(here->grad_norm, std::sqrt(squares), 1e-10 * std::sqrt(squares)) << count;
+  }
+}
+
+// A rank that holds every other block gets the bits of one that holds all, from the sums of both.
+TEST(GlobalNorm, OfPartsIsThatOfTheWhole) {
+  constexpr int64_t kBlocks = 37;
+  Buffer<float> gradients({kBlocks * kNormBlock}, random_values<float>(kBlocks * kNormBlock, 4));
+  Visible<StepResults> whole, parts;
+  measure(ops<float>(), gradients.tensor, 1, whole.get());
+  Buffer<double> sums({kBlocks});
+  for (int64_t first : {1, 0}) {
+    for (int64_t b = first; b < kBlocks; b += 2) {
+      run(ops<float>(),
+          SquareSums{sums.tensor.rows(b, 1), gradients.tensor.rows(b * kNormBlock, kNormBlock)});
+    }
+  }
+  run(ops<float>(), ClipScale{sums.tensor, 1, parts.get()});
+  EXPECT_EQ(whole->grad_norm, parts->grad_norm);
+  EXPECT_EQ(whole->clip_scale, parts->clip_scale);
+}
+
+// A rank that holds two pieces of the parameters rounds them as one that holds all.
+TEST(AdamW, RoundsStochasticallyByPlaceInTheModel) {
+  State<bf16> whole(4000), part(2000);
+  for (State<bf16>* s : {&whole, &part}) s->stochastic_rounding = true;
+  whole.segments = {{0, 4000, 0.1f}};
+  part.segments = {{0, 800, 0.1f, 400}, {800, 2000, 0.1f, 1200}};
+  const auto origin = [](size_t i) { return i < 800 ? i + 400 : i + 1200; };
+  for (size_t i = 0; i < 2000; ++i) {
+    part.masters.data()[i] = whole.masters.data()[origin(i)];
+    part.gradients.data()[i] = whole.gradients.data()[origin(i)];
+  }
+  whole.step(), part.step();
+  Buffer<bf16> again({1200});
+  const Visible<StepInputs> rounding{{.seed = part.inputs->seed, .step = 1}};
+  run(ops<bf16>(), Cast{again.tensor, part.masters.tensor.rows(800, 1200), rounding.get(), 2000});
+  for (size_t i = 0; i < 2000; ++i) {
+    ASSERT_EQ(part.weights.data()[i].bits, whole.weights.data()[origin(i)].bits) << i;
+    if (i >= 800) ASSERT_EQ(again.data()[i - 800].bits, part.weights.data()[i].bits) << i;
   }
 }
 

@@ -104,8 +104,11 @@ class LateOps final : public ObservedOps {
   void begin_step(const BeginStep& args, const Tensor& workspace) const override {
     later(&Ops::begin_step, args, workspace);
   }
-  void global_norm(const GlobalNorm& args, const Tensor& workspace) const override {
-    later(&Ops::global_norm, args, workspace);
+  void square_sums(const SquareSums& args, const Tensor& workspace) const override {
+    later(&Ops::square_sums, args, workspace);
+  }
+  void clip_scale(const ClipScale& args, const Tensor& workspace) const override {
+    later(&Ops::clip_scale, args, workspace);
   }
   void adamw(const AdamW& args, const Tensor& workspace) const override {
     later(&Ops::adamw, args, workspace);

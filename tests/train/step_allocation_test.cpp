@@ -69,7 +69,7 @@ Count count_of_steps(DType dtype) {
         run.model.forward(run.batch(m), true);
         run.model.loss_and_backward(run.batch(m), 1e-3, run.state.device_results(), m > 0, {});
       }
-      run.optimizer.step(run.model.ops(), run.state, run.model.workspace());
+      run.optimizer.step(run.model.ops(), run.state);
     });
     run.state.request_results();
     return run.state.collect_results();

@@ -1,0 +1,100 @@
+// Data parallelism: each rank computes the gradients of its part of the batch, and what is here
+// makes them the gradients of the whole batch while the backward pass still runs. With ZeRO-1
+// (Rajbhandari et al., "ZeRO: Memory optimizations toward training trillion parameter models",
+// 2020) each rank updates its share of the parameters alone, and the next forward pass hides the
+// way back.
+//
+// A step of several ranks, by the lines that it runs on:
+//
+//   device         | forward, layer by layer | backward, layer by layer | norm, AdamW |
+//   communication  | weights (ZeRO-1)        |   gradients of each bucket as it is final |
+//
+//   stage 0   gradients are all-reduced; every rank updates everything
+//   stage 1   gradients are reduce-scattered; a rank updates its share of each bucket; weights are
+//             all-gathered at the start of the next step, each bucket before its first layer needs
+//             it
+//
+// Both stages add the ranks' gradients in the same order and take the norm over the same blocks, so
+// over lathe's own reductions they give the same bits.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "src/model/gpt2.h"
+#include "src/model/optimizer.h"
+#include "src/parallel/communicator.h"
+
+namespace lathe {
+
+// Two marks (Device::mark) between which a line did one thing.
+struct Span {
+  const char* what = "";
+  bool waits =
+      false;  // the device's line, waiting for communication; else a collective on its own line
+  int from = 0, to = 0;
+};
+
+class DataParallel {
+ public:
+  // Takes memory from the arena where gradients are reduced in bf16. `first_mark`: the first of
+  // kSets * marks() numbers that are its own.
+  DataParallel(Communicator& communicator, Device& device, GPT2& model, const Optimizer& optimizer,
+               const StepState& state, bool reduce_bf16, Arena& arena, int first_mark);
+  DataParallel(const DataParallel&) = delete;
+  DataParallel& operator=(const DataParallel&) = delete;
+
+  static constexpr int kSets = 2;  // of marks: two steps may be under way
+
+  // One step, in this order; what is between them is the model's and the optimizer's. May be
+  // recorded. Before the first forward pass:
+  void begin_step(int set);
+  // What the first micro-step's forward pass calls, and the last micro-step's backward pass (only
+  // that one's gradients are those of the step). Empty where there is one rank.
+  const WeightsNeeded& weights_needed() const { return weights_needed_; }
+  const GradientReady& gradient_ready() const { return gradient_ready_; }
+  // The optimizer's gradients and the step's loss are those of all ranks for what the device is
+  // given from here on.
+  void finish_gradients();
+  // So are the sums of squares (ZeRO-1: each rank has brought those of its own share).
+  void add_up_squares();
+
+  // Outside of a step. ZeRO-1: the model's weights are what the ranks' optimizers last made them.
+  void gather_weights();
+  // results->loss += the other ranks'.
+  void add_up_loss();
+
+  // Of the step that last used this set of marks.
+  std::span<const Span> spans(int set) const { return spans_.at(static_cast<size_t>(set)); }
+
+ private:
+  void gather_bucket(size_t b);
+  void reduce_bucket(size_t b);
+  void need(int64_t layer);
+  void wait_for(Ticket ticket, const char* what);
+  template <typename Collective>
+  Ticket spanned(const char* what, const Collective& collective);
+  Tensor range(const Tensor& flat, const Bucket& bucket) const {
+    return flat.rows(bucket.begin, bucket.elements());
+  }
+  const ShardPart& share(size_t b) const { return optimizer_.shard()[b]; }
+
+  Communicator& communicator_;
+  Device& device_;
+  GPT2& model_;
+  const Optimizer& optimizer_;
+  Tensor loss_;                  // fp64 [1], in the step's results
+  Tensor staged_, staged_mine_;  // bf16: gradients on their way, and this rank's share of the sums
+  WeightsNeeded weights_needed_;
+  GradientReady gradient_ready_;
+  std::vector<std::string> names_;  // of the buckets
+  std::vector<Ticket> gathered_, reduced_;
+  Ticket loss_reduced_ = 0;
+  int first_mark_, set_ = 0, next_mark_ = 0;
+  std::array<std::vector<Span>, kSets> spans_;
+};
+
+}  // namespace lathe

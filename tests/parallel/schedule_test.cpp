@@ -1,0 +1,174 @@
+// When a step communicates, and what waits for it: read from the order of the calls, with a device
+// that computes nothing and ranks that are not there.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+
+#include "kernels/observed_ops.h"
+#include "src/model/plan.h"
+#include "src/parallel/data_parallel.h"
+#include "tests/parallel/step_model.h"
+
+namespace lathe::testing {
+namespace {
+
+constexpr GPT2Config kGpt2{
+    .n_layer = 12, .n_head = 12, .n_embd = 768, .vocab_size = 50257, .seq_len = 1024};
+constexpr GPT2Config kSmall{
+    .n_layer = 5, .n_head = 2, .n_embd = 32, .vocab_size = 61, .seq_len = 16};
+
+struct Case {
+  GPT2Config config = kSmall;
+  int64_t batch_size = 2, micro_steps = 1;
+  int ranks = 4;
+  bool sharded = false, reduce_bf16 = false;
+  int64_t bucket_elements = 0;
+  DType dtype = DType::bf16;
+};
+
+// The step of src/train.cpp, as it is seen from outside.
+Schedule schedule_of(const Case& c) {
+  const auto device = make_cpu_device();
+  const RunShape shape{.dtype = c.dtype,
+                       .batch_size = c.batch_size,
+                       .seq_len = c.config.seq_len,
+                       .micro_steps = c.micro_steps,
+                       .sharding = {c.ranks, c.bucket_elements},
+                       .sharded = c.sharded,
+                       .reduce_bf16 = c.reduce_bf16};
+  Arena arena(*device, plan_training(c.config, shape, device->ops(c.dtype)).total());
+  GPT2 model(c.config, c.dtype, shape.batch_size, shape.seq_len, *device, arena, Recompute::none,
+             shape.sharding);
+  Optimizer optimizer({}, model.weights(), model.gradients(), model.layout(), *device, arena,
+                      {0, c.sharded});
+  StepState state(*device, arena, c.micro_steps);
+  Schedule schedule;
+  AbsentRanks ranks(c.ranks, schedule);
+  DataParallel parallel(ranks, *device, model, optimizer, state, c.reduce_bf16, arena, 0);
+  const ScheduleOps ops(model.ops(), schedule);
+  model.use(ops);
+  const MicroBatch batch{
+      arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len}),
+      arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len}),
+      state.inputs(0)};
+  parallel.begin_step(0);
+  for (int64_t m = 0; m < c.micro_steps; ++m) {
+    model.forward(batch, true, m == 0 ? parallel.weights_needed() : WeightsNeeded());
+    model.loss_and_backward(batch, 1, state.device_results(), m > 0,
+                            m + 1 == c.micro_steps ? parallel.gradient_ready() : GradientReady());
+  }
+  parallel.finish_gradients();
+  optimizer.sum_squares(ops);
+  parallel.add_up_squares();
+  optimizer.update(ops, state);
+  return schedule;
+}
+
+TEST(Schedule, EachBucketIsReducedBeforeTheNextLayersBackward) {
+  for (bool sharded : {false, true}) {
+    for (bool reduce_bf16 : {false, true}) {
+      Case c{.config = kGpt2, .batch_size = 1, .sharded = sharded, .reduce_bf16 = reduce_bf16};
+      c.bucket_elements = int64_t{4} << 20;
+      const Schedule s = schedule_of(c);
+      const std::string reduction = sharded ? "reduce_scatter" : "all_reduce";
+      // A layer's backward pass ends with the LayerNorm at its beginning; the one before its first
+      // is the head's.
+      std::vector<int64_t> norms = s.all("layernorm_backward");
+      ASSERT_EQ(norms.size(), 25u);
+      for (int64_t l = 11; l >= 0; --l) {
+        const std::string name = l == 11 ? "layer 11, ln_f" : fmt::format("layer {}", l);
+        const int64_t issued = s.only(reduction, name);
+        const size_t mine = static_cast<size_t>(2 * (12 - l));  // of norms: this layer's last
+        EXPECT_GT(issued, norms[mine]) << name;
+        EXPECT_LT(issued, s.next(norms[mine], "linear_backward", "embedding_backward")) << name;
+      }
+      EXPECT_GT(s.only(reduction, "embeddings"), s.only("embedding_backward"));
+      EXPECT_LT(s.only(reduction, "embeddings"), s.first("square_sums"));
+      // Every one of them begins after what the device was given before it, and no sooner.
+      for (const auto& [at, entry] : s.collectives()) EXPECT_LT(s.ordered_after(at), at);
+    }
+  }
+}
+
+TEST(Schedule, OnlyTheLastMicroStepCommunicates) {
+  const Schedule s = schedule_of({.micro_steps = 3});
+  const std::vector<int64_t> heads = s.all("linear_cross_entropy");
+  ASSERT_EQ(heads.size(), 3u);
+  for (const auto& [at, entry] : s.collectives()) EXPECT_GT(at, heads[2]) << entry.what;
+}
+
+TEST(Schedule, AdamWWaitsForAllGradientsAndNothingElseDoes) {
+  for (bool sharded : {false, true}) {
+    const Schedule s = schedule_of({.sharded = sharded});
+    const int64_t last_gradient = s.only(sharded ? "reduce_scatter" : "all_reduce", "embeddings");
+    // The first wait of the device behind the gathers is the one before the norm.
+    const int64_t wait = s.next(s.only("embedding_backward"), "device_after");
+    EXPECT_EQ(s.at(wait).ticket, s.at(last_gradient).ticket);
+    EXPECT_LT(wait, s.first("square_sums"));
+    EXPECT_LT(s.next(wait, "square_sums"), s.only("clip_scale"));
+    EXPECT_LT(s.only("clip_scale"), s.only("adamw"));
+    const std::vector<int64_t> backward = s.all("linear_backward");
+    for (int64_t at : s.all("device_after")) {
+      EXPECT_FALSE(at > s.only("linear_cross_entropy") && at < backward.back()) << at;
+    }
+    if (!sharded) continue;
+    const int64_t norm = s.only("all_reduce", "norm");
+    EXPECT_GT(norm, s.all("square_sums").back());
+    EXPECT_EQ(s.at(s.next(norm, "device_after")).ticket, s.at(norm).ticket);
+    EXPECT_LT(s.next(norm, "device_after"), s.only("clip_scale"));
+  }
+}
+
+// ZeRO-1: all gathers are under way before the forward pass begins, in the order in which it needs
+// them, and each layer waits for its own alone.
+TEST(Schedule, LayersWaitForTheirOwnWeights) {
+  const Schedule s = schedule_of({.sharded = true});
+  const std::vector<int64_t> gathers = s.all("all_gather");
+  ASSERT_EQ(gathers.size(), 6u);
+  EXPECT_LT(gathers.back(), s.first("embedding_forward"));
+  const std::vector<int64_t> waits = s.all("device_after");
+  for (size_t b = 0; b < gathers.size(); ++b) {
+    EXPECT_EQ(s.at(waits[b]).ticket, s.at(gathers[b]).ticket);
+    EXPECT_EQ(s.at(gathers[b]).what, b == 0   ? "embeddings"
+                                     : b == 5 ? "layer 4, ln_f"
+                                              : fmt::format("layer {}", b - 1));
+  }
+  // Embedding, then of each layer the first LayerNorm.
+  EXPECT_EQ(s.next(waits[0]), s.first("embedding_forward"));
+  const std::vector<int64_t> norms = s.all("layernorm_forward");
+  for (size_t l = 0; l < 5; ++l) EXPECT_EQ(s.next(waits[l + 1]), norms[2 * l]);
+}
+
+TEST(Schedule, TheLossIsReducedOnce) {
+  const Schedule s = schedule_of({.micro_steps = 2, .sharded = true});
+  EXPECT_GT(s.only("all_reduce", "loss"), s.all("linear_cross_entropy").back());
+  EXPECT_LT(s.at(s.only("all_reduce", "loss")).ticket,
+            s.at(s.next(s.only("embedding_backward"), "device_after")).ticket);
+}
+
+TEST(Schedule, OneRankIsSilent) {
+  const Schedule s = schedule_of({.ranks = 1});
+  EXPECT_TRUE(s.collectives().empty());
+  EXPECT_TRUE(s.all("device_after").empty());
+}
+
+// Half a million tokens a step, as GPT-2 was trained with (and as llm.c reproduces it), on four
+// H100.
+TEST(Schedule, OfGpt2HidesWhatItSends) {
+  for (bool sharded : {false, true}) {
+    Case c{.config = kGpt2, .batch_size = 64, .micro_steps = 2, .sharded = sharded};
+    c.bucket_elements = int64_t{4} << 20;
+    const Schedule s = schedule_of(c);
+    for (const Network& network : {kNvlink, kInfiniband200}) {
+      const StepTimes t = model_of(s, kH100, network, 4);
+      RecordProperty(fmt::format("stage{}_{}", sharded, network.name), t.line());
+      std::printf("stage %d, %s: %s\n", sharded, network.name, t.line().c_str());
+      EXPECT_LE(t.exposed_s, 0.05 * t.step_s) << network.name;
+      EXPECT_GT(t.communication_s, 2 * t.exposed_s) << network.name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lathe::testing
