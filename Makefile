@@ -1,7 +1,7 @@
 # What people type. CMake describes the build (CMakeLists.txt, CMakePresets.json); this file drives it.
 #   make          installs what is missing, builds into build/
 #   make demo     trains a small GPT-2 on the embedded corpus, draws its loss, prints a sample
-#   make test     everything that must hold: test-cpu, test-cuda-on-cpu, test-asan, test-tsan, test-plain, test-fuzz, test-format
+#   make test     everything that must hold: test-cpu, test-mpi, test-cuda-on-cpu, test-asan, test-tsan, test-plain, test-fuzz, test-format
 #   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
 #   make coverage what the tests execute of the CUDA device
 #   make bench    operations and whole steps against what this machine can do
@@ -14,7 +14,7 @@ export LATHE_TEST_DATA
 # Carried sources take the place of the system's packages: tools/carry_deps.sh.
 export LATHE_DEPS ?= $(if $(wildcard deps/include),$(CURDIR)/deps)
 
-.PHONY: all build cuda-on-cpu demo test test-cpu test-cuda-on-cpu coverage test-asan test-tsan test-plain test-fuzz test-format bench gpu-check fuzz format clean
+.PHONY: all build cuda-on-cpu demo test test-cpu test-mpi test-cuda-on-cpu coverage test-asan test-tsan test-plain test-fuzz test-format bench gpu-check fuzz format clean
 
 all: build
 
@@ -29,12 +29,18 @@ cuda-on-cpu:
 demo: build
 	@tools/demo.sh
 
-test: test-format test-cpu test-cuda-on-cpu test-asan test-tsan test-plain test-fuzz
+test: test-format test-cpu test-mpi test-cuda-on-cpu test-asan test-tsan test-plain test-fuzz
 
 test-cpu:
 	@tools/setup.sh test
 	@tools/build.sh release
-	ctest --test-dir build --output-on-failure -j 2 -LE cuda
+	ctest --test-dir build --output-on-failure -j 2 -LE 'cuda|mpi'
+
+# Several ranks on this machine, under mpirun.
+test-mpi:
+	@tools/setup.sh test
+	@tools/build.sh release
+	ctest --test-dir build --output-on-failure -j 2 -L mpi
 
 # The CUDA device, kernels and host code alike, on the CPU.
 test-cuda-on-cpu:

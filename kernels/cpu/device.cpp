@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <mutex>
 #include <vector>
 
 #include "kernels/cpu/cpu_ops.h"
@@ -95,6 +96,10 @@ class CpuDevice final : public Device {
   void zero(const Tensor& tensor) override {
     if (tensor.bytes() > 0) std::memset(tensor.data, 0, tensor.bytes());
   }
+  void copy(const Tensor& destination, const Tensor& source) override {
+    LATHE_CHECK(destination.bytes() == source.bytes());
+    download(destination.data, source);
+  }
   void synchronize() override {}
 
   // All is done on return, so there is nothing to record and nothing to wait for.
@@ -112,10 +117,12 @@ class CpuDevice final : public Device {
 
   void mark(int number) override {
     const size_t index = static_cast<size_t>(number);
+    const std::lock_guard lock(marks_mutex_);
     if (index >= marks_.size()) marks_.resize(index + 1);
     marks_[index] = Clock::now();
   }
   double milliseconds_between(int from, int to) override {
+    const std::lock_guard lock(marks_mutex_);
     return std::chrono::duration<double, std::milli>(marks_.at(static_cast<size_t>(to)) -
                                                      marks_.at(static_cast<size_t>(from)))
         .count();
@@ -147,6 +154,7 @@ class CpuDevice final : public Device {
 
   MatmulContext matmul_;
   std::array<std::vector<char>, kReadBacks> read_backs_;
+  std::mutex marks_mutex_;  // the thread of the collectives marks, too
   std::vector<Clock::time_point> marks_;
   std::array<std::unique_ptr<Ops>, 6> tables_;  // by DType
 };

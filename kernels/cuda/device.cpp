@@ -124,6 +124,13 @@ class CudaDevice final : public Device {
     if (tensor.bytes() == 0) return;
     check_cuda(cudaMemsetAsync(tensor.data, 0, tensor.bytes(), stream_), "clearing memory");
   }
+  void copy(const Tensor& destination, const Tensor& source) override {
+    LATHE_CHECK(destination.bytes() == source.bytes());
+    if (source.bytes() == 0) return;
+    check_cuda(cudaMemcpyAsync(destination.data, source.data, source.bytes(),
+                               cudaMemcpyDeviceToDevice, stream_),
+               "copy");
+  }
   void synchronize() override { check_cuda(cudaStreamSynchronize(stream_), "GPU"); }
 
   bool asynchronous() const override { return true; }
@@ -132,7 +139,11 @@ class CudaDevice final : public Device {
   }
   void read_back(int slot, const Tensor& source) override { feedback_.read_back(slot, source); }
   void collect(int slot, void* destination) override { feedback_.collect(slot, destination); }
-  void mark(int number) override { feedback_.mark(number); }
+  void mark(int number) override { feedback_.mark(number, stream_); }
+  void* stream() override { return static_cast<cudaStream_t>(stream_); }
+  void mark_on(void* stream, int number) override {
+    feedback_.mark(number, static_cast<cudaStream_t>(stream));
+  }
   double milliseconds_between(int from, int to) override {
     return feedback_.milliseconds_between(from, to);
   }

@@ -34,15 +34,15 @@ void Feedback::collect(int slot_number, void* destination) {
   std::memcpy(destination, slot.pinned, slot.bytes);
 }
 
-void Feedback::mark(int number) {
+void Feedback::mark(int number, cudaStream_t stream) {
   const size_t index = static_cast<size_t>(number);
   if (index >= marks_.size()) marks_.resize(index + 1);
   if (marks_[index] == nullptr) check_cuda(cudaEventCreate(&marks_[index]), "mark");
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(stream_, &capture), "stream");
+  check_cuda(cudaStreamIsCapturing(stream, &capture), "stream");
   // External: the graph records the event at each launch, and the host may ask for its time.
   const bool captured = capture == cudaStreamCaptureStatusActive;
-  check_cuda(cudaEventRecordWithFlags(marks_[index], stream_,
+  check_cuda(cudaEventRecordWithFlags(marks_[index], stream,
                                       captured ? cudaEventRecordExternal : cudaEventRecordDefault),
              "mark");
 }

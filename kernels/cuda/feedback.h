@@ -11,7 +11,7 @@
 
 namespace lathe::cuda {
 
-// The parts of Device of the same names, on one stream.
+// The parts of Device of the same names; read-backs are on one stream.
 class Feedback {
  public:
   explicit Feedback(cudaStream_t stream) : stream_(stream) {}
@@ -22,8 +22,8 @@ class Feedback {
   void read_back(int slot, const Tensor& source);
   void collect(int slot, void* destination);
 
-  // May be captured into a graph, whose launches then pass the mark.
-  void mark(int number);
+  // On any stream. May be captured into a graph, whose launches then pass the mark.
+  void mark(int number, cudaStream_t stream);
   double milliseconds_between(int from, int to) const;
 
  private:

@@ -33,6 +33,8 @@ class Device {
   virtual void upload(const Tensor& destination, const void* source) = 0;
   virtual void download(void* destination, const Tensor& source) = 0;
   virtual void zero(const Tensor& tensor) = 0;
+  // Within the device: as many bytes, no overlap.
+  virtual void copy(const Tensor& destination, const Tensor& source) = 0;
   virtual void synchronize() = 0;
 
   // Whether operations and copies return before they are done. They are done in the order of the
@@ -55,6 +57,12 @@ class Device {
   // a copy that was enqueued behind them.
   virtual void mark(int number) = 0;
   virtual double milliseconds_between(int from, int to) = 0;
+
+  // The line that all of this is enqueued on, as the device's own libraries know it (CUDA's
+  // stream); null where everything is done on return.
+  virtual void* stream() { return nullptr; }
+  // A mark in another line than stream(): on a CPU, in another thread.
+  virtual void mark_on(void*, int number) { mark(number); }
 
   // How this device computes matrix products, where it chose by trying: text for a checkpoint, so
   // that a resumed run, which loads it before its first step, computes the same bits. "" where

@@ -12,18 +12,25 @@ void check_failed(const char* file, int line, const char* condition, const std::
                                detail.empty() ? "" : ": ", detail));
 }
 
+Failure current_failure() {
+  try {
+    throw;
+  } catch (const UserError& error) {
+    return {2, error.what()};
+  } catch (const std::bad_alloc&) {
+    return {1, "out of memory"};
+  } catch (const std::exception& error) {
+    return {1, error.what()};
+  }
+}
+
 int run_main(const char* program, const std::function<int()>& body) {
   try {
     return body();
-  } catch (const UserError& error) {
-    fmt::print(stderr, "{}: {}\n", program, error.what());
-    return 2;
-  } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "{}: out of memory\n", program);
-    return 1;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "{}: {}\n", program, error.what());
-    return 1;
+  } catch (const std::exception&) {
+    const Failure failure = current_failure();
+    fmt::print(stderr, "{}: {}\n", program, failure.message);
+    return failure.exit_code;
   }
 }
 

@@ -26,8 +26,16 @@ struct CheckError : std::runtime_error {
 [[noreturn]] void check_failed(const char* file, int line, const char* condition,
                                const std::string& detail);
 
+// What a failure tells the user, and the exit code that it ends the program with: 2 for UserError,
+// 1 for everything else.
+struct Failure {
+  int exit_code;
+  std::string message;
+};
+Failure current_failure();  // inside a catch block
+
 // Runs the body of a program's main and turns the errors above into messages on stderr and exit
-// codes: 0, or what body returned; 2 for UserError; 1 for everything else.
+// codes: 0, or what body returned, or the failure's.
 int run_main(const char* program, const std::function<int()>& body);
 
 }  // namespace lathe

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <mutex>
 #include <string>
 #include <string_view>
 
@@ -9,9 +10,11 @@ namespace lathe {
 
 // What the launcher says of this process.
 struct Place {
-  int rank = 0, size = 1;              // in the job
-  int local_rank = 0, local_size = 1;  // on this host
-  std::string host;                    // its name
+  // In the job. A size of 0: there are others, and MPI knows how many (PMIx and PALS do not say).
+  int rank = 0, size = 1;
+  // On this host. A size of 0: not said.
+  int local_rank = 0, local_size = 1;
+  std::string host;  // its name; World asks the system
   // Who started the ranks and told them so: "Open MPI", "PMIx", "PMI", "PALS", "Slurm",
   // "environment" (RANK, WORLD_SIZE, ...); "" where this process is alone.
   std::string launcher;
@@ -20,13 +23,14 @@ struct Place {
   std::string host_file;  // the list of hosts that the scheduler or launcher wrote, or ""
 };
 
-// Reads the place from environment variables: first match of Open MPI's, PALS's, PMIx's and PMI's,
-// Slurm's, and RANK/LOCAL_RANK/WORLD_SIZE. UserError where they contradict each other.
+// Reads the place from environment variables: first match of Open MPI's, PALS's, PMI's, Slurm's,
+// PMIx's, and RANK/LOCAL_RANK/WORLD_SIZE. UserError where they contradict each other.
 using Environment = std::function<const char*(const char* name)>;
 Place find_place(const Environment& environment);
 
 // The job, from the first moment of a program to its last. Joins MPI where a launcher started this
-// process with others and MPI is there; a process that is alone never touches MPI.
+// process with others and MPI is there; a process that is alone never touches MPI. Where MPI has
+// been initialised before, that is taken over, and left as it is in the end.
 class World {
  public:
   World(int* argc, char*** argv);
@@ -39,16 +43,28 @@ class World {
   int size() const { return place_.size; }
   bool has_mpi() const { return has_mpi_; }
 
+  // To be held during each MPI call: does nothing where MPI lets several threads call at once.
+  std::unique_lock<std::mutex> mpi_lock() const;
+
   // Ends all ranks at once, from any thread.
   [[noreturn]] void abort(int exit_code) const noexcept;
+  // Says why, "PROGRAM: rank R: SENTENCE" on stderr (without the rank where there is one), and ends
+  // all ranks. What several ranks find out at the same time is told once: each waits a little
+  // longer than those before it, rank 0 not at all.
+  [[noreturn]] void fail(std::string_view sentence, int exit_code = 1) const noexcept;
 
  private:
+  std::string program_;
   Place place_;
-  bool has_mpi_ = false;
+  bool has_mpi_ = false;  // MPI knows these ranks
+  bool owns_mpi_ = false;
+  bool one_at_a_time_ = false;
+  mutable std::mutex mpi_mutex_;
 };
 
-// run_main (kernels/device/error.h) for a program of several ranks. An error on one rank ends them
-// all; the message names the rank. What all ranks find wrong alike, rank 0 tells alone.
+// run_main (kernels/device/error.h) for a program of several ranks. An error on one rank, or a body
+// that returns another code than 0, ends them all with that exit code; the message names the rank.
+// What all ranks find wrong alike, rank 0 tells alone.
 int run_ranks(std::string_view program, int argc, char** argv,
               const std::function<int(World& world)>& body);
 

@@ -162,6 +162,9 @@ class LateDevice final : public Device {
   void zero(const Tensor& tensor) override {
     queue_.push([this, tensor] { cpu_->zero(tensor); });
   }
+  void copy(const Tensor& destination, const Tensor& source) override {
+    queue_.push([this, destination, source] { cpu_->copy(destination, source); });
+  }
   void synchronize() override {
     LATHE_CHECK(!queue_.recording(), "the host waits while a recording is made");
     queue_.run_until(queue_.pushed());

@@ -1,0 +1,105 @@
+#include "src/parallel/world.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <thread>
+
+#include "kernels/device/error.h"
+#include "src/parallel/mpi_job.h"
+
+namespace lathe {
+
+namespace {
+
+std::string host_name() {
+  char name[256] = {};
+  return gethostname(name, sizeof(name) - 1) == 0 ? name : "";
+}
+
+// The numbers that MPI and the launcher give must be the same: an MPI that does not know the
+// launcher makes every process a job of its own, and each would train alone.
+void check_agreement(const Place& place, const MpiJob& job) {
+  if (place.size == 0 || place.size == job.size) return;
+  throw UserError(
+      "{} started {} processes, but the MPI of this build sees {}: start lathe with the mpirun of "
+      "the MPI that it was built with",
+      place.launcher, place.size, job.size);
+}
+
+// How long rank R keeps silent about an error, so that ranks before it can tell the same first.
+std::chrono::milliseconds silence(int rank) {
+  constexpr int kFirst = 500, kEach = 50, kLongest = 2000;
+  return std::chrono::milliseconds(rank == 0 ? 0 : std::min(kFirst + kEach * rank, kLongest));
+}
+
+}  // namespace
+
+World::World(int* argc, char*** argv)
+    : program_(*argc > 0 ? std::filesystem::path((*argv)[0]).filename().string() : "lathe"),
+      place_(find_place([](const char* name) { return std::getenv(name); })) {
+  place_.host = host_name();
+  const bool started_with_others = place_.size != 1 && place_.launcher != "environment";
+  if (!mpi_is_initialized() && !started_with_others) return;
+  if (!mpi_is_built()) {
+    throw UserError(
+        "{} started this process with others, and this build has no MPI: build where MPI is found",
+        place_.launcher);
+  }
+  const MpiJob job = join_mpi(argc, argv);
+  has_mpi_ = true;
+  owns_mpi_ = job.owned;
+  one_at_a_time_ = job.one_at_a_time;
+  if (started_with_others) check_agreement(place_, job);
+  place_.rank = job.rank;
+  place_.size = job.size;
+  place_.local_rank = job.local_rank;
+  place_.local_size = job.local_size;
+}
+
+World::~World() {
+  if (owns_mpi_) leave_mpi();
+}
+
+std::unique_lock<std::mutex> World::mpi_lock() const {
+  return one_at_a_time_ ? std::unique_lock(mpi_mutex_) : std::unique_lock<std::mutex>();
+}
+
+void World::abort(int exit_code) const noexcept {
+  std::fflush(nullptr);
+  if (has_mpi_) abort_mpi(exit_code);
+  std::_Exit(exit_code);
+}
+
+void World::fail(std::string_view sentence, int exit_code) const noexcept {
+  try {
+    std::this_thread::sleep_for(silence(rank()));
+    const std::string who = size() > 1 ? fmt::format("rank {}: ", rank()) : "";
+    fmt::print(stderr, "{}: {}{}\n", program_, who, sentence);
+  } catch (...) {  // stderr is gone: the exit code must do
+  }
+  abort(exit_code);
+}
+
+int run_ranks(std::string_view program, int argc, char** argv,
+              const std::function<int(World& world)>& body) {
+  return run_main(std::string(program).c_str(), [&] {
+    World world(&argc, &argv);
+    if (world.size() == 1) return body(world);
+    Failure failure{};
+    try {
+      failure.exit_code = body(world);
+    } catch (const std::exception&) {
+      failure = current_failure();
+    }
+    // The others may be waiting for this rank, so it cannot leave quietly.
+    if (!failure.message.empty()) world.fail(failure.message, failure.exit_code);
+    if (failure.exit_code != 0) world.abort(failure.exit_code);
+    return 0;
+  });
+}
+
+}  // namespace lathe
