@@ -112,7 +112,9 @@ Report::Report(Run& run)
       flops_per_step_(run.options().gpt2.flops_per_token(run.options().gpt2.seq_len) *
                       static_cast<double>(run.tokens_per_step())),
       peak_flops_(run.device.peak_flops(run.setup().shape.dtype)),
-      console_({.log_interval = run.options().log_interval}) {
+      // Of several ranks the launcher passes the output on: nothing is redrawn there.
+      console_({.live = run.ranks() > 1 ? std::optional(false) : std::nullopt,
+                .log_interval = run.options().log_interval}) {
   const TrainOptions& o = run.options();
   if (o.out.empty() || o.benchmark || !tells()) return;
   make_directories(o.out);

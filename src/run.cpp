@@ -349,9 +349,8 @@ void Run::set_masters(const Fill& fill) {
   }
   if (!optimizer.sharded()) return;
   for (const ShardPart& part : optimizer.shard()) {
-    model.ops().cast({.destination = optimizer.masters().rows(part.local, part.elements),
-                      .source = all.rows(part.begin, part.elements)},
-                     {});
+    device.copy(optimizer.masters().rows(part.local, part.elements),
+                all.rows(part.begin, part.elements));
   }
   device.zero(all);
 }

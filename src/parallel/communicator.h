@@ -64,8 +64,8 @@ class Communicator {
   virtual Ticket last() const = 0;
   // The host waits until it is done; not while recording.
   virtual void wait(Ticket ticket) = 0;
-  // Device::mark on this line: when it came by.
-  virtual void mark(int number) = 0;
+  // Device::mark on this line: when it came by. Passed when the ticket's collective would be done.
+  virtual Ticket mark(int number) = 0;
 
   // Host memory, at once: all[r] = rank r's mine, `bytes` each. Waits for everybody.
   virtual void exchange(void* all, const void* mine, size_t bytes) = 0;

@@ -326,7 +326,8 @@ TEST(AdamW, RoundsStochasticallyByPlaceInTheModel) {
   run(ops<bf16>(), Cast{again.tensor, part.masters.tensor.rows(800, 1200), rounding.get(), 2000});
   for (size_t i = 0; i < 2000; ++i) {
     ASSERT_EQ(part.weights.data()[i].bits, whole.weights.data()[origin(i)].bits) << i;
-    if (i >= 800) ASSERT_EQ(again.data()[i - 800].bits, part.weights.data()[i].bits) << i;
+    if (i < 800) continue;
+    ASSERT_EQ(again.data()[i - 800].bits, part.weights.data()[i].bits) << i;
   }
 }
 

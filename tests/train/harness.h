@@ -21,6 +21,10 @@ using Command = std::vector<std::string>;
 Command command_of(const std::string& program, const Flags& flags);
 Command train_command(const Flags& flags);
 Command sample_command(const Flags& flags);
+// The training program as so many ranks under mpirun (one: without it), with what it needs of an
+// environment: as root, more ranks than cores, any rank on any core.
+Command ranks_command(int ranks, const Flags& flags);
+extern const ProcessOptions kRanks;
 
 // `text` as the only document of a new data directory of characters.
 void prepare_text(const std::filesystem::path& scratch, const std::string& text,

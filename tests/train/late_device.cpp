@@ -233,6 +233,10 @@ class LateDevice final : public Device {
 
 }  // namespace
 
+int cuda_device_count() {
+  return 0;
+}
+
 std::unique_ptr<Device> make_device(std::string_view, int threads, const CudaDeviceOptions&) {
   return std::make_unique<LateDevice>(threads);
 }

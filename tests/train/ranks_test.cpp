@@ -1,0 +1,206 @@
+// Several ranks under mpirun train the run that one rank trains.
+#include <signal.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "tests/train/harness.h"
+
+namespace lathe::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Ranks : public TrainTest {
+ protected:
+  // 20 steps of 96 sequences of 8 tokens, whatever the number of ranks; every layer a bucket, so
+  // that there are several.
+  static Flags job(const fs::path& out, int ranks, const Flags& more = {}) {
+    const Flags sizes = {{"steps", "20"},
+                         {"total-batch-size", "768"},
+                         {"batch-size", "8"},
+                         {"n-layer", "3"},
+                         {"bucket-mb", "0"},
+                         {"threads", "1"},
+                         {"eval-interval", "10"},
+                         {"grad-clip", "0.5"},
+                         {"eval-batches", std::to_string(12 / ranks)}};
+    return with(with(tiny(out), sizes), more);
+  }
+  ProcessResult train(int ranks, const Flags& flags) {
+    return run(ranks_command(ranks, flags), kRanks);
+  }
+
+  static double rms_of(const std::vector<double>& a, const std::vector<double>& b) {
+    EXPECT_EQ(a.size(), b.size());
+    double sum = 0;
+    for (size_t i = 0; i < a.size(); ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
+    return std::sqrt(sum / static_cast<double>(a.size()));
+  }
+};
+
+TEST_F(Ranks, TheSameLossesAtEveryWorldSize) {
+  expect_success(train(1, job(scratch / "1", 1)));
+  const std::vector<double> one = losses(scratch / "1");
+  ASSERT_EQ(one.size(), 20u);
+  EXPECT_LT(one.back(), one.front());
+  for (int ranks : {2, 3, 4}) {
+    for (const char* sampling : {"random", "sequential"}) {
+      SCOPED_TRACE(fmt::format("{} ranks, {}", ranks, sampling));
+      const fs::path out = scratch / fmt::format("{}-{}", ranks, sampling);
+      std::vector<double> alone = one;
+      if (sampling == std::string("sequential")) {
+        const fs::path whole = scratch / fmt::format("whole-{}", ranks);
+        expect_success(train(1, job(whole, 1, {{"sampling", sampling}})));
+        alone = losses(whole);
+      }
+      expect_success(train(ranks, job(out, ranks, {{"sampling", sampling}})));
+      const std::vector<double> together = losses(out);
+      ASSERT_EQ(together.size(), alone.size());
+      for (size_t i = 0; i < alone.size(); ++i) EXPECT_NEAR(together[i], alone[i], 1e-5) << i;
+      EXPECT_EQ(validation_steps(out), (std::vector<int64_t>{0, 10, 20}));
+    }
+  }
+}
+
+// In bf16, with dropout: by the two-times rule, plain being what another cut into micro-steps does
+// to one rank.
+TEST_F(Ranks, InBf16AsFarApartAsAccumulationPutsThem) {
+  const Flags bf16 = {{"dtype", "bf16"}, {"dropout", "0.1"}};
+  expect_success(train(1, job(scratch / "1", 1, bf16)));
+  expect_success(train(1, with(job(scratch / "cut", 1, bf16), {{"batch-size", "2"}})));
+  const double plain = rms_of(losses(scratch / "1"), losses(scratch / "cut"));
+  for (int ranks : {2, 4}) {
+    const fs::path out = scratch / std::to_string(ranks);
+    expect_success(train(ranks, job(out, ranks, bf16)));
+    EXPECT_LE(rms_of(losses(out), losses(scratch / "1")), 2 * std::max(plain, 1e-4)) << ranks;
+  }
+}
+
+TEST_F(Ranks, ZeroStagesAreBitwiseEqual) {
+  const std::vector<Flags> cases = {
+      {},
+      {{"dtype", "bf16"}, {"dropout", "0.2"}},
+      {{"dtype", "bf16"}, {"stochastic-rounding", ""}},
+      {{"dtype", "bf16"}, {"reduce-dtype", "bf16"}, {"bias", "true"}},
+      {{"bucket-mb", "16"}, {"sample-interval", "7"}, {"sample-tokens", "5"}}};
+  for (size_t i = 0; i < cases.size(); ++i) {
+    for (int ranks : {2, 3, 4}) {
+      if (ranks == 3 && i > 1) continue;
+      SCOPED_TRACE(fmt::format("case {}, {} ranks", i, ranks));
+      const TempDir runs;
+      const Flags flags = with(cases[i], {{"steps", "6"}});
+      expect_success(train(ranks, job(runs / "0", ranks, flags)));
+      expect_success(train(ranks, job(runs / "1", ranks, with(flags, {{"zero-stage", "1"}}))));
+      EXPECT_EQ(repeatable_metrics(runs / "0"), repeatable_metrics(runs / "1"));
+      const auto files = [&](const char* run) { return runs / run / "step-00000006"; };
+      EXPECT_TRUE(read_text(files("0") / "model.safetensors") ==
+                  read_text(files("1") / "model.safetensors"));
+      for (int r = 0; r < ranks; ++r) {
+        const std::string name = fmt::format("optimizer-{:05}-of-{:05}.safetensors", r, ranks);
+        EXPECT_TRUE(read_text(files("0") / name) == read_text(files("1") / name)) << name;
+      }
+    }
+  }
+}
+
+TEST_F(Ranks, ResumeAtTheSameSizeIsBitwise) {
+  for (const char* stage : {"0", "1"}) {
+    for (const char* dtype : {"fp32", "bf16"}) {
+      SCOPED_TRACE(fmt::format("stage {}, {}", stage, dtype));
+      const TempDir runs;
+      const Flags flags = {{"zero-stage", stage}, {"dtype", dtype}, {"dropout", "0.1"}};
+      expect_success(train(3, job(runs / "whole", 3, flags)));
+      expect_success(train(3, job(runs / "parts", 3, with(flags, {{"steps", "10"}}))));
+      expect_success(train(3, job(runs / "parts", 3, flags)));
+      EXPECT_EQ(repeatable_metrics(runs / "whole"), repeatable_metrics(runs / "parts"));
+      for (const auto& entry : fs::directory_iterator(runs / "whole" / "step-00000020")) {
+        const fs::path name = entry.path().filename();
+        if (!name.string().ends_with(".safetensors")) continue;
+        EXPECT_TRUE(read_text(entry.path()) == read_text(runs / "parts" / "step-00000020" / name))
+            << name;
+      }
+    }
+  }
+}
+
+TEST_F(Ranks, ResumeAtAnotherSizeGoesOnAsOneRunWould) {
+  expect_success(train(1, job(scratch / "whole", 1)));
+  const std::vector<double> whole = losses(scratch / "whole");
+  for (const auto& [before, after] : std::vector<std::pair<int, int>>{{1, 4}, {4, 2}, {3, 1}}) {
+    for (const char* stage : {"0", "1"}) {
+      SCOPED_TRACE(fmt::format("{} to {}, stage {}", before, after, stage));
+      const TempDir runs;
+      const fs::path out = runs / "run";
+      const Flags flags = {{"zero-stage", stage}, {"eval-interval", "0"}};
+      expect_success(train(before, job(out, before, with(flags, {{"steps", "10"}}))));
+      const ProcessResult second = train(after, job(out, after, flags));
+      expect_success(second);
+      EXPECT_NE(second.err.find("not bit for bit"), std::string::npos) << second.err;
+      const std::vector<double> parts = losses(out);
+      ASSERT_EQ(parts.size(), whole.size());
+      for (size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(parts[i], whole[i], 1e-5) << i;
+    }
+  }
+}
+
+TEST_F(Ranks, AnotherNumberOfTokensAStepIsRefused) {
+  const Flags flags = with(job(scratch / "run", 2), {{"steps", "4"}, {"total-batch-size", "0"}});
+  expect_success(train(2, flags));
+  const ProcessResult refused = train(1, with(flags, {{"steps", "8"}}));
+  expect_refusal(refused, 2, "train", {"--total-batch-size 128", "128 tokens a step"});
+}
+
+TEST_F(Ranks, OnlyOneSpeaks) {
+  const ProcessResult result =
+      train(4, job(scratch / "run", 4, {{"steps", "2"}, {"log-interval", "1"}}));
+  expect_success(result);
+  size_t lines = 0;
+  for (size_t at = result.out.find("step 1/2 "); at != std::string::npos;
+       at = result.out.find("step 1/2 ", at + 1)) {
+    ++lines;
+  }
+  EXPECT_EQ(lines, 1u) << result.out;
+  EXPECT_NE(result.out.find("x 4 ranks"), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find("ranks: busy"), std::string::npos) << result.out;
+  // Measured, and told in metrics.jsonl.
+  bool measured = false;
+  std::istringstream metrics(read_text(scratch / "run" / "metrics.jsonl"));
+  for (std::string line; std::getline(metrics, line);) {
+    const auto json = nlohmann::json::parse(line);
+    if (!json.contains("loss")) continue;
+    EXPECT_GT(json.at("comm_ms").get<double>(), 0);
+    EXPECT_GE(json.at("comm_exposed_ms").get<double>(), 0);
+    measured = true;
+  }
+  EXPECT_TRUE(measured);
+}
+
+TEST_F(Ranks, AMistakeIsToldOnce) {
+  const ProcessResult flag = train(4, job(scratch / "run", 4, {{"n-head", "5"}}));
+  EXPECT_EQ(flag.exit_code, 2);
+  size_t times = 0;
+  for (size_t at = flag.err.find("train: "); at != std::string::npos;
+       at = flag.err.find("train: ", at + 1)) {
+    ++times;
+  }
+  EXPECT_EQ(times, 1u) << flag.err;
+}
+
+TEST_F(Ranks, LearningRatesGrowWithTheRanks) {
+  for (const auto& [scale, factor] :
+       std::vector<std::pair<const char*, double>>{{"none", 1}, {"linear", 4}, {"sqrt", 2}}) {
+    const fs::path out = scratch / scale;
+    expect_success(train(4, job(out, 4,
+                                {{"steps", "1"},
+                                 {"lr-scale", scale},
+                                 {"lr", "0.0625"},
+                                 {"warmup-steps", "0"},
+                                 {"eval-interval", "0"}})));
+    const auto line = nlohmann::json::parse(read_text(out / "metrics.jsonl"));
+    EXPECT_EQ(line.at("lr").get<double>(), 0.0625 * factor) << scale;
+  }
+}
+
+}  // namespace
+}  // namespace lathe::testing
