@@ -34,12 +34,12 @@ char* at(void* data, size_t bytes) {
 
 }  // namespace
 
-// A range of elements of the tensor.
-struct Range {
-  int64_t begin, count;
-};
-
 struct MpiCollectives::Parts {
+  // Of elements of the tensor.
+  struct Range {
+    int64_t begin, count;
+  };
+
   Parts(const Collective& c, int ranks, size_t piece_bytes)
       : whole(c.kind == CollectiveKind::reduce_scatter ? c.count * ranks : c.count),
         size(static_cast<int64_t>(size_of(c.dtype))),
@@ -190,12 +190,12 @@ void MpiCollectives::reduce(const Collective& c) {
 void MpiCollectives::post_values(const Collective& c, const Parts& parts, int64_t piece) {
   Messages& messages = values_[piece % 2];
   messages.clear();
-  const Range mine = parts.part(rank_, piece);
+  const Parts::Range mine = parts.part(rank_, piece);
   for_peers([&](int peer) {
     const int index = peer - (peer > rank_);
     receive(messages, staging(static_cast<int>(piece % 2), index), parts.bytes(mine.count), peer,
             kValuesTag);
-    const Range theirs = parts.part(peer, piece);
+    const Parts::Range theirs = parts.part(peer, piece);
     send(messages, at(c.in, parts.bytes(theirs.begin)), parts.bytes(theirs.count), peer,
          kValuesTag);
   });
@@ -206,7 +206,7 @@ void MpiCollectives::pass_on(const Collective& c, const Parts& parts, int64_t pi
   Messages& messages = sums_[piece % 2];
   messages.clear();
   const int slot = static_cast<int>(piece % 2);
-  const Range mine = parts.part(rank_, piece);
+  const Parts::Range mine = parts.part(rank_, piece);
   const bool scattered = c.kind == CollectiveKind::reduce_scatter;
   void* sum = staging(2 + slot, 0);
   if (scattered) {
@@ -224,7 +224,7 @@ void MpiCollectives::pass_on(const Collective& c, const Parts& parts, int64_t pi
   for_peers([&](int peer) {
     const bool to_peer = c.root < 0 || peer == c.root;
     const bool to_me = c.root < 0 || rank_ == c.root;
-    const Range theirs = parts.part(peer, piece);
+    const Parts::Range theirs = parts.part(peer, piece);
     if (to_me) {
       receive(messages, at(c.out, parts.bytes(theirs.begin)), parts.bytes(theirs.count), peer,
               kSumsTag);
@@ -391,8 +391,9 @@ void MpiCollectives::fail_by_timeout(const Messages& messages) const {
                       describe(last.kind, last.dtype, last.op, last.root, last.count, last.what));
     }
   }
-  world_.fail(fmt::format("waits in collective {}, {}: for {:g} s nothing came from {}", number_,
-                          describe(*now_), timeout_seconds_, missing));
+  const std::string which = now_->between_two() ? "" : fmt::format("collective {}, ", number_);
+  world_.fail(fmt::format("waits in {}{}: for {:g} s nothing came from {}", which, describe(*now_),
+                          timeout_seconds_, missing));
 }
 
 }  // namespace lathe

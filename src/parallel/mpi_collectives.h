@@ -38,6 +38,9 @@ class MpiCollectives {
   // different collectives, or nothing comes from some rank for longer than the timeout.
   void run(const Collective& collective);
 
+  // Between runs.
+  void set_timeout(double seconds) { timeout_seconds_ = seconds; }
+
   // From another thread: a run that waits for others returns, and all later ones do nothing. The
   // job is about to end.
   void give_up() noexcept { given_up_ = true; }
@@ -86,7 +89,7 @@ class MpiCollectives {
 
   const World& world_;
   const int rank_, size_;
-  const double timeout_seconds_;
+  double timeout_seconds_;
   const size_t piece_bytes_;
   MPI_Comm comm_ = MPI_COMM_NULL;
   std::atomic<bool> given_up_{false};

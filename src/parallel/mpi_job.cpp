@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "kernels/device/error.h"
+#include "src/parallel/mpi_collectives.h"
 
 namespace lathe {
 
@@ -41,6 +42,34 @@ MpiJob join_mpi(int* argc, char*** argv) {
   MPI_Comm_size(host, &job.local_size);
   MPI_Comm_free(&host);
   return job;
+}
+
+namespace {
+
+class MpiHostExchange final : public HostExchange {
+ public:
+  explicit MpiHostExchange(const World& world) : collectives_(world, kTimeoutSeconds) {}
+  void exchange(void* all, const void* mine, size_t bytes, const char* what) override {
+    collectives_.run({CollectiveKind::all_gather,
+                      DType::uint8,
+                      {},
+                      -1,
+                      static_cast<int64_t>(bytes),
+                      mine,
+                      all,
+                      what});
+  }
+  void set_timeout(double seconds) override { collectives_.set_timeout(seconds); }
+
+ private:
+  static constexpr double kTimeoutSeconds = 300;
+  MpiCollectives collectives_;
+};
+
+}  // namespace
+
+std::unique_ptr<HostExchange> make_host_exchange(const World& world) {
+  return std::make_unique<MpiHostExchange>(world);
 }
 
 void leave_mpi() noexcept {

@@ -1,7 +1,10 @@
 // What World asks of MPI: mpi_job.cpp, or no_mpi.cpp in a build without it.
 #pragma once
 
+#include <memory>
 #include <string>
+
+#include "src/parallel/world.h"
 
 namespace lathe {
 
@@ -19,6 +22,8 @@ bool mpi_is_initialized();
 // Initialises MPI if nobody has. UserError where it lets only the main thread call.
 MpiJob join_mpi(int* argc, char*** argv);
 void leave_mpi() noexcept;
+// Waits for all ranks.
+std::unique_ptr<HostExchange> make_host_exchange(const World& world);
 [[noreturn]] void abort_mpi(int exit_code) noexcept;
 
 }  // namespace lathe

@@ -18,6 +18,10 @@ MpiJob join_mpi(int*, char***) {
   throw UserError("this build has no MPI: build where MPI is found");
 }
 
+std::unique_ptr<HostExchange> make_host_exchange(const World&) {
+  return nullptr;
+}
+
 void leave_mpi() noexcept {}
 
 void abort_mpi(int exit_code) noexcept {

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <thread>
 
@@ -58,10 +59,25 @@ World::World(int* argc, char*** argv)
   place_.size = job.size;
   place_.local_rank = job.local_rank;
   place_.local_size = job.local_size;
+  host_ = make_host_exchange(*this);
 }
 
 World::~World() {
+  host_.reset();
   if (owns_mpi_) leave_mpi();
+}
+
+void World::exchange(void* all, const void* mine, size_t bytes, const char* what) const {
+  if (host_) {
+    host_->exchange(all, mine, bytes, what);
+  } else {
+    LATHE_CHECK(size() == 1, "without MPI the ranks cannot exchange anything here");
+    if (bytes > 0 && all != mine) std::memcpy(all, mine, bytes);
+  }
+}
+
+void World::set_timeout(double seconds) const {
+  if (host_) host_->set_timeout(seconds);
 }
 
 std::unique_lock<std::mutex> World::mpi_lock() const {
@@ -98,6 +114,7 @@ int run_ranks(std::string_view program, int argc, char** argv,
     // The others may be waiting for this rank, so it cannot leave quietly.
     if (!failure.message.empty()) world.fail(failure.message, failure.exit_code);
     if (failure.exit_code != 0) world.abort(failure.exit_code);
+    if (world.has_mpi()) world.exchange(nullptr, nullptr, 0, "end of the program");
     return 0;
   });
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -28,6 +29,15 @@ struct Place {
 using Environment = std::function<const char*(const char* name)>;
 Place find_place(const Environment& environment);
 
+// What World needs of its ranks once they can talk: memory of the host, at once.
+class HostExchange {
+ public:
+  virtual ~HostExchange() = default;
+  // all[r] = rank r's mine, `bytes` each.
+  virtual void exchange(void* all, const void* mine, size_t bytes, const char* what) = 0;
+  virtual void set_timeout(double seconds) = 0;
+};
+
 // The job, from the first moment of a program to its last. Joins MPI where a launcher started this
 // process with others and MPI is there; a process that is alone never touches MPI. Where MPI has
 // been initialised before, that is taken over, and left as it is in the end.
@@ -42,6 +52,12 @@ class World {
   int rank() const { return place_.rank; }
   int size() const { return place_.size; }
   bool has_mpi() const { return has_mpi_; }
+
+  // Host memory between the ranks that MPI knows, at once: all[r] = rank r's mine, `bytes` each.
+  // For one thread, in the same order on all ranks. Whoever does not come within the timeout (300 s
+  // where it is not set) ends the job, and is named.
+  void exchange(void* all, const void* mine, size_t bytes, const char* what) const;
+  void set_timeout(double seconds) const;
 
   // To be held during each MPI call: does nothing where MPI lets several threads call at once.
   std::unique_lock<std::mutex> mpi_lock() const;
@@ -60,11 +76,12 @@ class World {
   bool owns_mpi_ = false;
   bool one_at_a_time_ = false;
   mutable std::mutex mpi_mutex_;
+  std::unique_ptr<HostExchange> host_;  // where MPI knows these ranks
 };
 
 // run_main (kernels/device/error.h) for a program of several ranks. An error on one rank, or a body
 // that returns another code than 0, ends them all with that exit code; the message names the rank.
-// What all ranks find wrong alike, rank 0 tells alone.
+// What all ranks find wrong alike, rank 0 tells alone. A rank that ends well waits for the others.
 int run_ranks(std::string_view program, int argc, char** argv,
               const std::function<int(World& world)>& body);
 
