@@ -31,8 +31,10 @@ DataParallel::DataParallel(Communicator& communicator, Device& device, GPT2& mod
       model_(model),
       optimizer_(optimizer),
       loss_{reinterpret_cast<char*>(state.device_results()) + offsetof(StepResults, loss),
-            DType::fp64, Shape{1}},
+            DType::fp64, Shape{2}},
       first_mark_(first_mark) {
+  // What is summed over the ranks lies side by side.
+  static_assert(offsetof(StepResults, stop_votes) == offsetof(StepResults, loss) + sizeof(double));
   const ParameterLayout& layout = model.layout();
   LATHE_CHECK(layout.ranks == communicator.size());
   if (communicator.size() == 1) return;

@@ -14,6 +14,13 @@
 //             all-gathered at the start of the next step, each bucket before its first layer needs
 //             it
 //
+// What is not hidden is the way of the embeddings' gradient, 31 % of GPT-2 124M's: wte is the head,
+// too, and its gradient is final when all else is done. Stage 1 halves that way (the weights' way
+// back hides under the next forward pass, but for what the embedding needs), and reducing in bf16
+// halves it again. To reduce the head's share early and send only the rows of the tokens at the end
+// was tried on the model of tests/parallel/step_model.h: over 200 Gb/s the early share delays the
+// layers' buckets by more than the rows save.
+//
 // Both stages add the ranks' gradients in the same order and take the norm over the same blocks, so
 // over lathe's own reductions they give the same bits.
 #pragma once
@@ -86,7 +93,7 @@ class DataParallel {
   Device& device_;
   GPT2& model_;
   const Optimizer& optimizer_;
-  Tensor loss_;                  // fp64 [1], in the step's results
+  Tensor loss_;                  // fp64 [2], in the step's results: loss, stop_votes
   Tensor staged_, staged_mine_;  // bf16: gradients on their way, and this rank's share of the sums
   WeightsNeeded weights_needed_;
   GradientReady gradient_ready_;
