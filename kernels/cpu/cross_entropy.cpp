@@ -111,23 +111,32 @@ A largest(const A* values, int64_t count) {
   return top;
 }
 
+// top + log_sum is the logarithm of the sum of exp(value). They stay apart: where the values are
+// large, rounding their sum would cost every probability as much as an ulp of it.
 template <typename A>
-A log_sum_exp(const A* values, int64_t count) {
+struct LogSumExp {
+  A top, log_sum;
+};
+
+template <typename A>
+LogSumExp<A> log_sum_exp(const A* values, int64_t count) {
   const A top = largest(values, count);
   const A sum = sum_of<A>(count, [values, top](int64_t i) { return fast_exp(values[i] - top); });
-  return top + std::log(sum);
+  return {top, std::log(sum)};
 }
 
 // dlogits = scale (softmax(logits) - [v == target]); nothing for padding.
 template <typename T>
-void logits_gradient(const Accumulator<T>* logits, Accumulator<T> logsumexp, int32_t target,
-                     Accumulator<T> scale, int64_t vocab_size, int64_t vocabulary, T* dlogits) {
+void logits_gradient(const Accumulator<T>* logits, const LogSumExp<Accumulator<T>>& total,
+                     int32_t target, Accumulator<T> scale, int64_t vocab_size, int64_t vocabulary,
+                     T* dlogits) {
   using A = Accumulator<T>;
+  const A top = total.top, log_sum = total.log_sum;
 #pragma omp simd
   for (int64_t v = 0; v < vocab_size; ++v)
-    store(dlogits[v], fast_exp(logits[v] - logsumexp) * scale);
+    store(dlogits[v], fast_exp((logits[v] - top) - log_sum) * scale);
   std::fill(dlogits + vocab_size, dlogits + vocabulary, static_cast<T>(A(0)));
-  store(dlogits[target], (fast_exp(logits[target] - logsumexp) - A(1)) * scale);
+  store(dlogits[target], (fast_exp((logits[target] - top) - log_sum) - A(1)) * scale);
 }
 
 template <typename T>
@@ -147,10 +156,10 @@ void softmax_rows(const LinearCrossEntropy& args, const Call<T>& call, int64_t f
       if (gradient) std::fill_n(drow, vocabulary, static_cast<T>(A(0)));
       return;
     }
-    const A logsumexp = log_sum_exp(row, args.vocab_size);
-    losses[n] = logsumexp - row[targets[n]];
+    const LogSumExp<A> total = log_sum_exp(row, args.vocab_size);
+    losses[n] = (total.top - row[targets[n]]) + total.log_sum;
     if (gradient)
-      logits_gradient<T>(row, logsumexp, targets[n], scale, args.vocab_size, vocabulary, drow);
+      logits_gradient<T>(row, total, targets[n], scale, args.vocab_size, vocabulary, drow);
   });
 }
 

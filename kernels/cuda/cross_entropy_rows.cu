@@ -1,7 +1,10 @@
 // Softmax and cross-entropy over rows of logits, with the gradient in place of the logits.
 //
-//   lse = log(sum over v of exp(l_v));  loss = lse - l_target;  dl_v = scale (exp(l_v - lse) - [v
-//   == target])
+//   top = max over v of l_v;  log_sum = log(sum over v of exp(l_v - top))
+//   loss = (top - l_target) + log_sum;  dl_v = scale (exp((l_v - top) - log_sum) - [v == target])
+//
+// top and log_sum stay apart: where logits are large, rounding their sum would cost every
+// probability as much as an ulp of it.
 //
 // Layout: logits fp32 [rows, padded_vocab], dense; dlogits of T over the same rows (see the
 // header). One block owns one row: 32 threads where the vocabulary is small, 512 where it is large.
@@ -46,9 +49,14 @@ __device__ __forceinline__ void load_logits(const float* row, int64_t v, int64_t
   for (int i = 0; i < kN; ++i) logits[i] = v + i < vocab_size ? loaded.at[i] : -INFINITY;
 }
 
+// top + log_sum is the logarithm of the sum of exp(logit).
+struct LogSumExp {
+  float top, log_sum;
+};
+
 // Every thread gets it. A NaN among the logits reaches the sum, whatever the maximum makes of it.
 template <int kThreads, int kN>
-__device__ float log_sum_exp(const float* row, int64_t vocab_size) {
+__device__ LogSumExp log_sum_exp(const float* row, int64_t vocab_size) {
   RunningSum running;
   float logits[kN];
 #pragma unroll 4
@@ -59,13 +67,13 @@ __device__ float log_sum_exp(const float* row, int64_t vocab_size) {
   auto* scratch = reinterpret_cast<float*>(ptx::shared_memory());
   const float top = block_reduce<kThreads>(running.top, scratch, Max());
   const float share = running.sum == 0 ? 0 : running.sum * __expf(running.top - top);
-  return top + logf(block_reduce<kThreads>(share, scratch, Sum()));
+  return {top, logf(block_reduce<kThreads>(share, scratch, Sum()))};
 }
 
 // Goes through the row from its start, kThreads kN columns at a time. Elements of T are no longer
 // than logits: what is written lies over logits that all threads have read before the barrier.
 template <typename T, int kThreads, int kN>
-__device__ void write_gradient(float* row, float logsumexp, int32_t target, float scale,
+__device__ void write_gradient(float* row, const LogSumExp& total, int32_t target, float scale,
                                int64_t vocab_size, int64_t padded_vocab) {
   T* gradient = reinterpret_cast<T*>(row);
   for (int64_t first = 0; first < padded_vocab; first += kThreads * kN) {
@@ -77,7 +85,7 @@ __device__ void write_gradient(float* row, float logsumexp, int32_t target, floa
     Vec<T, kN> out;
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
-      const float p = __expf(logits[i] - logsumexp);
+      const float p = __expf((logits[i] - total.top) - total.log_sum);
       out.at[i] = from_float<T>((v + i == target ? p - 1 : p) * scale);
     }
     out.store(gradient + v);
@@ -98,14 +106,16 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(RowsOfLogits p)
   const int64_t r = blockIdx.x;
   float* row = p.logits + r * p.padded_vocab;
   const int32_t target = p.targets[r];
-  float logsumexp = 0;  // any finite value: no logit of an ignored row is looked at
-  if (target >= 0) logsumexp = log_sum_exp<kThreads, kN>(row, p.vocab_size);
-  if (target >= p.vocab_size) logsumexp = NAN;
-  if (threadIdx.x == 0)
-    p.losses[r] = target < 0 ? 0 : logsumexp - row[target < p.vocab_size ? target : 0];
+  LogSumExp total{0, 0};  // any finite value: no logit of an ignored row is looked at
+  if (target >= 0) total = log_sum_exp<kThreads, kN>(row, p.vocab_size);
+  if (target >= p.vocab_size) total.log_sum = NAN;
+  if (threadIdx.x == 0) {
+    const float logit = row[target >= 0 && target < p.vocab_size ? target : 0];
+    p.losses[r] = target < 0 ? 0 : (total.top - logit) + total.log_sum;
+  }
   __syncthreads();  // the logit of the target has been read
   if (p.gradient)
-    write_gradient<T, kThreads, kN>(row, logsumexp, target, p.scale, p.vocab_size, p.padded_vocab);
+    write_gradient<T, kThreads, kN>(row, total, target, p.scale, p.vocab_size, p.padded_vocab);
 }
 
 constexpr int kSumThreads = 1024;

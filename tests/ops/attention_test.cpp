@@ -60,38 +60,18 @@ struct Results {
   std::vector<Accumulator<T>> logsumexp;
 };
 
-// A tensor that begins `shift` elements behind an aligned address.
-template <typename T>
-class Shifted {
- public:
-  Shifted(Shape shape, int64_t shift) : buffer_(Shape{shift + shape.elements()}), shift_(shift) {
-    tensor = Tensor{buffer_.data() + shift, dtype_of<T>, shape};
-  }
-  Shifted(Shape shape, int64_t shift, const std::vector<T>& values) : Shifted(shape, shift) {
-    EXPECT_EQ(static_cast<size_t>(shape.elements()), values.size());
-    std::copy(values.begin(), values.end(), buffer_.data() + shift);
-  }
-  std::vector<T> values() const {
-    const T* const begin = buffer_.data() + shift_;
-    return std::vector<T>(begin, begin + tensor.elements());
-  }
-  Tensor tensor;
-
- private:
-  Buffer<T> buffer_;
-  int64_t shift_;
-};
-
 template <typename T>
 Results<T> attend(const Sizes& s, const std::vector<T>& qkv_values,
-                  const std::vector<T>& dout_values, const Dropout& dropout, int64_t shift = 0,
-                  bool backward = true) {
+                  const std::vector<T>& dout_values, const Dropout& dropout,
+                  bool misaligned = false, bool backward = true) {
   const Shape btc{s.B, s.T, s.C()}, bt3c{s.B, s.T, 3 * s.C()};
-  const Shifted<T> qkv(bt3c, shift, qkv_values), out(btc, shift);
+  Buffer<T> qkv(bt3c, qkv_values), out(btc);
+  if (misaligned) misalign(qkv, out);
   const Buffer<Accumulator<T>> logsumexp({s.B, s.H, s.T});
   testing::run(ops<T>(), AttentionForward{out.tensor, logsumexp.tensor, qkv.tensor, s.H, dropout});
   if (!backward) return {out.values(), {}, logsumexp.values()};
-  const Shifted<T> dqkv(bt3c, shift), dout(btc, shift, dout_values);
+  Buffer<T> dqkv(bt3c), dout(btc, dout_values);
+  if (misaligned) misalign(dqkv, dout);
   testing::run(ops<T>(), AttentionBackward{dqkv.tensor, dout.tensor, out.tensor, logsumexp.tensor,
                                            qkv.tensor, s.H, dropout});
   return {out.values(), dqkv.values(), logsumexp.values()};
@@ -287,7 +267,7 @@ TYPED_TEST(AttentionOf, AgreesWithPlainOnRisingScores) {
 
 double loss_of(const Sizes& s, const std::vector<double>& qkv, const std::vector<double>& weights,
                const Dropout& dropout) {
-  const auto r = attend<double>(s, qkv, {}, dropout, 0, false);
+  const auto r = attend<double>(s, qkv, {}, dropout, false, false);
   double loss = 0;
   for (size_t i = 0; i < weights.size(); ++i) loss += weights[i] * r.out[i];
   return loss;
@@ -480,7 +460,7 @@ TYPED_TEST(AttentionOf, AlignmentOfTensorsChangesNothing) {
     const auto qkv = normal_values<T>(s.B * s.T * 3 * s.C(), 24);
     const auto dout = normal_values<T>(s.B * s.T * s.C(), 25);
     const auto aligned = attend<T>(s, qkv, dout, AttentionDropout(0.1));
-    const auto shifted = attend<T>(s, qkv, dout, AttentionDropout(0.1), 1);
+    const auto shifted = attend<T>(s, qkv, dout, AttentionDropout(0.1), true);
     EXPECT_TRUE(same_bits(aligned.out, shifted.out));
     EXPECT_TRUE(same_bits(aligned.logsumexp, shifted.logsumexp));
     // delta may be summed in another order
@@ -522,9 +502,10 @@ TYPED_TEST(AttentionOf, WrongShapesAreRefused) {
 // Feeds T tokens in pieces into a cache of M positions, the unused ones NaN.
 template <typename T>
 std::vector<T> run_cached(const Sizes& s, const std::vector<T>& qkv, int64_t M,
-                          const std::vector<int64_t>& pieces) {
+                          const std::vector<int64_t>& pieces, bool misaligned = false) {
   const int64_t C = s.C();
-  const Buffer<T> keys({s.B, M, C}), values({s.B, M, C});
+  Buffer<T> keys({s.B, M, C}), values({s.B, M, C});
+  if (misaligned) misalign(keys, values);
   std::vector<T> out(static_cast<size_t>(s.B * s.T * C));
   int64_t past = 0;
   for (int64_t n : pieces) {
@@ -533,7 +514,8 @@ std::vector<T> run_cached(const Sizes& s, const std::vector<T>& qkv, int64_t M,
       const auto from = qkv.begin() + (b * s.T + past) * 3 * C;
       tokens.insert(tokens.end(), from, from + n * 3 * C);
     }
-    const Buffer<T> piece({s.B, n, C}), fed({s.B, n, 3 * C}, tokens);
+    Buffer<T> piece({s.B, n, C}), fed({s.B, n, 3 * C}, tokens);
+    if (misaligned) misalign(piece, fed);
     testing::run(ops<T>(),
                  AttentionCached{piece.tensor, keys.tensor, values.tensor, fed.tensor, s.H, past});
     for (int64_t b = 0; b < s.B; ++b)
@@ -556,6 +538,58 @@ TYPED_TEST(AttentionOf, CachedAgreesWithPlain) {
          {std::vector<int64_t>{s.T}, {1, s.T - 1}, {40, 1, 1, s.T - 42}, {s.T - 10, 10}, singly})
       expect_close(run_cached(s, qkv, s.T + 5, pieces), exact, simple.out,
                    fmt::format("{} in {} pieces", name_of(s), pieces.size()));
+  }
+}
+
+TYPED_TEST(AttentionOf, CachedAgreesWithPlainOnAnyMagnitude) {
+  using T = TypeParam;
+  const Sizes s{1, 60, 2, 24};
+  for (double deviation : {1e-20, 1e-3, 16.0}) {
+    const auto qkv = normal_values<T>(s.B * s.T * 3 * s.C(), 26, deviation);
+    const std::vector<T> dout(qkv.size() / 3, T(0));
+    const auto simple = plain<T>(s, qkv, dout, AttentionDropout(0));
+    const auto exact = doubles(reference<T>(s, qkv, dout, AttentionDropout(0)).out);
+    for (bool misaligned : {false, true})
+      expect_close(run_cached(s, qkv, s.T, {s.T - 9, 1, 8}, misaligned), exact, simple.out,
+                   fmt::format("times {}", deviation));
+  }
+}
+
+// One query over all that a cache may hold: its row of the scores in plain loops.
+template <typename A, typename T>
+std::vector<A> attend_to_cache(const Buffer<T>& qkv, const Buffer<T>& keys, const Buffer<T>& values,
+                               int64_t positions, int64_t D) {
+  std::vector<A> p(static_cast<size_t>(positions)), out(static_cast<size_t>(D));
+  A largest = -INFINITY, sum = 0;
+  for (int64_t k = 0; k < positions; ++k) {
+    A score = 0;
+    for (int64_t c = 0; c < D; ++c)
+      score += static_cast<A>(qkv.data()[c]) * static_cast<A>(keys.data()[k * D + c]);
+    p[static_cast<size_t>(k)] = score / std::sqrt(static_cast<A>(D));
+    largest = std::max(largest, p[static_cast<size_t>(k)]);
+  }
+  for (A& x : p) sum += x = std::exp(x - largest);
+  for (int64_t k = 0; k < positions; ++k)
+    for (int64_t c = 0; c < D; ++c)
+      out[static_cast<size_t>(c)] +=
+          p[static_cast<size_t>(k)] / sum * static_cast<A>(values.data()[k * D + c]);
+  return out;
+}
+
+TYPED_TEST(AttentionOf, CachedAgreesWithPlainOnLongSequences) {
+  using T = TypeParam;
+  using A = Accumulator<T>;
+  for (int64_t positions : {1, 2, 1000, 2048}) {
+    const int64_t D = 40;
+    const Buffer<T> qkv({1, 1, 3 * D}, normal_values<T>(3 * D, 27)), out({1, 1, D});
+    const Buffer<T> keys({1, positions, D}, normal_values<T>(positions * D, 28));
+    const Buffer<T> values({1, positions, D}, normal_values<T>(positions * D, 29));
+    testing::run(ops<T>(), AttentionCached{out.tensor, keys.tensor, values.tensor, qkv.tensor, 1,
+                                           positions - 1});
+    // Its own key and value are in the cache by now.
+    expect_close<T>(out.values(), attend_to_cache<double>(qkv, keys, values, positions, D),
+                    converted<T>(attend_to_cache<A>(qkv, keys, values, positions, D)),
+                    fmt::format("{} positions", positions));
   }
 }
 

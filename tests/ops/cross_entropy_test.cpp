@@ -7,20 +7,22 @@ struct Sizes {
   int64_t N, C, V, padded;
 };
 const Sizes kSizes[] = {{1, 1, 2, 2}, {2, 3, 2, 8}, {17, 33, 65, 128}, {130, 40, 97, 97}};
+const Sizes kFew[] = {{5, 7, 11, 13}, {3, 16, 65, 128}};
 
 template <typename T>
 struct Case {
   using A = Accumulator<T>;
   Sizes s;
+  double magnitude;
   double scale = 1.0 / 37;
-  Buffer<T> x{{s.N, s.C}, random_values<T>(s.N* s.C, 1)};
+  Buffer<T> x{{s.N, s.C}, random_values<T>(s.N* s.C, 1, magnitude)};
   Buffer<T> wte{{s.padded, s.C}, random_values<T>(s.padded* s.C, 2)};
   Buffer<int32_t> targets{{s.N}, random_tokens(s.N, 3, s.V)};
   Buffer<A> losses{{s.N}}, dwte{{s.padded, s.C}};
   Buffer<T> dx{{s.N, s.C}};
   Visible<StepResults> results;
 
-  explicit Case(const Sizes& sizes) : s(sizes) {
+  explicit Case(const Sizes& sizes, double times = 1) : s(sizes), magnitude(times) {
     if (s.N > 2) targets.data()[1] = -1;
   }
   LinearCrossEntropy args(bool gradient, bool accumulate = false) {
@@ -125,9 +127,11 @@ struct Plain {
 };
 
 template <typename T>
-void compare(const Sizes& s) {
+void compare(const Sizes& s, double magnitude = 1, bool misaligned = false) {
   using A = Accumulator<T>;
-  Case<T> c(s);
+  SCOPED_TRACE(fmt::format("N {} C {} V {} times {}", s.N, s.C, s.V, magnitude));
+  Case<T> c(s, magnitude);
+  if (misaligned) misalign(c.x, c.wte, c.targets, c.losses, c.dwte, c.dx);
   Case<double> r(s);
   const auto x = converted<double>(c.x.values()), wte = converted<double>(c.wte.values());
   std::copy(x.begin(), x.end(), r.x.data());
@@ -148,6 +152,23 @@ TEST(LinearCrossEntropy, ObeysTheToleranceRule) {
   for (const Sizes& s : kSizes) {
     compare<float>(s);
     compare<bf16>(s);
+  }
+  compare<float>({2048, 3, 11, 16});
+  compare<bf16>({2048, 3, 11, 16});
+}
+// From logits that are all alike to those of which one is everything.
+TEST(LinearCrossEntropy, ObeysTheToleranceRuleAtAnyMagnitude) {
+  for (const Sizes& s : kFew) {
+    for (double magnitude : {1e-20, 1e-3, 30.0, 1e4}) {
+      compare<float>(s, magnitude);
+      compare<bf16>(s, magnitude);
+    }
+  }
+}
+TEST(LinearCrossEntropy, ObeysTheToleranceRuleWhereNothingIsAligned) {
+  for (const Sizes& s : kFew) {
+    compare<float>(s, 1, true);
+    compare<bf16>(s, 1, true);
   }
 }
 // More rows than one chunk of logits holds.
@@ -189,32 +210,38 @@ TEST(LinearCrossEntropy, RefusesTargetsOutsideTheVocabulary) {
 }
 
 template <typename T>
-void compare_logits() {
+void compare_logits(int64_t rows, int64_t C, double magnitude = 1, bool misaligned = false) {
   using A = Accumulator<T>;
-  for (int64_t rows : {1, 3, 20}) {
-    const int64_t C = 70, V = 997;
-    Buffer<T> x({rows, C}, random_values<T>(rows * C, 1)),
-        wte({1024, C}, random_values<T>(1024 * C, 2));
-    Buffer<A> out({rows, V});
-    run(ops<T>(), Logits{out.tensor, x.tensor, wte.tensor, V});
-    std::vector<A> plain;
-    std::vector<double> reference;
-    for (int64_t n = 0; n < rows; ++n) {
-      for (int64_t v = 0; v < V; ++v) {
-        A sum = 0;
-        double exact = 0;
-        for (int64_t i = 0; i < C; ++i) {
-          const A a = static_cast<A>(x.data()[n * C + i]),
-                  b = static_cast<A>(wte.data()[v * C + i]);
-          sum += a * b;
-          exact += static_cast<double>(a) * static_cast<double>(b);
-        }
-        plain.push_back(sum);
-        reference.push_back(exact);
+  constexpr int64_t kVocabulary = 197, kPadded = 256;
+  SCOPED_TRACE(fmt::format("{} x {} times {}", rows, C, magnitude));
+  Buffer<T> x({rows, C}, random_values<T>(rows * C, 1, magnitude));
+  Buffer<T> wte({kPadded, C}, random_values<T>(kPadded * C, 2));
+  Buffer<A> out({rows, kVocabulary});
+  if (misaligned) misalign(x, wte, out);
+  run(ops<T>(), Logits{out.tensor, x.tensor, wte.tensor, kVocabulary});
+  std::vector<A> plain;
+  std::vector<double> reference;
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t v = 0; v < kVocabulary; ++v) {
+      A sum = 0;
+      long double exact = 0;
+      for (int64_t i = 0; i < C; ++i) {
+        const A a = static_cast<A>(x.data()[n * C + i]), b = static_cast<A>(wte.data()[v * C + i]);
+        sum += a * b;
+        exact += static_cast<long double>(a) * static_cast<long double>(b);
       }
+      plain.push_back(sum);
+      reference.push_back(static_cast<double>(exact));
     }
-    expect_close<A>(out.values(), reference, plain, "logits");
   }
+  expect_close<A>(out.values(), reference, plain, "logits");
+}
+template <typename T>
+void compare_logits() {
+  for (int64_t rows : {1, 3, 20})
+    for (int64_t C : {1, 70, 264}) compare_logits<T>(rows, C);
+  for (double magnitude : {1e-30, 1e-10, 1e10, 1e30}) compare_logits<T>(3, 72, magnitude);
+  for (int64_t rows : {1, 5}) compare_logits<T>(rows, 72, 1, true);
 }
 TEST(Logits, ObeyTheToleranceRule) {
   compare_logits<float>();

@@ -7,11 +7,9 @@ struct Sizes {
   int64_t B, T, C, V, positions;
   float p;
 };
-const Sizes kSizes[] = {{1, 1, 1, 2, 1, 0},
-                        {2, 2, 7, 2, 5, 0.5f},
-                        {3, 17, 65, 65, 20, 0.2f},
-                        {2, 65, 33, 97, 65, 0},
-                        {4, 65, 384, 11, 70, 0.1f}};
+const Sizes kSizes[] = {{1, 1, 1, 2, 1, 0},         {2, 2, 7, 2, 5, 0.5f},
+                        {3, 17, 65, 65, 20, 0.2f},  {2, 65, 33, 97, 65, 0},
+                        {4, 65, 384, 11, 70, 0.1f}, {1, 2048, 5, 9, 2048, 0.1f}};
 // Tokens whose rows are many, none, or all; vocabularies of one and of four digits of a radix sort.
 const Sizes kSpread[] = {{9, 70, 8, 2, 70, 0},
                          {5, 129, 24, 1, 129, 0.1f},
@@ -29,12 +27,12 @@ struct Case {
   Buffer<A> dwte, dwpe;
   Dropout dropout;
 
-  explicit Case(const Sizes& sizes)
+  explicit Case(const Sizes& sizes, double magnitude = 1)
       : s(sizes),
-        wte({s.V, s.C}, random_values<T>(s.V * s.C, 1)),
-        wpe({s.positions, s.C}, random_values<T>(s.positions * s.C, 2)),
+        wte({s.V, s.C}, random_values<T>(s.V * s.C, 1, magnitude)),
+        wpe({s.positions, s.C}, random_values<T>(s.positions * s.C, 2, magnitude)),
         x({s.B, s.T, s.C}),
-        dx({s.B, s.T, s.C}, random_values<T>(s.B * s.T * s.C, 3)),
+        dx({s.B, s.T, s.C}, random_values<T>(s.B * s.T * s.C, 3, magnitude)),
         tokens({s.B, s.T}, random_tokens(s.B * s.T, 4, s.V)),
         dwte({s.V, s.C}, std::vector<A>(static_cast<size_t>(s.V * s.C))),
         dwpe({s.positions, s.C}) {
@@ -86,61 +84,77 @@ TEST(Embedding, GradientsByFiniteDifferences) {
 }
 
 template <typename T>
-void compare_forward() {
-  for (const Sizes& s : kSizes) {
-    Case<T> c(s);
-    c.forward();
-    Case<double> reference(s);
-    std::copy_n(converted<double>(c.wte.values()).data(), s.V * s.C, reference.wte.data());
-    std::copy_n(converted<double>(c.wpe.values()).data(), s.positions * s.C, reference.wpe.data());
-    reference.forward();
-    expect_close<T>(c.x.values(), reference.x.values(), plain_forward(c), "x");
-  }
-}
-TEST(Embedding, ForwardObeysTheToleranceRule) {
-  compare_forward<float>();
-  compare_forward<bf16>();
+void compare_forward(Case<T>& c) {
+  c.forward();
+  Case<double> reference(c.s);
+  const auto copy = [](const Buffer<T>& from, const Buffer<double>& to) {
+    const std::vector<double> values = converted<double>(from.values());
+    std::copy(values.begin(), values.end(), to.data());
+  };
+  copy(c.wte, reference.wte), copy(c.wpe, reference.wpe);
+  reference.forward();
+  expect_close<T>(c.x.values(), reference.x.values(), plain_forward(c), "x");
 }
 
 // Sums over the rows in acc.
 template <typename T>
-void compare_backward(std::span<const Sizes> sizes) {
+void compare_backward(Case<T>& c) {
   using A = Accumulator<T>;
-  for (const Sizes& s : sizes) {
-    SCOPED_TRACE(s.V);
-    Case<T> c(s);
-    std::vector<A> dwte(static_cast<size_t>(s.V * s.C)), dwpe(dwte);
-    std::vector<double> dwte_exact(dwte.size());
-    dwpe.assign(static_cast<size_t>(s.positions * s.C), A(0));
-    std::vector<double> dwpe_exact(dwpe.size());
-    for (int64_t n = 0; n < s.B * s.T; ++n) {
-      for (int64_t i = 0; i < s.C; ++i) {
-        A g = static_cast<A>(c.dx.data()[n * s.C + i]);
-        const uint64_t element = (c.inputs->first_sequence * s.T + n) * s.C + i;
-        if (s.p > 0) g *= is_kept(c.dropout, element) ? A(1) / (A(1) - static_cast<A>(s.p)) : A(0);
-        dwte[static_cast<size_t>(c.tokens.data()[n] * s.C + i)] += g;
-        dwpe[static_cast<size_t>(n % s.T * s.C + i)] += g;
-        dwte_exact[static_cast<size_t>(c.tokens.data()[n] * s.C + i)] += static_cast<double>(g);
-        dwpe_exact[static_cast<size_t>(n % s.T * s.C + i)] += static_cast<double>(g);
-      }
+  const Sizes& s = c.s;
+  std::vector<A> dwte(static_cast<size_t>(s.V * s.C)), dwpe(dwte);
+  std::vector<double> dwte_exact(dwte.size());
+  dwpe.assign(static_cast<size_t>(s.positions * s.C), A(0));
+  std::vector<double> dwpe_exact(dwpe.size());
+  for (int64_t n = 0; n < s.B * s.T; ++n) {
+    for (int64_t i = 0; i < s.C; ++i) {
+      A g = static_cast<A>(c.dx.data()[n * s.C + i]);
+      const uint64_t element = (c.inputs->first_sequence * s.T + n) * s.C + i;
+      if (s.p > 0) g *= is_kept(c.dropout, element) ? A(1) / (A(1) - static_cast<A>(s.p)) : A(0);
+      dwte[static_cast<size_t>(c.tokens.data()[n] * s.C + i)] += g;
+      dwpe[static_cast<size_t>(n % s.T * s.C + i)] += g;
+      dwte_exact[static_cast<size_t>(c.tokens.data()[n] * s.C + i)] += static_cast<double>(g);
+      dwpe_exact[static_cast<size_t>(n % s.T * s.C + i)] += static_cast<double>(g);
     }
-    c.backward(false);
-    expect_close<A>(c.dwte.values(), dwte_exact, dwte, "dwte");
-    expect_close<A>(c.dwpe.values(), dwpe_exact, dwpe, "dwpe");
-    c.backward(true);  // both add now
-    for (std::vector<A>* once : {&dwte, &dwpe})
-      for (A& g : *once) g += g;
-    for (std::vector<double>* once : {&dwte_exact, &dwpe_exact})
-      for (double& g : *once) g += g;
-    expect_close<A>(c.dwte.values(), dwte_exact, dwte, "dwte twice");
-    expect_close<A>(c.dwpe.values(), dwpe_exact, dwpe, "dwpe twice");
+  }
+  c.backward(false);
+  expect_close<A>(c.dwte.values(), dwte_exact, dwte, "dwte");
+  expect_close<A>(c.dwpe.values(), dwpe_exact, dwpe, "dwpe");
+  c.backward(true);  // both add now
+  for (std::vector<A>* once : {&dwte, &dwpe})
+    for (A& g : *once) g += g;
+  for (std::vector<double>* once : {&dwte_exact, &dwpe_exact})
+    for (double& g : *once) g += g;
+  expect_close<A>(c.dwte.values(), dwte_exact, dwte, "dwte twice");
+  expect_close<A>(c.dwpe.values(), dwpe_exact, dwpe, "dwpe twice");
+}
+
+template <typename T>
+void compare(std::span<const Sizes> sizes, double magnitude = 1, bool misaligned = false) {
+  for (const Sizes& s : sizes) {
+    SCOPED_TRACE(fmt::format("T {} C {} V {} times {}", s.T, s.C, s.V, magnitude));
+    Case<T> c(s, magnitude);
+    if (misaligned) misalign(c.wte, c.wpe, c.x, c.dx, c.tokens, c.dwte, c.dwpe);
+    compare_forward(c);
+    compare_backward(c);
   }
 }
-TEST(Embedding, BackwardObeysTheToleranceRule) {
-  compare_backward<float>(kSizes);
-  compare_backward<float>(kSpread);
-  compare_backward<bf16>(kSizes);
-  compare_backward<bf16>(kSpread);
+TEST(Embedding, ObeysTheToleranceRule) {
+  compare<float>(kSizes);
+  compare<float>(kSpread);
+  compare<bf16>(kSizes);
+  compare<bf16>(kSpread);
+}
+
+const Sizes kFew[] = {{3, 5, 16, 7, 6, 0.2f}, {2, 9, 13, 7, 9, 0}};
+TEST(Embedding, ObeysTheToleranceRuleAtAnyMagnitude) {
+  for (double magnitude : {1e-36, 1e-10, 1e10, 1e36}) {
+    compare<float>(kFew, magnitude);
+    compare<bf16>(kFew, magnitude);
+  }
+}
+TEST(Embedding, ObeysTheToleranceRuleWhereNothingIsAligned) {
+  compare<float>(kFew, 1, true);
+  compare<bf16>(kFew, 1, true);
 }
 
 TEST(Embedding, LaterPositions) {

@@ -39,18 +39,19 @@ A plain_gelu_gradient(A x, Gelu gelu) {
 }
 
 template <typename T>
-void compare() {
+void compare(int64_t count, double magnitude, bool misaligned = false) {
   using A = Accumulator<T>;
-  constexpr int64_t kCount = 70001;
   for (Gelu gelu : kBoth) {
-    const Shape shape{kCount};
-    Buffer<T> x(shape, random_values<T>(kCount, 1, 9)), dy(shape, random_values<T>(kCount, 2));
-    Buffer<T> y(shape), dx(shape);
+    SCOPED_TRACE(fmt::format("{} times {}", count, magnitude));
+    const Shape shape{count};
+    Buffer<T> x(shape, random_values<T>(count, 1, magnitude));
+    Buffer<T> dy(shape, random_values<T>(count, 2)), y(shape), dx(shape);
+    if (misaligned) misalign(x, dy, y, dx);
     run(ops<T>(), GeluForward{y.tensor, x.tensor, gelu});
     run(ops<T>(), GeluBackward{dx.tensor, dy.tensor, x.tensor, gelu});
     std::vector<double> y_reference, dx_reference;
     std::vector<T> y_plain, dx_plain;
-    for (int64_t i = 0; i < kCount; ++i) {
+    for (int64_t i = 0; i < count; ++i) {
       const A value = static_cast<A>(x.data()[i]), d = static_cast<A>(dy.data()[i]);
       const long double exact = static_cast<long double>(value);
       y_reference.push_back(static_cast<double>(plain_gelu(exact, gelu)));
@@ -66,9 +67,48 @@ void compare() {
   }
 }
 TEST(Gelu, ObeysTheToleranceRule) {
-  compare<double>();
-  compare<float>();
-  compare<bf16>();
+  compare<double>(70001, 9);
+  compare<float>(70001, 9);
+  compare<bf16>(70001, 9);
+}
+TEST(Gelu, ObeysTheToleranceRuleAtAnySizeAndMagnitude) {
+  for (int64_t count : {1, 7, 8, 2048}) compare<float>(count, 3), compare<bf16>(count, 3);
+  for (double magnitude : {1e-30, 1e-4, 0.3, 40.0})
+    compare<float>(2057, magnitude), compare<bf16>(2057, magnitude);
+}
+TEST(Gelu, ObeysTheToleranceRuleWhereNothingIsAligned) {
+  compare<float>(2057, 9, true);
+  compare<bf16>(2057, 9, true);
+}
+
+// Far from zero it is x or nothing, and its slope 1 or 0, however far.
+template <typename T>
+void reaches_its_limits() {
+  using A = Accumulator<T>;
+  const std::vector<A> far{A(20), A(50), A(1e10f), A(3e38f), A(INFINITY)};
+  const Shape shape{static_cast<int64_t>(2 * far.size() + 1)};
+  Buffer<T> x(shape), y(shape), dx(shape), dy(shape, random_values<T>(shape.elements(), 2));
+  for (size_t i = 0; i < far.size(); ++i) {
+    x.data()[2 * i] = static_cast<T>(far[i]);
+    x.data()[2 * i + 1] = static_cast<T>(-far[i]);
+  }
+  x.data()[2 * far.size()] = static_cast<T>(A(NAN));
+  for (Gelu gelu : kBoth) {
+    run(ops<T>(), GeluForward{y.tensor, x.tensor, gelu});
+    run(ops<T>(), GeluBackward{dx.tensor, dy.tensor, x.tensor, gelu});
+    for (size_t i = 0; i < far.size(); ++i) {
+      EXPECT_EQ(static_cast<A>(y.data()[2 * i]), static_cast<A>(x.data()[2 * i])) << far[i];
+      EXPECT_EQ(static_cast<A>(dx.data()[2 * i]), static_cast<A>(dy.data()[2 * i])) << far[i];
+      EXPECT_NEAR(static_cast<double>(y.data()[2 * i + 1]), 0, 1e-30) << far[i];
+      EXPECT_NEAR(static_cast<double>(dx.data()[2 * i + 1]), 0, 1e-30) << far[i];
+    }
+    EXPECT_TRUE(std::isnan(static_cast<A>(y.data()[2 * far.size()])));
+    EXPECT_TRUE(std::isnan(static_cast<A>(dx.data()[2 * far.size()])));
+  }
+}
+TEST(Gelu, ReachesItsLimits) {
+  reaches_its_limits<float>();
+  reaches_its_limits<bf16>();
 }
 
 }  // namespace

@@ -12,28 +12,30 @@ const Sizes kSizes[] = {{1, 1, 2, true, true, 0},      {2, 2, 7, true, false, 0.
                         {3, 17, 65, true, true, 0.2f}, {2, 65, 33, false, true, 0},
                         {2, 65, 128, true, false, 0},  {1, 65, 384, true, true, 0.1f}};
 // Widths for which a GPU takes other instances of its kernels.
-const Sizes kWide[] = {{1, 5, 520, true, true, 0.1f},  {2, 5, 776, true, false, 0},
-                       {1, 3, 1024, true, true, 0.2f}, {1, 3, 1600, false, true, 0},
-                       {1, 3, 2056, true, true, 0.1f}, {1, 2, 4104, true, false, 0},
-                       {1, 2, 8192, true, true, 0.5f}, {1, 2, 8200, true, true, 0.1f},
-                       {2, 150, 40, true, true, 0.1f}, {1, 3, 1999, true, true, 0.1f}};
+const Sizes kWide[] = {
+    {1, 5, 520, true, true, 0.1f},  {2, 5, 776, true, false, 0},    {1, 3, 1024, true, true, 0.2f},
+    {1, 3, 1600, false, true, 0},   {1, 3, 2056, true, true, 0.1f}, {1, 2, 4104, true, false, 0},
+    {1, 2, 8192, true, true, 0.5f}, {1, 2, 8200, true, true, 0.1f}, {2, 150, 40, true, true, 0.1f},
+    {1, 3, 1999, true, true, 0.1f}, {1, 2048, 8, true, true, 0.1f}, {1, 2047, 21, true, false, 0}};
 
 template <typename T>
 struct Case {
   using A = Accumulator<T>;
   Sizes s;
+  double magnitude;  // of what is normalised, and of the gradients
   int64_t rows = s.B * s.T, elements = rows * s.C;
   Shape btc{s.B, s.T, s.C};
   Visible<StepInputs> inputs{{.seed = 99, .first_sequence = 7, .step = 11}};
-  Buffer<T> x{btc, random_values<T>(elements, 1)}, residual_in{btc, random_values<T>(elements, 2)};
+  Buffer<T> x{btc, random_values<T>(elements, 1, magnitude)};
+  Buffer<T> residual_in{btc, random_values<T>(elements, 2, magnitude)};
   Buffer<T> weight{{s.C}, random_values<T>(s.C, 3)}, bias{{s.C}, random_values<T>(s.C, 4)};
   Buffer<T> out{btc}, residual_out{btc};
   Buffer<A> mean{{s.B, s.T}}, rstd{{s.B, s.T}};
-  Buffer<T> dout{btc, random_values<T>(elements, 5)};
-  Buffer<T> d_residual{btc, random_values<T>(elements, 6)}, dx{btc};
+  Buffer<T> dout{btc, random_values<T>(elements, 5, magnitude)};
+  Buffer<T> d_residual{btc, random_values<T>(elements, 6, magnitude)}, dx{btc};
   Buffer<A> dweight{{s.C}}, dbias{{s.C}};
 
-  explicit Case(const Sizes& sizes) : s(sizes) {}
+  explicit Case(const Sizes& sizes, double times = 1) : s(sizes), magnitude(times) {}
   Dropout dropout() const {
     return {s.p, 2, DropoutSite::mlp_projection, s.p > 0 ? inputs.get() : nullptr};
   }
@@ -164,12 +166,22 @@ struct Plain {
   }
 };
 
+// `offset` is added to what is normalised.
 template <typename T>
-void compare(std::span<const Sizes> sizes) {
+void compare(std::span<const Sizes> sizes, double magnitude = 1, double offset = 0,
+             bool misaligned = false) {
   using A = Accumulator<T>;
   for (const Sizes& s : sizes) {
-    SCOPED_TRACE(s.C);
-    Case<T> c(s);
+    SCOPED_TRACE(fmt::format("T {} C {} times {} plus {}", s.T, s.C, magnitude, offset));
+    Case<T> c(s, magnitude);
+    if (misaligned) {
+      misalign(c.x, c.residual_in, c.weight, c.bias, c.out, c.residual_out, c.mean, c.rstd, c.dout,
+               c.d_residual, c.dx, c.dweight, c.dbias);
+    }
+    for (int64_t i = 0; i < c.elements; ++i) {
+      T& r = c.residual_in.data()[i];
+      r = static_cast<T>(static_cast<A>(r) + static_cast<A>(offset));
+    }
     const Plain<T> plain(c);
     Case<double> r(s);
     const auto copy = [](const auto& from, const auto& to) {
@@ -198,6 +210,26 @@ TEST(LayerNorm, FloatObeysTheToleranceRule) {
 TEST(LayerNorm, Bf16ObeysTheToleranceRule) {
   compare<bf16>(kSizes);
   compare<bf16>(kWide);
+}
+
+const Sizes kFew[] = {
+    {2, 17, 16, true, true, 0.2f}, {1, 33, 33, false, true, 0}, {1, 17, 1032, true, true, 0.2f}};
+// From where epsilon is all of the variance to where it is nothing of it.
+TEST(LayerNorm, ObeysTheToleranceRuleAtAnyMagnitude) {
+  for (double magnitude : {1e-30, 1e-10, 3e-3, 1e5, 1e15}) {
+    compare<float>(kFew, magnitude);
+    compare<bf16>(kFew, magnitude);
+  }
+}
+TEST(LayerNorm, ObeysTheToleranceRuleFarFromZero) {
+  for (double offset : {-100.0, 3e4}) {
+    compare<float>(kFew, 1, offset);
+    compare<bf16>(kFew, 1, offset);
+  }
+}
+TEST(LayerNorm, ObeysTheToleranceRuleWhereNothingIsAligned) {
+  compare<float>(kFew, 1, 0, true);
+  compare<bf16>(kFew, 1, 0, true);
 }
 
 // The mask of a sequence depends on its global index alone.

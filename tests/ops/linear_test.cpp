@@ -17,14 +17,15 @@ template <typename T>
 struct Case {
   using A = Accumulator<T>;
   Sizes s;
-  Buffer<T> x{{s.N, s.I}, random_values<T>(s.N* s.I, 1)};
+  double magnitude;  // of x and dy
+  Buffer<T> x{{s.N, s.I}, random_values<T>(s.N* s.I, 1, magnitude)};
   Buffer<T> w1{{s.I, s.H}, random_values<T>(s.I*s.H, 2, 0.5)}, b1{{s.H}, random_values<T>(s.H, 3)};
   Buffer<T> w2{{s.H, s.O}, random_values<T>(s.H*s.O, 4, 0.5)}, b2{{s.O}, random_values<T>(s.O, 5)};
   Buffer<T> dy{{s.N, s.O}, random_values<T>(s.N* s.O, 6)};
   Buffer<T> pre{{s.N, s.H}}, h{{s.N, s.H}}, y{{s.N, s.O}}, dpre{{s.N, s.H}}, dx{{s.N, s.I}};
   Buffer<A> dw1{{s.I, s.H}}, db1{{s.H}}, dw2{{s.H, s.O}}, db2{{s.O}};
 
-  explicit Case(const Sizes& sizes) : s(sizes) {}
+  explicit Case(const Sizes& sizes, double times = 1) : s(sizes), magnitude(times) {}
   bool has_gelu() const { return s.gelu != Gelu::none; }
   LinearForward first(bool keep = true) const {
     LinearForward a;
@@ -90,6 +91,141 @@ TEST(Linear, AccumulatesItsWeights) {
   accumulates<double>();
   accumulates<float>();
   accumulates<bf16>();
+}
+
+// Each operation in plain loops, from what the one before really gave, every result rounded to T
+// where a separate operation would round it; gradients of weights in A. For double it is exact.
+template <typename A, typename T>
+class Plain {
+ public:
+  std::vector<A> pre, h, y, dpre, dx, dw1, db1, dw2, db2;
+
+  explicit Plain(const Case<T>& c) : s_(c.s) {
+    const Sizes& s = c.s;
+    pre = forward(c.x, c.w1, c.b1);
+    for (A value : has_gelu(s) ? values(c.pre) : pre) h.push_back(rounded(gelu(value)));
+    y = forward(c.h, c.w2, c.b2);
+    dpre = by_input(c.dy, c.w2);
+    const std::vector<A> at = has_gelu(s) ? values(c.pre) : pre;
+    for (size_t i = 0; i < dpre.size(); ++i) dpre[i] = rounded(dpre[i] * slope(at[i]));
+    dx = by_input(c.dpre, c.w1);
+    dw2 = by_weight(c.h, c.dy), db2 = by_bias(c.dy);
+    dw1 = by_weight(c.x, c.dpre), db1 = by_bias(c.dpre);
+  }
+
+ private:
+  static bool has_gelu(const Sizes& s) { return s.gelu != Gelu::none; }
+  static A rounded(A value) {
+    return std::is_same_v<A, double> ? value : static_cast<A>(static_cast<T>(value));
+  }
+  static std::vector<A> values(const Buffer<T>& buffer) {
+    std::vector<A> all;
+    for (T value : buffer.values()) all.push_back(static_cast<A>(value));
+    return all;
+  }
+  // Of [rows, columns].
+  static int64_t rows(const Buffer<T>& buffer) { return buffer.tensor.shape[0]; }
+  static int64_t columns(const Buffer<T>& buffer) { return buffer.tensor.shape[1]; }
+
+  static A inner(A v) {  // of the tanh form
+    return static_cast<A>(0.7978845608028653559) * (v + static_cast<A>(0.044715) * v * v * v);
+  }
+  static A phi(A v) { return A(0.5) * (1 + std::erf(v / std::sqrt(A(2)))); }
+  A gelu(A v) const {
+    if (s_.gelu == Gelu::none) return v;
+    return s_.gelu == Gelu::exact ? v * phi(v) : v / (1 + std::exp(-2 * inner(v)));
+  }
+  A slope(A v) const {
+    if (s_.gelu == Gelu::none) return 1;
+    if (s_.gelu == Gelu::exact)
+      return phi(v) + v * std::exp(-v * v / 2) * static_cast<A>(0.3989422804014326779);
+    const A part = 1 / (1 + std::exp(-2 * inner(v))), v2 = std::min(v * v, A(1e4));
+    const A inner_slope =
+        static_cast<A>(0.7978845608028653559) * (1 + static_cast<A>(3 * 0.044715) * v2);
+    return part + 2 * std::clamp(v, A(-100), A(100)) * part * (1 - part) * inner_slope;
+  }
+
+  std::vector<A> forward(const Buffer<T>& x, const Buffer<T>& w, const Buffer<T>& b) const {
+    const std::vector<A> xs = values(x), ws = values(w), bs = values(b);
+    const int64_t I = columns(x), O = columns(w);
+    std::vector<A> out;
+    for (int64_t n = 0; n < rows(x); ++n)
+      for (int64_t o = 0; o < O; ++o) {
+        A sum = 0;
+        for (int64_t i = 0; i < I; ++i) sum += xs[n * I + i] * ws[i * O + o];
+        out.push_back(rounded(sum));
+        if (s_.bias) out.back() = rounded(out.back() + bs[o]);
+      }
+    return out;
+  }
+  static std::vector<A> by_input(const Buffer<T>& dy, const Buffer<T>& w) {
+    const std::vector<A> dys = values(dy), ws = values(w);
+    const int64_t I = rows(w), O = columns(w);
+    std::vector<A> out;
+    for (int64_t n = 0; n < rows(dy); ++n)
+      for (int64_t i = 0; i < I; ++i) {
+        A sum = 0;
+        for (int64_t o = 0; o < O; ++o) sum += dys[n * O + o] * ws[i * O + o];
+        out.push_back(rounded(sum));
+      }
+    return out;
+  }
+  static std::vector<A> by_weight(const Buffer<T>& x, const Buffer<T>& dy) {
+    const std::vector<A> xs = values(x), dys = values(dy);
+    const int64_t I = columns(x), O = columns(dy);
+    std::vector<A> out(static_cast<size_t>(I * O));
+    for (int64_t n = 0; n < rows(x); ++n)
+      for (int64_t i = 0; i < I; ++i)
+        for (int64_t o = 0; o < O; ++o) out[i * O + o] += xs[n * I + i] * dys[n * O + o];
+    return out;
+  }
+  static std::vector<A> by_bias(const Buffer<T>& dy) {
+    const std::vector<A> dys = values(dy);
+    std::vector<A> out(static_cast<size_t>(columns(dy)));
+    for (size_t i = 0; i < dys.size(); ++i) out[i % out.size()] += dys[i];
+    return out;
+  }
+  const Sizes& s_;
+};
+
+template <typename T>
+void compare(const Sizes& s, double magnitude = 1, bool misaligned = false) {
+  using A = Accumulator<T>;
+  SCOPED_TRACE(fmt::format("{} x {} x {} x {} times {}", s.N, s.I, s.H, s.O, magnitude));
+  Case<T> c(s, magnitude);
+  if (misaligned) {
+    misalign(c.x, c.w1, c.b1, c.w2, c.b2, c.dy, c.pre, c.h, c.y, c.dpre, c.dx, c.dw1, c.db1, c.dw2,
+             c.db2);
+  }
+  c.forward();
+  c.backward(false);
+  const Plain<double, T> exact(c);
+  const Plain<A, T> plain(c);
+  if (c.has_gelu()) expect_close<T>(c.pre.values(), exact.pre, converted<T>(plain.pre), "pre");
+  expect_close<T>(c.h.values(), exact.h, converted<T>(plain.h), "h");
+  expect_close<T>(c.y.values(), exact.y, converted<T>(plain.y), "y");
+  expect_close<T>(c.dpre.values(), exact.dpre, converted<T>(plain.dpre), "dpre");
+  expect_close<T>(c.dx.values(), exact.dx, converted<T>(plain.dx), "dx");
+  expect_close<A>(c.dw1.values(), exact.dw1, plain.dw1, "dw1");
+  expect_close<A>(c.dw2.values(), exact.dw2, plain.dw2, "dw2");
+  if (!s.bias) return;
+  expect_close<A>(c.db1.values(), exact.db1, plain.db1, "db1");
+  expect_close<A>(c.db2.values(), exact.db2, plain.db2, "db2");
+}
+TEST(Linear, ObeysTheToleranceRule) {
+  for (const Sizes& s : kSizes) compare<float>(s), compare<bf16>(s);
+  const Sizes tall{2048, 3, 11, 5, true, Gelu::tanh};
+  compare<float>(tall), compare<bf16>(tall);
+}
+const Sizes kFew[] = {{5, 7, 13, 3, true, Gelu::exact}, {9, 16, 32, 8, true, Gelu::tanh}};
+TEST(Linear, ObeysTheToleranceRuleAtAnyMagnitude) {
+  for (const Sizes& s : kFew) {
+    for (double magnitude : {1e-20, 1e-5, 50.0, 1e10})
+      compare<float>(s, magnitude), compare<bf16>(s, magnitude);
+  }
+}
+TEST(Linear, ObeysTheToleranceRuleWhereNothingIsAligned) {
+  for (const Sizes& s : kFew) compare<float>(s, 1, true), compare<bf16>(s, 1, true);
 }
 
 template <typename T>

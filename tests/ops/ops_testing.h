@@ -99,7 +99,7 @@ class Buffer {
   explicit Buffer(Shape shape) : Buffer(shape, garbage(shape.elements())) {}
   Buffer(Shape shape, const std::vector<T>& values) : count_(values.size()) {
     EXPECT_EQ(shape.elements(), static_cast<int64_t>(count_));
-    const size_t bytes = 2 * kCanary + (count_ * sizeof(T) + 63) / 64 * 64;
+    const size_t bytes = 2 * kCanary + (count_ * sizeof(T) + 63) / 64 * 64 + kRoom;
     memory_.reset(static_cast<unsigned char*>(allocate_visible(bytes)));
     std::memset(memory_.get(), kPattern, bytes);
     tensor = Tensor{memory_.get() + kCanary, dtype_of<T>, shape};
@@ -108,12 +108,22 @@ class Buffer {
   Buffer(Buffer&&) = default;
   ~Buffer() {
     if (!memory_) return;
-    const unsigned char* after = memory_.get() + kCanary + count_ * sizeof(T);
+    const unsigned char* before = static_cast<unsigned char*>(tensor.data) - kCanary;
+    const unsigned char* after = before + kCanary + count_ * sizeof(T);
     for (size_t i = 0; i < kCanary; ++i) {
-      EXPECT_EQ(memory_[i], kPattern) << "written before the tensor";
+      EXPECT_EQ(before[i], kPattern) << "written before the tensor";
       EXPECT_EQ(after[i], kPattern) << "written after the tensor";
-      if (memory_[i] != kPattern || after[i] != kPattern) break;
+      if (before[i] != kPattern || after[i] != kPattern) break;
     }
+  }
+
+  // Moves the values to where only an element is aligned, no vector of them.
+  void misalign() {
+    static_assert(sizeof(T) <= kRoom);
+    auto* const from = static_cast<unsigned char*>(tensor.data);
+    std::memmove(from + sizeof(T), from, count_ * sizeof(T));
+    std::memset(from, kPattern, sizeof(T));
+    tensor.data = from + sizeof(T);
   }
 
   T* data() const { return static_cast<T*>(tensor.data); }
@@ -126,11 +136,16 @@ class Buffer {
     std::memset(&value, 0xff, sizeof(T));  // NaN in every floating type
     return std::vector<T>(static_cast<size_t>(count), value);
   }
-  static constexpr size_t kCanary = 256;
+  static constexpr size_t kCanary = 256, kRoom = 64;  // room to move in
   static constexpr unsigned char kPattern = 0xa5;
   size_t count_;
   std::unique_ptr<unsigned char[], ReleaseVisible> memory_;
 };
+
+template <typename... Buffers>
+void misalign(Buffers&... buffers) {
+  (buffers.misalign(), ...);
+}
 
 // Exactly the bytes that an operation asks for, poisoned.
 template <typename Args>

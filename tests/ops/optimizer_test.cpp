@@ -67,14 +67,15 @@ void plain_step(std::vector<A>& w, std::vector<A>& m, std::vector<A>& v, const s
 }
 
 template <typename T>
-void compare_formula(int64_t count) {
+void compare_formula(int64_t count, double magnitude = 1) {
   using A = Accumulator<T>;
+  SCOPED_TRACE(fmt::format("{} elements, gradients times {}", count, magnitude));
   State<T> s(count);
   s.results->clip_scale = 0.25;
   std::vector<A> w = s.masters.values(), m(w.size()), v(w.size());
   std::vector<double> wd = converted<double>(w), md(w.size()), vd(w.size());
   for (int t = 1; t <= 4; ++t) {
-    const std::vector<A> g = random_values<A>(count, 10 + static_cast<uint64_t>(t));
+    const std::vector<A> g = random_values<A>(count, 10 + static_cast<uint64_t>(t), magnitude);
     std::copy(g.begin(), g.end(), s.gradients.data());
     const size_t decayed = static_cast<size_t>(count / 3);
     plain_step<A>(w, m, v, g, A(0.01f), A(0.25), t, decayed);
@@ -93,6 +94,13 @@ TEST(AdamW, FollowsTheFormula) {
     compare_formula<float>(count);
     compare_formula<bf16>(count);
     compare_formula<double>(count);
+  }
+}
+// From gradients that epsilon drowns to those whose squares fp32 just holds.
+TEST(AdamW, FollowsTheFormulaAtAnyMagnitude) {
+  for (double magnitude : {1e-15, 1e-8, 1e5, 1e18}) {
+    compare_formula<float>(101, magnitude);
+    compare_formula<bf16>(101, magnitude);
   }
 }
 
@@ -248,19 +256,25 @@ TEST(AdamW, RefusesSegmentsThatOverlap) {
   EXPECT_THROW(s.step(), CheckError);
 }
 
-TEST(GlobalNorm, IsTheRootOfTheSquares) {
-  for (int64_t count : {int64_t{1}, int64_t{5}, kNormBlock, kNormBlock + 1, int64_t{100003}}) {
-    Buffer<float> gradients({count}, random_values<float>(count, 3));
-    Visible<StepResults> results;
-    double squares = 0;
-    for (float g : gradients.values()) squares += static_cast<double>(g) * static_cast<double>(g);
-    for (double clip : {0.0, 0.5, 1e9}) {
-      measure(ops<bf16>(), gradients.tensor, clip, results.get());
-      EXPECT_NEAR(results->grad_norm, std::sqrt(squares), 1e-13 * std::sqrt(squares));
-      EXPECT_EQ(results->clip_scale, clip > 0 ? std::min(1.0, clip / results->grad_norm) : 1.0);
-      EXPECT_EQ(results->skip, 0);
-    }
+void compare_norm(int64_t count, double magnitude = 1, bool misaligned = false) {
+  SCOPED_TRACE(fmt::format("{} elements times {}", count, magnitude));
+  Buffer<float> gradients({count}, random_values<float>(count, 3, magnitude));
+  if (misaligned) misalign(gradients);
+  Visible<StepResults> results;
+  double squares = 0;
+  for (float g : gradients.values()) squares += static_cast<double>(g) * static_cast<double>(g);
+  for (double clip : {0.0, 0.5, 1e9}) {
+    measure(ops<bf16>(), gradients.tensor, clip, results.get());
+    EXPECT_NEAR(results->grad_norm, std::sqrt(squares), 1e-13 * std::sqrt(squares));
+    EXPECT_EQ(results->clip_scale, clip > 0 ? std::min(1.0, clip / results->grad_norm) : 1.0);
+    EXPECT_EQ(results->skip, 0);
   }
+}
+TEST(GlobalNorm, IsTheRootOfTheSquares) {
+  for (int64_t count : {int64_t{1}, int64_t{5}, kNormBlock, kNormBlock + 1, int64_t{100003}})
+    compare_norm(count);
+  for (double magnitude : {1e-38, 1e-20, 1e20, 1e38}) compare_norm(77, magnitude);
+  compare_norm(kNormBlock + 77, 1, true);
 }
 
 TEST(GlobalNorm, LargeGradientsDoNotOverflow) {
@@ -331,11 +345,23 @@ TEST(AdamW, RoundsStochasticallyByPlaceInTheModel) {
   }
 }
 
-TEST(Cast, RoundsOnce) {
-  const std::vector<float> values = random_values<float>(70001, 1, 3);
-  Buffer<float> source({70001}, values), back({70001});
-  Buffer<bf16> target({70001});
-  Buffer<double> wide({70001});
+// Beside random numbers: halves between neighbours, denormals, what overflows, infinities.
+std::vector<float> values_to_round(int64_t count, double magnitude) {
+  std::vector<float> values = random_values<float>(count, 1, magnitude);
+  const uint32_t special[] = {0x00000000, 0x80000000, 0x3f808000, 0x3f818000,
+                              0x00000001, 0x80008000, 0x007fffff, 0x7f7fffff,
+                              0xff7f8000, 0x7f800000, 0xff800000};
+  for (size_t i = 0; i < std::min(std::size(special), values.size()); ++i)
+    values[values.size() - 1 - i] = std::bit_cast<float>(special[i]);
+  return values;
+}
+
+void compare_casts(int64_t count, double magnitude, bool misaligned = false) {
+  const std::vector<float> values = values_to_round(count, magnitude);
+  Buffer<float> source({count}, values), back({count});
+  Buffer<bf16> target({count});
+  Buffer<double> wide({count});
+  if (misaligned) misalign(source, back, target, wide);
   run(ops<float>(), Cast{target.tensor, source.tensor});
   expect_same_bits(target.values(), converted<bf16>(values), "fp32 to bf16");
   run(ops<float>(), Cast{back.tensor, target.tensor});
@@ -344,7 +370,27 @@ TEST(Cast, RoundsOnce) {
   expect_same_bits(wide.values(), converted<double>(values), "fp32 to fp64");
   run(ops<float>(), Cast{back.tensor, wide.tensor});
   expect_same_bits(back.values(), values, "fp64 to fp32");
-  wide.tensor.shape = {70000};
+  run(ops<float>(), Cast{target.tensor, wide.tensor});
+  expect_same_bits(target.values(), converted<bf16>(values), "fp64 to bf16");
+}
+TEST(Cast, RoundsOnce) {
+  compare_casts(70001, 3);
+  for (double magnitude : {1e-40, 1e-20, 1e38}) compare_casts(203, magnitude);
+  for (int64_t count : {1, 2, 7, 8, 9}) compare_casts(count, 1);
+  compare_casts(2049, 3, true);
+}
+
+TEST(Cast, KeepsNaN) {
+  Buffer<float> source({9}, std::vector<float>(9, NAN)), back({9});
+  Buffer<bf16> target({9}, std::vector<bf16>(9));
+  run(ops<float>(), Cast{target.tensor, source.tensor});
+  run(ops<float>(), Cast{back.tensor, target.tensor});
+  for (float x : back.values()) EXPECT_TRUE(std::isnan(x));
+}
+
+TEST(Cast, RefusesOtherSizes) {
+  Buffer<float> source({7}, random_values<float>(7, 1));
+  Buffer<double> wide({6});
   EXPECT_THROW(run(ops<float>(), Cast{wide.tensor, source.tensor}), CheckError);
 }
 
