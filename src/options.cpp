@@ -222,6 +222,8 @@ void add_options(CLI::App& app, TrainOptions& o) {
       ->check(positive)
       ->group("Evaluation and samples");
 
+  app.add_option("--trace", o.trace, "File for a trace of the fourth step, which Perfetto shows")
+      ->group("Output");
   app.add_option("--out", o.out, "Directory of the run; none: nothing is written")->group("Output");
   app.add_option("--checkpoint-interval", o.checkpoint_interval,
                  "Steps between checkpoints; 0: only at the end")

@@ -55,6 +55,7 @@ struct TrainOptions {
   int64_t sample_tokens = 256;
   int64_t max_skipped_steps = 10;  // in a row; then the run stops
 
+  std::string trace;  // file
   std::string out;
   std::string resume = "auto";
   int64_t checkpoint_interval = 0;  // 0: only at the end

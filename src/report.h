@@ -30,6 +30,8 @@ class StepClock {
   // Enqueues a mark. Micro-step m has a forward and a backward phase, the step one of the others.
   void start(Phase phase, int64_t micro_step = 0) { device_.mark(number_of(phase, micro_step)); }
 
+  int first_mark() const { return number_of(Phase::forward, 0); }
+
   // Once the step's results are here.
   double milliseconds(Phase phase) const;
   std::chrono::steady_clock::time_point begun() const { return begun_; }

@@ -83,7 +83,8 @@ const std::set<std::string>& changeable() {
                                              "comm-timeout",
                                              "rendezvous",
                                              "lr-scale",
-                                             "replica-check-interval"};
+                                             "replica-check-interval",
+                                             "trace"};
   return keys;
 }
 

@@ -7,6 +7,7 @@
 //   src/parallel/      several ranks: data_parallel.h
 //   src/report.h       console lines, metrics.jsonl
 //   src/text.h         samples
+//   src/trace.h        one step in detail
 #include <iostream>
 
 #include "src/io/signals.h"
@@ -14,6 +15,7 @@
 #include "src/report.h"
 #include "src/run.h"
 #include "src/text.h"
+#include "src/trace.h"
 
 namespace lathe {
 namespace {
@@ -48,12 +50,13 @@ double evaluate(Run& run) {
 // One step: gradients of --total-batch-size tokens, in micro-steps; then AdamW. A loss or gradient
 // norm that is not finite leaves the weights as they are (results.skip). Nothing here waits for the
 // device. `stop`: this rank was asked to end the run; the results tell whether any was.
-void train_step(Run& run, int64_t step, bool stop, StepClock& clock) {
+void train_step(Run& run, int64_t step, bool stop, StepClock& clock, StepTrace& trace) {
   clock.begin();
+  trace.begin(step);
   run.begin(step, stop);
   for (int64_t m = 0; m < run.micro_steps(); ++m) run.upload(run.loader.next(), m);
   const int set = static_cast<int>(step % kSets);
-  run.device.replay(set, [&run, &clock, set] {
+  run.device.replay(trace.key(set), [&run, &clock, set] {
     run.parallel.begin_step(set);
     const double scale = 1.0 / static_cast<double>(run.tokens_per_step());
     for (int64_t m = 0; m < run.micro_steps(); ++m) {
@@ -96,6 +99,7 @@ int train(World& world, int argc, char** argv) {
   const StopSignal stop;
   Report report(run);
   StepClock clocks[kSets] = {{*device, run.micro_steps(), 0}, {*device, run.micro_steps(), 1}};
+  StepTrace trace(run, o.trace);
   const auto due = [](int64_t interval, int64_t step) {
     return interval > 0 && step % interval == 0;
   };
@@ -107,6 +111,7 @@ int train(World& world, int argc, char** argv) {
     while (run.state.requested() > under_way) {
       const StepResults results = run.state.collect_results();
       report.step(done + 1, results, learning_rate(o, done), clocks[done % kSets]);
+      trace.end(done, clocks[done % kSets]);
       ++done;
       voted = voted || results.stop_votes > 0;
       bad_in_a_row = results.skip ? bad_in_a_row + 1 : 0;
@@ -145,7 +150,7 @@ int train(World& world, int argc, char** argv) {
     }
     if (leave) break;
 
-    train_step(run, step, stop.requested(), clocks[step % kSets]);
+    train_step(run, step, stop.requested(), clocks[step % kSets], trace);
     // The device goes on with this step while the one before it is told, unless this may be one bad
     // step too many: nothing is trained behind that.
     const bool may_be_too_many = bad_in_a_row + run.state.requested() >= o.max_skipped_steps;

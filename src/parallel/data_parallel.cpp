@@ -65,6 +65,10 @@ DataParallel::DataParallel(Communicator& communicator, Device& device, GPT2& mod
   };
 }
 
+int DataParallel::end_of_marks() const {
+  return first_mark_ + kSets * marks_of(names_.size());
+}
+
 // A collective between two marks of its line.
 template <typename Collective>
 Ticket DataParallel::spanned(const char* what, const Collective& collective) {

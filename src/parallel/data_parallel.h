@@ -48,13 +48,14 @@ struct Span {
 class DataParallel {
  public:
   // Takes memory from the arena where gradients are reduced in bf16. `first_mark`: the first of
-  // kSets * marks() numbers that are its own.
+  // those that are its own.
   DataParallel(Communicator& communicator, Device& device, GPT2& model, const Optimizer& optimizer,
                const StepState& state, bool reduce_bf16, Arena& arena, int first_mark);
   DataParallel(const DataParallel&) = delete;
   DataParallel& operator=(const DataParallel&) = delete;
 
   static constexpr int kSets = 2;  // of marks: two steps may be under way
+  int end_of_marks() const;        // the first number behind those that are its own
 
   // One step, in this order; what is between them is the model's and the optimizer's. May be
   // recorded. Before the first forward pass:

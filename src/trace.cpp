@@ -1,0 +1,77 @@
+#include "src/trace.h"
+
+#include "src/io/file.h"
+
+namespace lathe {
+
+namespace {
+
+constexpr int64_t kWarmUpSteps = 2, kTracedSteps = 2;
+
+// One event of the format that Chrome's tracing reads: microseconds.
+std::string event(std::string_view name, int rank, int row, double start_ms, double ms) {
+  return fmt::format(R"({{"name":"{}","ph":"X","pid":{},"tid":{},"ts":{:.3f},"dur":{:.3f}}})"
+                     ",\n",
+                     name, rank, row, 1e3 * start_ms, 1e3 * ms);
+}
+
+std::string label(std::string_view what, int rank, int row, std::string_view name) {
+  return fmt::format(R"({{"name":"{}","ph":"M","pid":{},"tid":{},"args":{{"name":"{}"}}}})"
+                     ",\n",
+                     what, rank, row, name);
+}
+
+}  // namespace
+
+StepTrace::StepTrace(Run& run, const std::string& file)
+    : run_(run),
+      file_(file),
+      plain_(run.model.ops()),
+      ops_(plain_, run.device, run.parallel.end_of_marks()),
+      traced_step_(run.first_step + kWarmUpSteps + kTracedSteps - 1) {}
+
+void StepTrace::begin(int64_t step) {
+  if (file_.empty()) return;
+  tracing_ = step <= traced_step_ && step > traced_step_ - kTracedSteps;
+  if (tracing_ && step == traced_step_ - kTracedSteps + 1) {
+    run_.model.use(ops_);
+  } else if (step > traced_step_) {
+    run_.model.use(plain_);
+  }
+  if (tracing_) ops_.clear();
+}
+
+void StepTrace::end(int64_t step, const StepClock& clock) {
+  if (file_.empty() || step != traced_step_) return;
+  const std::vector<std::string> all = run_.communicator.exchange_text(events(clock));
+  if (run_.rank() != 0) return;
+  std::string text = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n";
+  for (const std::string& part : all) text += part;
+  text.erase(text.rfind(','));
+  write_file(file_, text + "\n]}\n");
+}
+
+// Times count from the step's beginning on each rank.
+std::string StepTrace::events(const StepClock& clock) const {
+  constexpr int kDeviceRow = 0, kCommunicationRow = 1;
+  const int rank = run_.rank(), origin = clock.first_mark();
+  std::string text = label("process_name", rank, 0, fmt::format("rank {}", rank)) +
+                     label("thread_name", rank, kDeviceRow, run_.device.kind());
+  const auto add = [&](std::string_view name, int row, int from, int to) {
+    text += event(name, rank, row, run_.device.milliseconds_between(origin, from),
+                  run_.device.milliseconds_between(from, to));
+  };
+  for (size_t i = 0; i < ops_.names().size(); ++i) {
+    const int from = ops_.first_mark() + 2 * static_cast<int>(i);
+    add(ops_.names()[i], kDeviceRow, from, from + 1);
+  }
+  if (run_.ranks() == 1) return text;
+  text += label("thread_name", rank, kCommunicationRow, run_.communicator.kind());
+  for (const Span& span : run_.parallel.spans(static_cast<int>(traced_step_ % 2))) {
+    add(span.waits ? std::string("wait: ") + span.what : span.what,
+        span.waits ? kDeviceRow : kCommunicationRow, span.from, span.to);
+  }
+  return text;
+}
+
+}  // namespace lathe

@@ -1,0 +1,271 @@
+// Training steps of several ranks: gradients, loss, norm and weights are those of the whole batch.
+#include "src/parallel/data_parallel.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "src/model/plan.h"
+#include "src/model/weights.h"
+#include "src/parallel/agreement.h"
+#include "src/parallel/make_communicator.h"
+#include "tests/parallel/harness.h"
+#include "tests/parallel/seeds.h"
+
+namespace lathe::testing {
+namespace {
+
+const GPT2Config kConfig{.n_layer = 3,
+                         .n_head = 2,
+                         .n_embd = 24,
+                         .vocab_size = 61,
+                         .seq_len = 7,
+                         .bias = true,
+                         .dropout = 0.1f};
+
+struct Options {
+  DType dtype = DType::bf16;
+  bool sharded = false, reduce_bf16 = false;
+  int64_t micro_steps = 1;
+};
+
+// A rank with all it needs for a step. Sequence s of a step is the same whoever has it.
+struct Rank {
+  Rank(Ranks& on, const Options& options)
+      : ranks(on),
+        device(*on.device),
+        shape{.dtype = options.dtype,
+              .batch_size = 2,
+              .seq_len = kConfig.seq_len,
+              .micro_steps = options.micro_steps,
+              .sharding = {on.comm->size(), 0},
+              .rank = on.comm->rank(),
+              .sharded = options.sharded && on.comm->size() > 1,
+              .reduce_bf16 = options.reduce_bf16 && on.comm->size() > 1},
+        plan(plan_training(kConfig, shape, device.ops(shape.dtype))),
+        arena(device, plan.total()),
+        model(kConfig, shape.dtype, shape.batch_size, shape.seq_len, device, arena, Recompute::none,
+              shape.sharding),
+        optimizer({}, model.weights(), model.gradients(), model.layout(), device, arena,
+                  {shape.rank, shape.sharded}),
+        state(device, arena, shape.micro_steps),
+        parallel(*on.comm, device, model, optimizer, state, shape.reduce_bf16, arena, 0),
+        tokens(arena.allocate(MemoryCategory::batch, DType::int32,
+                              {shape.micro_steps, shape.batch_size, shape.seq_len})),
+        targets(arena.allocate(MemoryCategory::batch, DType::int32, tokens.shape)) {
+    const Tensor all = optimizer.sharded() ? model.gradients().flat : optimizer.masters();
+    initialize_parameters(model.layout(), 5, all, device);
+    for (const ShardPart& part : optimizer.shard()) {
+      const Tensor mine = optimizer.masters().rows(part.local, part.elements);
+      if (optimizer.sharded()) device.copy(mine, all.rows(part.begin, part.elements));
+      if (optimizer.weights().data == optimizer.masters().data) continue;
+      model.ops().cast(
+          {.destination = optimizer.weights().rows(part.local, part.elements), .source = mine}, {});
+    }
+    parallel.gather_weights();
+  }
+
+  MicroBatch batch(int64_t m) const {
+    const Shape bt{shape.batch_size, shape.seq_len};
+    return {tokens.rows(m, 1).reshaped(bt), targets.rows(m, 1).reshaped(bt), state.inputs(m)};
+  }
+
+  // As src/train.cpp does it. `vote`: of this rank; `poison`: a gradient of this rank is NaN.
+  void enqueue_step(uint32_t step, bool vote = false, bool poison = false) {
+    const int64_t B = shape.batch_size, M = shape.micro_steps;
+    std::vector<StepInputs> inputs;
+    std::vector<int32_t> in, out;
+    for (int64_t m = 0; m < M; ++m) {
+      const int64_t first = (ranks.comm->rank() * M + m) * B;
+      inputs.push_back({.seed = 3,
+                        .first_sequence = static_cast<uint64_t>(first),
+                        .step = step,
+                        .learning_rate = 1e-2f,
+                        .stop_vote = vote ? 1.0 : 0.0});
+      for (int64_t i = 0; i < B * kConfig.seq_len; ++i) {
+        const int64_t place = first * kConfig.seq_len + i + 1000 * step;
+        in.push_back(static_cast<int32_t>(place * 7919 % 61));
+        out.push_back(static_cast<int32_t>((place + 1) * 7919 % 61));
+      }
+    }
+    state.begin(model.ops(), inputs);
+    device.upload(tokens, in.data());
+    device.upload(targets, out.data());
+    const int set = static_cast<int>(step % 2);
+    device.replay(poison ? 2 : set, [this, set, M, poison] {
+      parallel.begin_step(set);
+      for (int64_t m = 0; m < M; ++m) {
+        model.forward(batch(m), true, m == 0 ? parallel.weights_needed() : WeightsNeeded());
+        GradientReady ready = m + 1 == M ? parallel.gradient_ready() : GradientReady();
+        model.loss_and_backward(batch(m), 1e-2, state.device_results(), m > 0,
+                                poison ? poisoned(ready) : ready);
+      }
+      parallel.finish_gradients();
+      optimizer.sum_squares(model.ops());
+      parallel.add_up_squares();
+      optimizer.update(model.ops(), state);
+    });
+    state.request_results();
+  }
+  // The first bucket that is announced carries a NaN.
+  GradientReady poisoned(const GradientReady& ready) {
+    return [this, &ready](const Tensor& range) {
+      const float nan = std::numeric_limits<float>::quiet_NaN();
+      device.upload(range.rows(1, 1), &nan);
+      if (ready) ready(range);
+    };
+  }
+
+  Bytes bytes_of(const Tensor& tensor) {
+    Bytes bytes(tensor.bytes());
+    device.download(bytes.data(), tensor);
+    return bytes;
+  }
+  Bytes weights() {
+    parallel.gather_weights();
+    return bytes_of(model.weights().flat);
+  }
+
+  Ranks& ranks;
+  Device& device;
+  RunShape shape;
+  MemoryPlan plan;
+  Arena arena;
+  GPT2 model;
+  Optimizer optimizer;
+  StepState state;
+  DataParallel parallel;
+  Tensor tokens, targets;
+};
+
+struct Outcome {
+  std::vector<double> losses, norms;
+  Bytes weights, masters;
+  bool operator==(const Outcome&) const = default;
+};
+
+Outcome train(Ranks& ranks, const Options& options, int steps = 3) {
+  Rank rank(ranks, options);
+  Outcome outcome;
+  const auto collect = [&] {
+    const StepResults results = rank.state.collect_results();
+    outcome.losses.push_back(results.loss);
+    outcome.norms.push_back(results.grad_norm);
+  };
+  for (int step = 0; step < steps; ++step) {
+    rank.enqueue_step(static_cast<uint32_t>(step));
+    if (step > 0) collect();
+  }
+  collect();
+  outcome.weights = rank.weights();
+  outcome.masters = rank.bytes_of(rank.optimizer.masters());
+  return outcome;
+}
+
+class DataParallelTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(DataParallelTest, EveryRankHasTheSameWeights) {
+  Ranks ranks(GetParam());
+  for (const Options& options : {Options{}, Options{.sharded = true},
+                                 Options{.dtype = DType::fp32, .sharded = true, .micro_steps = 2},
+                                 Options{.sharded = true, .reduce_bf16 = true}}) {
+    Rank rank(ranks, options);
+    for (uint32_t step = 0; step < 3; ++step) {
+      rank.enqueue_step(step);
+      EXPECT_EQ(rank.state.collect_results().skip, 0);
+    }
+    rank.parallel.gather_weights();
+    require_same(*ranks.comm, "the weights", digest_of(rank.device, rank.model.weights().flat), "");
+  }
+}
+
+// ranks micro-steps on one rank are one micro-step on each of them.
+TEST_P(DataParallelTest, IsAccumulation) {
+  Ranks ranks(GetParam());
+  const Outcome together = train(ranks, {.dtype = DType::fp32});
+  Ranks alone(GetParam());
+  alone.comm = make_self_communicator(*alone.device);
+  const Outcome one = train(alone, {.dtype = DType::fp32, .micro_steps = ranks.comm->size()});
+  for (size_t i = 0; i < one.losses.size(); ++i) {
+    EXPECT_NEAR(together.losses[i], one.losses[i], 1e-5);
+    EXPECT_NEAR(together.norms[i], one.norms[i], 1e-5 * one.norms[i]);
+  }
+}
+
+TEST_P(DataParallelTest, StagesAreBitwiseEqual) {
+  Ranks ranks(GetParam());
+  if (ranks.comm->kind() == "nccl" && ranks.comm->size() > 2 && !over_stand_ins())
+    GTEST_SKIP() << "NCCL adds in an order of its own";
+  for (const Options& options :
+       {Options{.micro_steps = 2}, Options{.dtype = DType::fp32}, Options{.reduce_bf16 = true}}) {
+    Options sharded = options;
+    sharded.sharded = true;
+    const Outcome zero = train(ranks, options), one = train(ranks, sharded);
+    EXPECT_EQ(zero.losses, one.losses);
+    EXPECT_EQ(zero.norms, one.norms);
+    EXPECT_TRUE(zero.weights == one.weights);
+  }
+}
+
+TEST_P(DataParallelTest, ANanOnOneRankIsSkippedByAll) {
+  Ranks ranks(GetParam());
+  for (bool sharded : {false, true}) {
+    Rank rank(ranks, {.sharded = sharded});
+    rank.enqueue_step(0);
+    EXPECT_EQ(rank.state.collect_results().updates, 1);
+    const Bytes before = rank.weights();
+    rank.enqueue_step(1, false, ranks.comm->rank() == ranks.comm->size() - 1);
+    const StepResults results = rank.state.collect_results();
+    EXPECT_EQ(results.skip, 1);
+    EXPECT_EQ(results.updates, 1);
+    EXPECT_TRUE(std::isfinite(results.loss));
+    EXPECT_TRUE(rank.weights() == before);
+    rank.enqueue_step(2);
+    EXPECT_EQ(rank.state.collect_results().updates, 2);
+  }
+}
+
+TEST_P(DataParallelTest, OneVoteStopsAll) {
+  Ranks ranks(GetParam());
+  Rank rank(ranks, {});
+  rank.enqueue_step(0);
+  EXPECT_EQ(rank.state.collect_results().stop_votes, 0);
+  rank.enqueue_step(1, ranks.comm->rank() == ranks.comm->size() - 1);
+  EXPECT_EQ(rank.state.collect_results().stop_votes, 1);
+  rank.enqueue_step(2);
+  EXPECT_EQ(rank.state.collect_results().stop_votes, 0);
+}
+
+// Masters and moments of a rank are its part of all, padding apart, and the plan says so.
+TEST_P(DataParallelTest, OptimizerMemoryIsShared) {
+  Ranks ranks(GetParam());
+  for (DType dtype : {DType::fp32, DType::bf16}) {
+    for (bool reduce_bf16 : {false, true}) {
+      Rank rank(ranks, {.dtype = dtype, .sharded = true, .reduce_bf16 = reduce_bf16});
+      EXPECT_EQ(rank.arena.used(), rank.plan)
+          << to_string(rank.arena.used()) << to_string(rank.plan);
+      const int64_t size = ranks.comm->size();
+      const int64_t total = ParameterLayout(kConfig).elements;
+      const int64_t buckets = static_cast<int64_t>(rank.model.layout().buckets.size());
+      EXPECT_LE(rank.optimizer.m().elements(), (total + size - 1) / size + buckets * kNormBlock);
+    }
+  }
+}
+
+// Whatever order a GPU runs things in, and however far ahead of another.
+TEST_P(DataParallelTest, IsTheSameInEveryOrderOfStreams) {
+  Ranks ranks(GetParam());
+  if (!over_stand_ins()) GTEST_SKIP() << "streams have an order of their own";
+  for (const Options& options : {Options{.sharded = true}, Options{}}) {
+    const Outcome first = train(ranks, options);
+    for (uint64_t seed = 1; seed <= kStreamSeeds; ++seed) {
+      set_stream_seed(seed * 64 + static_cast<uint64_t>(ranks.comm->rank()));
+      ASSERT_TRUE(train(ranks, options) == first) << "seed " << seed;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, DataParallelTest, ::testing::ValuesIn(kinds_under_test()));
+
+}  // namespace
+}  // namespace lathe::testing
