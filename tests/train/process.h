@@ -34,6 +34,7 @@ class Process {
   Process& operator=(const Process&) = delete;
 
   void send(int signal) const;
+  pid_t pid() const { return pid_; }
   bool running();
   // What it has written to stdout so far.
   std::string output() const;

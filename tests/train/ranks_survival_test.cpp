@@ -1,0 +1,199 @@
+// Runs of several ranks whose ranks die, hang, disagree or are told to stop.
+#include <csignal>
+#include <fstream>
+#include <random>
+#include <sstream>
+
+#include "tests/train/harness.h"
+
+namespace lathe::testing {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::steady_clock;
+
+class Survival : public TrainTest {
+ protected:
+  static Flags job(const fs::path& out, const Flags& more = {}) {
+    return with(with(tiny(out), {{"n-layer", "2"},
+                                 {"bucket-mb", "0"},
+                                 {"threads", "1"},
+                                 {"dropout", "0.1"},
+                                 {"zero-stage", "1"},
+                                 {"eval-batches", "1"}}),
+                more);
+  }
+  // So long that a signal finds it at work.
+  static Flags endless(const fs::path& out, const Flags& more = {}) {
+    return job(
+        out, with({{"steps", "1000000"}, {"lr-decay-steps", "12"}, {"eval-interval", "0"}}, more));
+  }
+  static std::unique_ptr<Process> start(int ranks, const Flags& flags) {
+    return std::make_unique<Process>(ranks_command(ranks, flags), kRanks);
+  }
+  static ProcessResult train(int ranks, const Flags& flags) {
+    return run(ranks_command(ranks, flags), kRanks);
+  }
+
+  // The processes of the ranks, children of mpirun, once so many are there.
+  static std::vector<pid_t> ranks_of(const Process& mpirun, size_t count) {
+    const auto deadline = steady_clock::now() + std::chrono::seconds(20);
+    std::vector<pid_t> found;
+    while (found.size() < count && steady_clock::now() < deadline) {
+      found.clear();
+      std::ifstream children(fmt::format("/proc/{0}/task/{0}/children", mpirun.pid()));
+      for (pid_t child = 0; children >> child;) {
+        std::error_code gone;  // before its exec a child is still mpirun
+        const fs::path program = fs::read_symlink(fmt::format("/proc/{}/exe", child), gone);
+        if (program.filename() == "train") found.push_back(child);
+      }
+      ::usleep(500);
+    }
+    return found;
+  }
+  // Once the first steps are told.
+  static void wait_for_steps(Process& process, const fs::path& out) {
+    const fs::path metrics = out / "metrics.jsonl";
+    std::error_code absent;
+    while (process.running() && (!fs::exists(metrics) || fs::file_size(metrics, absent) < 2000)) {
+      ::usleep(500);
+    }
+  }
+  static double seconds_since(steady_clock::time_point begin) {
+    return std::chrono::duration<double>(steady_clock::now() - begin).count();
+  }
+};
+
+TEST_F(Survival, AKilledRankAtThirtyMoments) {
+  const Flags saving = {{"checkpoint-interval", "3"}, {"keep", "2"}};
+  const auto begin = steady_clock::now();
+  expect_success(train(2, job(scratch / "whole", saving)));
+  const double duration = seconds_since(begin);
+  std::mt19937_64 random(77);
+  for (int i = 0; i < 30; ++i) {
+    // From the start of the ranks to beyond the end of the run.
+    const double moment = duration * static_cast<double>(random() % 1100) / 1000;
+    const size_t victim = random() % 2;
+    SCOPED_TRACE(fmt::format("rank {} after {:.3f} s", victim, moment));
+    const fs::path out = scratch / "out";
+    const auto mpirun = start(2, job(out, saving));
+    const std::vector<pid_t> ranks = ranks_of(*mpirun, 2);
+    ::usleep(static_cast<useconds_t>(1e6 * moment));
+    const auto killed = steady_clock::now();
+    if (victim < ranks.size() && mpirun->running()) ::kill(ranks[victim], SIGKILL);
+    mpirun->wait();
+    EXPECT_LT(seconds_since(killed), 10);
+    expect_success(train(2, job(out, saving)));
+    expect_same_run(scratch / "whole", out);
+    fs::remove_all(out);
+  }
+}
+
+TEST_F(Survival, ARankThatThrowsEndsAll) {
+  // A token beyond the vocabulary, which one of the ranks meets first.
+  const fs::path data_copy = scratch / "data";
+  fs::copy(data(), data_copy);
+  const fs::path shard = data_copy / "train_000000.bin";
+  std::string bytes = read_text(shard);
+  bytes[1024 + 2 * 1500] = bytes[1024 + 2 * 1500 + 1] = '\x7f';
+  write_text(shard, bytes);
+  const auto begin = steady_clock::now();
+  const ProcessResult result = train(3, endless(scratch / "out", {{"data", data_copy}}));
+  EXPECT_LT(seconds_since(begin), 60);
+  EXPECT_EQ(result.exit_code, 2) << result.err;
+  EXPECT_NE(result.err.find("train_000000.bin"), std::string::npos) << result.err;
+}
+
+TEST_F(Survival, ARankThatHangsIsNamed) {
+  const auto mpirun = start(3, endless(scratch / "out", {{"comm-timeout", "2"}}));
+  wait_for_steps(*mpirun, scratch / "out");
+  const std::vector<pid_t> ranks = ranks_of(*mpirun, 3);
+  ASSERT_EQ(ranks.size(), 3u);
+  // mpirun has started them in the order of their ranks.
+  const auto begin = steady_clock::now();
+  ::kill(ranks[1], SIGSTOP);
+  const ProcessResult result = mpirun->wait();
+  EXPECT_LT(seconds_since(begin), 12);
+  EXPECT_NE(result.exit_code, 0);
+  EXPECT_NE(result.err.find("rank 1"), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("2 s"), std::string::npos) << result.err;
+  ::kill(ranks[1], SIGKILL);
+}
+
+TEST_F(Survival, ASignalToOneRankSavesAll) {
+  for (int signal : {SIGTERM, SIGUSR1}) {
+    const fs::path out = scratch / std::to_string(signal);
+    const auto mpirun = start(3, endless(out));
+    wait_for_steps(*mpirun, out);
+    const std::vector<pid_t> ranks = ranks_of(*mpirun, 3);
+    ASSERT_EQ(ranks.size(), 3u);
+    ::kill(ranks[2], signal);
+    const ProcessResult result = mpirun->wait();
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_NE(result.out.find("stopped; --resume auto goes on from here"), std::string::npos);
+    const std::string saved = last_checkpoint(out);
+    ASSERT_FALSE(saved.empty());
+    // Where it stopped is where an undisturbed run would be.
+    const std::string steps = std::to_string(std::stoll(saved.substr(5)));
+    const fs::path whole = scratch / ("whole-" + std::to_string(signal));
+    expect_success(train(3, with(endless(whole), {{"steps", steps}})));
+    expect_same_run(whole, out);
+  }
+}
+
+// mpirun passes SIGUSR1 on to the ranks; SIGTERM it does not, but kills them a second later.
+TEST_F(Survival, SigusrToMpirunSaves) {
+  const fs::path out = scratch / "out";
+  const auto mpirun = start(2, endless(out));
+  wait_for_steps(*mpirun, out);
+  mpirun->send(SIGUSR1);
+  EXPECT_EQ(mpirun->wait().exit_code, 0);
+  EXPECT_FALSE(last_checkpoint(out).empty());
+}
+
+// Two programs in one job, as a script with a mistake in it would start them.
+ProcessResult run_two(const Command& a, const Command& b) {
+  Command command{LATHE_MPIEXEC, "-n", "1"};
+  command.insert(command.end(), a.begin(), a.end());
+  command.insert(command.end(), {":", "-n", "1"});
+  command.insert(command.end(), b.begin(), b.end());
+  return run(command, kRanks);
+}
+
+TEST_F(Survival, AWrongWorldIsRefused) {
+  const Flags flags = job(scratch / "out");
+  const auto expect_refused = [&](const Command& other, const std::string& what) {
+    const ProcessResult result = run_two(train_command(flags), other);
+    EXPECT_EQ(result.exit_code, 2) << result.err;
+    EXPECT_NE(result.err.find(what + " of rank 1 differ from rank 0's"), std::string::npos)
+        << result.err;
+    EXPECT_FALSE(fs::exists(scratch / "out"));
+  };
+  expect_refused(train_command(with(flags, {{"lr", "0.5"}})), "the flags");
+
+  const fs::path program = scratch / "train";
+  write_text(program, read_text(LATHE_TRAIN) + "another build");
+  fs::permissions(program, fs::perms::owner_all);
+  Command other = train_command(flags);
+  other[0] = program;
+  expect_refused(other, "the program files");
+
+  const fs::path changed = scratch / "changed";
+  fs::copy(data(), changed);
+  std::string bytes = read_text(changed / "train_000000.bin");
+  bytes[1024] = static_cast<char>(bytes[1024] ^ 1);
+  write_text(changed / "train_000000.bin", bytes);
+  // Both are given --data . but stand in different directories.
+  const auto in = [&](const fs::path& directory) {
+    Command command = train_command(with(flags, {{"data", "."}}));
+    command.insert(command.begin(), {"/bin/sh", "-c", "cd \"$0\" && exec \"$@\"", directory});
+    return command;
+  };
+  const ProcessResult result = run_two(in(data()), in(changed));
+  EXPECT_EQ(result.exit_code, 2) << result.err;
+  EXPECT_NE(result.err.find("the data of rank 1 differ from rank 0's"), std::string::npos)
+      << result.err;
+}
+
+}  // namespace
+}  // namespace lathe::testing
