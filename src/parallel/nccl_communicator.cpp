@@ -321,6 +321,7 @@ ncclUniqueId share_id(const World& world, const Nccl& nccl, const CommunicatorOp
   ncclUniqueId id{};
   if (world.rank() == 0 && nccl.get_unique_id(&id) != ncclSuccess)
     throw CheckError(fmt::format("ncclGetUniqueId: {}", nccl.get_last_error(nullptr)));
+  if (world.size() == 1) return id;
   if (!world.has_mpi()) {
     Rendezvous(world.place(), options.rendezvous, options.timeout_seconds).share(&id, sizeof(id));
     return id;
