@@ -27,9 +27,8 @@ struct CublasLt {
   decltype(&cublasLtMatmul) matmul = nullptr;
 };
 
-// Looks for the library of the CUDA version that lathe was built with: the file that LATHE_CUBLASLT
-// names; where the system looks for libraries; where the toolkit and Python's packages put it.
-// Throws a UserError where there is none. It stays loaded.
+// The library of the CUDA version that lathe was built with, looked for as shared_library.h says
+// (LATHE_CUBLASLT names a file). Throws a UserError where there is none.
 CublasLt load_cublaslt();
 
 }  // namespace lathe::cuda

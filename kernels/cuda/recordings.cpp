@@ -5,9 +5,14 @@
 namespace lathe::cuda {
 
 Recordings::~Recordings() {
+  clear();
+}
+
+void Recordings::clear() {
   for (const auto& [key, recording] : recordings_) {
     if (recording.graph) cudaGraphExecDestroy(recording.graph);
   }
+  recordings_.clear();
 }
 
 void Recordings::replay(int key, const std::function<void()>& body) {

@@ -18,6 +18,7 @@ class Recordings {
   // The first replay of a key runs `body` as it is: matrix products are planned and tuned then,
   // which a capture cannot hold. The second captures it, and from then on the graph is launched.
   void replay(int key, const std::function<void()>& body);
+  void clear();
 
  private:
   struct Recording {

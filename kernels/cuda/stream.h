@@ -10,6 +10,12 @@ namespace lathe::cuda {
 class Stream {
  public:
   Stream() { check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream"); }
+  // One whose kernels go first where those of others wait for room.
+  static Stream urgent() {
+    int least = 0, greatest = 0;
+    check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest), "stream");
+    return Stream(greatest);
+  }
   ~Stream() {
     cudaStreamSynchronize(stream_);
     cudaStreamDestroy(stream_);
@@ -19,6 +25,10 @@ class Stream {
   operator cudaStream_t() const { return stream_; }
 
  private:
+  explicit Stream(int priority) {
+    check_cuda(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, priority), "stream");
+  }
+
   cudaStream_t stream_ = nullptr;
 };
 

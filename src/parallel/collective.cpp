@@ -25,84 +25,122 @@ std::string describe(CollectiveKind kind, DType dtype, Reduction op, int root, i
   return what.empty() ? text : text + fmt::format(" '{}'", what);
 }
 
-void CollectiveCalls::check_root(int root) const {
+void CollectiveCommunicator::check_root(int root) const {
   LATHE_CHECK(root >= 0 && root < size_, "there is no rank {} among {}", root, size_);
 }
 
-void CollectiveCalls::check_same(const Tensor& a, const Tensor& b, int64_t times) const {
+// a has `times` as many elements as b.
+void CollectiveCommunicator::check_same(const Tensor& a, const Tensor& b, int64_t times) const {
   LATHE_CHECK(a.dtype == b.dtype, "{} and {}", name_of(a.dtype), name_of(b.dtype));
   LATHE_CHECK(a.elements() == b.elements() * times, "{} elements are not {} x {}", a.elements(),
               times, b.elements());
 }
 
-Collective CollectiveCalls::all_reduce(const Tensor& out, const Tensor& in, Reduction op,
-                                       const char* what) const {
+Ticket CollectiveCommunicator::all_reduce(const Tensor& out, const Tensor& in, Reduction op,
+                                          const char* what) {
   check_same(out, in, 1);
-  return {CollectiveKind::all_reduce, in.dtype, op, -1, in.elements(), in.data, out.data, what};
+  return call({.kind = CollectiveKind::all_reduce,
+               .dtype = in.dtype,
+               .op = op,
+               .count = in.elements(),
+               .in = in.data,
+               .out = out.data,
+               .what = what});
 }
 
-Collective CollectiveCalls::reduce(const Tensor& out, const Tensor& in, Reduction op, int root,
-                                   const char* what) const {
+Ticket CollectiveCommunicator::reduce(const Tensor& out, const Tensor& in, Reduction op, int root,
+                                      const char* what) {
   check_root(root);
   if (rank_ == root) check_same(out, in, 1);
-  void* const to = rank_ == root ? out.data : nullptr;
-  return {CollectiveKind::reduce, in.dtype, op, root, in.elements(), in.data, to, what};
+  return call({.kind = CollectiveKind::reduce,
+               .dtype = in.dtype,
+               .op = op,
+               .root = root,
+               .count = in.elements(),
+               .in = in.data,
+               .out = rank_ == root ? out.data : nullptr,
+               .what = what});
 }
 
-Collective CollectiveCalls::reduce_scatter(const Tensor& mine, const Tensor& all, Reduction op,
-                                           const char* what) const {
+Ticket CollectiveCommunicator::reduce_scatter(const Tensor& mine, const Tensor& all, Reduction op,
+                                              const char* what) {
   check_same(all, mine, size_);
-  return {CollectiveKind::reduce_scatter,
-          mine.dtype,
-          op,
-          -1,
-          mine.elements(),
-          all.data,
-          mine.data,
-          what};
+  return call({.kind = CollectiveKind::reduce_scatter,
+               .dtype = mine.dtype,
+               .op = op,
+               .count = mine.elements(),
+               .in = all.data,
+               .out = mine.data,
+               .what = what});
 }
 
-Collective CollectiveCalls::all_gather(const Tensor& all, const Tensor& mine,
-                                       const char* what) const {
+Ticket CollectiveCommunicator::all_gather(const Tensor& all, const Tensor& mine, const char* what) {
   check_same(all, mine, size_);
-  return {
-      CollectiveKind::all_gather, mine.dtype, {}, -1, mine.elements(), mine.data, all.data, what};
+  return call({.kind = CollectiveKind::all_gather,
+               .dtype = mine.dtype,
+               .count = mine.elements(),
+               .in = mine.data,
+               .out = all.data,
+               .what = what});
 }
 
-Collective CollectiveCalls::gather(const Tensor& all, const Tensor& mine, int root,
-                                   const char* what) const {
+Ticket CollectiveCommunicator::gather(const Tensor& all, const Tensor& mine, int root,
+                                      const char* what) {
   check_root(root);
   if (rank_ == root) check_same(all, mine, size_);
-  void* const to = rank_ == root ? all.data : nullptr;
-  return {CollectiveKind::gather, mine.dtype, {}, root, mine.elements(), mine.data, to, what};
+  return call({.kind = CollectiveKind::gather,
+               .dtype = mine.dtype,
+               .root = root,
+               .count = mine.elements(),
+               .in = mine.data,
+               .out = rank_ == root ? all.data : nullptr,
+               .what = what});
 }
 
-Collective CollectiveCalls::scatter(const Tensor& mine, const Tensor& all, int root,
-                                    const char* what) const {
+Ticket CollectiveCommunicator::scatter(const Tensor& mine, const Tensor& all, int root,
+                                       const char* what) {
   check_root(root);
   if (rank_ == root) check_same(all, mine, size_);
-  const void* const from = rank_ == root ? all.data : nullptr;
-  return {CollectiveKind::scatter, mine.dtype, {}, root, mine.elements(), from, mine.data, what};
+  return call({.kind = CollectiveKind::scatter,
+               .dtype = mine.dtype,
+               .root = root,
+               .count = mine.elements(),
+               .in = rank_ == root ? all.data : nullptr,
+               .out = mine.data,
+               .what = what});
 }
 
-Collective CollectiveCalls::broadcast(const Tensor& tensor, int root, const char* what) const {
+Ticket CollectiveCommunicator::broadcast(const Tensor& tensor, int root, const char* what) {
   check_root(root);
-  return {CollectiveKind::broadcast, tensor.dtype, {},          root,
-          tensor.elements(),         tensor.data,  tensor.data, what};
+  return call({.kind = CollectiveKind::broadcast,
+               .dtype = tensor.dtype,
+               .root = root,
+               .count = tensor.elements(),
+               .in = tensor.data,
+               .out = tensor.data,
+               .what = what});
 }
 
-Collective CollectiveCalls::send(const Tensor& tensor, int to, const char* what) const {
+Ticket CollectiveCommunicator::send(const Tensor& tensor, int to, const char* what) {
   check_root(to);
   LATHE_CHECK(to != rank_, "rank {} sends to itself", to);
-  return {CollectiveKind::send, tensor.dtype, {},      to,
-          tensor.elements(),    tensor.data,  nullptr, what};
+  return call({.kind = CollectiveKind::send,
+               .dtype = tensor.dtype,
+               .root = to,
+               .count = tensor.elements(),
+               .in = tensor.data,
+               .what = what});
 }
 
-Collective CollectiveCalls::receive(const Tensor& tensor, int from, const char* what) const {
+Ticket CollectiveCommunicator::receive(const Tensor& tensor, int from, const char* what) {
   check_root(from);
   LATHE_CHECK(from != rank_, "rank {} receives from itself", from);
-  return {CollectiveKind::receive, tensor.dtype, {},          from,
-          tensor.elements(),       nullptr,      tensor.data, what};
+  return call({.kind = CollectiveKind::receive,
+               .dtype = tensor.dtype,
+               .root = from,
+               .count = tensor.elements(),
+               .out = tensor.data,
+               .what = what});
 }
 
 }  // namespace lathe

@@ -43,29 +43,34 @@ struct Collective {
 
 std::string_view name_of(CollectiveKind kind);
 
-// The calls of Communicator as values. They check shapes and types: what differs on this rank
-// alone is a mistake of lathe's.
-class CollectiveCalls {
+// A communicator whose collectives all go one way, as values. Checks shapes and types: what differs
+// on this rank alone is a mistake of lathe's.
+class CollectiveCommunicator : public Communicator {
  public:
-  CollectiveCalls(int rank, int size) : rank_(rank), size_(size) {}
+  CollectiveCommunicator(int rank, int size) : rank_(rank), size_(size) {}
 
-  Collective all_reduce(const Tensor& out, const Tensor& in, Reduction op, const char* what) const;
-  Collective reduce(const Tensor& out, const Tensor& in, Reduction op, int root,
-                    const char* what) const;
-  Collective reduce_scatter(const Tensor& mine, const Tensor& all, Reduction op,
-                            const char* what) const;
-  Collective all_gather(const Tensor& all, const Tensor& mine, const char* what) const;
-  Collective gather(const Tensor& all, const Tensor& mine, int root, const char* what) const;
-  Collective scatter(const Tensor& mine, const Tensor& all, int root, const char* what) const;
-  Collective broadcast(const Tensor& tensor, int root, const char* what) const;
-  Collective send(const Tensor& tensor, int to, const char* what) const;
-  Collective receive(const Tensor& tensor, int from, const char* what) const;
+  int rank() const final { return rank_; }
+  int size() const final { return size_; }
+  Ticket all_reduce(const Tensor& out, const Tensor& in, Reduction op, const char* what) final;
+  Ticket reduce(const Tensor& out, const Tensor& in, Reduction op, int root,
+                const char* what) final;
+  Ticket reduce_scatter(const Tensor& mine, const Tensor& all, Reduction op,
+                        const char* what) final;
+  Ticket all_gather(const Tensor& all, const Tensor& mine, const char* what) final;
+  Ticket gather(const Tensor& all, const Tensor& mine, int root, const char* what) final;
+  Ticket scatter(const Tensor& mine, const Tensor& all, int root, const char* what) final;
+  Ticket broadcast(const Tensor& tensor, int root, const char* what) final;
+  Ticket send(const Tensor& tensor, int to, const char* what) final;
+  Ticket receive(const Tensor& tensor, int from, const char* what) final;
+
+ protected:
+  virtual Ticket call(const Collective& collective) = 0;
 
  private:
   void check_root(int root) const;
   void check_same(const Tensor& a, const Tensor& b, int64_t times) const;
 
-  int rank_, size_;
+  const int rank_, size_;
 };
 
 // "all_reduce of 5 fp32 (sum) 'gradients'"

@@ -7,7 +7,8 @@
 //                        was given before
 //   device_after(t)      what the device is given from here on begins when collective t is done,
 //                        and with it all before it
-// All of this may be recorded (Device::replay) where device_after(last()) comes before its end.
+// All of this may be recorded (Device::replay) where device_after(last()) comes before its end, and
+// came before its beginning.
 //
 // Over lathe's own reductions (MPI) a sum is ((x0 + x1) + x2) + ... in rank order, in fp32 for bf16
 // and rounded once; an all-reduce has the bits of a reduce-scatter and an all-gather. NCCL takes an
@@ -32,9 +33,12 @@ namespace lathe {
 
 enum class Reduction { sum, max, min };
 
-// Collectives are numbered from 1 in the order of the calls; 0 is none.
+// Collectives, and the marks between them, are numbered from 1 in the order of the calls; 0 is
+// none.
 using Ticket = int64_t;
 
+//
+// It ends when all that was called is done; but where an exception ends it, it waits for nobody.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -64,8 +68,8 @@ class Communicator {
   virtual Ticket last() const = 0;
   // The host waits until it is done; not while recording.
   virtual void wait(Ticket ticket) = 0;
-  // Device::mark on this line: when it came by. Passed when the ticket's collective would be done.
-  virtual Ticket mark(int number) = 0;
+  // Device::mark on this line: when it came by. last() counts it.
+  virtual void mark(int number) = 0;
 
   // Host memory, at once: all[r] = rank r's mine, `bytes` each. Waits for everybody.
   virtual void exchange(void* all, const void* mine, size_t bytes) = 0;

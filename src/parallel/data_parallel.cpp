@@ -77,7 +77,8 @@ Ticket DataParallel::spanned(const char* what, const Collective& collective) {
   spans_[static_cast<size_t>(set_)].push_back({what, false, from, from + 1});
   communicator_.mark(from);
   collective();
-  return communicator_.mark(from + 1);  // whoever waits for it may ask for the time
+  communicator_.mark(from + 1);
+  return communicator_.last();  // whoever waits for it may ask for the time
 }
 
 void DataParallel::wait_for(Ticket ticket, const char* what) {

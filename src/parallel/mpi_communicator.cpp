@@ -63,12 +63,12 @@ class JobQueue {
   bool closed_ = false;
 };
 
-class MpiCommunicator final : public Communicator {
+class MpiCommunicator final : public CollectiveCommunicator {
  public:
   MpiCommunicator(const World& world, Device& device, double timeout_seconds)
-      : world_(world),
+      : CollectiveCommunicator(world.rank(), world.size()),
+        world_(world),
         device_(device),
-        calls_(world.rank(), world.size()),
         collectives_(world, timeout_seconds),
         thread_([this] { work(); }) {}
 
@@ -80,38 +80,6 @@ class MpiCommunicator final : public Communicator {
   }
 
   std::string_view kind() const override { return "mpi"; }
-  int rank() const override { return world_.rank(); }
-  int size() const override { return world_.size(); }
-
-  Ticket all_reduce(const Tensor& out, const Tensor& in, Reduction op, const char* what) override {
-    return push(calls_.all_reduce(out, in, op, what));
-  }
-  Ticket reduce(const Tensor& out, const Tensor& in, Reduction op, int root,
-                const char* what) override {
-    return push(calls_.reduce(out, in, op, root, what));
-  }
-  Ticket reduce_scatter(const Tensor& mine, const Tensor& all, Reduction op,
-                        const char* what) override {
-    return push(calls_.reduce_scatter(mine, all, op, what));
-  }
-  Ticket all_gather(const Tensor& all, const Tensor& mine, const char* what) override {
-    return push(calls_.all_gather(all, mine, what));
-  }
-  Ticket gather(const Tensor& all, const Tensor& mine, int root, const char* what) override {
-    return push(calls_.gather(all, mine, root, what));
-  }
-  Ticket scatter(const Tensor& mine, const Tensor& all, int root, const char* what) override {
-    return push(calls_.scatter(mine, all, root, what));
-  }
-  Ticket broadcast(const Tensor& tensor, int root, const char* what) override {
-    return push(calls_.broadcast(tensor, root, what));
-  }
-  Ticket send(const Tensor& tensor, int to, const char* what) override {
-    return push(calls_.send(tensor, to, what));
-  }
-  Ticket receive(const Tensor& tensor, int from, const char* what) override {
-    return push(calls_.receive(tensor, from, what));
-  }
 
   // The device has done all that it was given when its calls return, so the host does the waiting.
   void after_device() override {}
@@ -122,11 +90,11 @@ class MpiCommunicator final : public Communicator {
 
   void exchange(void* all, const void* mine, size_t bytes) override {
     const auto count = static_cast<int64_t>(bytes);
-    wait(push({CollectiveKind::all_gather, DType::uint8, {}, -1, count, mine, all, "exchange"}));
+    wait(call({CollectiveKind::all_gather, DType::uint8, {}, -1, count, mine, all, "exchange"}));
   }
 
  private:
-  Ticket push(const Collective& collective) { return queue_.push({collective}); }
+  Ticket call(const Collective& collective) override { return queue_.push({collective}); }
 
   void work() {
     try {
@@ -146,7 +114,6 @@ class MpiCommunicator final : public Communicator {
 
   const World& world_;
   Device& device_;
-  const CollectiveCalls calls_;
   MpiCollectives collectives_;  // the thread's
   JobQueue queue_;
   std::thread thread_;

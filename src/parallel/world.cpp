@@ -6,7 +6,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <filesystem>
+#include <optional>
 #include <thread>
 
 #include "kernels/device/error.h"
@@ -100,23 +102,54 @@ void World::fail(std::string_view sentence, int exit_code) const noexcept {
   abort(exit_code);
 }
 
-int run_ranks(std::string_view program, int argc, char** argv,
-              const std::function<int(World& world)>& body) {
-  return run_main(std::string(program).c_str(), [&] {
-    World world(&argc, &argv);
-    if (world.size() == 1) return body(world);
-    Failure failure{};
+namespace {
+
+// The job that an exception ends, for a handler that takes no arguments. One at a time.
+const World*& job_at_stake() {
+  static const World* world = nullptr;
+  return world;
+}
+
+// Nobody catches what ends a rank, so that this is called where it was thrown: before destructors
+// that would wait for collectives of ranks that wait for this one, or take the memory away that
+// they are at work on.
+void end_job() {
+  Failure failure{1, "std::terminate was called"};
+  if (const std::exception_ptr thrown = std::current_exception()) {
     try {
-      failure.exit_code = body(world);
+      std::rethrow_exception(thrown);
     } catch (const std::exception&) {
       failure = current_failure();
+    } catch (...) {
+      failure.message = "an exception of an unknown type was thrown";
     }
-    // The others may be waiting for this rank, so it cannot leave quietly.
-    if (!failure.message.empty()) world.fail(failure.message, failure.exit_code);
-    if (failure.exit_code != 0) world.abort(failure.exit_code);
-    if (world.has_mpi()) world.exchange(nullptr, nullptr, 0, "end of the program");
+  }
+  job_at_stake()->fail(failure.message, failure.exit_code);
+}
+
+int run_several(World& world, const std::function<int(World& world)>& body) {
+  job_at_stake() = &world;
+  const std::terminate_handler former = std::set_terminate(end_job);
+  const int exit_code = body(world);
+  if (exit_code != 0) world.abort(exit_code);  // the others may be waiting for this rank
+  if (world.has_mpi()) world.exchange(nullptr, nullptr, 0, "end of the program");
+  std::set_terminate(former);
+  return 0;
+}
+
+}  // namespace
+
+int run_ranks(std::string_view program, int argc, char** argv,
+              const std::function<int(World& world)>& body) {
+  const std::string name(program);
+  std::optional<World> world;
+  const int joined = run_main(name.c_str(), [&] {
+    world.emplace(&argc, &argv);
     return 0;
   });
+  if (joined != 0) return joined;
+  if (world->size() > 1) return run_several(*world, body);
+  return run_main(name.c_str(), [&] { return body(*world); });
 }
 
 }  // namespace lathe

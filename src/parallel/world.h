@@ -79,9 +79,11 @@ class World {
   std::unique_ptr<HostExchange> host_;  // where MPI knows these ranks
 };
 
-// run_main (kernels/device/error.h) for a program of several ranks. An error on one rank, or a body
-// that returns another code than 0, ends them all with that exit code; the message names the rank.
-// What all ranks find wrong alike, rank 0 tells alone. A rank that ends well waits for the others.
+// run_main (kernels/device/error.h) for a program of several ranks, called by main() itself. An
+// error on one rank ends them all from where it was thrown: nothing is unwound, for destructors
+// might wait for the others. So does a body that returns another code than 0. The exit code is the
+// job's; the message names the rank, and what all ranks find wrong alike, rank 0 tells alone. A
+// rank that ends well waits for the others.
 int run_ranks(std::string_view program, int argc, char** argv,
               const std::function<int(World& world)>& body);
 

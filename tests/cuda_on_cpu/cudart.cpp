@@ -614,6 +614,10 @@ cudaError_t CUDARTAPI cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) 
   runtime().streams().insert(*stream);
   return cudaSuccess;
 }
+cudaError_t CUDARTAPI cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = *greatest = 0;  // the order is drawn
+  return cudaSuccess;
+}
 cudaError_t CUDARTAPI cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
   return cudaStreamCreateWithFlags(stream, flags);
 }
@@ -735,6 +739,7 @@ cudaError_t CUDARTAPI cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* gra
       joined &= followed;
     }
     other->capture = nullptr;
+    if (other != stream) other->after.clear();  // nodes of this graph, and of no later one
   }
   for (CUevent_st* event : runtime().events())
     if (event->graph == captured) event->graph = nullptr;

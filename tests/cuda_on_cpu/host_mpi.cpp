@@ -177,6 +177,10 @@ int MPI_Testall(int count, MPI_Request* requests, int* done, MPI_Status* statuse
   if (lathe::cuda_on_cpu::on_main_thread()) lathe::cuda_on_cpu::make_progress();
   return PMPI_Testall(count, requests, done, statuses);
 }
+int MPI_Testsome(int count, MPI_Request* requests, int* done, int* indices, MPI_Status* statuses) {
+  if (lathe::cuda_on_cpu::on_main_thread()) lathe::cuda_on_cpu::make_progress();
+  return PMPI_Testsome(count, requests, done, indices, statuses);
+}
 int MPI_Iprobe(int from, int tag, MPI_Comm comm, int* found, MPI_Status* status) {
   if (lathe::cuda_on_cpu::on_main_thread()) lathe::cuda_on_cpu::make_progress();
   return PMPI_Iprobe(from, tag, comm, found, status);

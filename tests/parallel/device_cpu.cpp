@@ -7,8 +7,10 @@ std::unique_ptr<Device> make_test_device() {
   return make_cpu_device();
 }
 
-std::vector<std::string> kinds_under_test() {
-  return {"mpi"};
+std::vector<Variant> variants_under_test() {
+  return {{"mpi"}};
 }
+
+void set_stream_seed(int) {}
 
 }  // namespace lathe::testing

@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,18 @@ namespace lathe::testing {
 
 // Of the device that the binary is linked for (device_cpu.cpp, device_cuda.cpp).
 std::unique_ptr<Device> make_test_device();
-std::vector<std::string> kinds_under_test();  // of communicators, as --comm names them
+
+// A communicator, as --comm names it, and the order in which streams run what they may, where it is
+// drawn from a seed.
+struct Variant {
+  std::string kind;
+  int seed = 1;
+};
+std::vector<Variant> variants_under_test();
+void set_stream_seed(int seed);
+inline void PrintTo(const Variant& variant, std::ostream* out) {
+  *out << variant.kind << ", seed " << variant.seed;
+}
 
 using Bytes = std::vector<std::byte>;
 

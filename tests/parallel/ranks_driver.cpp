@@ -1,4 +1,5 @@
-// A program of several ranks that does what its argument names: mostly something wrong.
+// ranks_driver DEED [DEVICE [COMM]]: a program of several ranks that does what its first argument
+// names, mostly something wrong.
 #include <fmt/format.h>
 
 #include <csignal>
@@ -19,9 +20,16 @@ class Deeds {
   Deeds(const World& world, Device& device, Communicator& comm)
       : world_(world), device_(device), comm_(comm) {}
 
+  ~Deeds() {
+    if (memory_) device_.release(memory_, kBytes);
+  }
+  Deeds(const Deeds&) = delete;
+  Deeds& operator=(const Deeds&) = delete;
+
   int run(const std::string& deed) {
     const std::map<std::string, std::function<int()>> deeds = {
         {"agree", [&] { return agree(); }},
+        {"kind", [&] { return tell_kind(); }},
         {"throw-on-2", [&] { return throw_on_2(); }},
         {"throw-on-1-under-way", [&] { return throw_under_way(); }},
         {"return-7-on-1", [&] { return world_.rank() == 1 ? 7 : agree(); }},
@@ -49,6 +57,10 @@ class Deeds {
     comm_.device_after(comm_.all_reduce(floats(1), floats(1), Reduction::sum, "ranks"));
     device_.download(&sum, floats(1));
     if (world_.rank() == 0) fmt::print("sum {}\n", sum);
+    return 0;
+  }
+  int tell_kind() {
+    if (world_.rank() == 0) fmt::print("{}\n", comm_.kind());
     return 0;
   }
   int throw_on_2() {
@@ -105,11 +117,13 @@ class Deeds {
   void* memory_ = nullptr;
 };
 
-int run(World& world, const std::string& deed) {
+int run(World& world, const std::string& deed, const std::string& device_kind,
+        const std::string& comm_kind) {
   if (deed == "all-mistaken") throw UserError("--colour: there is no 'blue'");
   if (deed == "return-7") return 7;
-  const auto device = make_cpu_device();
+  const auto device = make_device(device_kind, 0);
   CommunicatorOptions options;
+  options.kind = comm_kind;
   options.timeout_seconds = kTimeoutSeconds;
   const auto comm = make_communicator(world, *device, options);
   return Deeds(world, *device, *comm).run(deed);
@@ -120,6 +134,7 @@ int run(World& world, const std::string& deed) {
 
 int main(int argc, char** argv) {
   return lathe::run_ranks("ranks_driver", argc, argv, [&](lathe::World& world) {
-    return lathe::run(world, argc > 1 ? argv[1] : "agree");
+    return lathe::run(world, argc > 1 ? argv[1] : "agree", argc > 2 ? argv[2] : "cpu",
+                      argc > 3 ? argv[3] : "auto");
   });
 }

@@ -8,7 +8,7 @@
 #include <map>
 
 #include "kernels/device/error.h"
-#include "tests/train/process.h"
+#include "tests/parallel/run_ranks_driver.h"
 
 namespace lathe::testing {
 namespace {
@@ -165,66 +165,45 @@ TEST(FindPlace, RefusesContradictions) {
 
 // ---- Programs of several ranks (ranks_driver.cpp).
 
-ProcessResult run_ranks_driver(int ranks, const std::string& deed,
-                               const std::vector<std::string>& environment = {}) {
-  std::vector<std::string> command;
-  if (ranks > 0) command = {LATHE_MPIEXEC, LATHE_MPIEXEC_NUMPROC, std::to_string(ranks)};
-  command.insert(command.end(), {LATHE_RANKS_DRIVER, deed});
-  ProcessOptions options;
-  options.environment = environment;
-  for (const char* variable :
-       {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
-        "OMPI_MCA_rmaps_base_oversubscribe=1", "OMPI_MCA_hwloc_base_binding_policy=none"})
-    options.environment.emplace_back(variable);
-  options.deadline = std::chrono::seconds(60);
-  return run(command, options);
-}
-
-int times(const std::string& text, const std::string& word) {
-  int found = 0;
-  for (size_t at = text.find(word); at != std::string::npos; at = text.find(word, at + 1)) ++found;
-  return found;
-}
-
 TEST(Ranks, EndWellTogether) {
-  const ProcessResult result = run_ranks_driver(3, "agree");
+  const ProcessResult result = run_ranks_driver(3, {"agree"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(times(result.out, "sum 6\n"), 1) << result.out;
 }
 
 TEST(Ranks, OneAloneEndsAsAnyProgram) {
-  EXPECT_EQ(run_ranks_driver(0, "agree").exit_code, 0);
-  EXPECT_EQ(run_ranks_driver(0, "all-mistaken").err,
+  EXPECT_EQ(run_ranks_driver(0, {"agree"}).exit_code, 0);
+  EXPECT_EQ(run_ranks_driver(0, {"all-mistaken"}).err,
             "ranks_driver: --colour: there is no 'blue'\n");
-  EXPECT_EQ(run_ranks_driver(0, "all-mistaken").exit_code, 2);
-  EXPECT_EQ(run_ranks_driver(0, "return-7").exit_code, 7);
+  EXPECT_EQ(run_ranks_driver(0, {"all-mistaken"}).exit_code, 2);
+  EXPECT_EQ(run_ranks_driver(0, {"return-7"}).exit_code, 7);
 }
 
 TEST(Ranks, AMistakeOfAllIsToldOnce) {
-  const ProcessResult result = run_ranks_driver(4, "all-mistaken");
+  const ProcessResult result = run_ranks_driver(4, {"all-mistaken"});
   EXPECT_EQ(result.exit_code, 2);
   EXPECT_EQ(times(result.err, "--colour"), 1) << result.err;
 }
 
 TEST(Ranks, AnErrorOnOneEndsAll) {
-  const ProcessResult result = run_ranks_driver(3, "throw-on-2");
+  const ProcessResult result = run_ranks_driver(3, {"throw-on-2"});
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_THAT(result.err, HasSubstr("ranks_driver: rank 2: the third is broken"));
   EXPECT_EQ(times(result.err, "ranks_driver:"), 1) << result.err;
 }
 
 TEST(Ranks, AnErrorWithCollectivesUnderWayEndsAll) {
-  const ProcessResult result = run_ranks_driver(3, "throw-on-1-under-way");
+  const ProcessResult result = run_ranks_driver(3, {"throw-on-1-under-way"});
   EXPECT_EQ(result.exit_code, 2);
   EXPECT_THAT(result.err, HasSubstr("rank 1: this rank alone"));
 }
 
 TEST(Ranks, AnExitCodeOfOneEndsAll) {
-  EXPECT_EQ(run_ranks_driver(2, "return-7-on-1").exit_code, 7);
+  EXPECT_EQ(run_ranks_driver(2, {"return-7-on-1"}).exit_code, 7);
 }
 
 TEST(Ranks, AHangOutsideOfCollectivesIsNamed) {
-  const ProcessResult result = run_ranks_driver(3, "hang-on-1");
+  const ProcessResult result = run_ranks_driver(3, {"hang-on-1"});
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_THAT(result.err, AllOf(HasSubstr("waits in collective 3"), HasSubstr("'the third'"),
                                 HasSubstr("nothing came from rank 1"),
@@ -234,25 +213,25 @@ TEST(Ranks, AHangOutsideOfCollectivesIsNamed) {
 }
 
 TEST(Ranks, AStoppedRankIsNamed) {
-  const ProcessResult result = run_ranks_driver(2, "stop-on-1");
+  const ProcessResult result = run_ranks_driver(2, {"stop-on-1"});
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_THAT(result.err, HasSubstr("nothing came from rank 1"));
 }
 
 TEST(Ranks, AKilledRankEndsAll) {
-  EXPECT_NE(run_ranks_driver(3, "kill-1").exit_code, 0);
+  EXPECT_NE(run_ranks_driver(3, {"kill-1"}).exit_code, 0);
 }
 
 TEST(Ranks, DifferentCallsAreTold) {
-  const ProcessResult kinds = run_ranks_driver(3, "other-kind-on-1");
+  const ProcessResult kinds = run_ranks_driver(3, {"other-kind-on-1"});
   EXPECT_EQ(kinds.exit_code, 1);
   EXPECT_THAT(kinds.err, AllOf(HasSubstr("rank 0 calls all_reduce of 5 fp32 (sum) 'mine'"),
                                HasSubstr("rank 1 calls all_gather of 5 fp32 'theirs'")));
-  const ProcessResult counts = run_ranks_driver(2, "other-count-on-1");
+  const ProcessResult counts = run_ranks_driver(2, {"other-count-on-1"});
   EXPECT_EQ(counts.exit_code, 1);
   EXPECT_THAT(counts.err, AllOf(HasSubstr("rank 0 calls broadcast of 5 fp32 with root 0"),
                                 HasSubstr("rank 1 calls broadcast of 6 fp32 with root 0")));
-  const ProcessResult pair = run_ranks_driver(2, "other-message-on-1");
+  const ProcessResult pair = run_ranks_driver(2, {"other-message-on-1"});
   EXPECT_EQ(pair.exit_code, 1);
   EXPECT_THAT(pair.err, AllOf(HasSubstr("rank 0 calls send of 5 fp32 to 1"),
                               HasSubstr("rank 1 calls receive of 4 fp32 from 0")));
@@ -260,13 +239,13 @@ TEST(Ranks, DifferentCallsAreTold) {
 
 TEST(Ranks, AnMpiThatDoesNotKnowTheLauncherIsRefused) {
   const ProcessResult result =
-      run_ranks_driver(0, "agree", {"PMI_RANK=0", "PMI_SIZE=3", "PMI_LOCAL_RANK=0"});
+      run_ranks_driver(0, {"agree"}, {"PMI_RANK=0", "PMI_SIZE=3", "PMI_LOCAL_RANK=0"});
   EXPECT_EQ(result.exit_code, 2);
   EXPECT_THAT(result.err, HasSubstr("PMI started 3 processes, but the MPI of this build sees 1"));
 }
 
 TEST(Ranks, WithoutMpiThereIsNobodyToTalkTo) {
-  const ProcessResult result = run_ranks_driver(0, "agree", {"RANK=0", "WORLD_SIZE=3"});
+  const ProcessResult result = run_ranks_driver(0, {"agree"}, {"RANK=0", "WORLD_SIZE=3"});
   EXPECT_EQ(result.exit_code, 2);
   EXPECT_THAT(result.err, HasSubstr("start them with mpirun"));
 }
