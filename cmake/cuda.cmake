@@ -5,6 +5,7 @@
 option(LATHE_CUDA "Build the CUDA device where nvcc is found" ON)
 option(LATHE_CUDA_REQUIRED "Without nvcc there is nothing to build" OFF)
 option(LATHE_CUDA_ON_CPU "Build the CUDA device to run on the CPU" OFF)
+option(LATHE_COVERAGE "Count what is executed of kernels/cuda (with LATHE_CUDA_ON_CPU)" OFF)
 set(LATHE_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING
     "GPU architectures to compile for; release: 8.0, 9.0 and all newer ones that nvcc knows")
 

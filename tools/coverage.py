@@ -3,7 +3,8 @@
 
 usage: tools/coverage.py BUILD_DIR     (a build with --coverage whose tests have run; `make coverage`)
 
-Prints a table by file. Fails where a kernel was never run or fewer than 95 % of the lines were.
+Prints a table by file; each instance of a kernel's template is a kernel. Fails where one was never
+run or fewer than 95 % of the lines were.
 """
 import collections
 import json
@@ -27,16 +28,29 @@ def gcov_reports(build):
 
 
 def kernels_of(source):
-    """Names of the __global__ functions of a file, by the line that they begin in."""
-    text = source.read_text()
-    pattern = re.compile(r"__global__\s+(?:__launch_bounds__\([^)]*\)\s+)?void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(")
-    return {match.group(1): text.count("\n", 0, match.start()) + 1 for match in pattern.finditer(text)}
+    """Names of the __global__ functions of a file."""
+    bounds = r"(?:__launch_bounds__\s*\((?:[^()]|\([^()]*\))*\)\s*)?"
+    return re.findall(rf"__global__\s+{bounds}void\s+{bounds}(\w+)\s*\(", source.read_text())
+
+
+def name_of(demangled):
+    """Of "void lathe::(anonymous namespace)::f<float>(int)": f, and f<float>."""
+    text = demangled.replace("(anonymous namespace)::", "")
+    depth, start, end = 0, 0, len(text)  # outside of <>: where the name starts, and its arguments
+    for i, c in enumerate(text):
+        if c == "(" and depth == 0:
+            end = i
+            break
+        depth += (c == "<") - (c == ">")
+        if depth == 0 and c in " :":
+            start = i + 1
+    return text[start:end].split("<")[0], text[start:end]
 
 
 def main():
     build, root = pathlib.Path(sys.argv[1]), pathlib.Path(__file__).resolve().parent.parent
     lines = collections.defaultdict(dict)  # file -> line -> executions
-    run = collections.defaultdict(set)  # file -> functions that ran
+    ran = collections.defaultdict(lambda: collections.defaultdict(dict))  # file -> function -> instance -> whether
     for report in gcov_reports(build):
         for file in report["files"]:
             path = pathlib.Path(file["file"])
@@ -48,23 +62,27 @@ def main():
                 number = line["line_number"]
                 lines[name][number] = lines[name].get(number, 0) + line["count"]
             for function in file["functions"]:
-                if function["execution_count"] > 0:
-                    run[name].add(re.sub(r"[<(].*", "", function["demangled_name"].split("(anonymous namespace)::")[-1]).split("::")[-1].split(" ")[-1])
-    hit = total = 0
+                base, instance = name_of(function["demangled_name"])
+                before = ran[name][base].get(instance, False)
+                ran[name][base][instance] = before or function["execution_count"] > 0
+    hit = total = awake = 0
     asleep = []
     for name in sorted(lines):
         executed, count = sum(1 for n in lines[name].values() if n), len(lines[name])
         hit, total = hit + executed, total + count
-        kernels = kernels_of(root / name)
-        missing = [k for k in kernels if k not in run[name]]
+        # Instances of kernels; one without any counts as a kernel that never ran.
+        kernels = {i: r for k in kernels_of(root / name) for i, r in (ran[name][k] or {k: False}).items()}
+        missing = [k for k, executed_once in kernels.items() if not executed_once]
         asleep += [f"{name}: {k}" for k in missing]
+        awake += len(kernels) - len(missing)
         never = [n for n in sorted(lines[name]) if lines[name][n] == 0]
         print(f"{name:45} {executed:5} of {count:5} lines {executed / count:7.1%}"
               f"  {len(kernels) - len(missing):2} of {len(kernels):2} kernels"
               + (f"  not run: {never[:12]}" if never else ""))
     if total == 0:
         sys.exit(f"coverage: no data in {build}")
-    print(f"{'all':45} {hit:5} of {total:5} lines {hit / total:7.1%}")
+    print(f"{'all':45} {hit:5} of {total:5} lines {hit / total:7.1%}"
+          f"  {awake:2} of {awake + len(asleep):2} kernels")
     for kernel in asleep:
         print(f"never run: {kernel}")
     sys.exit(1 if asleep or hit < LEAST_LINES * total else 0)

@@ -559,20 +559,21 @@ TYPED_TEST(AttentionOf, CachedAgreesWithPlainOnAnyMagnitude) {
 template <typename A, typename T>
 std::vector<A> attend_to_cache(const Buffer<T>& qkv, const Buffer<T>& keys, const Buffer<T>& values,
                                int64_t positions, int64_t D) {
+  const auto at = [](const Buffer<T>& from, int64_t i) {
+    return static_cast<A>(static_cast<Accumulator<T>>(from.data()[i]));
+  };
   std::vector<A> p(static_cast<size_t>(positions)), out(static_cast<size_t>(D));
   A largest = -INFINITY, sum = 0;
   for (int64_t k = 0; k < positions; ++k) {
     A score = 0;
-    for (int64_t c = 0; c < D; ++c)
-      score += static_cast<A>(qkv.data()[c]) * static_cast<A>(keys.data()[k * D + c]);
+    for (int64_t c = 0; c < D; ++c) score += at(qkv, c) * at(keys, k * D + c);
     p[static_cast<size_t>(k)] = score / std::sqrt(static_cast<A>(D));
     largest = std::max(largest, p[static_cast<size_t>(k)]);
   }
   for (A& x : p) sum += x = std::exp(x - largest);
   for (int64_t k = 0; k < positions; ++k)
     for (int64_t c = 0; c < D; ++c)
-      out[static_cast<size_t>(c)] +=
-          p[static_cast<size_t>(k)] / sum * static_cast<A>(values.data()[k * D + c]);
+      out[static_cast<size_t>(c)] += p[static_cast<size_t>(k)] / sum * at(values, k * D + c);
   return out;
 }
 
@@ -587,9 +588,11 @@ TYPED_TEST(AttentionOf, CachedAgreesWithPlainOnLongSequences) {
     testing::run(ops<T>(), AttentionCached{out.tensor, keys.tensor, values.tensor, qkv.tensor, 1,
                                            positions - 1});
     // Its own key and value are in the cache by now.
-    expect_close<T>(out.values(), attend_to_cache<double>(qkv, keys, values, positions, D),
-                    converted<T>(attend_to_cache<A>(qkv, keys, values, positions, D)),
-                    fmt::format("{} positions", positions));
+    expect_close<T>(
+        out.values(),
+        converted<double>(attend_to_cache<long double>(qkv, keys, values, positions, D)),
+        converted<T>(attend_to_cache<A>(qkv, keys, values, positions, D)),
+        fmt::format("{} positions", positions));
   }
 }
 

@@ -153,8 +153,9 @@ TEST(LinearCrossEntropy, ObeysTheToleranceRule) {
     compare<float>(s);
     compare<bf16>(s);
   }
-  compare<float>({2048, 3, 11, 16});
-  compare<bf16>({2048, 3, 11, 16});
+  const Sizes tall{2048, 3, 11, 16}, wide{9, 5, 1030, 1037};
+  compare<float>(tall), compare<bf16>(tall);
+  compare<float>(wide), compare<bf16>(wide);
 }
 // From logits that are all alike to those of which one is everything.
 TEST(LinearCrossEntropy, ObeysTheToleranceRuleAtAnyMagnitude) {

@@ -380,6 +380,31 @@ TEST(Cast, RoundsOnce) {
   compare_casts(2049, 3, true);
 }
 
+template <typename From, typename To>
+void casts(int64_t count, bool misaligned) {
+  Buffer<From> source({count}, random_values<From>(count, 1));
+  Buffer<To> target({count});
+  if (misaligned) misalign(source, target);
+  run(ops<float>(), Cast{target.tensor, source.tensor});
+  std::vector<To> expected;
+  for (From x : source.values())
+    expected.push_back(static_cast<To>(static_cast<Accumulator<From>>(x)));
+  expect_same_bits(target.values(), expected, "cast");
+}
+template <typename From>
+void casts_from() {
+  for (bool misaligned : {false, true}) {
+    casts<From, float>(77, misaligned);
+    casts<From, bf16>(77, misaligned);
+    casts<From, double>(77, misaligned);
+  }
+}
+TEST(Cast, IsBetweenAnyTwoNumberTypes) {
+  casts_from<float>();
+  casts_from<bf16>();
+  casts_from<double>();
+}
+
 TEST(Cast, KeepsNaN) {
   Buffer<float> source({9}, std::vector<float>(9, NAN)), back({9});
   Buffer<bf16> target({9}, std::vector<bf16>(9));
