@@ -11,7 +11,9 @@ Feedback::~Feedback() {
     if (slot.arrived) cudaEventDestroy(slot.arrived);
     cudaFreeHost(slot.pinned);
   }
-  for (const cudaEvent_t mark : marks_) cudaEventDestroy(mark);
+  for (const cudaEvent_t mark : marks_) {
+    if (mark) cudaEventDestroy(mark);  // numbers may be left out
+  }
 }
 
 void Feedback::read_back(int slot_number, const Tensor& source) {
