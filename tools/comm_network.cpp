@@ -123,7 +123,7 @@ class Network {
   static constexpr int64_t kLayer0 = kInputs * kHidden + kHidden;
   static constexpr int64_t kLayer1 = kHidden * kHidden + kHidden;
   static constexpr int64_t kParameters = kLayer0 + kLayer1 + kClasses * kHidden;
-  static constexpr size_t kArenaBytes = size_t{32} << 20;
+  static constexpr size_t kArenaBytes = size_t{64} << 20;  // cuBLASLt wants half of it
 
   Tensor flat(MemoryCategory category) {
     return arena_.allocate(category, DType::fp32, {kParameters});
