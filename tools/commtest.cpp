@@ -1,0 +1,203 @@
+// build/commtest: do the ranks of this job understand each other, and how fast. Every collective on
+// awkward sizes, checked value by value; tables of time and bandwidth; a small network that is
+// trained data-parallel and must come out the same on all ranks.
+#include <CLI/CLI.hpp>
+#include <iostream>
+
+#include "src/flags.h"
+#include "src/io/console.h"
+#include "src/parallel/banner.h"
+#include "tools/comm_measure.h"
+#include "tools/comm_network.h"
+
+namespace lathe {
+namespace {
+
+struct Options {
+  std::string device = "auto";
+  CommunicatorOptions comm;
+  size_t min_bytes = size_t{1} << 10, max_bytes = size_t{4} << 20;
+  int iterations = 5, steps = 40, threads = 1;
+};
+
+constexpr CollectiveKind kKinds[] = {CollectiveKind::all_reduce,     CollectiveKind::reduce,
+                                     CollectiveKind::reduce_scatter, CollectiveKind::all_gather,
+                                     CollectiveKind::gather,         CollectiveKind::scatter,
+                                     CollectiveKind::broadcast,      CollectiveKind::send};
+constexpr DType kTypes[] = {DType::fp32,  DType::bf16,  DType::fp64,
+                            DType::int32, DType::int64, DType::uint8};
+constexpr Reduction kOps[] = {Reduction::sum, Reduction::max, Reduction::min};
+
+bool parse(int argc, char** argv, Options& o) {
+  CLI::App app("Checks and measures how the ranks of a job communicate.", "commtest");
+  app.add_option("--device", o.device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--comm", o.comm.kind, "auto, mpi or nccl")
+      ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
+      ->capture_default_str();
+  app.add_option("--comm-timeout", o.comm.timeout_seconds,
+                 "Seconds without progress after which the job ends")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--rendezvous", o.comm.rendezvous,
+                 "Where ranks that mpirun did not start meet: HOST:PORT or file:PATH");
+  app.add_option("--min-bytes", o.min_bytes, "Smallest tensor of the tables")
+      ->check(CLI::Range(size_t{64}, size_t{1} << 40))
+      ->capture_default_str();
+  app.add_option("--max-bytes", o.max_bytes, "Largest tensor")
+      ->check(CLI::Range(size_t{4096}, size_t{1} << 40))
+      ->capture_default_str();
+  app.add_option("--iterations", o.iterations, "Calls that are timed; 0: check only")
+      ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
+  app.add_option("--steps", o.steps, "Of the small network; 0: none")
+      ->check(CLI::Range(0, 100000))
+      ->capture_default_str();
+  app.add_option("--threads", o.threads, "Of each rank on a CPU")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  return parse_flags(app, argc, argv);
+}
+
+// All checks of this run. One rank prints.
+class CommTest {
+ public:
+  CommTest(const Options& options, const World& world, Device& device, Communicator& comm)
+      : options_(options),
+        world_(world),
+        device_(device),
+        comm_(comm),
+        measure_(device, comm, options.max_bytes) {}
+
+  void run() {
+    const auto rows = ranks_banner(world_, comm_, device_.name());
+    if (comm_.rank() == 0) Console().banner("commtest", rows);
+    int64_t wrong = 0;
+    for (const CollectiveKind kind : kKinds) wrong += check(kind);
+    // One rank alone copies, or does nothing at all.
+    if (options_.iterations > 0 && comm_.kind() != "self")
+      for (const CollectiveKind kind : kKinds) wrong += table(kind);
+    if (wrong > 0) throw CheckError(fmt::format("{} values are wrong", wrong));
+    if (options_.steps > 0) train();
+    print("all is well\n");
+  }
+
+ private:
+  void print(const std::string& text) const {
+    if (comm_.rank() == 0) std::cout << text << std::flush;
+  }
+  bool makes_sense(CollectiveKind kind) const {
+    return comm_.size() > 1 || kind != CollectiveKind::send;
+  }
+  static bool reduces(CollectiveKind kind) { return kind <= CollectiveKind::reduce_scatter; }
+  static bool has_root(CollectiveKind kind) {
+    return kind == CollectiveKind::reduce || kind == CollectiveKind::gather ||
+           kind == CollectiveKind::scatter || kind == CollectiveKind::broadcast;
+  }
+  static std::string_view title(CollectiveKind kind) {
+    return kind == CollectiveKind::send ? "send and receive" : name_of(kind);
+  }
+
+  // Every type, operation and root, on nothing, one value, primes, and as much as there may be.
+  int64_t check(CollectiveKind kind) {
+    if (!makes_sense(kind)) return 0;
+    int64_t cases = 0, wrong = 0;
+    for (const DType dtype : kTypes) {
+      const int64_t most = measure_.largest_count(kind, dtype, options_.max_bytes);
+      for (const int64_t count : {int64_t{0}, int64_t{1}, int64_t{17}, int64_t{1009}, most - 1}) {
+        if (count > most) continue;
+        for (const Reduction op : kOps) {
+          if (op != Reduction::sum && (!reduces(kind) || count > 1009)) continue;
+          const int root = has_root(kind) ? static_cast<int>(cases) % comm_.size() : 0;
+          for (const bool in_place : {false, true}) {
+            if (in_place && (kind == CollectiveKind::send || kind == CollectiveKind::broadcast))
+              continue;
+            const CommCase c{kind, dtype, op, root, count};
+            const int64_t here = measure_.run(c, in_place, 0).wrong;
+            if (here > 0)
+              print(fmt::format("{} of {} {}, root {}, {}: {} values are wrong\n", title(kind),
+                                count, name_of(dtype), root, in_place ? "in place" : "out of place",
+                                here));
+            wrong += here;
+            ++cases;
+          }
+        }
+      }
+    }
+    print(fmt::format("{:<17} {:4} cases, {}\n", title(kind), cases,
+                      wrong == 0 ? "all correct" : "WRONG"));
+    return wrong;
+  }
+
+  // Sizes by factors of four.
+  int64_t table(CollectiveKind kind) {
+    if (!makes_sense(kind)) return 0;
+    const bool both = kind != CollectiveKind::send && kind != CollectiveKind::broadcast;
+    print(fmt::format("\n{}, fp32{}\n{:>12} {:>12}   {}{}\n", title(kind),
+                      reduces(kind) ? ", sum" : "", "bytes", "elements", heading("out of place"),
+                      both ? heading("in place") : ""));
+    int64_t wrong = 0;
+    for (size_t bytes = options_.min_bytes; bytes <= options_.max_bytes; bytes *= 4) {
+      const CommCase c{.kind = kind, .count = measure_.largest_count(kind, DType::fp32, bytes)};
+      const CommResult out = measure_.run(c, false, options_.iterations);
+      CommResult in;
+      if (both) in = measure_.run(c, true, options_.iterations);
+      wrong += out.wrong + in.wrong;
+      print(fmt::format("{:>12} {:>12}   {}{}\n", measure_.bytes(c), c.count, line(out),
+                        both ? line(in) : ""));
+    }
+    return wrong;
+  }
+  static std::string heading(const char* where) {
+    return fmt::format("{:>12} us {:>9} {:>9} {:>7}", where, "GB/s", "bus GB/s", "wrong");
+  }
+  static std::string line(const CommResult& r) {
+    return fmt::format("{:>15.1f} {:>9.3f} {:>9.3f} {:>7}", r.microseconds, r.algorithm_gb_per_s,
+                       r.bus_gb_per_s, r.wrong);
+  }
+
+  void train() {
+    const NetworkRun run = train_small_network(device_, comm_, options_.steps);
+    print(fmt::format("\na small network, {} steps on {} rank{}: loss {:.6f} to {:.6f}\n",
+                      options_.steps, comm_.size(), comm_.size() == 1 ? "" : "s",
+                      run.losses.front(), run.losses.back()));
+    for (int rank = 0; rank < comm_.size(); ++rank) {
+      const std::string& theirs = run.checksums[static_cast<size_t>(rank)];
+      if (theirs == run.checksums[0]) continue;
+      throw CheckError(fmt::format("weights of rank {} are not those of rank 0: {} and {}", rank,
+                                   theirs, run.checksums[0]));
+    }
+    print(fmt::format("all ranks have the same weights, {}\n", run.checksums[0]));
+    if (options_.steps >= 20 && !(run.losses.back() < run.losses.front()))
+      throw CheckError("the network has not learnt anything");
+  }
+
+  const Options& options_;
+  const World& world_;
+  Device& device_;
+  Communicator& comm_;
+  CommMeasure measure_;
+};
+
+int commtest(World& world, int argc, char** argv) {
+  Options options;
+  if (!parse(argc, argv, options)) return 0;
+  CudaDeviceOptions cuda;
+  cuda.deterministic = true;
+  cuda.autotune = false;  // ranks that choose alike
+  const int gpus = options.device == "cpu" ? 0 : cuda_device_count();
+  if (gpus > 0) cuda.index = world.place().local_rank % gpus;
+  const auto device = make_device(options.device, options.threads, cuda);
+  const auto comm = make_communicator(world, *device, options.comm);
+  CommTest(options, world, *device, *comm).run();
+  return 0;
+}
+
+}  // namespace
+}  // namespace lathe
+
+int main(int argc, char** argv) {
+  return lathe::run_ranks("commtest", argc, argv,
+                          [&](lathe::World& world) { return lathe::commtest(world, argc, argv); });
+}
