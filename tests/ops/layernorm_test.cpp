@@ -16,7 +16,7 @@ const Sizes kWide[] = {
     {1, 5, 520, true, true, 0.1f},  {2, 5, 776, true, false, 0},    {1, 3, 1024, true, true, 0.2f},
     {1, 3, 1600, false, true, 0},   {1, 3, 2056, true, true, 0.1f}, {1, 2, 4104, true, false, 0},
     {1, 2, 8192, true, true, 0.5f}, {1, 2, 8200, true, true, 0.1f}, {2, 150, 40, true, true, 0.1f},
-    {1, 3, 1999, true, true, 0.1f}, {1, 2048, 8, true, true, 0.1f}, {1, 2047, 21, true, false, 0}};
+    {1, 3, 1999, true, true, 0.1f}, {1, 2048, 8, true, true, 0.1f}, {1, 515, 21, true, false, 0}};
 
 template <typename T>
 struct Case {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sanitizer/asan_interface.h>
 
 #include <cmath>
 #include <cstring>
@@ -91,7 +92,8 @@ class Visible {
   std::unique_ptr<T, ReleaseVisible> memory_;
 };
 
-// A tensor with memory of its own between two canaries, which are checked when it dies.
+// A tensor with memory of its own between two canaries, which are checked when it dies, and which
+// nobody may even read under AddressSanitizer.
 template <typename T>
 class Buffer {
  public:
@@ -104,10 +106,12 @@ class Buffer {
     std::memset(memory_.get(), kPattern, bytes);
     tensor = Tensor{memory_.get() + kCanary, dtype_of<T>, shape};
     if (count_) std::memcpy(tensor.data, values.data(), count_ * sizeof(T));
+    guard();
   }
   Buffer(Buffer&&) = default;
   ~Buffer() {
     if (!memory_) return;
+    unguard();
     const unsigned char* before = static_cast<unsigned char*>(tensor.data) - kCanary;
     const unsigned char* after = before + kCanary + count_ * sizeof(T);
     for (size_t i = 0; i < kCanary; ++i) {
@@ -120,10 +124,12 @@ class Buffer {
   // Moves the values to where only an element is aligned, no vector of them.
   void misalign() {
     static_assert(sizeof(T) <= kRoom);
+    unguard();
     auto* const from = static_cast<unsigned char*>(tensor.data);
     std::memmove(from + sizeof(T), from, count_ * sizeof(T));
     std::memset(from, kPattern, sizeof(T));
     tensor.data = from + sizeof(T);
+    guard();
   }
 
   T* data() const { return static_cast<T*>(tensor.data); }
@@ -135,6 +141,15 @@ class Buffer {
     T value;
     std::memset(&value, 0xff, sizeof(T));  // NaN in every floating type
     return std::vector<T>(static_cast<size_t>(count), value);
+  }
+  void guard() const {
+    const auto* data = static_cast<const unsigned char*>(tensor.data);
+    ASAN_POISON_MEMORY_REGION(data - kCanary, kCanary);
+    ASAN_POISON_MEMORY_REGION(data + count_ * sizeof(T), kCanary);
+  }
+  void unguard() const {
+    const auto* data = static_cast<const unsigned char*>(tensor.data);
+    ASAN_UNPOISON_MEMORY_REGION(data - kCanary, 2 * kCanary + count_ * sizeof(T));
   }
   static constexpr size_t kCanary = 256, kRoom = 64;  // room to move in
   static constexpr unsigned char kPattern = 0xa5;
