@@ -5,6 +5,7 @@
 #include <string>
 
 #include "src/io/file.h"
+#include "src/parallel/banner.h"
 #include "src/text.h"
 
 namespace lathe {
@@ -29,6 +30,14 @@ std::string step_line(const RunShape& shape) {
                      shape.batch_size * shape.seq_len * shape.micro_steps * ranks, shape.batch_size,
                      shape.seq_len, shape.micro_steps,
                      ranks > 1 ? fmt::format(" x {} ranks", ranks) : "");
+}
+
+// How the gradients cross the network.
+std::string parallel_line(const Setup& setup) {
+  const RunShape& shape = setup.shape;
+  const size_t buckets = ParameterLayout(setup.options.gpt2, shape.sharding).buckets.size();
+  return fmt::format("ZeRO stage {}, {} buckets, gradients reduced in {}", shape.sharded ? 1 : 0,
+                     buckets, setup.options.reduce_dtype);
 }
 
 double median(std::vector<double> values) {
@@ -86,23 +95,27 @@ CommTimes comm_times(Device& device, std::span<const Span> spans) {
 
 }  // namespace
 
-void print_setup(const Setup& setup, const Device& device, const Communicator& communicator) {
+void print_setup(const Setup& setup, const Device& device, const World& world,
+                 Communicator& communicator) {
+  const auto ranks = ranks_banner(world, communicator, device.name());
   if (communicator.rank() != 0) return;
   const TrainOptions& o = setup.options;
   const GPT2Config& c = o.gpt2;
+  std::vector<std::pair<std::string, std::string>> rows = {
+      {"model",
+       fmt::format(
+           "{}: {} layers, {} heads, {} wide, context {}, vocabulary {}{}, {} GELU, dropout {}",
+           o.model, c.n_layer, c.n_head, c.n_embd, c.seq_len, c.vocab_size,
+           c.bias ? "" : ", no biases", name_of(c.gelu), c.dropout)},
+      {"parameters", counts_line(c)}};
+  rows.insert(rows.end(), ranks.begin(), ranks.end());
+  rows.emplace_back("numbers", numbers_line(setup.shape));
+  rows.emplace_back("step", step_line(setup.shape));
+  if (communicator.size() > 1) rows.emplace_back("parallel", parallel_line(setup));
+  rows.emplace_back("resume",
+                    setup.resume_from.empty() ? "a fresh run" : setup.resume_from.string());
   Console console;
-  console.banner(
-      "lathe",
-      {{"model",
-        fmt::format(
-            "{}: {} layers, {} heads, {} wide, context {}, vocabulary {}{}, {} GELU, dropout {}",
-            o.model, c.n_layer, c.n_head, c.n_embd, c.seq_len, c.vocab_size,
-            c.bias ? "" : ", no biases", name_of(c.gelu), c.dropout)},
-       {"parameters", counts_line(c)},
-       {"device", device.name()},
-       {"numbers", numbers_line(setup.shape)},
-       {"step", step_line(setup.shape)},
-       {"resume", setup.resume_from.empty() ? "a fresh run" : setup.resume_from.string()}});
+  console.banner("lathe", rows);
   console.print("memory plan\n" + to_string(setup.plan));
   if (o.dry_run) console.print("configuration\n" + o.resolved);
 }

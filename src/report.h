@@ -8,6 +8,7 @@
 
 #include "src/io/console.h"
 #include "src/io/metrics.h"
+#include "src/parallel/world.h"
 #include "src/run.h"
 
 namespace lathe {
@@ -46,7 +47,9 @@ class StepClock {
 };
 
 // Configuration, parameter counts, device and memory plan, before anything runs.
-void print_setup(const Setup& setup, const Device& device, const Communicator& communicator);
+// All ranks call it together; rank 0 prints.
+void print_setup(const Setup& setup, const Device& device, const World& world,
+                 Communicator& communicator);
 
 // Rank 0 tells and writes; of the others' Reports nothing is seen.
 class Report {

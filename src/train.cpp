@@ -86,7 +86,7 @@ int train(World& world, int argc, char** argv) {
   const auto device = make_rank_device(given, world.place());
   const auto communicator = make_communicator(world, *device, communicator_options(given));
   Setup setup(given, *device, *communicator);
-  print_setup(setup, *device, *communicator);
+  print_setup(setup, *device, world, *communicator);
   if (given.dry_run) return 0;
 
   Run run(std::move(setup), *device, *communicator);

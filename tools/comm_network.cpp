@@ -79,6 +79,8 @@ class Network {
     inputs_ = bytes(sizeof(StepInputs));
     results_ = bytes(sizeof(StepResults));
     segment_ = bytes(sizeof(OptimizerSegment));
+    square_sums_ =
+        arena_.allocate(MemoryCategory::workspace, DType::fp64, {norm_blocks(kParameters)});
     workspace_ = bytes(workspace_bytes());
     const OptimizerSegment all{0, kParameters, 0.0f};
     device_.upload(segment_, &all);
@@ -181,11 +183,8 @@ class Network {
             .scale = 1.0 / (static_cast<double>(rows_) * comm_.size()),
             .results = results()};
   }
-  GlobalNorm norm() const {
-    return {.gradients = gradients_, .grad_clip = 1.0, .results = results()};
-  }
   size_t workspace_bytes() const {
-    size_t most = std::max(ops_.workspace_bytes(loss()), ops_.workspace_bytes(norm()));
+    size_t most = ops_.workspace_bytes(loss());
     for (int64_t layer = 0; layer < kLayers; ++layer) {
       most = std::max(most, ops_.workspace_bytes(forward_of(layer)));
       most = std::max(most, ops_.workspace_bytes(backward_of(layer)));
@@ -195,7 +194,7 @@ class Network {
 
   // The gradients of a layer are on their way while those of the one before it are computed.
   void forward_and_backward() {
-    ops_.begin_step({results()}, workspace_);
+    ops_.begin_step({results(), static_cast<const StepInputs*>(inputs_.data)}, workspace_);
     for (int64_t layer = 0; layer < kLayers; ++layer)
       ops_.linear_forward(forward_of(layer), workspace_);
     ops_.linear_cross_entropy(loss(), workspace_);
@@ -216,7 +215,8 @@ class Network {
   }
   void update() {
     comm_.device_after(comm_.last());
-    ops_.global_norm(norm(), workspace_);
+    ops_.square_sums({.sums = square_sums_, .gradients = gradients_}, workspace_);
+    ops_.clip_scale({.sums = square_sums_, .grad_clip = 1.0, .results = results()}, workspace_);
     ops_.adamw({.masters = parameters_,
                 .m = m_,
                 .v = v_,
@@ -234,7 +234,7 @@ class Network {
   const int64_t rows_;  // examples of this rank in a step
   Arena arena_;
   Tensor parameters_, gradients_, m_, v_;
-  Tensor x_, losses_, classes_, inputs_, results_, segment_, workspace_;
+  Tensor x_, losses_, classes_, inputs_, results_, segment_, square_sums_, workspace_;
   Tensor y_[kLayers], pre_[kLayers], dy_[kLayers];
 };
 
