@@ -104,6 +104,9 @@ void add_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--sampling", o.sampling, "random windows, or sequential with a shuffle per epoch")
       ->check(CLI::IsMember({"random", "sequential"}))
       ->group("Data");
+  app.add_option("--reader", o.reader, "How shards are read: mmap, or mpi-io under mpirun")
+      ->check(CLI::IsMember({"mmap", "mpi-io"}))
+      ->group("Data");
   app.add_option("--batch-size", o.batch_size, "Sequences per rank and micro-step")
       ->check(positive)
       ->group("Data");

@@ -19,6 +19,7 @@ struct TrainOptions {
   float init_std = kInitStd;
   std::string init = "random";  // or a directory in Hugging Face's layout
   std::string sampling = "random";
+  std::string reader = "mmap";
   int64_t batch_size = 4;        // sequences of a rank's micro-step
   int64_t total_batch_size = 0;  // tokens of a step over all ranks; 0: one micro-step
   int64_t steps = 1000;

@@ -16,6 +16,7 @@
 #include "src/io/file.h"
 #include "src/model/weights.h"
 #include "src/parallel/agreement.h"
+#include "src/parallel/mpi_file.h"
 #include "src/report.h"
 
 namespace lathe {
@@ -84,7 +85,8 @@ const std::set<std::string>& changeable() {
                                              "rendezvous",
                                              "lr-scale",
                                              "replica-check-interval",
-                                             "trace"};
+                                             "trace",
+                                             "reader"};
   return keys;
 }
 
@@ -158,7 +160,7 @@ fs::path checkpoint_to_resume(const TrainOptions& options) {
 }
 
 LoaderOptions loader_options(const TrainOptions& o, const std::string& split,
-                             const Communicator& communicator) {
+                             const Communicator& communicator, const OpenShardFile& open) {
   return {.directory = o.data,
           .split = split,
           .seq_len = o.gpt2.seq_len,
@@ -168,7 +170,8 @@ LoaderOptions loader_options(const TrainOptions& o, const std::string& split,
           .world_size = communicator.size(),
           .seed = o.seed,
           .sampling = parse_sampling(o.sampling),
-          .vocab_size = static_cast<int32_t>(o.gpt2.vocab_size)};
+          .vocab_size = static_cast<int32_t>(o.gpt2.vocab_size),
+          .open = open};
 }
 
 // Names and sizes of all shards with their first tokens, and the tokenizer: what tells data sets
@@ -227,8 +230,10 @@ CommunicatorOptions communicator_options(const TrainOptions& options) {
           .rendezvous = options.rendezvous};
 }
 
-Setup::Setup(const TrainOptions& given, Device& device, Communicator& communicator)
+Setup::Setup(const TrainOptions& given, Device& device, const World& world,
+             Communicator& communicator)
     : options(given) {
+  if (options.reader == "mpi-io") open = mpi_shard_files(world);
   if (communicator.size() > 1)
     require_same_world(communicator, options.resolved, data_fingerprint(options.data));
   GPT2Config& gpt2 = options.gpt2;
@@ -307,7 +312,7 @@ Run::Run(Setup setup, Device& on, Communicator& ranks)
       state(on, arena, setup_.shape.micro_steps),
       parallel(ranks, on, model, optimizer, state, setup_.shape.reduce_bf16, arena,
                StepClock::marks(setup_.shape.micro_steps)),
-      loader(loader_options(setup_.options, "train", ranks)),
+      loader(loader_options(setup_.options, "train", ranks, setup_.open)),
       tokens_mbt_(arena.allocate(
           MemoryCategory::batch, DType::int32,
           {setup_.shape.micro_steps, setup_.shape.batch_size, setup_.shape.seq_len})),
@@ -320,7 +325,7 @@ Run::Run(Setup setup, Device& on, Communicator& ranks)
   LATHE_CHECK(arena.used() == setup_.plan, "plan and arena differ:\n{}{}", to_string(setup_.plan),
               to_string(arena.used()));
   if (o.eval_only || (!o.benchmark && o.eval_interval > 0))
-    validation.emplace(loader_options(o, "val", communicator));
+    validation.emplace(loader_options(o, "val", communicator, setup_.open));
 
   if (!setup_.resume_from.empty()) {
     restore();

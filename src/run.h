@@ -29,10 +29,12 @@ CommunicatorOptions communicator_options(const TrainOptions& options);
 // Options completed by what the data and the weights say: vocabulary, sizes of a model taken from
 // --init or the checkpoint. And what the run will need. All ranks make one together.
 struct Setup {
-  Setup(const TrainOptions& options, Device& device, Communicator& communicator);
+  Setup(const TrainOptions& options, Device& device, const World& world,
+        Communicator& communicator);
 
   TrainOptions options;
   std::unique_ptr<Tokenizer> tokenizer;  // null where --data has none
+  OpenShardFile open = map_shard_file;   // --reader
   std::filesystem::path resume_from;     // empty: a fresh run
   RunShape shape;
   MemoryPlan plan;

@@ -85,7 +85,7 @@ int train(World& world, int argc, char** argv) {
   if (exit_code >= 0) return exit_code;
   const auto device = make_rank_device(given, world.place());
   const auto communicator = make_communicator(world, *device, communicator_options(given));
-  Setup setup(given, *device, *communicator);
+  Setup setup(given, *device, world, *communicator);
   print_setup(setup, *device, world, *communicator);
   if (given.dry_run) return 0;
 

@@ -73,7 +73,7 @@ static void resize(Batch& batch, const LoaderOptions& options) {
 
 Loader::Loader(const LoaderOptions& options)
     : options_(checked(options)),
-      tokens_(options.directory, options.split, options.vocab_size),
+      tokens_(options.directory, options.split, options.vocab_size, options.open),
       window_(static_cast<size_t>(options.seq_len + 1)) {
   if (tokens_.size() <= options_.seq_len) {
     throw UserError(
@@ -176,7 +176,7 @@ int64_t Loader::window_start(int64_t step, int64_t sequence) const {
 
 EvalLoader::EvalLoader(const LoaderOptions& options)
     : options_(checked(options)),
-      tokens_(options.directory, options.split, options.vocab_size),
+      tokens_(options.directory, options.split, options.vocab_size, options.open),
       window_(static_cast<size_t>(options.seq_len + 1)) {
   if (tokens_.size() < 2) {
     throw UserError("{} holds {} tokens for {}, an evaluation takes at least 2; use more data",

@@ -36,6 +36,7 @@ struct LoaderOptions {
   uint64_t seed = 0;
   Sampling sampling = Sampling::random;
   int32_t vocab_size = 0;  // tokens are checked against it; 0: not
+  OpenShardFile open = map_shard_file;
 };
 
 // inputs and targets are [batch_size, seq_len]; targets[b][t] is the token after inputs[b][t], or

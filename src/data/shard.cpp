@@ -16,16 +16,37 @@ namespace lathe {
 static_assert(std::endian::native == std::endian::little,
               "shards are read and written as they are");
 
-Shard::Shard(const std::filesystem::path& path) : path_(path), file_(path) {
+namespace {
+
+class MappedShardFile final : public ShardFile {
+ public:
+  explicit MappedShardFile(const std::filesystem::path& path) : file_(path) {}
+  uint64_t size() const override { return file_.size(); }
+  void read(uint64_t offset, void* out, size_t bytes) const override {
+    std::memcpy(out, file_.data() + offset, bytes);
+  }
+
+ private:
+  MappedFile file_;
+};
+
+}  // namespace
+
+std::unique_ptr<ShardFile> map_shard_file(const std::filesystem::path& path) {
+  return std::make_unique<MappedShardFile>(path);
+}
+
+Shard::Shard(const std::filesystem::path& path, const OpenShardFile& open)
+    : path_(path), file_(open(path)) {
   const std::string name = path.string();
-  if (file_.size() < kShardHeaderBytes) {
+  if (file_->size() < kShardHeaderBytes) {
     throw UserError(
         "{} is no token shard: it has {} bytes, its header alone takes {}; "
         "make it again with prepare",
-        name, file_.size(), kShardHeaderBytes);
+        name, file_->size(), kShardHeaderBytes);
   }
   std::array<int32_t, 3> header;
-  std::memcpy(header.data(), file_.data(), sizeof header);
+  file_->read(0, header.data(), sizeof header);
   if (header[0] != kShardMagic) {
     throw UserError(
         "{} is no token shard: it starts with {} at byte 0, not {}; "
@@ -44,22 +65,28 @@ Shard::Shard(const std::filesystem::path& path) : path_(path), file_(path) {
   }
   size_ = header[2];
   const uint64_t expected = kShardHeaderBytes + 2 * static_cast<uint64_t>(size_);
-  if (file_.size() != expected) {
+  if (file_->size() != expected) {
     throw UserError(
         "{} is {}: {} tokens (byte 8) take {} bytes and it has {}; "
         "copy it again or make it again with prepare",
-        name, file_.size() < expected ? "truncated" : "too long", size_, expected, file_.size());
+        name, file_->size() < expected ? "truncated" : "too long", size_, expected, file_->size());
   }
 }
 
 void Shard::copy(int64_t first, int64_t count, int32_t* out, int32_t vocab_size) const {
   LATHE_CHECK(first >= 0 && count >= 0 && first + count <= size_, "{} + {} of {}", first, count,
               size_);
-  // The header is a multiple of two bytes and the map starts on a page, so this is aligned.
-  const auto* tokens = reinterpret_cast<const uint16_t*>(file_.data() + kShardHeaderBytes) + first;
+  // Read into the upper half of `out`, and spread from there: what is written at i has been read.
+  auto* tokens = reinterpret_cast<char*>(out + count) - count * int64_t{sizeof(uint16_t)};
+  if (count > 0) {
+    file_->read(kShardHeaderBytes + 2 * static_cast<uint64_t>(first), tokens,
+                static_cast<size_t>(count) * sizeof(uint16_t));
+  }
   int32_t largest = 0;
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = tokens[i];
+    uint16_t token = 0;
+    std::memcpy(&token, tokens + i * int64_t{sizeof token}, sizeof token);
+    out[i] = token;
     largest = std::max(largest, out[i]);
   }
   if (vocab_size == 0 || largest < vocab_size) return;
@@ -97,7 +124,7 @@ std::vector<std::filesystem::path> find_shards(const std::filesystem::path& dire
 }
 
 TokenSet::TokenSet(const std::filesystem::path& directory, const std::string& split,
-                   int32_t vocab_size)
+                   int32_t vocab_size, const OpenShardFile& open)
     : vocab_size_(vocab_size) {
   std::error_code error;
   std::filesystem::directory_iterator readable(directory, error);
@@ -115,7 +142,7 @@ TokenSet::TokenSet(const std::filesystem::path& directory, const std::string& sp
       throw UserError("{} holds more than one data set ({} and {}); give each its own directory",
                       directory.string(), files[0].filename().string(), file.filename().string());
     }
-    shards_.emplace_back(file);
+    shards_.emplace_back(file, open);
     starts_.push_back(starts_.back() + shards_.back().size());
   }
 }

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,11 +20,21 @@ inline constexpr int32_t kShardVersion = 1;
 inline constexpr size_t kShardHeaderBytes = 1024;
 inline constexpr int32_t kMaxVocabSize = 65536;  // tokens are 16 bits
 
-// One shard, mapped. The constructor checks header and size and throws UserError that names the
-// file; tokens are checked against the vocabulary as they are copied.
+// How the bytes of a shard are read. Errors are those of io/file.h.
+class ShardFile {
+ public:
+  virtual ~ShardFile() = default;
+  virtual uint64_t size() const = 0;  // bytes
+  virtual void read(uint64_t offset, void* out, size_t bytes) const = 0;
+};
+using OpenShardFile = std::function<std::unique_ptr<ShardFile>(const std::filesystem::path&)>;
+std::unique_ptr<ShardFile> map_shard_file(const std::filesystem::path& path);
+
+// One shard. The constructor checks header and size and throws UserError that names the file;
+// tokens are checked against the vocabulary as they are copied.
 class Shard {
  public:
-  explicit Shard(const std::filesystem::path& path);
+  explicit Shard(const std::filesystem::path& path, const OpenShardFile& open = map_shard_file);
 
   int64_t size() const { return size_; }  // tokens
   const std::filesystem::path& path() const { return path_; }
@@ -33,7 +45,7 @@ class Shard {
 
  private:
   std::filesystem::path path_;
-  MappedFile file_;
+  std::unique_ptr<ShardFile> file_;
   int64_t size_ = 0;
 };
 
@@ -44,8 +56,8 @@ class TokenSet {
   // parts between underscores (train_000000.bin; llm.c's fineweb_val_000000.bin), in the order of
   // their names. Throws UserError where there is none, one is damaged, or they belong to more than
   // one data set. vocab_size as in Shard::copy.
-  TokenSet(const std::filesystem::path& directory, const std::string& split,
-           int32_t vocab_size = 0);
+  TokenSet(const std::filesystem::path& directory, const std::string& split, int32_t vocab_size = 0,
+           const OpenShardFile& open = map_shard_file);
 
   int64_t size() const { return starts_.back(); }  // tokens in all shards
   void copy(int64_t first, int64_t count, int32_t* out) const;

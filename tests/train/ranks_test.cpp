@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "tests/train/harness.h"
 
@@ -149,6 +150,45 @@ TEST_F(Ranks, AnotherNumberOfTokensAStepIsRefused) {
   expect_success(train(2, flags));
   const ProcessResult refused = train(1, with(flags, {{"steps", "8"}}));
   expect_refusal(refused, 2, "train", {"--total-batch-size 128", "128 tokens a step"});
+}
+
+TEST_F(Ranks, ReadThroughMpiIoWhatTheyWouldMap) {
+  const Flags few = {{"steps", "4"}, {"eval-interval", "2"}};
+  expect_success(train(2, job(scratch / "mmap", 2, few)));
+  expect_success(train(2, job(scratch / "mpi-io", 2, with(few, {{"reader", "mpi-io"}}))));
+  expect_same_run(scratch / "mmap", scratch / "mpi-io");
+  expect_refusal(train(1, job(scratch / "alone", 1, with(few, {{"reader", "mpi-io"}}))), 2, "train",
+                 {"--reader mpi-io", "mpirun"});
+}
+
+// The trace of a step: both lines of every rank, in a form that its readers take.
+TEST_F(Ranks, AStepIsTraced) {
+  const fs::path trace = scratch / "trace.json";
+  expect_success(train(
+      2, job(scratch / "run", 2,
+             {{"steps", "6"}, {"zero-stage", "1"}, {"eval-interval", "0"}, {"trace", trace}})));
+  const auto events = nlohmann::json::parse(read_text(trace)).at("traceEvents");
+  std::set<std::string> seen;
+  for (const auto& event : events) {
+    const auto place = fmt::format("{} {} {}", event.at("pid").get<int>(),
+                                   event.at("tid").get<int>(), event.at("name").get<std::string>());
+    seen.insert(place);
+    if (event.at("ph") == "X") {
+      EXPECT_GE(event.at("dur").get<double>(), 0) << place;
+      EXPECT_LT(event.at("ts").get<double>(), 60e6) << place;
+    }
+  }
+  for (int rank : {0, 1}) {
+    for (const char* name :
+         {"0 embedding_forward", "0 adamw", "0 wait: embeddings", "0 wait: norm", "1 embeddings",
+          "1 layer 1", "1 layer 2, ln_f", "1 loss", "1 norm", "0 process_name", "1 thread_name"}) {
+      EXPECT_TRUE(seen.contains(fmt::format("{} {}", rank, name))) << rank << " " << name;
+    }
+  }
+  // One rank has operations alone, and a run that is traced is the run that is not.
+  expect_success(train(1, job(scratch / "one", 1, {{"steps", "6"}})));
+  expect_success(train(1, job(scratch / "traced", 1, {{"steps", "6"}, {"trace", trace}})));
+  expect_same_run(scratch / "one", scratch / "traced");
 }
 
 TEST_F(Ranks, OnlyOneSpeaks) {
