@@ -11,7 +11,7 @@ case "${1:-build}" in
   build) ;;
   cuda-on-cpu) packages+=" libboost-context-dev" ;;
   gpu) packages+=" libgtest-dev" ;;
-  test) packages+=" libgtest-dev libgmock-dev libboost-context-dev clang libclang-rt-14-dev clang-format" ;;
+  test) packages+=" libgtest-dev libgmock-dev libboost-context-dev clang libclang-rt-14-dev clang-format iproute2" ;;
   bench) packages+=" libbenchmark-dev" ;;
   fuzz) packages+=" clang libclang-rt-14-dev" ;;
   *) echo "setup.sh: unknown part '$1'; one of build, cuda-on-cpu, gpu, test, bench, fuzz" >&2; exit 2 ;;

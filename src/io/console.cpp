@@ -1,7 +1,10 @@
 #include "src/io/console.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <utf8proc.h>
 
@@ -126,7 +129,8 @@ std::string format_table(const std::vector<std::pair<std::string, std::string>>&
   return text;
 }
 
-Console::Console(ConsoleOptions options) : options_(std::move(options)) {
+Console::Console(ConsoleOptions options)
+    : options_(std::move(options)), file_(open_without_waiting(options_.fd)) {
   if (!options_.clock) {
     options_.clock = [] {
       return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
@@ -150,12 +154,42 @@ int Console::columns() const {
   return 80;
 }
 
-void Console::put(std::string_view text) const {
+// mpirun reads its ranks' output, but not while it ends them: a rank that waits in write(2) then
+// has no time to save. So a terminal and a pipe are opened once more, as files that do not wait:
+// the flag would else be everybody's who shares them.
+FileHandle Console::open_without_waiting(int fd) {
+  struct stat kind {};
+  if (::fstat(fd, &kind) != 0 || !(S_ISFIFO(kind.st_mode) || S_ISCHR(kind.st_mode))) return {};
+  return FileHandle(::open(fmt::format("/proc/self/fd/{}", fd).c_str(),
+                           O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+}
+
+void Console::put(std::string_view text) {
+  std::string after_gap;
+  if (stalled_) {
+    after_gap = "\n...\n" + std::string(text);
+    text = after_gap;
+  }
+  // Whoever has kept a line waiting once keeps no other waiting.
+  using Clock = std::chrono::steady_clock;
+  const auto deadline =
+      Clock::now() + std::chrono::duration<double>(stalled_ ? 0 : options_.patience_seconds);
+  const int fd = file_ ? file_.get() : options_.fd;
   while (!text.empty()) {
-    const ssize_t n = ::write(options_.fd, text.data(), text.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return;
-    text.remove_prefix(static_cast<size_t>(n));
+    const ssize_t n = ::write(fd, text.data(), text.size());
+    if (n > 0) {
+      stalled_ = false;
+      text.remove_prefix(static_cast<size_t>(n));
+    } else if (n < 0 && errno == EAGAIN) {
+      pollfd waiting{.fd = fd, .events = POLLOUT, .revents = 0};
+      const std::chrono::duration<double, std::milli> left = deadline - Clock::now();
+      const int ready =
+          left.count() > 0 ? ::poll(&waiting, 1, static_cast<int>(left.count()) + 1) : 0;
+      stalled_ = ready == 0;
+      if (stalled_) return;
+    } else if (n == 0 || errno != EINTR) {
+      return;
+    }
   }
 }
 

@@ -42,11 +42,13 @@ struct ConsoleOptions {
   int64_t log_interval = 10;     // a line stays for every so many steps, and for the first and last
   double redraw_seconds = 0.1;   // at most so often on a terminal
   std::function<double()> clock{};  // seconds; the steady clock where empty
+  double patience_seconds = 2;      // so long a reader may keep a line waiting
 };
 
 // One line at the bottom of a terminal that follows the steps, and lasting lines above it. In a
 // pipe only the lasting ones, each written at once. Errors of writing are ignored: a run does not
-// end because nobody looks. Not for several threads.
+// end because nobody looks, nor does it stand still. Where nobody reads any more, text is dropped
+// after a while, until somebody does. Not for several threads.
 class Console {
  public:
   explicit Console(ConsoleOptions options = {});
@@ -67,12 +69,15 @@ class Console {
  private:
   std::optional<double> eta(const StepMetrics& metrics, int64_t steps, double now);
   int columns() const;
-  void put(std::string_view text) const;
+  void put(std::string_view text);
+  static FileHandle open_without_waiting(int fd);
   void erase_live();
 
   ConsoleOptions options_;
+  FileHandle file_;  // what fd is, opened so that writing does not wait; none where fd is a file
   bool live_;
   bool line_open_ = false;  // a live line stands without its newline
+  bool stalled_ = false;    // what was written last did not all go through
   std::optional<double> last_drawn_{};
   std::optional<std::pair<int64_t, double>> first_step_;  // its number, and when it was shown
 };

@@ -199,5 +199,22 @@ TEST(Console, FindsOutThatAFileIsNoTerminalAndOutlivesAClosedOne) {
   console.print("nobody looks");
 }
 
+TEST(Console, DoesNotWaitForAReaderWhoNeverComes) {
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  Console console({.fd = ends[1], .live = false, .patience_seconds = 0.01});
+  const std::string line(100, 'x');
+  for (int i = 0; i < 3000; ++i) console.print(line);  // far more than a pipe holds
+  std::string text(1 << 20, ' ');
+  size_t got = static_cast<size_t>(::read(ends[0], text.data(), text.size()));
+  EXPECT_LT(got, 3000u * 101);
+  EXPECT_GT(got, 4000u);
+  console.print("back again");
+  got = static_cast<size_t>(::read(ends[0], text.data(), text.size()));
+  EXPECT_EQ(text.substr(0, got), "\n...\nback again\n");
+  ::close(ends[0]);
+  ::close(ends[1]);
+}
+
 }  // namespace
 }  // namespace lathe

@@ -141,7 +141,7 @@ TEST_F(Survival, ASignalToOneRankSavesAll) {
   }
 }
 
-// mpirun passes SIGUSR1 on to the ranks; SIGTERM it does not, but kills them a second later.
+// mpirun passes SIGUSR1 on to the ranks at once.
 TEST_F(Survival, SigusrToMpirunSaves) {
   const fs::path out = scratch / "out";
   const auto mpirun = start(2, endless(out));
@@ -149,6 +149,22 @@ TEST_F(Survival, SigusrToMpirunSaves) {
   mpirun->send(SIGUSR1);
   EXPECT_EQ(mpirun->wait().exit_code, 0);
   EXPECT_FALSE(last_checkpoint(out).empty());
+}
+
+// On SIGTERM Open MPI waits for its odls_base_sigkill_timeout (a second, if nothing else is said),
+// then passes SIGTERM on, waits as long again, and kills. Meanwhile it reads nothing of what they
+// print.
+TEST_F(Survival, SigtermToMpirunSavesWhereItIsGivenTime) {
+  const fs::path out = scratch / "out";
+  ProcessOptions patient = kRanks;
+  patient.environment.push_back("OMPI_MCA_odls_base_sigkill_timeout=4");
+  Process mpirun(ranks_command(2, endless(out)), patient);
+  wait_for_steps(mpirun, out);
+  mpirun.send(SIGTERM);
+  EXPECT_NE(mpirun.wait().exit_code, 0);  // mpirun's own
+  ASSERT_FALSE(last_checkpoint(out).empty());
+  const std::string steps = std::to_string(std::stoll(last_checkpoint(out).substr(5)) + 2);
+  expect_success(train(2, with(endless(out), {{"steps", steps}})));
 }
 
 // Two programs in one job, as a script with a mistake in it would start them.
