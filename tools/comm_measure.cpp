@@ -29,11 +29,10 @@ auto with_type(DType dtype, const Function& function) {
 
 // Rank r's value at i: a small integer, so that every sum of up to 256 of them is exact in every
 // type and order.
-int value_of(int rank, int64_t i, int ranks) {
-  const int below = ranks <= 32 ? 8 : 2;
-  return static_cast<int>((static_cast<uint64_t>(i) * 5 + (static_cast<uint64_t>(i) >> 7) +
-                           static_cast<uint64_t>(rank) * 3) %
-                          static_cast<uint64_t>(below));
+inline int value_of(int rank, int64_t i, int ranks) {
+  const unsigned mask = ranks <= 32 ? 7 : 1;
+  const auto x = static_cast<unsigned>(i);
+  return static_cast<int>((x * 5 + (x >> 7) + static_cast<unsigned>(rank) * 3) & mask);
 }
 
 bool has_blocks(CollectiveKind kind) {
@@ -146,42 +145,52 @@ int64_t CommMeasure::count_wrong(const CommCase& c, const Tensor& out) {
   if ((root_only && rank != c.root) || out.elements() == 0) return 0;
   host_.resize(out.bytes());
   device_.download(host_.data(), out);
-  const auto reduced = [&](int64_t i) {
-    int result = value_of(0, i, ranks);
-    for (int r = 1; r < ranks; ++r) {
-      const int x = value_of(r, i, ranks);
-      result = c.op == Reduction::sum   ? result + x
-               : c.op == Reduction::max ? std::max(result, x)
-                                        : std::min(result, x);
-    }
-    return result;
+  const auto count = [&](const auto& expected) {
+    return with_type(c.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const T* const y = reinterpret_cast<const T*>(host_.data());
+      int64_t wrong = 0;
+      for (int64_t i = 0; i < out.elements(); ++i)
+        wrong += y[i] != static_cast<T>(static_cast<float>(expected(i)));
+      return wrong;
+    });
   };
-  const auto expected = [&](int64_t i) {
-    switch (c.kind) {
-      case CollectiveKind::reduce_scatter:
-        return reduced(rank * c.count + i);
-      case CollectiveKind::all_gather:
-      case CollectiveKind::gather:
+  const int64_t first = rank * c.count;
+  const auto reduced = [&](int64_t from) {
+    return count([&c, ranks, from](int64_t i) {
+      int result = value_of(0, from + i, ranks);
+      for (int r = 1; r < ranks; ++r) {
+        const int x = value_of(r, from + i, ranks);
+        result = c.op == Reduction::sum   ? result + x
+                 : c.op == Reduction::max ? std::max(result, x)
+                                          : std::min(result, x);
+      }
+      return result;
+    });
+  };
+  const auto copied = [&](int source, int64_t from) {
+    return count([=](int64_t i) { return value_of(source, from + i, ranks); });
+  };
+  switch (c.kind) {
+    case CollectiveKind::all_reduce:
+    case CollectiveKind::reduce:
+      return reduced(0);
+    case CollectiveKind::reduce_scatter:
+      return reduced(first);
+    case CollectiveKind::all_gather:
+    case CollectiveKind::gather:
+      return count([&c, ranks](int64_t i) {
         return value_of(static_cast<int>(i / c.count), i % c.count, ranks);
-      case CollectiveKind::scatter:
-        return value_of(c.root, rank * c.count + i, ranks);
-      case CollectiveKind::broadcast:
-        return value_of(c.root, i, ranks);
-      case CollectiveKind::send:
-      case CollectiveKind::receive:
-        return value_of((rank + ranks - 1) % ranks, i, ranks);
-      default:
-        return reduced(i);
-    }
-  };
-  return with_type(c.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const T* const y = reinterpret_cast<const T*>(host_.data());
-    int64_t wrong = 0;
-    for (int64_t i = 0; i < out.elements(); ++i)
-      wrong += y[i] != static_cast<T>(static_cast<float>(expected(i)));
-    return wrong;
-  });
+      });
+    case CollectiveKind::scatter:
+      return copied(c.root, first);
+    case CollectiveKind::broadcast:
+      return copied(c.root, 0);
+    case CollectiveKind::send:
+    case CollectiveKind::receive:
+      return copied((rank + ranks - 1) % ranks, 0);
+  }
+  return 0;
 }
 
 double CommMeasure::slowest(double mine) {
