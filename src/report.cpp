@@ -156,8 +156,9 @@ void Report::step(int64_t steps_done, const StepResults& results, double lr,
   if (peak_flops_ > 0) m.mfu = flops_per_step_ / seconds / peak_flops_ / run_.ranks();
   step_ms_.push_back(1e3 * seconds);
   double exposed = 0;
-  if (run_.ranks() > 1) {
-    const CommTimes times = comm_times(run_.device, run_.parallel.spans((steps_done - 1) % 2));
+  const auto spans = run_.parallel.spans(static_cast<int>((steps_done - 1) % 2));
+  if (!spans.empty()) {
+    const CommTimes times = comm_times(run_.device, spans);
     m.comm_ms = times.total_ms;
     m.comm_exposed_ms = exposed = times.exposed_ms;
   }

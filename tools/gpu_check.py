@@ -4,9 +4,9 @@
     make gpu-check                                     everything, in eight minutes
     make gpu-check GPU_CHECK_ARGS="--parts build,talk"
 
-Parts, in this order: build, tests, sanitizer, gpt2 (a benchmark, PyTorch beside it), talk (the run
-that the project must reproduce). Each has a time limit inside the budget, and is stopped at it. A
-report for people (.md), the same for programs (.json) and the whole log (.log) go to --out, and are
+Parts, in this order: build, tests, sanitizer, gpt2 (a benchmark, PyTorch beside it), ranks (what NCCL
+costs one, and two that share the GPU), talk (the run that the project must reproduce). Each has a
+time limit inside the budget, and is stopped at it. A report for people (.md), the same for programs (.json) and the whole log (.log) go to --out, and are
 written again after each step, so that a run that is cut off leaves what it has.
 
 Exit code 0: every part passed. 1: one failed or ran out of time. 3: none failed, but one was not
@@ -41,7 +41,7 @@ def run_part(check, name):
     if limit <= 0:
         result.update(summary=f"no time left of {check.args.budget:.0f} s")
         return
-    if name in ("gpt2", "talk") and not check.program("train").exists():
+    if name in ("gpt2", "ranks", "talk") and not check.program("train").exists():
         result.update(summary=f"there is no {check.program('train')}")
         return
     if check.report["parts"].get("build", {}).get("built") is False and name != "build":

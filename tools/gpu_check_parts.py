@@ -313,6 +313,71 @@ def gpt2(check, result):
     return ("failed", why) if why else ("passed", summary)
 
 
+# ---- ranks ---------------------------------------------------------------------------------------
+
+
+MPI_ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+                   "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none"}
+RANKS_TOLERANCE = 2e-4  # of losses printed with four digits, fp32
+
+
+def one_rank_over_nccl(check, result):
+    """A step with NCCL's collectives in it beside one without, in turns. Why there is no figure, or ""."""
+    flags = {"model": "gpt2-124m", "data": check.data("char"), "vocab-size": 128 if check.tiny else 50257,
+             **(TINY if check.tiny else {"seq-len": 1024}), "dtype": "bf16", "steps": 4 if check.tiny else 20,
+             "benchmark": True}
+    batches = [2] if check.tiny else [16, 8, 4, 2]
+    result["turns"] = []
+    for comm in ("auto", "nccl", "auto", "nccl"):
+        done, run = train_fitting(check, {**flags, "comm": comm}, batches)
+        if not done.ok or not run.get("median_ms"):
+            return f"--comm {comm}: {last_line(done.text)}"
+        batches = [run["batch_size"]]
+        result["turns"].append({"comm": comm, "median_ms": run["median_ms"], "command": run["command"]})
+        check.save()
+    best = {comm: min(turn["median_ms"] for turn in result["turns"] if turn["comm"] == comm)
+            for comm in ("auto", "nccl")}
+    result["nccl_cost"] = best["nccl"] / best["auto"] - 1
+    return ""
+
+
+def two_ranks_on_one_gpu(check, result):
+    """The losses of two ranks that share the GPU, beside those of one. What is wrong, or ""."""
+    mpirun = shutil.which("mpirun")
+    if not mpirun:
+        result["shared_note"] = "no mpirun, so no two ranks"
+        return ""
+    flags = {"model": "shakespeare-cpu", "data": check.data("char"), "dtype": "fp32", "steps": 4 if check.tiny else 20,
+             "eval-interval": 0, "total-batch-size": 768, "device": "cuda", "log-interval": 1, "deterministic": True}
+    sequences = 12
+    if check.tiny:
+        flags |= {**TINY, "total-batch-size": 128}
+        sequences = 4
+    losses = {}
+    for ranks in (1, 2):
+        command = [check.program("train"), *words({**flags, "batch-size": sequences // ranks, "comm": "mpi"})]
+        if ranks > 1:
+            command = [mpirun, "-n", "2", *command, "--zero-stage", "1"]
+        done = check.run(command, env={**(check.args.child_env or {}), **MPI_ENVIRONMENT})
+        losses[ranks] = parse.train_log(done.text)["loss"]
+        if not done.ok or not losses[ranks]:
+            return f"{ranks} rank(s): {last_line(done.text)}"
+    result["shared_steps"] = len(losses[1])
+    result["shared_difference"] = max(abs(losses[1][step] - losses[2].get(step, float("inf"))) for step in losses[1])
+    return "" if result["shared_difference"] <= RANKS_TOLERANCE else "two ranks and one have other losses"
+
+
+def ranks(check, result):
+    why = one_rank_over_nccl(check, result)
+    wrong = two_ranks_on_one_gpu(check, result)
+    said = [f"one rank over NCCL: {100 * result['nccl_cost']:+.2f} % a step" if not why else why]
+    if "shared_difference" in result:
+        said.append(f"two ranks on the GPU: losses within {result['shared_difference']:.0e} of one rank's")
+    elif "shared_note" in result:
+        said.append(result["shared_note"])
+    return ("failed" if why or wrong else "passed"), "; ".join(said + ([wrong] if wrong else []))
+
+
 # ---- talk ----------------------------------------------------------------------------------------
 
 
@@ -363,5 +428,6 @@ PARTS = {
     "tests": Part(tests, least=10, share=60, most=240),
     "sanitizer": Part(sanitizer, least=15, share=30, most=120),
     "gpt2": Part(gpt2, least=8, share=60, most=180),
+    "ranks": Part(ranks, least=8, share=40, most=120),
     "talk": Part(talk, least=60, share=240, most=900),
 }

@@ -187,6 +187,15 @@ def gpt2_section(part):
     return "\n".join(lines + [gpu_line(part)])
 
 
+def ranks_section(part):
+    lines = []
+    if part.get("turns"):
+        lines += ["GPT-2 124M, bf16, one rank, medians, in this order:", "",
+                  table(("--comm", "ms a step"), [(turn["comm"], number(turn["median_ms"], 2)) for turn in part["turns"]]),
+                  "", f"- `{part['turns'][0]['command']}`"]
+    return "\n".join(lines)
+
+
 def gpu_line(part):
     seen = part.get("gpu")
     if not seen:
@@ -215,7 +224,7 @@ def talk_section(part):
 
 
 SECTIONS = {"build": build_section, "tests": tests_section, "sanitizer": sanitizer_section,
-            "gpt2": gpt2_section, "talk": talk_section}
+            "gpt2": gpt2_section, "ranks": ranks_section, "talk": talk_section}
 
 
 def markdown(report):

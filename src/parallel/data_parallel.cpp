@@ -27,6 +27,7 @@ DataParallel::DataParallel(Communicator& communicator, Device& device, GPT2& mod
                            const Optimizer& optimizer, const StepState& state, bool reduce_bf16,
                            Arena& arena, int first_mark)
     : communicator_(communicator),
+      active_(communicator.kind() != "self"),
       device_(device),
       model_(model),
       optimizer_(optimizer),
@@ -37,7 +38,7 @@ DataParallel::DataParallel(Communicator& communicator, Device& device, GPT2& mod
   static_assert(offsetof(StepResults, stop_votes) == offsetof(StepResults, loss) + sizeof(double));
   const ParameterLayout& layout = model.layout();
   LATHE_CHECK(layout.ranks == communicator.size());
-  if (communicator.size() == 1) return;
+  if (!active_) return;
   if (reduce_bf16) {
     staged_ = arena.allocate(MemoryCategory::gradients, DType::bf16, {layout.elements});
     if (optimizer.sharded()) {
@@ -91,7 +92,7 @@ void DataParallel::wait_for(Ticket ticket, const char* what) {
 }
 
 void DataParallel::begin_step(int set) {
-  if (communicator_.size() == 1) return;
+  if (!active_) return;
   set_ = set;
   next_mark_ = 0;
   spans_[static_cast<size_t>(set)].clear();
@@ -138,7 +139,7 @@ void DataParallel::reduce_bucket(size_t b) {
 }
 
 void DataParallel::finish_gradients() {
-  if (communicator_.size() == 1) return;
+  if (!active_) return;
   // In the order in which they were reduced: the last buckets first.
   for (size_t b = names_.size(); b-- > 0;) {
     if (!staged_ && b > 0) continue;  // the last to come waits for all
@@ -159,7 +160,7 @@ void DataParallel::finish_gradients() {
 }
 
 void DataParallel::add_up_squares() {
-  if (communicator_.size() == 1 || !optimizer_.sharded()) return;
+  if (!active_ || !optimizer_.sharded()) return;
   communicator_.after_device();
   const Tensor& sums = optimizer_.square_sums();
   wait_for(
@@ -168,7 +169,7 @@ void DataParallel::add_up_squares() {
 }
 
 void DataParallel::gather_weights() {
-  if (communicator_.size() == 1 || !optimizer_.sharded()) return;
+  if (!active_ || !optimizer_.sharded()) return;
   communicator_.after_device();
   for (size_t b = 0; b < names_.size(); ++b) {
     const Tensor all = range(model_.weights().flat, model_.layout().buckets[b]);
@@ -179,7 +180,7 @@ void DataParallel::gather_weights() {
 }
 
 void DataParallel::add_up_loss() {
-  if (communicator_.size() == 1) return;
+  if (!active_) return;
   communicator_.after_device();
   communicator_.all_reduce(loss_, loss_, Reduction::sum, "loss");
   communicator_.device_after(communicator_.last());

@@ -61,7 +61,8 @@ class DataParallel {
   // recorded. Before the first forward pass:
   void begin_step(int set);
   // What the first micro-step's forward pass calls, and the last micro-step's backward pass (only
-  // that one's gradients are those of the step). Empty where there is one rank.
+  // that one's gradients are those of the step). Empty where there is one rank
+  // that talks to nobody.
   const WeightsNeeded& weights_needed() const { return weights_needed_; }
   const GradientReady& gradient_ready() const { return gradient_ready_; }
   // The optimizer's gradients and the step's loss are those of all ranks for what the device is
@@ -91,6 +92,7 @@ class DataParallel {
   const ShardPart& share(size_t b) const { return optimizer_.shard()[b]; }
 
   Communicator& communicator_;
+  bool active_;  // not where a rank is by itself and nobody asked for a library
   Device& device_;
   GPT2& model_;
   const Optimizer& optimizer_;

@@ -201,6 +201,26 @@ TEST_P(DataParallelTest, EveryRankHasTheSameWeights) {
   }
 }
 
+// One bit on one rank: all ranks learn whose it is.
+TEST_P(DataParallelTest, AReplicaThatDiffersIsNamed) {
+  Ranks ranks(GetParam());
+  if (ranks.comm->size() == 1) GTEST_SKIP() << "nothing to differ from";
+  Rank rank(ranks, {.dtype = DType::fp32});
+  const Tensor weight = rank.model.weights().flat.rows(77, 1);
+  if (ranks.comm->rank() == 1) {
+    Bytes bytes = rank.bytes_of(weight);
+    bytes[0] ^= std::byte{1};
+    rank.device.upload(weight, bytes.data());
+  }
+  try {
+    require_same(*ranks.comm, "the weights", digest_of(rank.device, rank.model.weights().flat),
+                 "look at that host");
+    ADD_FAILURE() << "nothing was noticed";
+  } catch (const UserError& error) {
+    EXPECT_STREQ(error.what(), "the weights of rank 1 differ from rank 0's: look at that host");
+  }
+}
+
 // ranks micro-steps on one rank are one micro-step on each of them.
 TEST_P(DataParallelTest, IsAccumulation) {
   Ranks ranks(GetParam());
