@@ -94,6 +94,28 @@ TEST_F(Cuda, EveryLevelOfRecomputationGivesTheSameBits) {
   }
 }
 
+// Two ranks that share a GPU, through the host: the losses of one rank, the bits of the other
+// stage, and of a run in two parts.
+TEST_F(Cuda, RanksThatShareAGpuAreOneRun) {
+  if (std::string(LATHE_MPIEXEC).empty()) GTEST_SKIP() << "this build has no MPI";
+  ProcessOptions options = kRanks;
+  options.environment.push_back("LATHE_CUDA_PATIENCE=60");
+  const auto job = [&](int ranks, const std::string& out, const Flags& more) {
+    const Flags flags = {{"total-batch-size", "32"}, {"bucket-mb", "0"}, {"comm", "mpi"},
+                         {"deterministic", ""},      {"steps", "6"},     {"eval-batches", "2"}};
+    expect_success(run(
+        ranks_command(ranks, with(with(on("cuda", tiny(scratch / out)), flags), more)), options));
+  };
+  job(1, "one", {});
+  job(2, "zero", {});
+  job(2, "sharded", {{"zero-stage", "1"}});
+  job(2, "parts", {{"zero-stage", "1"}, {"steps", "4"}});
+  job(2, "parts", {{"zero-stage", "1"}});
+  EXPECT_LT(rms_difference(losses(scratch / "one"), losses(scratch / "zero")), 1e-5);
+  expect_same_run(scratch / "zero", scratch / "sharded");
+  expect_same_run(scratch / "sharded", scratch / "parts");
+}
+
 TEST_F(Cuda, SamplesTheSameTextTwice) {
   expect_success(train(
       with(on("cuda", tiny(scratch / "out")), {{"sample-interval", "6"}, {"sample-tokens", "5"}})));
