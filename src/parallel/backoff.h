@@ -10,36 +10,51 @@
 
 namespace lathe {
 
+// For how long one has been waiting, by those who look more often than every second: of a pause of
+// this process (a debugger, a suspended job) only a second counts.
+class Patience {
+ public:
+  // Seconds since the first call.
+  double waited() {
+    const Clock::time_point now = Clock::now();
+    if (begun_) seconds_ += std::min(std::chrono::duration<double>(now - last_).count(), 1.0);
+    begun_ = true;
+    last_ = now;
+    return seconds_;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  bool begun_ = false;
+  double seconds_ = 0;
+  Clock::time_point last_;
+};
+
 class Backoff {
  public:
-  explicit Backoff(double timeout_seconds) : timeout_(timeout_seconds) {}
+  explicit Backoff(double timeout_seconds) : timeout_seconds_(timeout_seconds) {}
 
-  void moved() { idle_ = 0; }
+  void moved() {
+    idle_ = 0;
+    patience_ = {};
+  }
 
-  // Waits a little. False where nothing has moved for longer than the timeout. Of a pause of this
-  // process (a debugger, a suspended job) only a second counts.
+  // Waits a little. False where nothing has moved for longer than the timeout.
   bool idle() {
     constexpr int kSpins = 16, kYields = 64;
     if (++idle_ <= kSpins) return true;
     if (idle_ <= kSpins + kYields) {
       sched_yield();
-      waited_ = Seconds(0);
-      last_ = Clock::now();
       return true;
     }
     // 5 us at first, 50 in the end.
     std::this_thread::sleep_for(std::chrono::microseconds(std::min(5 + (idle_ - kSpins) / 16, 50)));
-    const Clock::time_point now = Clock::now();
-    waited_ += std::min(Seconds(now - last_), Seconds(1));
-    last_ = now;
-    return waited_ < timeout_;
+    return patience_.waited() < timeout_seconds_;
   }
 
  private:
-  using Clock = std::chrono::steady_clock;
-  using Seconds = std::chrono::duration<double>;
-  Seconds timeout_, waited_{0};
-  Clock::time_point last_;
+  double timeout_seconds_;
+  Patience patience_;
   int idle_ = 0;
 };
 

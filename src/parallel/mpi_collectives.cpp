@@ -3,10 +3,10 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <thread>
 
-#include "src/parallel/backoff.h"
 #include "src/parallel/reduction.h"
 
 namespace lathe {
@@ -17,6 +17,7 @@ constexpr int kHeaderTag = 1, kValuesTag = 2, kSumsTag = 3, kBlocksTag = 4, kPai
 constexpr size_t kMessageBytes = size_t{1} << 28;   // MPI counts in int
 constexpr size_t kChainBytes = size_t{1} << 18;     // of a broadcast at a time
 constexpr size_t kStagingBytes = size_t{16} << 20;  // about as much, at any number of ranks
+constexpr std::chrono::milliseconds kLastWords(500);
 constexpr size_t kSmallestPiece = size_t{1} << 14, kLargestPiece = size_t{1} << 18;
 
 // Of a sum at a time, so that the values of all ranks stay in the cache that they come in through.
@@ -97,6 +98,7 @@ MpiCollectives::~MpiCollectives() {
 
 void MpiCollectives::run(const Collective& c) {
   if (given_up_) return;
+  idle_ = {};
   now_ = &c;
   together_ = false;
   if (c.between_two()) {
@@ -370,7 +372,30 @@ void MpiCollectives::wait(Messages& messages) {
   if (left == 0) messages.clear();
 }
 
+void MpiCollectives::look_while_idle() {
+  int found = 0;
+  MPI_Status from{};
+  {
+    const auto lock = world_.mpi_lock();
+    check(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &found, &from), "MPI_Iprobe");
+  }
+  if (!found || told_idle_) {
+    idle_ = {};
+  } else if (idle_.waited() > timeout_seconds_) {
+    told_idle_ = true;
+    const std::string last =
+        number_ == 0 ? "has called no collective so far"
+                     : fmt::format("has called nothing since collective {}, {}", number_,
+                                   describe(told_.kind, told_.dtype, told_.op, told_.root,
+                                            told_.count, told_.what));
+    world_.say(fmt::format("{}; rank {} has been waiting for it for {:g} s", last, from.MPI_SOURCE,
+                           timeout_seconds_));
+  }
+}
+
 void MpiCollectives::fail_by_timeout(const Messages& messages) const {
+  // Whoever is waited for speaks first, if it can.
+  std::this_thread::sleep_for(kLastWords);
   std::vector<int> ranks;
   for (size_t i = 0; i < messages.requests.size(); ++i)
     if (messages.requests[i] != MPI_REQUEST_NULL) ranks.push_back(messages.peers[i]);

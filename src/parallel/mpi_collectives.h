@@ -21,6 +21,7 @@
 #include <functional>
 #include <vector>
 
+#include "src/parallel/backoff.h"
 #include "src/parallel/collective.h"
 #include "src/parallel/world.h"
 
@@ -37,6 +38,11 @@ class MpiCollectives {
   // Returns when this rank's part of it is done. Ends the job (World::fail) where ranks call
   // different collectives, or nothing comes from some rank for longer than the timeout.
   void run(const Collective& collective);
+
+  // For the thread to call every now and then while nothing is called: where others have been
+  // waiting for this rank for longer than the timeout, says so, once. They end the job; but this
+  // rank alone knows that it lives, and has called nothing.
+  void look_while_idle();
 
   // Between runs.
   void set_timeout(double seconds) { timeout_seconds_ = seconds; }
@@ -99,6 +105,8 @@ class MpiCollectives {
   bool together_ = false;            // all ranks are known to be in it
   std::vector<Header> heard_;        // the last from each rank; number 0: none yet
   Header told_{};
+  Patience idle_;           // with which others wait for this rank
+  bool told_idle_ = false;  // it has been said
   Messages headers_, values_[2], sums_[2];
   std::vector<char> staging_;         // pieces of the others' values, twice; and of sums
   std::vector<const void*> sources_;  // of one sum, by rank

@@ -2,6 +2,7 @@
 // the caller computes.
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -32,10 +33,17 @@ class JobQueue {
     changed_.notify_all();
     return pushed_;
   }
-  // The next job, to be ended by done(). Null when the queue is closed and empty.
-  const Job* next() {
+  // The next job, to be ended by done(). Null when the queue is closed and empty. Calls `idle`
+  // every now and then while there is none.
+  template <typename Idle>
+  const Job* next(const Idle& idle) {
+    constexpr std::chrono::milliseconds kEvery(100);
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return done_ < pushed_ || closed_; });
+    while (!changed_.wait_for(lock, kEvery, [&] { return done_ < pushed_ || closed_; })) {
+      lock.unlock();
+      idle();
+      lock.lock();
+    }
     return done_ < pushed_ ? &jobs_[static_cast<size_t>(done_ % kCapacity)] : nullptr;
   }
   void done() {
@@ -98,7 +106,8 @@ class MpiCommunicator final : public CollectiveCommunicator {
 
   void work() {
     try {
-      while (const Job* job = queue_.next()) {
+      const auto idle = [this] { collectives_.look_while_idle(); };
+      while (const Job* job = queue_.next(idle)) {
         if (job->mark >= 0) {
           device_.mark(job->mark);
         } else {

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "kernels/device/error.h"
+#include "src/parallel/backoff.h"
 
 namespace lathe {
 
@@ -42,21 +43,16 @@ Watchdog::~Watchdog() {
 }
 
 void Watchdog::watch() {
-  using Clock = std::chrono::steady_clock;
   LineStatus before;
-  double still_seconds = 0;
-  Clock::time_point last = Clock::now();
+  Patience patience;
   std::unique_lock lock(mutex_);
   while (!stop_changed_.wait_for(lock, kLook, [this] { return stop_; })) {
-    const Clock::time_point now = Clock::now();
-    // Of a pause of this process (a debugger, a suspended job) only a second counts.
-    const double passed = std::min(std::chrono::duration<double>(now - last).count(), 1.0);
-    last = now;
     if (board_) board_->answer(status_);
     const LineStatus status = status_();
     const bool stands =
         status.begun != status.done && status.begun == before.begun && status.done == before.done;
-    still_seconds = stands ? still_seconds + passed : 0;
+    if (!stands) patience = {};
+    const double still_seconds = patience.waited();
     before = status;
     const std::string error = still_seconds > kErrorAfterSeconds ? error_() : "";
     if (!error.empty())

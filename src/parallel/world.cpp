@@ -92,13 +92,17 @@ void World::abort(int exit_code) const noexcept {
   std::_Exit(exit_code);
 }
 
-void World::fail(std::string_view sentence, int exit_code) const noexcept {
+void World::say(std::string_view sentence) const noexcept {
   try {
-    std::this_thread::sleep_for(silence(rank()));
     const std::string who = size() > 1 ? fmt::format("rank {}: ", rank()) : "";
     fmt::print(stderr, "{}: {}{}\n", program_, who, sentence);
   } catch (...) {  // stderr is gone: the exit code must do
   }
+}
+
+void World::fail(std::string_view sentence, int exit_code) const noexcept {
+  std::this_thread::sleep_for(silence(rank()));
+  say(sentence);
   abort(exit_code);
 }
 

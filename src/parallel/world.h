@@ -64,9 +64,10 @@ class World {
 
   // Ends all ranks at once, from any thread.
   [[noreturn]] void abort(int exit_code) const noexcept;
-  // Says why, "PROGRAM: rank R: SENTENCE" on stderr (without the rank where there is one), and ends
-  // all ranks. What several ranks find out at the same time is told once: each waits a little
-  // longer than those before it, rank 0 not at all.
+  // "PROGRAM: rank R: SENTENCE" on stderr, without the rank where there is one; from any thread.
+  void say(std::string_view sentence) const noexcept;
+  // Says why, and ends all ranks. What several ranks find out at the same time is told once: each
+  // waits a little longer than those before it, rank 0 not at all.
   [[noreturn]] void fail(std::string_view sentence, int exit_code = 1) const noexcept;
 
  private:

@@ -208,6 +208,10 @@ TEST(Ranks, AHangOutsideOfCollectivesIsNamed) {
   EXPECT_THAT(result.err, AllOf(HasSubstr("waits in collective 3"), HasSubstr("'the third'"),
                                 HasSubstr("nothing came from rank 1"),
                                 HasSubstr("its last was collective 2"), HasSubstr("'the second'")));
+  EXPECT_THAT(result.err,
+              AllOf(HasSubstr("ranks_driver: rank 1: has called nothing since collective "
+                              "2, all_reduce of 5 fp32 (sum) 'the second'"),
+                    HasSubstr("has been waiting for it for 1 s")));
   EXPECT_THAT(result.err, Not(HasSubstr("from rank 0")));
   EXPECT_THAT(result.err, Not(HasSubstr("from rank 2")));
 }
@@ -216,6 +220,7 @@ TEST(Ranks, AStoppedRankIsNamed) {
   const ProcessResult result = run_ranks_driver(2, {"stop-on-1"});
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_THAT(result.err, HasSubstr("nothing came from rank 1"));
+  EXPECT_THAT(result.err, Not(HasSubstr("rank 1: has called nothing")));  // it cannot
 }
 
 TEST(Ranks, AKilledRankEndsAll) {
