@@ -1,8 +1,10 @@
 # What people type. CMake describes the build (CMakeLists.txt, CMakePresets.json); this file drives it.
 #   make          installs what is missing, builds into build/
 #   make demo     trains a small GPT-2 on the embedded corpus, draws its loss, prints a sample
-#   make test     everything that must hold: test-cpu, test-mpi, test-cuda-on-cpu, test-asan, test-tsan, test-plain, test-fuzz, test-format
+#   make test     everything that must hold: test-cpu, test-mpi, test-cuda-on-cpu, test-cuda-asan,
+#                 test-asan, test-tsan, test-plain, test-fuzz, test-format
 #   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
+#   make tidy     clang-tidy over kernels, src and tools
 #   make coverage what the tests execute of the CUDA device
 #   make bench    operations and whole steps against what this machine can do
 #   make gpu-check  builds, tests and measures on this machine's GPU, and writes a report; GPU_CHECK_ARGS="--help" tells more
@@ -14,7 +16,7 @@ export LATHE_TEST_DATA
 # Carried sources take the place of the system's packages: tools/carry_deps.sh.
 export LATHE_DEPS ?= $(if $(wildcard deps/include),$(CURDIR)/deps)
 
-.PHONY: all build cuda-on-cpu demo test test-cpu test-mpi test-cuda-on-cpu coverage test-asan test-tsan test-plain test-fuzz test-format bench gpu-check fuzz format clean
+.PHONY: all build cuda-on-cpu demo test test-cpu test-mpi test-cuda-on-cpu test-cuda-asan coverage tidy test-asan test-tsan test-plain test-fuzz test-format bench gpu-check fuzz format clean
 
 all: build
 
@@ -29,7 +31,7 @@ cuda-on-cpu:
 demo: build
 	@tools/demo.sh
 
-test: test-format test-cpu test-mpi test-cuda-on-cpu test-asan test-tsan test-plain test-fuzz
+test: test-format test-cpu test-mpi test-cuda-on-cpu test-cuda-asan test-asan test-tsan test-plain test-fuzz
 
 test-cpu:
 	@tools/setup.sh test
@@ -47,6 +49,12 @@ test-cuda-on-cpu:
 	@tools/setup.sh test
 	@tools/build.sh cuda-on-cpu programs cuda_tests
 	ctest --test-dir build/cuda-on-cpu --output-on-failure -j 2 -L cuda
+
+# The operations on the CUDA device under AddressSanitizer and UndefinedBehaviorSanitizer.
+test-cuda-asan:
+	@tools/setup.sh test
+	@tools/build.sh cuda-on-cpu-asan cuda_ops_test cuda_attention_test cuda_device_test
+	ctest --test-dir build/cuda-on-cpu-asan --output-on-failure -j 2 -R '^cuda_(ops|attention|device)_test$$'
 
 # All tests of the CUDA device but one, which runs the same steps a hundred times.
 coverage:
@@ -82,6 +90,12 @@ test-fuzz:
 test-format:
 	@tools/setup.sh test
 	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
+
+# By the build whose CUDA sources are C++: clang knows no flags of nvcc's.
+tidy:
+	@tools/setup.sh tidy
+	@tools/build.sh cuda-on-cpu programs
+	@tools/tidy.sh build/cuda-on-cpu $(TIDY_FILES)
 
 bench:
 	@tools/setup.sh bench

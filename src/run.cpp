@@ -508,9 +508,13 @@ void Run::restore() {
   refuse_changes(s.config, now, from);
   if (s.step > 0 && s.tokens != s.step * tokens_per_step()) {
     throw UserError(
-        "{} was made with {} tokens a step, now they are {}: give --total-batch-size {}, or begin "
-        "anew with --resume never and another --out",
-        from.string(), s.tokens / s.step, tokens_per_step(), s.tokens / s.step);
+        "{} was made with {} tokens a step, now they are {} (--batch-size {} x --seq-len {} x {} "
+        "rank{} x {} micro-step{}): give --total-batch-size {}, or begin anew with --resume never "
+        "and "
+        "another --out",
+        from.string(), s.tokens / s.step, tokens_per_step(), setup_.shape.batch_size,
+        setup_.shape.seq_len, ranks(), ranks() == 1 ? "" : "s", micro_steps(),
+        micro_steps() == 1 ? "" : "s", s.tokens / s.step);
   }
   const bool products = same_products(s.config, now, device);
   const std::string difference = difference_to(s, products);

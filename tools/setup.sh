@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a build needs and is missing; says nothing and takes milliseconds when nothing is.
-# usage: tools/setup.sh build|cuda-on-cpu|gpu|test|bench|fuzz
+# usage: tools/setup.sh build|cuda-on-cpu|gpu|test|tidy|bench|fuzz
 # Where installing is not allowed (neither root nor sudo, or LATHE_NO_INSTALL=1) it names what is
 # missing in one line and lets CMake decide: it is CMake that knows which of these are optional.
 set -euo pipefail
@@ -12,9 +12,10 @@ case "${1:-build}" in
   cuda-on-cpu) packages+=" libboost-context-dev" ;;
   gpu) packages+=" libgtest-dev" ;;
   test) packages+=" libgtest-dev libgmock-dev libboost-context-dev clang libclang-rt-14-dev clang-format iproute2" ;;
+  tidy) packages+=" libboost-context-dev clang-tidy" ;;
   bench) packages+=" libbenchmark-dev" ;;
   fuzz) packages+=" clang libclang-rt-14-dev" ;;
-  *) echo "setup.sh: unknown part '$1'; one of build, cuda-on-cpu, gpu, test, bench, fuzz" >&2; exit 2 ;;
+  *) echo "setup.sh: unknown part '$1'; one of build, cuda-on-cpu, gpu, test, tidy, bench, fuzz" >&2; exit 2 ;;
 esac
 
 # A folder of carried sources and headers takes the place of the system's packages.

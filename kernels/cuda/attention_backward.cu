@@ -163,6 +163,9 @@ __device__ __forceinline__ void meet(Gradients<kD, kOfKeys>& sums, const LeftRow
                                      const RowStatistics* of_column, float scale,
                                      const HeadMask& mask) {
   constexpr int kPart = BackwardTiling<kD>::kPart, kN = kPart / 8;
+  uint32_t kept = 0;
+  // Where registers are scarce drawn before there are scores to hold as well.
+  if constexpr (kDropout && kOfKeys) kept = keep_bits_of_keys<kN>(mask, row, column);
   float p[1][kN][4] = {}, ds[1][kN][4] = {};
   multiply_by_rows(p, x, u, first);
   multiply_by_rows(ds, y, w, first);
@@ -171,11 +174,7 @@ __device__ __forceinline__ void meet(Gradients<kD, kOfKeys>& sums, const LeftRow
     hide<kOfKeys>(p, row - column, -INFINITY);
     hide<kOfKeys>(ds, row - column, 0.0f);  // it is multiplied by a probability of 0
   }
-  uint32_t kept = 0;
-  if constexpr (kDropout) {
-    kept = kOfKeys ? keep_bits_of_keys<kN>(mask, row, column)
-                   : keep_bits_of_queries<kN>(mask, row, column);
-  }
+  if constexpr (kDropout && !kOfKeys) kept = keep_bits_of_queries<kN>(mask, row, column);
   softmax_backward<kOfKeys, kDropout>(p, ds, of_row, of_column + first, scale, kept, mask.scale());
   uint32_t fragments[1][kN / 2][4];
   if constexpr (kOfKeys) {

@@ -276,7 +276,7 @@ __device__ __forceinline__ uint32_t keep_bits_of_keys(const HeadMask& mask, int 
     const int own_key = key + lane / 16 * 4 + place / 2 * 8;
     const int own_query = query + lane % 4 * 2 + place % 2;
     uint32_t drawn = 0;
-#pragma unroll 2
+#pragma unroll 1
     for (int n = 0; n < kN; ++n) drawn |= mask.group(own_query + 8 * n, own_key) << 4 * n;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

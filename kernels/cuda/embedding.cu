@@ -122,22 +122,24 @@ struct Sort {
 __global__ void __launch_bounds__(kSortThreads) sort_kernel(Sort p) {
   auto* counts = reinterpret_cast<unsigned*>(ptx::shared_memory());  // [kDigits, kSortThreads]
   unsigned* scratch = counts + kDigits * kSortThreads;
-  const int64_t part = (p.rows + kSortThreads - 1) / kSortThreads;
-  const int64_t begin = min(p.rows, threadIdx.x * part), end = min(p.rows, begin + part);
+  // 32 bits, as in SortedRow: 64 registers are all that a thread of so large a block may have.
+  const auto rows = static_cast<uint32_t>(p.rows);
+  const uint32_t part = (rows + kSortThreads - 1) / kSortThreads;
+  const uint32_t begin = min(rows, threadIdx.x * part), end = min(rows, begin + part);
   SortedRow *from = p.passes % 2 ? p.other : p.sorted, *to = p.passes % 2 ? p.sorted : p.other;
-  for (int64_t n = begin; n < end; ++n) {
+  for (uint32_t n = begin; n < end; ++n) {
     const int64_t token = p.tokens[n];
     const int64_t key = in_vocabulary(token, p.vocabulary) ? token : p.vocabulary;
-    from[n] = {static_cast<uint32_t>(n), static_cast<uint32_t>(key)};
+    from[n] = {n, static_cast<uint32_t>(key)};
   }
   for (int pass = 0; pass < p.passes; ++pass) {
     const int shift = pass * kDigitBits;
     for (int d = 0; d < kDigits; ++d) counts[d * kSortThreads + threadIdx.x] = 0;
-    for (int64_t n = begin; n < end; ++n)
+    for (uint32_t n = begin; n < end; ++n)
       ++counts[(from[n].token >> shift) % kDigits * kSortThreads + threadIdx.x];
     __syncthreads();
     scan_counts(counts, scratch);
-    for (int64_t n = begin; n < end; ++n) {
+    for (uint32_t n = begin; n < end; ++n) {
       const SortedRow row = from[n];
       to[counts[(row.token >> shift) % kDigits * kSortThreads + threadIdx.x]++] = row;
     }

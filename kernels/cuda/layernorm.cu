@@ -294,6 +294,7 @@ __global__ void __launch_bounds__(kWide) backward_any_kernel(Backward<T> p) {
     const auto hat_of = [&](int64_t c) {
       return (to_float(p.residual[at + c]) - factors.mean) * factors.rstd;
     };
+#pragma unroll 1
     for (int64_t c = threadIdx.x; c < p.channels; c += kWide) {
       const float d = to_float(p.dout[at + c]), hat = hat_of(c), g = d * to_float(p.weight[c]);
       dweight[c] += d * hat;

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# clang-tidy over what kernels, src and tools consist of, by the compile database of a build.
+# usage: tools/tidy.sh BUILD_DIR [FILE...]   (from `make tidy`; TIDY_FILES="a.cpp b.cu" for some only)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+build=$1
+shift
+if (($#)); then
+  files=("$@")
+else
+  # What this build compiles: of sources that take each other's place, one.
+  mapfile -t files < <(grep -o '"file": "[^"]*"' "$build/compile_commands.json" | cut -d'"' -f4 |
+    sed "s|^$PWD/||" | grep -E '^(kernels|src|tools|data)/' | sort -u)
+fi
+# What only GCC knows is no finding.
+printf '%s\n' "${files[@]}" |
+  xargs -P "${TIDY_JOBS:-$(nproc)}" -n 1 clang-tidy --quiet -p "$build" --header-filter="^$PWD/(kernels|src|tools|data)/" \
+    --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-ignored-optimization-argument \
+    --extra-arg=-Wno-unknown-attributes 2> >(grep -vE 'warnings? generated|^Suppressed|^Use -header-filter' >&2)
