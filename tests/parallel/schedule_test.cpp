@@ -29,7 +29,8 @@ struct Case {
 
 // The step of src/train.cpp, as it is seen from outside.
 Schedule schedule_of(const Case& c) {
-  const auto device = make_cpu_device();
+  BoundlessDevice boundless;
+  Device* const device = &boundless;
   const RunShape shape{.dtype = c.dtype,
                        .batch_size = c.batch_size,
                        .seq_len = c.config.seq_len,

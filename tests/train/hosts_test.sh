@@ -25,7 +25,7 @@ skip() {
 }
 [[ $(id -u) == 0 ]] || skip "making network namespaces takes root"
 command -v ip >/dev/null || skip "no iproute2"
-"$mpiexec" --version 2>/dev/null | grep -q 'Open MPI' || skip "the settings below are Open MPI's"
+"$mpiexec" --version 2>/dev/null | grep -qE 'Open MPI|OpenRTE' || skip "the settings below are Open MPI's"
 ip netns add "${hosts[0]}" 2>/dev/null || skip "network namespaces cannot be made here"
 ip netns add "${hosts[1]}"
 ip link add "$switch" type bridge 2>/dev/null || skip "no virtual switch can be made here"
