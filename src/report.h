@@ -32,6 +32,7 @@ class StepClock {
   void start(Phase phase, int64_t micro_step = 0) { device_.mark(number_of(phase, micro_step)); }
 
   int first_mark() const { return number_of(Phase::forward, 0); }
+  int set() const { return set_; }
 
   // Once the step's results are here.
   double milliseconds(Phase phase) const;

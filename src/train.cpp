@@ -55,9 +55,8 @@ void train_step(Run& run, int64_t step, bool stop, StepClock& clock, StepTrace& 
   trace.begin(step);
   run.begin(step, stop);
   for (int64_t m = 0; m < run.micro_steps(); ++m) run.upload(run.loader.next(), m);
-  const int set = static_cast<int>(step % kSets);
-  run.device.replay(trace.key(set), [&run, &clock, set] {
-    run.parallel.begin_step(set);
+  run.device.replay(trace.key(clock.set()), [&run, &clock] {
+    run.parallel.begin_step(clock.set());
     const double scale = 1.0 / static_cast<double>(run.tokens_per_step());
     for (int64_t m = 0; m < run.micro_steps(); ++m) {
       const bool first = m == 0, last = m + 1 == run.micro_steps();
