@@ -380,6 +380,36 @@ TEST_P(CommunicatorTest, ExchangesHostMemoryAndTexts) {
   comm().barrier();
 }
 
+// More elements than 31 bits count. Takes 4.3 GB of each rank, so it runs only when it is asked
+// for: mpirun -n 2 build/tests/communicator_test --gtest_also_run_disabled_tests
+// --gtest_filter=*2To31*
+TEST_P(CommunicatorTest, DISABLED_CountsBeyond2To31) {
+  if (size() != 2) GTEST_SKIP() << "for two ranks";
+  const int64_t half = (int64_t{1} << 30) + 12345, count = 2 * half;
+  const Array all(device(), DType::uint8, count), other(device(), DType::uint8, count);
+  const int64_t places[] = {0,        77, half - 1, half, (int64_t{1} << 31) - 1, int64_t{1} << 31,
+                            count - 1};
+  const auto put = [&](int64_t place, uint8_t value) {
+    device().upload(all.rows(place, 1), &value);
+  };
+  const auto at = [&](const Array& array, int64_t place) {
+    uint8_t value = 0;
+    device().download(&value, array.rows(place, 1));
+    return int{value};
+  };
+  for (int64_t place : places) put(place, static_cast<uint8_t>(place % 50 + 100 * rank()));
+  together([&] { comm().all_reduce(other.tensor(), all.tensor(), Reduction::sum, "large"); });
+  for (int64_t place : places) EXPECT_EQ(at(other, place), (2 * (place % 50) + 100) % 256) << place;
+  EXPECT_EQ(at(other, half - 2), 0);
+  together([&] { comm().broadcast(all.tensor(), 1, "large"); });
+  for (int64_t place : places) EXPECT_EQ(at(all, place), place % 50 + 100) << place;
+  const uint8_t own = static_cast<uint8_t>(7 + rank());
+  device().upload(all.rows(rank() * half + 5, 1), &own);
+  together([&] { comm().all_gather(all.tensor(), all.rows(rank() * half, half), "large"); });
+  EXPECT_EQ(at(all, 5), 7);
+  EXPECT_EQ(at(all, half + 5), 8);
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorTest, ::testing::ValuesIn(variants_under_test()),
                          [](const auto& info) {
                            return info.param.kind + std::to_string(info.param.seed);
