@@ -49,7 +49,8 @@ Presets make_presets() {
                      {"shakespeare-char", shakespeare_preset(6, 6, 384, 256, 0.2f)},
                      {"talk", shakespeare_preset(12, 12, 768, 1024, 0)}};
   TrainOptions& cpu = presets["shakespeare-cpu"];
-  cpu.init_std = 0.08f;  // about 1/sqrt(128); at 0.02 so small a model starts slowly (profiling/results)
+  cpu.init_std =
+      0.08f;  // about 1/sqrt(128); at 0.02 so small a model starts slowly (profiling/results)
   cpu.batch_size = 12;
   cpu.steps = 2000;
   TrainOptions& chars = presets["shakespeare-char"];
@@ -277,7 +278,8 @@ void TrainOptions::resolve(const std::string& key, const std::string& value) {
   std::istringstream lines(resolved);
   std::string changed;
   for (std::string line; std::getline(lines, line);) {
-    changed += (line.starts_with(key + "=") ? key + "=" + value : line) + "\n";
+    if (line.starts_with(key + "=")) line.replace(key.size() + 1, std::string::npos, value);
+    changed.append(line).append("\n");
   }
   resolved = changed;
 }
