@@ -324,7 +324,8 @@ void TrainOptions::resolve(const std::string& key, const std::string& value) {
   std::istringstream lines(resolved);
   std::string changed;
   for (std::string line; std::getline(lines, line);) {
-    changed += (line.starts_with(key + "=") ? key + "=" + value : line) + "\n";
+    if (line.starts_with(key + "=")) line.replace(key.size() + 1, std::string::npos, value);
+    changed.append(line).append("\n");
   }
   resolved = changed;
 }

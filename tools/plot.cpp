@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 // A number, or the file that `corpus` writes beside its text.
 double read_floor(const std::string& floor) {
   size_t used = 0;
-  double value = std::nan("");
+  double value = 0;
   try {
     value = std::stod(floor, &used);
   } catch (const std::logic_error&) {  // no number

@@ -25,7 +25,7 @@ constexpr size_t aligned(size_t bytes) {
 struct Chunks {
   int64_t rows, count;
   Chunks(int64_t total, int64_t vocabulary) {
-    const int64_t most = std::max(kRowUnit, kChunkLogits / vocabulary);
+    const int64_t most = std::max(kRowUnit, kChunkLogits / std::max<int64_t>(1, vocabulary));
     count = (total + most - 1) / most;
     rows = count == 0 ? 0 : (total + count - 1) / count;
     rows = std::min(total, (rows + kRowUnit - 1) / kRowUnit * kRowUnit);
@@ -97,6 +97,7 @@ A largest(const A* values, int64_t count) {
   int64_t i = 0;
   for (; i + kSumLanes <= count; i += kSumLanes) {
     const A* next = values + i;
+    // NOLINTBEGIN(clang-analyzer-core.UndefinedBinaryOperatorResult): fill_n has written them
 #pragma omp simd
     for (int j = 0; j < kLanes; ++j) {
       a[j] = a[j] > next[j] ? a[j] : next[j];
@@ -104,6 +105,7 @@ A largest(const A* values, int64_t count) {
       c[j] = c[j] > next[2 * kLanes + j] ? c[j] : next[2 * kLanes + j];
       d[j] = d[j] > next[3 * kLanes + j] ? d[j] : next[3 * kLanes + j];
     }
+    // NOLINTEND(clang-analyzer-core.UndefinedBinaryOperatorResult)
   }
   A top = values[0];
   for (const A* lanes : {a, b, c, d}) top = std::max(top, *std::max_element(lanes, lanes + kLanes));

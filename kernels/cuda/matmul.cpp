@@ -459,6 +459,7 @@ std::vector<MatmulPlanRecord> Matmul::plans() const {
   for (const auto& [key, plan] : impl_->plans)
     all[to_string(key, impl_->options.tf32)] = to_string(plan, impl_->version);
   std::vector<MatmulPlanRecord> records;
+  records.reserve(all.size());
   for (const auto& [shape, plan] : all) records.push_back({shape, plan});
   return records;
 }

@@ -38,7 +38,7 @@ class CharTokenizer : public Tokenizer {
   explicit CharTokenizer(const std::vector<int32_t>& code_points) {
     id_of_.assign(static_cast<size_t>(code_points.back()) + 1, -1);
     for (int32_t c : code_points) {
-      id_of_[static_cast<size_t>(c)] = vocab_size();
+      id_of_[static_cast<size_t>(c)] = static_cast<int32_t>(tokens_.size());
       tokens_.emplace_back();
       append_utf8(c, tokens_.back());
     }

@@ -26,7 +26,8 @@ class EncoderPool {
  public:
   EncoderPool(const Tokenizer& tokenizer, int threads) {
     for (int i = 0; i < threads; ++i) {
-      threads_.emplace_back([this, &tokenizer](std::stop_token stop) { work(tokenizer, stop); });
+      threads_.emplace_back(
+          [this, &tokenizer](const std::stop_token& stop) { work(tokenizer, stop); });
     }
   }
 
@@ -347,7 +348,7 @@ PrepareResult prepare(const PrepareOptions& options, const PrepareProgress& prog
   ShardWriter val_shards(staging.path(), "val", options.shard_tokens);
   {
     EncoderPool pool(*tokenizer, threads);
-    const auto in_flight = static_cast<size_t>(8 * threads);
+    const auto in_flight = 8 * static_cast<size_t>(threads);
     SplitWriter train(*tokenizer, pool, train_shards, in_flight);
     SplitWriter val(*tokenizer, pool, val_shards, in_flight);
     // As nanoGPT: int(n * 0.9), the product in double.

@@ -98,7 +98,7 @@ bool path_exists(const fs::path& path) {
 
 Manifest read_manifest(const fs::path& dir) {
   const fs::path path = dir / kManifest;
-  const Manifest manifest = parse_manifest(read_whole_file(path, kManifestMaxBytes), path.string());
+  Manifest manifest = parse_manifest(read_whole_file(path, kManifestMaxBytes), path.string());
   const std::optional<int64_t> step = checkpoint_step(dir.filename().string());
   if (step && *step != manifest.step) {
     throw UserError("{} is of step {}, but the directory's name says {}; restore its name",
@@ -282,7 +282,7 @@ void check_digest(const fs::path& path, const FileDigest& expected) {
 }  // namespace
 
 Manifest verify_checkpoint(const fs::path& dir) {
-  const Manifest manifest = read_manifest(dir);
+  Manifest manifest = read_manifest(dir);
   for (const auto& [name, expected] : manifest.files) check_size(dir / name, expected);
   for (const auto& [name, expected] : manifest.files) check_digest(dir / name, expected);
   return manifest;
