@@ -19,7 +19,7 @@ std::string counts_line(const GPT2Config& config) {
 }
 
 std::string numbers_line(const RunShape& shape) {
-  const std::string numbers(name_of(shape.dtype));
+  std::string numbers(name_of(shape.dtype));
   if (shape.recompute == Recompute::none) return numbers;
   return fmt::format("{}, recompute {}", numbers, name_of(shape.recompute));
 }
