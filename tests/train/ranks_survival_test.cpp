@@ -3,6 +3,7 @@
 #include <fstream>
 #include <random>
 #include <sstream>
+#include <thread>
 
 #include "tests/train/harness.h"
 
@@ -69,38 +70,50 @@ class Survival : public TrainTest {
       ::usleep(500);
     }
   }
+  void kill_and_resume(double moment, size_t victim, const Flags& flags);
   static double seconds_since(steady_clock::time_point begin) {
     return std::chrono::duration<double>(steady_clock::now() - begin).count();
   }
 };
 
+// Kills one of two ranks `moment` seconds after they started, takes the run up again, and compares
+// it with one that nobody killed.
+void Survival::kill_and_resume(double moment, size_t victim, const Flags& flags) {
+  SCOPED_TRACE(fmt::format("rank {} after {:.3f} s", victim, moment));
+  const fs::path out = flags.at("out");
+  const auto mpirun = start(2, flags);
+  const std::vector<pid_t> ranks = ranks_of(*mpirun, 2);
+  ::usleep(static_cast<useconds_t>(1e6 * moment));
+  const auto killed = steady_clock::now();
+  if (victim < ranks.size() && mpirun->running()) ::kill(ranks[victim], SIGKILL);
+  while (mpirun->running() && any_lives(ranks) && seconds_since(killed) < 60) ::usleep(500);
+  EXPECT_LT(seconds_since(killed), 10);
+  // Open MPI 4.1's mpirun now and then waits for itself (a mutex in PMIx_server_finalize) when a
+  // rank dies in MPI_Init: all ranks are gone then, and it stays.
+  while (mpirun->running() && seconds_since(killed) < 15) ::usleep(500);
+  mpirun->send(SIGKILL);
+  mpirun->wait();
+  expect_success(train(2, flags));
+  expect_same_run(scratch / "whole", out);
+  fs::remove_all(out);
+}
+
 TEST_F(Survival, AKilledRankAtThirtyMoments) {
+  constexpr int kJobs = 30, kAtATime = 3;  // they wait for the most part
   const Flags saving = {{"checkpoint-interval", "3"}, {"keep", "2"}};
   const auto begin = steady_clock::now();
   expect_success(train(2, job(scratch / "whole", saving)));
   const double duration = seconds_since(begin);
-  std::mt19937_64 random(77);
-  for (int i = 0; i < 30; ++i) {
-    // From the start of the ranks to beyond the end of the run.
-    const double moment = duration * static_cast<double>(random() % 1100) / 1000;
-    const size_t victim = random() % 2;
-    SCOPED_TRACE(fmt::format("rank {} after {:.3f} s", victim, moment));
-    const fs::path out = scratch / "out";
-    const auto mpirun = start(2, job(out, saving));
-    const std::vector<pid_t> ranks = ranks_of(*mpirun, 2);
-    ::usleep(static_cast<useconds_t>(1e6 * moment));
-    const auto killed = steady_clock::now();
-    if (victim < ranks.size() && mpirun->running()) ::kill(ranks[victim], SIGKILL);
-    while (mpirun->running() && any_lives(ranks) && seconds_since(killed) < 60) ::usleep(500);
-    EXPECT_LT(seconds_since(killed), 10);
-    // Open MPI 4.1's mpirun now and then waits for itself (a mutex in PMIx_server_finalize) when a
-    // rank dies in MPI_Init: all ranks are gone then, and it stays.
-    while (mpirun->running() && seconds_since(killed) < 15) ::usleep(500);
-    mpirun->send(SIGKILL);
-    mpirun->wait();
-    expect_success(train(2, job(out, saving)));
-    expect_same_run(scratch / "whole", out);
-    fs::remove_all(out);
+  std::vector<std::jthread> workers;
+  for (int worker = 0; worker < kAtATime; ++worker) {
+    workers.emplace_back([this, worker, duration, &saving] {
+      std::mt19937_64 random(static_cast<uint64_t>(77 + worker));
+      for (int i = worker; i < kJobs; i += kAtATime) {
+        // From the start of the ranks to beyond the end of the run.
+        const double moment = duration * static_cast<double>(random() % 1100) / 1000;
+        kill_and_resume(moment, random() % 2, job(scratch / fmt::format("out-{}", i), saving));
+      }
+    });
   }
 }
 
