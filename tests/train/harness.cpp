@@ -30,11 +30,11 @@ Command ranks_command(int ranks, const Flags& flags) {
   return command;
 }
 
-const ProcessOptions kRanks{.environment = {"OMPI_ALLOW_RUN_AS_ROOT=1",
-                                            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
-                                            "OMPI_MCA_rmaps_base_oversubscribe=1",
-                                            "OMPI_MCA_hwloc_base_binding_policy=none",
-                                            "OMPI_MCA_mpi_yield_when_idle=1", "OMP_NUM_THREADS=1"}};
+const ProcessOptions kRanks{
+    .environment = {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+                    "OMPI_MCA_rmaps_base_oversubscribe=1",
+                    "OMPI_MCA_hwloc_base_binding_policy=none", "OMPI_MCA_mpi_yield_when_idle=1",
+                    "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0"}};  // MPI keeps memory
 
 Command sample_command(const Flags& flags) {
   return command_of(LATHE_SAMPLE, flags);
