@@ -45,8 +45,8 @@ class MpiShardFile final : public ShardFile {
       const int part = static_cast<int>(std::min(kMost, bytes - done));
       MPI_Status status;
       const auto lock = world_.mpi_lock();
-      check(MPI_File_read_at(file_, static_cast<MPI_Offset>(offset + done),
-                             static_cast<char*>(out) + done, part, MPI_BYTE, &status),
+      const auto place = static_cast<MPI_Offset>(offset) + static_cast<MPI_Offset>(done);
+      check(MPI_File_read_at(file_, place, static_cast<char*>(out) + done, part, MPI_BYTE, &status),
             "read", path_);
       int got = 0;
       MPI_Get_count(&status, MPI_BYTE, &got);
