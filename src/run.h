@@ -89,7 +89,6 @@ class Run {
  private:
   template <typename Fill>
   void set_masters(const Fill& fill);
-  void share_out_masters(const Tensor& all);
   Tensor gathered_masters();
   void restore();
   std::string difference_to(const TrainerState& before, bool same_products) const;

@@ -99,14 +99,14 @@ void DataParallel::begin_step(int set) {
   loss_reduced_ = 0;
   if (!optimizer_.sharded()) return;
   communicator_.after_device();
-  for (size_t b = 0; b < names_.size(); ++b) gather_bucket(b);
+  for (size_t b = 0; b < names_.size(); ++b)
+    gathered_[b] = spanned(names_[b].c_str(), [&] { return gather_bucket(b); });
 }
 
-void DataParallel::gather_bucket(size_t b) {
-  const Tensor all = range(model_.weights().flat, model_.layout().buckets[b]);
-  const Tensor mine = optimizer_.weights().rows(share(b).local, share(b).elements);
-  gathered_[b] = spanned(names_[b].c_str(),
-                         [&] { return communicator_.all_gather(all, mine, names_[b].c_str()); });
+Ticket DataParallel::gather_bucket(size_t b) {
+  return communicator_.all_gather(range(model_.weights().flat, model_.layout().buckets[b]),
+                                  optimizer_.weights().rows(share(b).local, share(b).elements),
+                                  names_[b].c_str());
 }
 
 void DataParallel::need(int64_t layer) {
@@ -140,23 +140,22 @@ void DataParallel::reduce_bucket(size_t b) {
 
 void DataParallel::finish_gradients() {
   if (!active_) return;
-  // In the order in which they were reduced: the last buckets first.
-  for (size_t b = names_.size(); b-- > 0;) {
-    if (!staged_ && b > 0) continue;  // the last to come waits for all
-    wait_for(reduced_[b], names_[b].c_str());
-    if (!staged_) continue;
-    if (optimizer_.sharded()) {
-      const ShardPart& part = share(b);
-      model_.ops().cast({.destination = optimizer_.gradients().rows(part.local, part.elements),
-                         .source = staged_mine_.rows(part.local, part.elements)},
-                        {});
-    } else {
-      const Bucket& bucket = model_.layout().buckets[b];
-      model_.ops().cast(
-          {.destination = range(model_.gradients().flat, bucket), .source = range(staged_, bucket)},
-          {});
-    }
+  // The last bucket to be reduced is the first of the buffer, and waits for all before it; sums in
+  // bf16 are made fp32 again as they come.
+  if (!staged_) return wait_for(reduced_[0], names_[0].c_str());
+  for (size_t b = names_.size(); b-- > 0;) take_back(b);
+}
+
+void DataParallel::take_back(size_t b) {
+  wait_for(reduced_[b], names_[b].c_str());
+  const Bucket& bucket = model_.layout().buckets[b];
+  Cast cast{.destination = range(model_.gradients().flat, bucket),
+            .source = range(staged_, bucket)};
+  if (optimizer_.sharded()) {
+    cast.destination = optimizer_.gradients().rows(share(b).local, share(b).elements);
+    cast.source = staged_mine_.rows(share(b).local, share(b).elements);
   }
+  model_.ops().cast(cast, {});
 }
 
 void DataParallel::add_up_squares() {
@@ -171,11 +170,7 @@ void DataParallel::add_up_squares() {
 void DataParallel::gather_weights() {
   if (!active_ || !optimizer_.sharded()) return;
   communicator_.after_device();
-  for (size_t b = 0; b < names_.size(); ++b) {
-    const Tensor all = range(model_.weights().flat, model_.layout().buckets[b]);
-    communicator_.all_gather(all, optimizer_.weights().rows(share(b).local, share(b).elements),
-                             names_[b].c_str());
-  }
+  for (size_t b = 0; b < names_.size(); ++b) gather_bucket(b);
   communicator_.device_after(communicator_.last());
 }
 

@@ -80,7 +80,8 @@ class DataParallel {
   std::span<const Span> spans(int set) const { return spans_.at(static_cast<size_t>(set)); }
 
  private:
-  void gather_bucket(size_t b);
+  Ticket gather_bucket(size_t b);
+  void take_back(size_t b);
   void reduce_bucket(size_t b);
   void need(int64_t layer);
   void wait_for(Ticket ticket, const char* what);
