@@ -4,28 +4,11 @@
 #include <chrono>
 #include <cstring>
 
+#include "kernels/device/with_type.h"
+
 namespace lathe {
 
 namespace {
-
-// Calls function with a value of the type that dtype stands for.
-template <typename Function>
-auto with_type(DType dtype, const Function& function) {
-  switch (dtype) {
-    case DType::fp32:
-      return function(float{});
-    case DType::bf16:
-      return function(bf16{});
-    case DType::fp64:
-      return function(double{});
-    case DType::int32:
-      return function(int32_t{});
-    case DType::int64:
-      return function(int64_t{});
-    default:
-      return function(uint8_t{});
-  }
-}
 
 // Rank r's value at i: a small integer, so that every sum of up to 256 of them is exact in every
 // type and order.

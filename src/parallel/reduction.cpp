@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "kernels/device/error.h"
+#include "kernels/device/with_type.h"
 
 namespace lathe {
 
@@ -84,20 +85,7 @@ void reduce_as(void* out, std::span<const void* const> sources, int64_t count, R
 void reduce_in_order(void* out, std::span<const void* const> sources, int64_t count, DType dtype,
                      Reduction op) {
   LATHE_CHECK(!sources.empty());
-  switch (dtype) {
-    case DType::fp32:
-      return reduce_as<float>(out, sources, count, op);
-    case DType::bf16:
-      return reduce_as<bf16>(out, sources, count, op);
-    case DType::fp64:
-      return reduce_as<double>(out, sources, count, op);
-    case DType::int32:
-      return reduce_as<int32_t>(out, sources, count, op);
-    case DType::int64:
-      return reduce_as<int64_t>(out, sources, count, op);
-    case DType::uint8:
-      return reduce_as<uint8_t>(out, sources, count, op);
-  }
+  with_type(dtype, [&](auto zero) { reduce_as<decltype(zero)>(out, sources, count, op); });
 }
 
 }  // namespace lathe

@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 
+#include "kernels/device/with_type.h"
 #include "tests/parallel/harness.h"
 
 namespace lathe::testing {
@@ -30,25 +31,6 @@ double value_of(int rank, int64_t i, DType dtype) {
       return static_cast<double>(static_cast<int32_t>(x));
     default:  // over some orders of magnitude, so that the order of a sum shows in its bits
       return static_cast<double>(static_cast<int32_t>(x)) * (1.0 / (uint64_t{1} << (x >> 60) * 2));
-  }
-}
-
-// Calls function with a value of the type that dtype stands for.
-template <typename Function>
-auto with_type(DType dtype, const Function& function) {
-  switch (dtype) {
-    case DType::fp32:
-      return function(float{});
-    case DType::bf16:
-      return function(bf16{});
-    case DType::fp64:
-      return function(double{});
-    case DType::int32:
-      return function(int32_t{});
-    case DType::int64:
-      return function(int64_t{});
-    default:
-      return function(uint8_t{});
   }
 }
 
