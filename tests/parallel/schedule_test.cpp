@@ -158,7 +158,8 @@ TEST(Schedule, OneRankIsSilent) {
 // H100. Stage 0 with fp32 gradients over 200 Gb/s is the one that does not hide enough: it shows 6
 // %.
 TEST(Schedule, OfGpt2HidesWhatItSends) {
-  for (const auto& [sharded, reduce_bf16] : {std::pair(false, true), {true, false}, {true, true}}) {
+  for (const auto& [sharded, reduce_bf16] :
+       {std::pair(false, false), {false, true}, {true, false}, {true, true}}) {
     Case c{.config = kGpt2,
            .batch_size = 64,
            .micro_steps = 2,
@@ -170,7 +171,7 @@ TEST(Schedule, OfGpt2HidesWhatItSends) {
       const StepTimes t = model_of(s, kH100, network, 4);
       std::printf("stage %d, %s gradients, %s: %s\n", sharded, reduce_bf16 ? "bf16" : "fp32",
                   network.name, t.line().c_str());
-      EXPECT_LE(t.exposed_s, 0.05 * t.step_s) << network.name;
+      EXPECT_LE(t.exposed_s, (sharded || reduce_bf16 ? 0.05 : 0.061) * t.step_s) << network.name;
       EXPECT_GT(t.communication_s, 2 * t.exposed_s) << network.name;
     }
   }
