@@ -219,11 +219,11 @@ struct OptimizerSegment {
   int64_t shift = 0;
 };
 
-// AdamW (Loshchilov & Hutter, 2019) over all parameters in one launch: with g = clip_scale
+// AdamW (Loshchilov & Hutter, 2019) over flat parameters in one launch: with g = clip_scale
 // gradient, t = updates + 1: m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (m/(1-b1^t) /
 // (sqrt(v/(1-b2^t)) + eps) + decay w). Reads and writes masters (which are the weights themselves
-// where T is acc: weights is absent then), rounds into weights, and counts one update. Does nothing
-// where results->skip is set.
+// where T is acc: weights is absent then), rounds into weights, and counts one update where these
+// are the step's last parameters. Does nothing where results->skip is set.
 //
 // stochastic_rounding (bf16 weights): element e of the flat parameters is
 // stochastic_bf16_bits(its master, upper 16 bits of word e % 4 of philox(inputs->seed, e / 4,
@@ -238,6 +238,7 @@ struct AdamW {
   const StepInputs* inputs = nullptr;
   StepResults* results = nullptr;
   bool stochastic_rounding = false;
+  bool last = true;
 };
 
 // destination = source, elementwise, rounded to the destination's type. From fp32 to bf16 with

@@ -180,7 +180,7 @@ void add_options(CLI::App& app, TrainOptions& o) {
       ->check(CLI::Range(0, 1))
       ->group("Ranks");
   app.add_option("--bucket-mb", o.bucket_mb,
-                 "MiB of gradients that are reduced together; 0: each layer by itself")
+                 "MiB of gradients that are reduced together; 0: each matrix by itself")
       ->check(CLI::Range(0, 1 << 20))
       ->group("Ranks");
   app.add_option("--reduce-dtype", o.reduce_dtype, "Numbers in which gradients are reduced")

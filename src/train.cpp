@@ -72,7 +72,7 @@ void train_step(Run& run, int64_t step, bool stop, StepClock& clock, StepTrace& 
     clock.start(Phase::optimizer);
     run.optimizer.sum_squares(run.model.ops());
     run.parallel.add_up_squares();
-    run.optimizer.update(run.model.ops(), run.state);
+    run.optimizer.update(run.model.ops(), run.state, run.parallel.embeddings_needed());
     clock.start(Phase::end);
   });
   run.state.request_results();

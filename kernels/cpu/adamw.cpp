@@ -113,7 +113,7 @@ void adamw(const AdamW& args) {
           rounding.round(pointers.masters, from, to, s->shift, pointers.weights);
     }
   });
-  ++args.results->updates;
+  if (args.last) ++args.results->updates;
 }
 
 template void adamw<float>(const AdamW&);

@@ -1,4 +1,4 @@
-// AdamW over all parameters in one launch. With g = clip_scale gradient and t = updates + 1:
+// AdamW over flat parameters in one launch. With g = clip_scale gradient and t = updates + 1:
 //
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
@@ -11,7 +11,8 @@
 // By its registers (about 50) a multiprocessor holds some 1,024 threads, with 64 KiB of loads in
 // flight.
 //
-// The update is counted by a second launch of one thread, when all blocks have read the old count.
+// The step is counted by a launch of one thread behind its last update, when all blocks have read
+// the old count.
 #include <cuda_bf16.h>
 
 #include <cmath>
@@ -221,7 +222,7 @@ void adamw(const AdamW& args, const Context& context) {
          {dim3(static_cast<unsigned>(ceil_div(elements, kThreads * kFour))), dim3(kThreads),
           sizeof(Factors)},
          context.stream, p);
-  launch(count_update_kernel, {dim3(1), dim3(1)}, context.stream, args.results);
+  if (args.last) launch(count_update_kernel, {dim3(1), dim3(1)}, context.stream, args.results);
 }
 
 template void adamw<float>(const AdamW&, const Context&);

@@ -201,12 +201,28 @@ void GPT2::loss(const MicroBatch& batch, double scale, StepResults* results) {
                              workspace_);
 }
 
+class GPT2::Announcer {
+ public:
+  Announcer(const Tensor& flat, const GradientReady& ready)
+      : flat_(flat), ready_(ready), end_(flat.elements()) {}
+  // All gradients from `first` on are final.
+  void operator()(const Tensor& first) {
+    const int64_t begin = (static_cast<char*>(first.data) - static_cast<char*>(flat_.data)) /
+                          static_cast<int64_t>(size_of(flat_.dtype));
+    if (ready_) ready_(begin, end_);
+    end_ = begin;
+  }
+
+ private:
+  const Tensor& flat_;
+  const GradientReady& ready_;
+  int64_t end_;  // of what is not announced yet
+};
+
 void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults* results,
                              bool accumulate, const GradientReady& ready) {
   const int64_t n = batch_size_ * seq_len_;
-  const auto announce = [&](const Tensor& first, const Tensor& end) {
-    if (ready) ready(gradient_range(first, end));
-  };
+  Announcer finished(gradients_.flat, ready);
   ops_->linear_cross_entropy({.losses_n = losses_n_,
                               .dx_nc = d_c_.reshaped({n, config_.n_embd}),
                               .dwte_vc = gradients_.wte,
@@ -232,13 +248,10 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
        .fresh = true,
        .accumulate = accumulate},
       workspace_);
-  announce(gradients_.ln_f_weight, {});
+  finished(gradients_.ln_f_weight);
   for (int64_t l = config_.n_layer - 1; l >= 0; --l) {
     make_again(l, batch);
-    layer_backward(l, batch, accumulate);
-    announce(gradients_.layers[l].ln_1_weight, l + 1 < config_.n_layer
-                                                   ? gradients_.layers[l + 1].ln_1_weight
-                                                   : gradients_.ln_f_weight);
+    layer_backward(l, batch, accumulate, finished);
   }
   ops_->embedding_backward({.dwte_vc = gradients_.wte,
                             .dwpe_tc = gradients_.wpe,
@@ -247,11 +260,12 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
                             .dropout = dropout(0, DropoutSite::embedding, batch, true),
                             .accumulate = accumulate},
                            workspace_);
-  announce(gradients_.wte, gradients_.layers[0].ln_1_weight);
+  finished(gradients_.wte);
 }
 
 // On entry d_residual_ is the gradient of the layer's output, on exit that of its input.
-void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
+void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate,
+                          Announcer& finished) {
   const auto linear = [&](LinearBackward args) {
     args.accumulate = accumulate;
     ops_->linear_backward(args, workspace_);
@@ -272,6 +286,7 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
           .weight_io = w.mlp_proj_weight,
           .input_pre_activation_ni = a.pre_gelu,
           .gelu = config_.gelu});
+  finished(g.mlp_proj_weight);
   linear({.dx_ni = flat(d_c_),
           .dweight_io = g.fc_weight,
           .dbias_o = g.fc_bias,
@@ -288,6 +303,7 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
              .rstd_bt = a.ln_2_rstd,
              .weight_c = w.ln_2_weight,
              .dropout = dropout(l, DropoutSite::attention_projection, batch, true)});
+  finished(g.ln_2_weight);
 
   // residual_mid = residual_in + attn_proj(attention(qkv(ln_1(residual_in))))
   Tensor d_qkv = d_4c_;
@@ -298,6 +314,7 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
           .dy_no = flat(branch_gradient()),
           .x_ni = flat(a.attention),
           .weight_io = w.attn_proj_weight});
+  finished(g.attn_proj_weight);
   ops_->attention_backward({.dqkv_bt3c = d_qkv,
                             .dout_btc = d_c_,
                             .out_btc = a.attention,
@@ -325,16 +342,7 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
              .rstd_bt = a.ln_1_rstd,
              .weight_c = w.ln_1_weight,
              .dropout = below});
-}
-
-Tensor GPT2::gradient_range(const Tensor& first, const Tensor& end) const {
-  const Tensor& flat = gradients_.flat;
-  const auto offset = [&](const Tensor& tensor) {
-    return (static_cast<char*>(tensor.data) - static_cast<char*>(flat.data)) /
-           static_cast<int64_t>(size_of(flat.dtype));
-  };
-  const int64_t from = offset(first), to = end ? offset(end) : flat.elements();
-  return flat.rows(from, to - from);
+  finished(g.ln_1_weight);
 }
 
 }  // namespace lathe

@@ -20,9 +20,9 @@ struct MicroBatch {
   const StepInputs* inputs = nullptr;  // device memory; read by dropout
 };
 
-// The gradients that one stage of the backward pass has finished, as views of the flat gradient.
-// Announced in the order in which they become final: ln_f, layer L-1, ..., layer 0, embeddings.
-using GradientReady = std::function<void(const Tensor& flat_range)>;
+// The backward pass has just finished elements [begin, end) of the flat gradient: from where it may
+// be cut (ParameterSpec::cut) to what was finished before. ln_f's come first, the embeddings' last.
+using GradientReady = std::function<void(int64_t begin, int64_t end)>;
 
 // The forward pass is about to read the weights of a layer; of the embeddings where it is
 // kEmbeddings, of ln_f where it is n_layer. In this order: embeddings, layers, ln_f.
@@ -68,7 +68,8 @@ class GPT2 {
   void first_layernorm(int64_t l, const MicroBatch& batch, bool training);
   void layer_forward(int64_t l, const MicroBatch& batch, bool training);
   void make_again(int64_t l, const MicroBatch& batch);
-  void layer_backward(int64_t l, const MicroBatch& batch, bool accumulate);
+  class Announcer;  // of finished gradients
+  void layer_backward(int64_t l, const MicroBatch& batch, bool accumulate, Announcer& finished);
   Dropout dropout(int64_t layer, DropoutSite site, const MicroBatch& batch, bool training) const;
   // The residual stream where layer l begins.
   const Tensor& layer_input(int64_t l) const {
@@ -81,7 +82,6 @@ class GPT2 {
   }
   // The branch's share of the residual gradient: a copy with the dropout mask, or the same tensor.
   const Tensor& branch_gradient() const { return config_.dropout > 0 ? d_branch_ : d_residual_; }
-  Tensor gradient_range(const Tensor& first, const Tensor& end) const;
 
   GPT2Config config_;
   DType dtype_;

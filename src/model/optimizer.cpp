@@ -45,6 +45,7 @@ Optimizer::Optimizer(const OptimizerConfig& config, const GPT2Parameters& weight
       device_(device),
       sharded_(ownership.sharded),
       shard_(layout.shard(ownership.rank, !ownership.sharded)),
+      norm_shard_(shard_),
       weights_(weights.flat),
       gradients_(gradients.flat) {
   const DType acc = gradients_.dtype, dtype = weights_.dtype;
@@ -63,10 +64,23 @@ Optimizer::Optimizer(const OptimizerConfig& config, const GPT2Parameters& weight
   v_ = arena.allocate(MemoryCategory::optimizer, acc, mine);
   square_sums_ =
       arena.allocate(MemoryCategory::workspace, DType::fp64, {norm_blocks(layout.elements)});
-  const std::vector<OptimizerSegment> segments = layout.segments(config.weight_decay, shard_);
-  segment_count_ = static_cast<int64_t>(segments.size());
+  std::vector<OptimizerSegment> segments;
+  const auto launch = [&](const std::vector<ShardPart>& parts, int64_t begin, int64_t elements) {
+    const std::vector<OptimizerSegment> more = layout.segments(config.weight_decay, parts);
+    segments.insert(segments.end(), more.begin(), more.end());
+    launches_.push_back({begin, elements, static_cast<int64_t>(more.size())});
+  };
+  if (sharded_ || layout.ranks == 1) {
+    launch(shard_, 0, shard_elements(shard_));
+  } else {
+    norm_shard_ = layout.shard(ownership.rank, false);
+    for (ShardPart& part : norm_shard_) part.local = part.begin;
+    const int64_t embeddings = layout.buckets[0].end, layers = layout.elements - embeddings;
+    launch({{embeddings, 0, layers}}, embeddings, layers);
+    launch({{0, 0, embeddings}}, 0, embeddings);
+  }
   segments_ = arena.allocate(MemoryCategory::batch, DType::uint8,
-                             {segment_count_ * static_cast<int64_t>(sizeof(OptimizerSegment))});
+                             {static_cast<int64_t>(segments.size() * sizeof(OptimizerSegment))});
   device.upload(segments_, segments.data());
 }
 
@@ -76,32 +90,43 @@ void Optimizer::step(const Ops& ops, const StepState& state) const {
 }
 
 void Optimizer::sum_squares(const Ops& ops) const {
-  if (sharded_) device_.zero(square_sums_);
-  for (const ShardPart& part : shard_) {
+  if (norm_shard_.size() > 1) device_.zero(square_sums_);  // other ranks' blocks
+  for (const ShardPart& part : norm_shard_) {
     ops.square_sums({.sums = square_sums_.rows(part.begin / kNormBlock, norm_blocks(part.elements)),
                      .gradients = gradients_.rows(part.local, part.elements)},
                     {});
   }
 }
 
-void Optimizer::update(const Ops& ops, const StepState& state) const {
+void Optimizer::update(const Ops& ops, const StepState& state,
+                       const EmbeddingsNeeded& needed) const {
   ops.clip_scale(
       {.sums = square_sums_, .grad_clip = config_.grad_clip, .results = state.device_results()},
       {});
-  ops.adamw({.masters = masters_,
-             .m = m_,
-             .v = v_,
-             .gradients = gradients_,
-             .weights = weights_,
-             .segments = static_cast<const OptimizerSegment*>(segments_.data),
-             .segment_count = segment_count_,
-             .beta1 = config_.beta1,
-             .beta2 = config_.beta2,
-             .eps = config_.eps,
-             .inputs = state.inputs(0),
-             .results = state.device_results(),
-             .stochastic_rounding = config_.stochastic_rounding},
-            {});
+  const auto* segments = static_cast<const OptimizerSegment*>(segments_.data);
+  for (const Launch& launch : launches_) {
+    const bool last = &launch == &launches_.back();
+    if (last && needed) needed();
+    const auto range = [&launch](const Tensor& flat) {
+      return flat ? flat.rows(launch.begin, launch.elements) : flat;
+    };
+    ops.adamw({.masters = range(masters_),
+               .m = range(m_),
+               .v = range(v_),
+               .gradients = range(gradients_),
+               .weights = range(weights_),
+               .segments = segments,
+               .segment_count = launch.segment_count,
+               .beta1 = config_.beta1,
+               .beta2 = config_.beta2,
+               .eps = config_.eps,
+               .inputs = state.inputs(0),
+               .results = state.device_results(),
+               .stochastic_rounding = config_.stochastic_rounding,
+               .last = last},
+              {});
+    segments += launch.segment_count;
+  }
 }
 
 }  // namespace lathe

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -46,11 +47,14 @@ struct OptimizerConfig {
 };
 
 // Which part of the parameters an optimizer keeps: of several ranks each its share of every bucket
-// (ZeRO-1), or all of them.
+// (ZeRO-1), or all of them. The norm is always taken by shares.
 struct Ownership {
   int64_t rank = 0;
   bool sharded = false;
 };
+
+// The update is about to read the gradients of the embeddings, which come last.
+using EmbeddingsNeeded = std::function<void()>;
 
 class Optimizer {
  public:
@@ -61,10 +65,10 @@ class Optimizer {
   // Norm, clipping and update, with no word from the host in between: a step whose loss or gradient
   // norm is not finite leaves weights and moments as they are.
   void step(const Ops& ops, const StepState& state) const;
-  // Its halves: square_sums() of the blocks that this optimizer owns, zeros for the others; then,
-  // with the sums of all ranks there, the rest.
+  // Its halves: square_sums() of the blocks in this rank's share, zeros for the others; then, with
+  // the sums of all ranks there, the rest. `needed` may be empty.
   void sum_squares(const Ops& ops) const;
-  void update(const Ops& ops, const StepState& state) const;
+  void update(const Ops& ops, const StepState& state, const EmbeddingsNeeded& needed = {}) const;
 
   // What it owns. Its tensors are flat over these parts, one after the other.
   const std::vector<ShardPart>& shard() const { return shard_; }
@@ -83,11 +87,15 @@ class Optimizer {
   OptimizerConfig config_;
   Device& device_;
   bool sharded_;
-  std::vector<ShardPart> shard_;
+  std::vector<ShardPart> shard_, norm_shard_;
   Tensor weights_;  // absent where masters_ are the weights
   Tensor gradients_, masters_, m_, v_, square_sums_;
-  Tensor segments_;  // OptimizerSegment[segment_count_]
-  int64_t segment_count_;
+  Tensor segments_;  // OptimizerSegment, those of each launch one after the other
+  struct Launch {
+    int64_t begin = 0, elements = 0;  // of the flat tensors
+    int64_t segment_count = 0;
+  };
+  std::vector<Launch> launches_;  // of AdamW: the embeddings in the last
 };
 
 }  // namespace lathe

@@ -11,16 +11,20 @@ std::vector<ParameterSpec> parameter_specs(const GPT2Config& config) {
   const float residual_std = std / std::sqrt(2.0f * static_cast<float>(config.n_layer));
 
   std::vector<ParameterSpec> specs;
+  bool behind_layernorm = false;
   const auto matrix = [&](const std::string& name, int64_t rows, int64_t columns, float init_std,
                           int64_t layer) {
-    specs.push_back({name + ".weight", {rows, columns}, true, init_std, 0, layer});
+    const bool cut = layer >= 0 && !behind_layernorm;
+    specs.push_back({name + ".weight", {rows, columns}, true, init_std, 0, layer, cut});
+    behind_layernorm = false;
   };
   const auto bias = [&](const std::string& name, int64_t elements, int64_t layer) {
     if (config.bias) specs.push_back({name + ".bias", {elements}, false, 0, 0, layer});
   };
   const auto layernorm = [&](const std::string& name, int64_t layer) {
-    specs.push_back({name + ".weight", {c}, false, 0, 1, layer});
+    specs.push_back({name + ".weight", {c}, false, 0, 1, layer, layer >= 0});
     bias(name, c, layer);
+    behind_layernorm = true;
   };
   const auto linear = [&](const std::string& name, int64_t in, int64_t out, float init_std,
                           int64_t layer) {
@@ -49,44 +53,64 @@ int64_t round_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
-// The first layer of each bucket, ascending. They fill up in the order of the backward pass, from
-// the last layer down, so what is left over is the first layers' (whose bucket the step waits for).
-std::vector<int64_t> bucket_starts(const GPT2Config& config, int64_t least_elements) {
-  int64_t layer_elements = 0;
-  for (const ParameterSpec& spec : parameter_specs(config)) {
-    if (spec.layer == 0) layer_elements += round_up(spec.shape.elements(), kParameterAlignment);
+// Elements of the flat buffer, without the padding of buckets.
+int64_t aligned_elements(const ParameterSpec& spec) {
+  return round_up(spec.shape.elements(), kParameterAlignment);
+}
+
+// Marks the parameters with which a bucket begins: 1 for each of `specs`. Buckets fill up in the
+// order of the backward pass, from the end down. The step waits for the last ones, so towards the
+// end one closes earlier: when it holds more than all that is left, unless it is hardly worth a
+// message.
+std::vector<char> bucket_starts(const std::vector<ParameterSpec>& specs, int64_t least_elements) {
+  std::vector<char> starts(specs.size());
+  int64_t left = 0, held = 0;
+  for (const ParameterSpec& spec : specs) {
+    if (spec.layer >= 0) left += aligned_elements(spec);
   }
-  std::vector<int64_t> starts;
-  int64_t held = 0;
-  for (int64_t l = config.n_layer - 1; l >= 0; --l) {
-    held += layer_elements;
-    if (held < least_elements && l > 0) continue;
-    starts.insert(starts.begin(), l);
+  for (size_t i = specs.size(); i-- > 0;) {
+    if (specs[i].layer < 0) continue;
+    held += aligned_elements(specs[i]);
+    left -= aligned_elements(specs[i]);
+    const bool half = held > left && held >= least_elements / 8;
+    if (left > 0 && (!specs[i].cut || (held < least_elements && !half))) continue;
+    starts[i] = 1;
     held = 0;
   }
   return starts;
+}
+
+// h.3.ln_2 of h.3.ln_2.weight.
+std::string module_of(const ParameterSpec& spec) {
+  return spec.name.substr(0, spec.name.rfind('.'));
 }
 
 }  // namespace
 
 ParameterLayout::ParameterLayout(const GPT2Config& config, const Sharding& sharding)
     : ranks(sharding.ranks) {
-  const std::vector<int64_t> starts = bucket_starts(config, sharding.bucket_elements);
+  std::vector<ParameterSpec> specs = parameter_specs(config);
+  const std::vector<char> starts = bucket_starts(specs, sharding.bucket_elements);
   const int64_t unit = ranks > 1 ? ranks * kNormBlock : 1;
-  buckets.push_back({.begin = 0});
-  size_t next = 0;  // of starts
-  for (ParameterSpec& spec : parameter_specs(config)) {
-    if (next < starts.size() && spec.layer == starts[next]) {
-      elements = buckets.back().end = round_up(elements, unit);
-      buckets.push_back({.begin = elements, .first_layer = starts[next++]});
+  const auto close_bucket = [&] {
+    Bucket& bucket = buckets.back();
+    elements = bucket.end = round_up(elements, unit);
+    const std::string last = module_of(slots.back().spec);
+    if (bucket.first_layer >= 0 && bucket.name != last) bucket.name += " to " + last;
+  };
+  buckets.push_back({.name = "embeddings"});
+  for (size_t i = 0; i < specs.size(); ++i) {
+    if (starts[i]) {
+      close_bucket();
+      buckets.push_back(
+          {.begin = elements, .first_layer = specs[i].layer, .name = module_of(specs[i])});
     }
-    Shape padded = spec.shape;
-    if (spec.name == "wte.weight") padded.dim[0] = config.padded_vocab_size();
-    if (spec.layer >= 0) buckets.back().last_layer = spec.layer;
-    slots.push_back({std::move(spec), elements, padded});
+    Shape padded = specs[i].shape;
+    if (specs[i].name == "wte.weight") padded.dim[0] = config.padded_vocab_size();
+    slots.push_back({std::move(specs[i]), elements, padded});
     elements += round_up(padded.elements(), kParameterAlignment);
   }
-  elements = buckets.back().end = round_up(elements, unit);
+  close_bucket();
 }
 
 std::vector<ShardPart> ParameterLayout::shard(int64_t rank, bool all) const {

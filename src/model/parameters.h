@@ -19,6 +19,9 @@ struct ParameterSpec {
   float init_std = 0;    // N(0, init_std); 0: all init_value
   float init_value = 0;  // 1 for LayerNorm weights
   int64_t layer = -1;    // -1: not part of a layer
+  // The backward pass is through with everything from here to the end at one moment, and a bucket
+  // may begin here: a matrix, with the LayerNorm before it.
+  bool cut = false;
 };
 
 // The standard deviation of GPT-2's initial weights; projections into the residual stream have
@@ -32,21 +35,22 @@ std::vector<ParameterSpec> parameter_specs(const GPT2Config& config);
 // a parameter starts on a 256-byte boundary in every number type; what lies between stays zero.
 inline constexpr int64_t kParameterAlignment = 128;
 
-// How the flat buffers are cut for several ranks. The gradients of neighbouring layers are reduced
-// together, as one bucket, as soon as they hold `bucket_elements`; a large layer is a bucket alone.
+// How the flat buffers are cut for several ranks. The gradients of neighbouring matrices are
+// reduced together, as one bucket, as soon as they hold `bucket_elements`; a large matrix is a
+// bucket alone.
 struct Sharding {
   int64_t ranks = 1;
   int64_t bucket_elements = int64_t{4} << 20;
   bool operator==(const Sharding&) const = default;
 };
 
-// Elements [begin, end) of the flat buffers, whose gradients are final when the backward pass is
-// through with layer first_layer (-1: the embeddings). Each rank has an equal share, which is a
-// whole number of the norm's blocks (kNormBlock), so the bucket ends with padding. With one rank
-// there is no padding.
+// Elements [begin, end) of the flat buffers, whose gradients are final when those of its first
+// parameter are. Each rank has an equal share, which is a whole number of the norm's blocks
+// (kNormBlock), so the bucket ends with padding. With one rank there is no padding.
 struct Bucket {
   int64_t begin = 0, end = 0;
-  int64_t first_layer = -1, last_layer = -1;
+  int64_t first_layer = -1;  // that it has a part of; -1: the embeddings
+  std::string name;          // "embeddings", or those of its first and last parameter
   int64_t elements() const { return end - begin; }
 };
 
@@ -68,8 +72,8 @@ struct ParameterLayout {
   std::vector<ParameterSlot> slots;
   int64_t elements = 0;  // of the flat buffer
   int64_t ranks = 1;
-  std::vector<Bucket>
-      buckets;  // in the order of the flat buffer: embeddings, layers, the last with ln_f
+  // In the order of the flat buffer: embeddings, parts of layers, the last with ln_f.
+  std::vector<Bucket> buckets;
 
   // What a rank keeps the optimizer's state of: its share of every bucket, or with `all`
   // everything.

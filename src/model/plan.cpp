@@ -14,7 +14,7 @@ Tensor imagined(DType dtype, Shape shape) {
   return Tensor{reinterpret_cast<void*>(kArenaAlignment), dtype, shape};
 }
 
-int64_t flat_elements(const GPT2Config& config, const Sharding& sharding = {}) {
+int64_t flat_elements(const GPT2Config& config) {
   const auto rounded = [](int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; };
   const auto aligned = [&](int64_t n) { return rounded(n, kParameterAlignment); };
   const int64_t c = config.n_embd;
@@ -25,15 +25,7 @@ int64_t flat_elements(const GPT2Config& config, const Sharding& sharding = {}) {
   const int64_t layer =
       2 * layernorm + linear(c, 3 * c) + linear(c, c) + linear(c, 4 * c) + linear(4 * c, c);
   const int64_t embeddings = aligned(config.padded_vocab_size() * c) + aligned(config.seq_len * c);
-  if (sharding.ranks == 1) return embeddings + config.n_layer * layer + layernorm;
-  // Each bucket is a whole number of the norm's blocks for every rank. Buckets are full ones of
-  // `each` layers, the last of them with ln_f, and what is left of the first layers.
-  const int64_t unit = sharding.ranks * kNormBlock;
-  const int64_t each =
-      std::clamp((sharding.bucket_elements + layer - 1) / layer, int64_t{1}, config.n_layer);
-  const int64_t full = config.n_layer / each, left = config.n_layer % each;
-  return rounded(embeddings, unit) + rounded(left * layer, unit) +
-         (full - 1) * rounded(each * layer, unit) + rounded(each * layer + layernorm, unit);
+  return embeddings + config.n_layer * layer + layernorm;
 }
 
 // The scratch of the hungriest operation, each at the largest size that a step gives it.
@@ -219,7 +211,9 @@ MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const 
   refuse_overflow(config, shape);
   const DType dtype = shape.dtype, acc = accumulator_of(dtype);
   const int64_t c = config.n_embd, n = shape.batch_size * shape.seq_len;
-  const int64_t parameters = flat_elements(config, shape.sharding);
+  // Buckets of several ranks end with padding, which the layout knows.
+  const ParameterLayout layout(config, shape.sharding);
+  const int64_t parameters = shape.sharding.ranks > 1 ? layout.elements : flat_elements(config);
   const int64_t owned = shape.sharded ? parameters / shape.sharding.ranks : parameters;
   MemoryPlan plan;
   plan.add(MemoryCategory::weights, dtype, parameters);
@@ -261,7 +255,6 @@ MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const 
   plan.add(MemoryCategory::batch, DType::uint8,
            shape.micro_steps * static_cast<int64_t>(sizeof(StepInputs)));
   plan.add(MemoryCategory::batch, DType::uint8, sizeof(StepResults));
-  const ParameterLayout layout(config, shape.sharding);
   const auto segments = layout.segments(1, layout.shard(shape.rank, !shape.sharded));
   plan.add(MemoryCategory::batch, DType::uint8,
            static_cast<int64_t>(segments.size() * sizeof(OptimizerSegment)));

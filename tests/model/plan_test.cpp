@@ -90,6 +90,29 @@ TEST(Plan, NoWeightDecayTakesTheSameMemory) {
   }
 }
 
+// What is reduced last is small, for it is waited for; but not too small.
+TEST(Layout, BucketsBecomeSmallerTowardsTheEnd) {
+  const int64_t least = int64_t{4} << 20;
+  const std::vector<Bucket> buckets = ParameterLayout(GPT2Config{}, {4, least}).buckets;
+  ASSERT_EQ(buckets.size(), 20u);
+  EXPECT_EQ(buckets[0].name, "embeddings");
+  EXPECT_EQ(buckets[1].name, "h.0.ln_1 to h.0.attn.c_attn");
+  EXPECT_EQ(buckets[2].name, "h.0.attn.c_proj to h.0.mlp.c_fc");
+  EXPECT_EQ(buckets[3].name, "h.0.mlp.c_proj to h.1.attn.c_proj");
+  EXPECT_EQ(buckets[19].name, "h.11.ln_2 to ln_f");
+  EXPECT_LT(buckets[1].elements(), least / 2);
+  for (size_t b = 1; b < buckets.size(); ++b) {
+    EXPECT_EQ(buckets[b].begin, buckets[b - 1].end);
+    EXPECT_EQ(buckets[b].elements() % (4 * kNormBlock), 0);
+    EXPECT_GE(buckets[b].elements(), least / 8);
+    EXPECT_TRUE(b <= 2 || buckets[b].elements() >= least) << buckets[b].name;
+  }
+  // Of a small model everything but the embeddings is one message.
+  const GPT2Config small{.n_layer = 4, .n_head = 4, .n_embd = 64, .vocab_size = 65, .seq_len = 64};
+  EXPECT_EQ(ParameterLayout(small, {4, least}).buckets.size(), 2u);
+  EXPECT_EQ(ParameterLayout(small, {4, 0}).buckets.size(), 17u);
+}
+
 TEST(Plan, AnArenaThatIsTooSmallIsAnError) {
   const auto device = make_test_device(DType::fp32);
   const GPT2Config config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 20, .seq_len = 8};

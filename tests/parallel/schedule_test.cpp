@@ -62,30 +62,41 @@ Schedule schedule_of(const Case& c) {
   parallel.finish_gradients();
   optimizer.sum_squares(ops);
   parallel.add_up_squares();
-  optimizer.update(ops, state);
+  optimizer.update(ops, state, parallel.embeddings_needed());
   return schedule;
 }
 
-TEST(Schedule, EachBucketIsReducedBeforeTheNextLayersBackward) {
+// The operation that writes the last gradient of a bucket: the backward pass of its first matrix or
+// LayerNorm. Layer l has four linear_backward, and two layernorm_backward behind the head's one.
+int64_t last_gradient(const Schedule& s, const GPT2Config& config, const Bucket& bucket) {
+  if (bucket.first_layer < 0) return s.only("embedding_backward");
+  const std::string first = bucket.name.substr(0, bucket.name.find(' '));
+  const size_t above = static_cast<size_t>(config.n_layer - 1 - bucket.first_layer);
+  if (first.ends_with("mlp.c_proj")) return s.all("linear_backward").at(4 * above);
+  if (first.ends_with("ln_2")) return s.all("layernorm_backward").at(1 + 2 * above);
+  if (first.ends_with("attn.c_proj")) return s.all("linear_backward").at(4 * above + 2);
+  EXPECT_TRUE(first.ends_with("ln_1")) << bucket.name;
+  return s.all("layernorm_backward").at(2 + 2 * above);
+}
+
+TEST(Schedule, EachBucketIsReducedWhenItsLastGradientIsThere) {
   for (bool sharded : {false, true}) {
     for (bool reduce_bf16 : {false, true}) {
       Case c{.config = kGpt2, .batch_size = 1, .sharded = sharded, .reduce_bf16 = reduce_bf16};
       c.bucket_elements = int64_t{4} << 20;
       const Schedule s = schedule_of(c);
-      const std::string reduction = sharded ? "reduce_scatter" : "all_reduce";
-      // A layer's backward pass ends with the LayerNorm at its beginning; the one before its first
-      // is the head's.
-      std::vector<int64_t> norms = s.all("layernorm_backward");
-      ASSERT_EQ(norms.size(), 25u);
-      for (int64_t l = 11; l >= 0; --l) {
-        const std::string name = l == 11 ? "layer 11, ln_f" : fmt::format("layer {}", l);
-        const int64_t issued = s.only(reduction, name);
-        const size_t mine = static_cast<size_t>(2 * (12 - l));  // of norms: this layer's last
-        EXPECT_GT(issued, norms[mine]) << name;
-        EXPECT_LT(issued, s.next(norms[mine], "linear_backward", "embedding_backward")) << name;
+      const ParameterLayout layout(c.config, {c.ranks, c.bucket_elements});
+      EXPECT_EQ(layout.buckets.size(), 20u);
+      for (const Bucket& bucket : layout.buckets) {
+        const bool scattered = sharded || bucket.first_layer < 0;
+        const int64_t issued =
+            s.only(scattered ? "reduce_scatter" : "all_reduce", bucket.name.c_str());
+        const int64_t final = last_gradient(s, c.config, bucket);
+        EXPECT_GT(issued, final) << bucket.name;
+        EXPECT_LT(issued, s.next(final, "linear_backward", "layernorm_backward",
+                                 "attention_backward", "embedding_backward", "square_sums"))
+            << bucket.name;
       }
-      EXPECT_GT(s.only(reduction, "embeddings"), s.only("embedding_backward"));
-      EXPECT_LT(s.only(reduction, "embeddings"), s.first("square_sums"));
       // Every one of them begins after what the device was given before it, and no sooner.
       for (const auto& [at, entry] : s.collectives()) EXPECT_LT(s.ordered_after(at), at);
     }
@@ -102,22 +113,30 @@ TEST(Schedule, OnlyTheLastMicroStepCommunicates) {
 TEST(Schedule, AdamWWaitsForAllGradientsAndNothingElseDoes) {
   for (bool sharded : {false, true}) {
     const Schedule s = schedule_of({.sharded = sharded});
-    const int64_t last_gradient = s.only(sharded ? "reduce_scatter" : "all_reduce", "embeddings");
+    const int64_t last_gradient = s.only("reduce_scatter", "embeddings");
     // The first wait of the device behind the gathers is the one before the norm.
     const int64_t wait = s.next(s.only("embedding_backward"), "device_after");
     EXPECT_EQ(s.at(wait).ticket, s.at(last_gradient).ticket);
     EXPECT_LT(wait, s.first("square_sums"));
     EXPECT_LT(s.next(wait, "square_sums"), s.only("clip_scale"));
-    EXPECT_LT(s.only("clip_scale"), s.only("adamw"));
+    EXPECT_LT(s.only("clip_scale"), s.first("adamw"));
     const std::vector<int64_t> backward = s.all("linear_backward");
     for (int64_t at : s.all("device_after")) {
       EXPECT_FALSE(at > s.only("linear_cross_entropy") && at < backward.back()) << at;
     }
-    if (!sharded) continue;
     const int64_t norm = s.only("all_reduce", "norm");
     EXPECT_GT(norm, s.all("square_sums").back());
     EXPECT_EQ(s.at(s.next(norm, "device_after")).ticket, s.at(norm).ticket);
     EXPECT_LT(s.next(norm, "device_after"), s.only("clip_scale"));
+    // Stage 0: the layers are updated while the embeddings' sums come together.
+    const std::vector<int64_t> updates = s.all("adamw");
+    ASSERT_EQ(updates.size(), sharded ? 1u : 2u);
+    if (sharded) continue;
+    const int64_t gather = s.only("all_gather", "embeddings");
+    EXPECT_GT(gather, norm);
+    EXPECT_LT(gather, updates[0]);
+    EXPECT_EQ(s.at(s.next(updates[0], "device_after")).ticket, s.at(gather).ticket);
+    EXPECT_LT(s.next(updates[0], "device_after"), updates[1]);
   }
 }
 
@@ -126,15 +145,13 @@ TEST(Schedule, AdamWWaitsForAllGradientsAndNothingElseDoes) {
 TEST(Schedule, LayersWaitForTheirOwnWeights) {
   const Schedule s = schedule_of({.sharded = true});
   const std::vector<int64_t> gathers = s.all("all_gather");
-  ASSERT_EQ(gathers.size(), 6u);
+  ASSERT_EQ(gathers.size(), 21u);  // four parts a layer
   EXPECT_LT(gathers.back(), s.first("embedding_forward"));
   const std::vector<int64_t> waits = s.all("device_after");
-  for (size_t b = 0; b < gathers.size(); ++b) {
-    EXPECT_EQ(s.at(waits[b]).ticket, s.at(gathers[b]).ticket);
-    EXPECT_EQ(s.at(gathers[b]).what, b == 0   ? "embeddings"
-                                     : b == 5 ? "layer 4, ln_f"
-                                              : fmt::format("layer {}", b - 1));
-  }
+  for (size_t l = 0; l <= 5; ++l) EXPECT_EQ(s.at(waits[l]).ticket, s.at(gathers[4 * l]).ticket);
+  EXPECT_EQ(s.at(gathers[0]).what, "embeddings");
+  EXPECT_EQ(s.at(gathers[4]).what, "h.0.mlp.c_proj");
+  EXPECT_EQ(s.at(gathers[20]).what, "h.4.mlp.c_proj to ln_f");
   // Embedding, then of each layer the first LayerNorm.
   EXPECT_EQ(s.next(waits[0]), s.first("embedding_forward"));
   const std::vector<int64_t> norms = s.all("layernorm_forward");
@@ -155,8 +172,7 @@ TEST(Schedule, OneRankIsSilent) {
 }
 
 // Half a million tokens a step, as GPT-2 was trained with (and as llm.c reproduces it), on four
-// H100. Stage 0 with fp32 gradients over 200 Gb/s is the one that does not hide enough: it shows 6
-// %.
+// H100.
 TEST(Schedule, OfGpt2HidesWhatItSends) {
   for (const auto& [sharded, reduce_bf16] :
        {std::pair(false, false), {false, true}, {true, false}, {true, true}}) {
@@ -171,7 +187,7 @@ TEST(Schedule, OfGpt2HidesWhatItSends) {
       const StepTimes t = model_of(s, kH100, network, 4);
       std::printf("stage %d, %s gradients, %s: %s\n", sharded, reduce_bf16 ? "bf16" : "fp32",
                   network.name, t.line().c_str());
-      EXPECT_LE(t.exposed_s, (sharded || reduce_bf16 ? 0.05 : 0.061) * t.step_s) << network.name;
+      EXPECT_LE(t.exposed_s, 0.05 * t.step_s) << network.name;
       EXPECT_GT(t.communication_s, 2 * t.exposed_s) << network.name;
     }
   }

@@ -179,9 +179,9 @@ TEST_F(Ranks, AStepIsTraced) {
     }
   }
   for (int rank : {0, 1}) {
-    for (const char* name :
-         {"0 embedding_forward", "0 adamw", "0 wait: embeddings", "0 wait: norm", "1 embeddings",
-          "1 layer 1", "1 layer 2, ln_f", "1 loss", "1 norm", "0 process_name", "1 thread_name"}) {
+    for (const char* name : {"0 embedding_forward", "0 adamw", "0 wait: embeddings", "0 wait: norm",
+                             "1 embeddings", "1 h.1.attn.c_proj", "1 h.2.mlp.c_proj to ln_f",
+                             "1 loss", "1 norm", "0 process_name", "1 thread_name"}) {
       EXPECT_TRUE(seen.contains(fmt::format("{} {}", rank, name))) << rank << " " << name;
     }
   }
