@@ -9,7 +9,9 @@ namespace lathe {
 using cuda::check_cuda;
 
 CudaLine::CudaLine(Device& device)
-    : device_stream_(static_cast<cudaStream_t>(device.stream())), stream_(cuda::Stream::urgent()) {
+    : device_stream_(static_cast<cudaStream_t>(device.stream())),
+      stream_(cuda::Stream::urgent()),
+      events_(kEvents) {
   check_cuda(cudaEventCreateWithFlags(&device_event_, cudaEventDisableTiming), "event");
   for (cudaEvent_t& event : events_)
     check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");

@@ -7,8 +7,8 @@
 
 #include <cuda_runtime.h>
 
-#include <array>
 #include <functional>
+#include <vector>
 
 #include "kernels/cuda/stream.h"
 #include "src/parallel/communicator.h"
@@ -37,14 +37,15 @@ class CudaLine {
   bool recording() const;
 
  private:
-  static constexpr Ticket kEvents = 64;
+  // A step of several ranks has up to six tickets for each matrix of the model.
+  static constexpr Ticket kEvents = 4096;
   cudaEvent_t event_of(Ticket ticket) const;
   static bool is_recording(cudaStream_t stream);
 
   const cudaStream_t device_stream_;
   cuda::Stream stream_;
   cudaEvent_t device_event_ = nullptr;
-  std::array<cudaEvent_t, kEvents> events_{};  // when a ticket was done; the youngest
+  std::vector<cudaEvent_t> events_;  // kEvents: when a ticket was done; the youngest
   Ticket last_ = 0;
   Ticket joined_ = 0;          // the device waits for it and all before
   bool was_recorded_ = false;  // replays may be under way on the device's stream

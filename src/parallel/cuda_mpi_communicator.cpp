@@ -7,8 +7,7 @@
 #include <deque>
 #include <exception>
 
-#include "src/parallel/collective.h"
-#include "src/parallel/cuda_line.h"
+#include "src/parallel/cuda_communicator.h"
 #include "src/parallel/make_communicator.h"
 #include "src/parallel/mpi_collectives.h"
 
@@ -37,14 +36,10 @@ void run_step(void* data) {
   step.done = true;
 }
 
-class CudaMpiCommunicator final : public CollectiveCommunicator {
+class CudaMpiCommunicator final : public CudaCommunicator {
  public:
   CudaMpiCommunicator(const World& world, Device& device, double timeout_seconds)
-      : CollectiveCommunicator(world.rank(), world.size()),
-        world_(world),
-        device_(device),
-        collectives_(world, timeout_seconds),
-        line_(device) {
+      : CudaCommunicator(world, device), collectives_(world, timeout_seconds) {
     void* memory = nullptr;
     check_cuda(cudaHostAlloc(&memory, kPinnedBytes, cudaHostAllocDefault), "pinned memory");
     pinned_ = static_cast<char*>(memory);
@@ -59,16 +54,8 @@ class CudaMpiCommunicator final : public CollectiveCommunicator {
   }
 
   std::string_view kind() const override { return "mpi"; }
-  void after_device() override { line_.after_device(); }
-  void device_after(Ticket ticket) override { line_.device_after(ticket); }
-  Ticket last() const override { return line_.last(); }
   void wait(Ticket ticket) override {
     line_.wait(ticket, [] {});
-  }
-  void mark(int number) override {
-    line_.begin();
-    device_.mark_on(line_.stream(), number);
-    line_.end();
   }
   void exchange(void* all, const void* mine, size_t bytes) override {
     wait(last());
@@ -94,10 +81,7 @@ class CudaMpiCommunicator final : public CollectiveCommunicator {
   void run_on_host(const Collective& c);
   void copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind);
 
-  const World& world_;
-  Device& device_;
   MpiCollectives collectives_;
-  CudaLine line_;
   char* pinned_ = nullptr;
   std::deque<Step> steps_, recorded_;
 };

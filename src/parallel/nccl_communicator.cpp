@@ -6,8 +6,7 @@
 #include <exception>
 #include <optional>
 
-#include "src/parallel/collective.h"
-#include "src/parallel/cuda_line.h"
+#include "src/parallel/cuda_communicator.h"
 #include "src/parallel/make_communicator.h"
 #include "src/parallel/nccl_library.h"
 #include "src/parallel/rendezvous.h"
@@ -109,15 +108,11 @@ class Progress {
   std::array<Collective, kNumbers> calls_{};
 };
 
-class NcclCommunicator final : public CollectiveCommunicator {
+class NcclCommunicator final : public CudaCommunicator {
  public:
   NcclCommunicator(const World& world, Device& device, const Nccl& nccl, const ncclUniqueId& id,
                    double timeout_seconds)
-      : CollectiveCommunicator(world.rank(), world.size()),
-        world_(world),
-        device_(device),
-        nccl_(nccl),
-        line_(device) {
+      : CudaCommunicator(world, device), nccl_(nccl) {
     progress_.prepare(line_.stream());
     check(nccl_.comm_init_rank(&comm_, size(), id, rank()), "ncclCommInitRank");
     watchdog_.emplace(
@@ -144,16 +139,8 @@ class NcclCommunicator final : public CollectiveCommunicator {
   }
 
   std::string_view kind() const override { return "nccl"; }
-  void after_device() override { line_.after_device(); }
-  void device_after(Ticket ticket) override { line_.device_after(ticket); }
-  Ticket last() const override { return line_.last(); }
   void wait(Ticket ticket) override {
     line_.wait(ticket, [this] { check_asynchronous(); });
-  }
-  void mark(int number) override {
-    line_.begin();
-    device_.mark_on(line_.stream(), number);
-    line_.end();
   }
 
   void exchange(void* all, const void* mine, size_t bytes) override {
@@ -217,10 +204,7 @@ class NcclCommunicator final : public CollectiveCommunicator {
     if (!error.empty()) throw CheckError(error);
   }
 
-  const World& world_;
-  Device& device_;
   const Nccl nccl_;
-  CudaLine line_;
   Progress progress_;
   ncclComm_t comm_ = nullptr;
   void* scratch_ = nullptr;
