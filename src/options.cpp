@@ -68,178 +68,163 @@ Presets make_presets() {
   return presets;
 }
 
-// The file a user writes: flat keys, named as the flags; a section or an unknown key is an error.
-void add_options(CLI::App& app, TrainOptions& o) {
-  app.set_config("--config", "", "TOML file with the same keys; flags override it");
-  app.allow_config_extras(CLI::config_extras_mode::error);
-  const auto counted = CLI::Range(int64_t{0}, int64_t{1} << 40);
-  const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 40);
+// Each of these adds one group of flags, as --help shows them.
 
+CLI::Range counted() {
+  return CLI::Range(int64_t{0}, int64_t{1} << 40);
+}
+CLI::Range positive() {
+  return CLI::Range(int64_t{1}, int64_t{1} << 40);
+}
+
+void add_model_options(CLI::App& app, TrainOptions& o) {
+  app.option_defaults()->group("Model");
   std::string names;
   for (const auto& [name, unused] : make_presets()) names += (names.empty() ? "" : ", ") + name;
-  app.add_option("--model", o.model, "Preset: " + names)->group("Model");
-  app.add_option("--n-layer", o.gpt2.n_layer, "Layers")->group("Model");
-  app.add_option("--n-head", o.gpt2.n_head, "Attention heads")->group("Model");
-  app.add_option("--n-embd", o.gpt2.n_embd, "Channels")->group("Model");
+  app.add_option("--model", o.model, "Preset: " + names);
+  app.add_option("--n-layer", o.gpt2.n_layer, "Layers");
+  app.add_option("--n-head", o.gpt2.n_head, "Attention heads");
+  app.add_option("--n-embd", o.gpt2.n_embd, "Channels");
   app.add_option("--vocab-size", o.gpt2.vocab_size, "Vocabulary; 0 takes the data's")
-      ->check(counted)
-      ->group("Model");
-  app.add_option("--seq-len", o.gpt2.seq_len, "Tokens of a sequence")->group("Model");
-  app.add_option("--bias", o.gpt2.bias, "Biases in LayerNorms and linear layers")->group("Model");
+      ->check(counted());
+  app.add_option("--seq-len", o.gpt2.seq_len, "Tokens of a sequence");
+  app.add_option("--bias", o.gpt2.bias, "Biases in LayerNorms and linear layers");
   app.add_option("--dropout", o.gpt2.dropout, "Probability of dropping, below 1")
-      ->check(finite_in(0, 1))
-      ->group("Model");
+      ->check(finite_in(0, 1));
   app.add_option_function<std::string>(
          "--gelu", [&o](const std::string& name) { o.gpt2.gelu = gelu_from_name(name); },
          "exact or tanh")
-      ->default_str(std::string(name_of(o.gpt2.gelu)))
-      ->group("Model");
+      ->default_str(std::string(name_of(o.gpt2.gelu)));
   app.add_option("--init-std", o.init_std, "Standard deviation of random weights")
-      ->check(finite_from(0))
-      ->group("Model");
-  app.add_option("--init", o.init, "random, or a directory with config.json and model.safetensors")
-      ->group("Model");
+      ->check(finite_from(0));
+  app.add_option("--init", o.init, "random, or a directory with config.json and model.safetensors");
+}
 
-  app.add_option("--data", o.data, "Directory that build/prepare wrote")->group("Data");
+void add_data_options(CLI::App& app, TrainOptions& o) {
+  app.option_defaults()->group("Data");
+  app.add_option("--data", o.data, "Directory that build/prepare wrote");
   app.add_option("--sampling", o.sampling, "random windows, or sequential with a shuffle per epoch")
-      ->check(CLI::IsMember({"random", "sequential"}))
-      ->group("Data");
+      ->check(CLI::IsMember({"random", "sequential"}));
   app.add_option("--reader", o.reader, "How shards are read: mmap, or mpi-io under mpirun")
-      ->check(CLI::IsMember({"mmap", "mpi-io"}))
-      ->group("Data");
+      ->check(CLI::IsMember({"mmap", "mpi-io"}));
   app.add_option("--batch-size", o.batch_size, "Sequences per rank and micro-step")
-      ->check(positive)
-      ->group("Data");
+      ->check(positive());
   app.add_option("--total-batch-size", o.total_batch_size,
                  "Tokens per step over all ranks, sets accumulation; 0: one micro-step")
-      ->check(counted)
-      ->group("Data");
-  app.add_option("--seed", o.seed, "Of weights, data and dropout")
-      ->check(not_negative())
-      ->group("Data");
+      ->check(counted());
+  app.add_option("--seed", o.seed, "Of weights, data and dropout")->check(not_negative());
+}
 
-  app.add_option("--steps", o.steps, "Steps of the run")->check(counted)->group("Optimizer");
-  app.add_option("--lr", o.lr, "Peak learning rate")->check(finite_from(0))->group("Optimizer");
+void add_optimizer_options(CLI::App& app, TrainOptions& o) {
+  app.option_defaults()->group("Optimizer");
+  app.add_option("--steps", o.steps, "Steps of the run")->check(counted());
+  app.add_option("--lr", o.lr, "Peak learning rate")->check(finite_from(0));
   app.add_option("--min-lr", o.min_lr, "Learning rate at the end of the decay")
-      ->check(finite_from(0))
-      ->group("Optimizer");
-  app.add_option("--warmup-steps", o.warmup_steps, "Steps of linear warm-up")
-      ->check(counted)
-      ->group("Optimizer");
+      ->check(finite_from(0));
+  app.add_option("--warmup-steps", o.warmup_steps, "Steps of linear warm-up")->check(counted());
   app.add_option("--lr-decay-steps", o.lr_decay_steps, "Step at which min-lr is reached; 0: steps")
-      ->check(counted)
-      ->group("Optimizer");
+      ->check(counted());
   app.add_option("--schedule", o.schedule, "cosine, linear, constant or wsd")
-      ->check(CLI::IsMember({"cosine", "linear", "constant", "wsd"}))
-      ->group("Optimizer");
+      ->check(CLI::IsMember({"cosine", "linear", "constant", "wsd"}));
   app.add_option("--weight-decay", o.optimizer.weight_decay, "On matrices only")
-      ->check(finite_from(0))
-      ->group("Optimizer");
-  app.add_option("--beta1", o.optimizer.beta1, "AdamW")
-      ->check(finite_in(0, 0.999999))
-      ->group("Optimizer");
-  app.add_option("--beta2", o.optimizer.beta2, "AdamW")
-      ->check(finite_in(0, 0.999999))
-      ->group("Optimizer");
-  app.add_option("--eps", o.optimizer.eps, "AdamW")->check(finite_in(1e-30, 1))->group("Optimizer");
+      ->check(finite_from(0));
+  app.add_option("--beta1", o.optimizer.beta1, "AdamW")->check(finite_in(0, 0.999999));
+  app.add_option("--beta2", o.optimizer.beta2, "AdamW")->check(finite_in(0, 0.999999));
+  app.add_option("--eps", o.optimizer.eps, "AdamW")->check(finite_in(1e-30, 1));
   app.add_option("--grad-clip", o.optimizer.grad_clip, "Largest gradient norm; 0: no clipping")
-      ->check(finite_from(0))
-      ->group("Optimizer");
+      ->check(finite_from(0));
   app.add_option("--max-skipped-steps", o.max_skipped_steps,
                  "Steps in a row without a finite loss and gradient before the run stops")
-      ->check(positive)
-      ->group("Optimizer");
+      ->check(positive());
   app.add_flag("--stochastic-rounding", o.optimizer.stochastic_rounding,
-               "Weights in bf16 are masters rounded up or down at random, without bias")
-      ->group("Optimizer");
+               "Weights in bf16 are masters rounded up or down at random, without bias");
+}
 
+void add_machine_options(CLI::App& app, TrainOptions& o) {
+  app.option_defaults()->group("Machine");
   app.add_option("--dtype", o.dtype, "fp32 or bf16 (with fp32 masters)")
-      ->check(CLI::IsMember({"fp32", "bf16"}))
-      ->group("Machine");
+      ->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--device", o.device, "auto (a GPU where one answers), cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->group("Machine");
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
-      ->check(CLI::Range(0, 4096))
-      ->group("Machine");
+      ->check(CLI::Range(0, 4096));
   app.add_flag("--tf32", o.cuda.tf32,
-               "fp32 matrix products on a GPU may round their inputs to TF32; nothing on a CPU")
-      ->group("Machine");
+               "fp32 matrix products on a GPU may round their inputs to TF32; nothing on a CPU");
   app.add_flag("--deterministic", o.cuda.deterministic,
-               "Reproducible matrix products on a GPU, not chosen by timing; nothing on a CPU")
-      ->group("Machine");
+               "Reproducible matrix products on a GPU, not chosen by timing; nothing on a CPU");
   app.add_option_function<std::string>(
          "--recompute", [&o](const std::string& name) { o.recompute = recompute_from_name(name); },
          "Activations made again in the backward pass, to save memory: none, gelu, layernorm or "
          "block; the same bits")
-      ->default_str(std::string(name_of(o.recompute)))
-      ->group("Machine");
+      ->default_str(std::string(name_of(o.recompute)));
+}
 
+void add_ranks_options(CLI::App& app, TrainOptions& o) {
+  app.option_defaults()->group("Ranks");
   app.add_option("--zero-stage", o.zero_stage,
                  "1: each rank keeps its share of the optimizer's state; 0: all of it")
-      ->check(CLI::Range(0, 1))
-      ->group("Ranks");
+      ->check(CLI::Range(0, 1));
   app.add_option("--bucket-mb", o.bucket_mb,
                  "MiB of gradients that are reduced together; 0: each matrix by itself")
-      ->check(CLI::Range(0, 1 << 20))
-      ->group("Ranks");
+      ->check(CLI::Range(0, 1 << 20));
   app.add_option("--reduce-dtype", o.reduce_dtype, "Numbers in which gradients are reduced")
-      ->check(CLI::IsMember({"fp32", "bf16"}))
-      ->group("Ranks");
+      ->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--comm", o.comm, "auto (NCCL for GPUs where it is there, else MPI), mpi or nccl")
-      ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
-      ->group("Ranks");
+      ->check(CLI::IsMember({"auto", "mpi", "nccl"}));
   app.add_option("--comm-timeout", o.comm_timeout,
                  "Seconds that a collective may wait for a rank before the job ends")
-      ->check(positive)
-      ->group("Ranks");
+      ->check(positive());
   app.add_option("--rendezvous", o.rendezvous,
-                 "Where ranks without MPI meet: HOST:PORT or file:PATH")
-      ->group("Ranks");
+                 "Where ranks without MPI meet: HOST:PORT or file:PATH");
   app.add_option("--lr-scale", o.lr_scale,
                  "lr and min-lr grow with the ranks: none, linear (x ranks) or sqrt")
-      ->check(CLI::IsMember({"none", "linear", "sqrt"}))
-      ->group("Ranks");
+      ->check(CLI::IsMember({"none", "linear", "sqrt"}));
   app.add_option("--replica-check-interval", o.replica_check_interval,
                  "Steps between comparisons of all ranks' weights; 0: never")
-      ->check(counted)
-      ->group("Ranks");
+      ->check(counted());
+}
 
+void add_evaluation_options(CLI::App& app, TrainOptions& o) {
+  app.option_defaults()->group("Evaluation and samples");
   app.add_option("--eval-interval", o.eval_interval, "Steps between evaluations; 0: never")
-      ->check(counted)
-      ->group("Evaluation and samples");
+      ->check(counted());
   app.add_option("--eval-batches", o.eval_batches,
                  "Batches of an evaluation; 0: the whole validation set")
-      ->check(counted)
-      ->group("Evaluation and samples");
-  app.add_flag("--eval-only", o.eval_only, "Evaluate once and stop")
-      ->group("Evaluation and samples");
+      ->check(counted());
+  app.add_flag("--eval-only", o.eval_only, "Evaluate once and stop");
   app.add_option("--sample-interval", o.sample_interval, "Steps between samples; 0: never")
-      ->check(counted)
-      ->group("Evaluation and samples");
-  app.add_option("--sample-tokens", o.sample_tokens, "Tokens of a sample")
-      ->check(positive)
-      ->group("Evaluation and samples");
+      ->check(counted());
+  app.add_option("--sample-tokens", o.sample_tokens, "Tokens of a sample")->check(positive());
   app.add_option("--log-interval", o.log_interval,
                  "Steps between lines where the output is no terminal")
-      ->check(positive)
-      ->group("Evaluation and samples");
+      ->check(positive());
+}
 
-  app.add_option("--trace", o.trace, "File for a trace of the fourth step, which Perfetto shows")
-      ->group("Output");
-  app.add_option("--out", o.out, "Directory of the run; none: nothing is written")->group("Output");
+void add_output_options(CLI::App& app, TrainOptions& o) {
+  app.option_defaults()->group("Output");
+  app.add_option("--trace", o.trace, "File for a trace of the fourth step, which Perfetto shows");
+  app.add_option("--out", o.out, "Directory of the run; none: nothing is written");
   app.add_option("--checkpoint-interval", o.checkpoint_interval,
                  "Steps between checkpoints; 0: only at the end")
-      ->check(counted)
-      ->group("Output");
-  app.add_option("--keep", o.keep, "Checkpoints kept")->check(positive)->group("Output");
+      ->check(counted());
+  app.add_option("--keep", o.keep, "Checkpoints kept")->check(positive());
   app.add_option("--resume", o.resume,
-                 "auto (the newest in --out), never, or a checkpoint's directory")
-      ->group("Output");
-  app.add_flag("--dry-run", o.dry_run, "Print configuration and memory plan, then stop")
-      ->group("Output");
-  app.add_flag("--benchmark", o.benchmark, "Time steps: no evaluation, no sample, no file")
-      ->group("Output");
+                 "auto (the newest in --out), never, or a checkpoint's directory");
+  app.add_flag("--dry-run", o.dry_run, "Print configuration and memory plan, then stop");
+  app.add_flag("--benchmark", o.benchmark, "Time steps: no evaluation, no sample, no file");
+}
+
+// The file a user writes: flat keys, named as the flags; a section or an unknown key is an error.
+void add_options(CLI::App& app, TrainOptions& o) {
+  app.set_config("--config", "", "TOML file with the same keys; flags override it");
+  app.allow_config_extras(CLI::config_extras_mode::error);
+  add_model_options(app, o);
+  add_data_options(app, o);
+  add_optimizer_options(app, o);
+  add_machine_options(app, o);
+  add_ranks_options(app, o);
+  add_evaluation_options(app, o);
+  add_output_options(app, o);
 }
 
 double lr_factor(const std::string& scale, int ranks) {
