@@ -4,7 +4,7 @@
 #   make test     everything that must hold: test-cpu, test-mpi, test-cuda-on-cpu, test-cuda-asan,
 #                 test-asan, test-tsan, test-plain, test-fuzz, test-format
 #   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
-#   make tidy     clang-tidy over kernels, src and tools
+#   make tidy     clang-tidy over kernels, src, tools and data
 #   make coverage what the tests execute of the CUDA device
 #   make bench    operations and whole steps against what this machine can do
 #   make gpu-check  builds, tests and measures on this machine's GPU, and writes a report; GPU_CHECK_ARGS="--help" tells more
@@ -12,7 +12,6 @@
 
 SHELL := /bin/bash
 FUZZ_SECONDS ?= 600
-export LATHE_TEST_DATA
 # Carried sources take the place of the system's packages: tools/carry_deps.sh.
 export LATHE_DEPS ?= $(if $(wildcard deps/include),$(CURDIR)/deps)
 

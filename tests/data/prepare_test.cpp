@@ -95,7 +95,7 @@ TEST_F(PrepareTest, SplitsCharactersAsNanoGpt) {
 
 TEST_F(PrepareTest, TinyShakespeareGivesThePublishedCounts) {
   const char* folder = std::getenv("LATHE_TEST_DATA");
-  if (!folder)
+  if (!folder || !*folder)
     GTEST_SKIP() << "LATHE_TEST_DATA is not set: it names a folder with tinyshakespeare.txt";
   PrepareOptions o;
   o.inputs = {fs::path(folder) / "tinyshakespeare.txt"};
