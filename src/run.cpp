@@ -238,6 +238,12 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
     require_same_world(communicator, options.resolved, data_fingerprint(options.data));
   GPT2Config& gpt2 = options.gpt2;
   if (!options.data.empty()) {
+    if (gpt2.vocab_size == 0 && fs::is_directory(options.data) && !has_tokenizer(options.data)) {
+      throw UserError(
+          "--vocab-size is missing: {} holds no tokenizer that tells it; give it, or put a "
+          "tokenizer.json, encoder.json + vocab.bpe or vocab.json + merges.txt beside the shards",
+          options.data);
+    }
     // Shards from elsewhere (llm.c's, say) come without one: then the model's vocabulary counts.
     if (has_tokenizer(options.data) || gpt2.vocab_size == 0)
       tokenizer = load_tokenizer(options.data);

@@ -238,6 +238,10 @@ TEST_F(BadInput, Shards) {
     write_text(copy / "tokenizer.json", text);
     table.push_back(train(text, flags(copy), {"tokenizer.json"}));
   }
+  const fs::path shards_alone = broken_data("shards alone", "none", [](std::string&) {});
+  fs::remove(shards_alone / "tokenizer.json");
+  table.push_back(
+      train("no tokenizer", flags(shards_alone), {"--vocab-size", shards_alone.string()}));
   expect_refused(table);
 }
 
