@@ -19,9 +19,8 @@ namespace lathe {
 
 // Where a step's windows come from.
 //   random      as nanoGPT: each window starts anywhere, windows may overlap
-//   sequential  windows at multiples of seq_len, each once per epoch in an order shuffled per
-//   epoch,
-//               so no token is an input twice in an epoch (at most seq_len at the end are left out)
+//   sequential  windows at multiples of seq_len, each once per epoch, shuffled anew in each, so no
+//               token is an input twice in an epoch (at most seq_len at the end are left out)
 enum class Sampling { random, sequential };
 std::string_view name_of(Sampling sampling);
 Sampling parse_sampling(const std::string& text);  // UserError naming --sampling

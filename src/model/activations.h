@@ -1,11 +1,12 @@
 // What the layers keep from the forward pass for the backward pass, and what the backward pass
 // makes again instead (Chen et al., "Training deep nets with sublinear memory cost", 2016).
+// By level of --recompute:
 //
-//   --recompute  made again                         a layer keeps, in values per token   again,
-//   FLOPs none         nothing                            16 C and 4 + H statistics            none
-//   gelu         gelu                               12 C and 4 + H statistics            none
-//   layernorm    gelu, ln_1, ln_2                   10 C and 4 + H statistics            none
-//   block        all but the residual at its input  C                                    see below
+//   level      made again                         kept per token and layer   products again
+//   none       nothing                            16 C and 4 + H statistics  none
+//   gelu       gelu                               12 C and 4 + H statistics  none
+//   layernorm  gelu, ln_1, ln_2                   10 C and 4 + H statistics  none
+//   block      all but the residual at its input  C                          see below
 //
 // What is made again lies in one set of tensors that all layers share. The last layer's are still
 // there when the backward pass begins, so it alone makes nothing again. `block` runs the forward

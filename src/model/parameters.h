@@ -1,6 +1,6 @@
 // The parameters of a GPT-2: their names and shapes, where each lies in one flat buffer, and typed
 // views of such a buffer. Weights, masters, gradients and both moments are flat buffers of one
-// layout, so that norm and AdamW are single launches over everything.
+// layout, so that norm and AdamW are a launch or two over everything.
 #pragma once
 
 #include <string>

@@ -1,5 +1,6 @@
 #include "src/model/gpt2.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <array>
@@ -92,7 +93,7 @@ std::array<double, 2> plain_error(const Golden& golden, const std::string& name,
   if (!name.starts_with(layer)) return largest;
   const std::string rest = name.substr(name.find('.', layer.size()));
   for (int64_t l = 0; l < golden.config().n_layer; ++l) {
-    const std::string other = layer + std::to_string(l) + rest;
+    const std::string other = fmt::format("{}{}{}", layer, l, rest);
     const double scale = magnitude_of(golden.doubles(name)) / magnitude_of(golden.doubles(other));
     for (size_t i = 0; i < 2; ++i) largest[i] = std::max(largest[i], scale * of(other)[i]);
   }
