@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# clang-tidy over the C++ that kernels, src and tools consist of, by the compile database of a build.
+# clang-tidy over the C++ that kernels, src, tools and data consist of, by the compile database of a build.
 # usage: tools/tidy.sh BUILD_DIR [FILE...]   (from `make tidy`; TIDY_FILES="a.cpp b.cu" for some only)
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -16,7 +16,7 @@
 //             all-gathered at the start of the next step, each bucket before its first layer needs
 //             it
 //
-// What is not hidden is the way of the embeddings' gradient, 31 % of GPT-2 124M's: wte is the head,
+// What is not hidden is the way of the embeddings' gradient, 32 % of GPT-2 124M's: wte is the head,
 // too, and its gradient is final when all else is done. So nothing else may still be on its way
 // then (buckets become smaller towards the end, ParameterLayout). Stage 1 halves that way (the
 // weights' way back hides under the next forward pass, but for what the embedding needs), and
