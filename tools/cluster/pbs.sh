@@ -22,4 +22,4 @@ else
 fi
 launcher=$!
 trap 'kill -USR1 $launcher' TERM
-wait $launcher || wait $launcher  # the first wait ends with the signal, the second with the job
+wait $launcher || wait $launcher  # the first wait ends with the signal, the second with the run

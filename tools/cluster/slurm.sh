@@ -5,7 +5,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
-#SBATCH --signal=USR1@120
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 # A run on Slurm that goes on until it is done: USR1, two minutes before the end of its time, makes it
@@ -17,14 +17,20 @@ set -uo pipefail
 program=${LATHE_TRAIN:-build/train}
 
 case ${LATHE_LAUNCH:-pmix} in
-  pmix) srun --mpi=pmix "$program" "$@" ;;
-  mpirun) mpirun --map-by ppr:"${SLURM_NTASKS_PER_NODE:-1}":node "$program" "$@" & wait $! ;;
+  pmix) launch=(srun --mpi=pmix "$program") ;;
+  mpirun) launch=(mpirun --map-by "ppr:${SLURM_NTASKS_PER_NODE:-1}:node" "$program") ;;
   none)
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    srun --mpi=none "$program" --rendezvous "$head:$((20000 + SLURM_JOB_ID % 20000))" "$@"
+    launch=(srun --mpi=none "$program" --rendezvous "$head:$((20000 + SLURM_JOB_ID % 20000))")
     ;;
   *) echo "LATHE_LAUNCH is '$LATHE_LAUNCH', and should be pmix, mpirun or none" >&2; exit 2 ;;
 esac
+# The signal comes to this script (B:), for without that Slurm sends it to what srun started alone.
+# srun and mpirun both pass it on to the ranks.
+"${launch[@]}" "$@" &
+launcher=$!
+trap 'kill -USR1 $launcher' USR1
+wait $launcher || wait $launcher  # the first wait ends with the signal, the second with the run
 code=$?
 
 # Left early and well: the last line of the run says so, and there is more to do.

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# The job scripts of tools/cluster, where Slurm and PBS are pretended and the ranks are real: a job
+# whose time is over saves, is queued again where it can be, and goes on to the end of the run, which is
+# that of a job with time enough, bit for bit.
+# usage: cluster_scripts_test.sh TRAIN CORPUS PREPARE MPIEXEC SCRIPTS
+set -euo pipefail
+corpus=$2 prepare=$3 mpiexec=$4 scripts=$5
+export LATHE_TRAIN=$1
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+"$mpiexec" --version 2>/dev/null | grep -qE 'Open MPI|OpenRTE' || { echo "skipped: no Open MPI"; exit 77; }
+
+# srun --mpi=KIND PROGRAM ... : two ranks. scontrol notes what it is asked for.
+mkdir "$scratch/bin"
+cat >"$scratch/bin/srun" <<'END'
+#!/usr/bin/env bash
+shift
+exec mpirun -n 2 "$@"
+END
+cat >"$scratch/bin/scontrol" <<END
+#!/usr/bin/env bash
+echo "\$*" >>"$scratch/scontrol"
+END
+chmod +x "$scratch"/bin/*
+PATH=$scratch/bin:$(dirname "$mpiexec"):$PATH
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none OMP_NUM_THREADS=1
+export SLURM_JOB_ID=4711 SLURM_NTASKS_PER_NODE=2
+export PBS_O_WORKDIR=$scratch PBS_NODEFILE=$scratch/nodes
+printf 'localhost\nlocalhost\n' >"$PBS_NODEFILE"
+
+"$corpus" --bytes 6000 --out "$scratch/stories.txt"
+"$prepare" --tokenizer char --val-fraction 0.2 --input "$scratch/stories.txt" --out "$scratch/data" >/dev/null
+flags=(--model shakespeare-cpu --n-layer 2 --n-head 2 --n-embd 16 --seq-len 8 --batch-size 2 --device cpu
+       --data "$scratch/data" --eval-interval 0 --zero-stage 1 --log-interval 1 --steps 4000)
+
+fail() {
+  echo "$1"
+  tail -n 20 "$scratch"/*.log
+  exit 1
+}
+weights() { sha256sum <"$1/step-00004000/model.safetensors"; }
+
+# Starts a job, sends it a signal when it has trained a while, and waits for its end.
+interrupted() {  # SIGNAL LOG COMMAND...
+  local signal=$1 log=$2 job
+  shift 2
+  "$@" >"$log" 2>&1 &
+  job=$!
+  for ((i = 0; i < 600; ++i)); do
+    if grep -q '^step 50/' "$log"; then break; fi
+    sleep 0.1
+  done
+  kill "-$signal" $job
+  wait $job || fail "a job that was told to stop ended with $?"
+}
+
+mpirun -n 2 "$LATHE_TRAIN" "${flags[@]}" --out "$scratch/whole" >"$scratch/whole.log" 2>&1 ||
+  fail "the run with time enough"
+
+for launch in pmix mpirun; do
+  export LATHE_LAUNCH=$launch
+  out=$scratch/$launch log=$scratch/$launch.log
+  : >"$scratch/scontrol"
+  interrupted USR1 "$log" "$scripts/slurm.sh" "${flags[@]}" --out "$out"
+  [[ ! -d $out/step-00004000 ]] || fail "$launch: the run was over before the signal came"
+  [[ $(<"$scratch/scontrol") == "requeue 4711" ]] || fail "$launch: the job was not queued again"
+  "$scripts/slurm.sh" "${flags[@]}" --out "$out" >>"$log" 2>&1 || fail "$launch: the second job"
+  [[ $(<"$scratch/scontrol") == "requeue 4711" ]] || fail "$launch: a run that is done was queued again"
+  [[ $(weights "$out") == $(weights "$scratch/whole") ]] || fail "$launch: other weights"
+  echo "slurm.sh, $launch: saved, queued again, went on"
+done
+LATHE_LAUNCH=none "$scripts/slurm.sh" --help >"$scratch/none.log" 2>&1 || fail "without MPI"
+grep -q -- '--zero-stage' "$scratch/none.log" || fail "without MPI: no program ran"
+LATHE_LAUNCH=what "$scripts/slurm.sh" >"$scratch/what.log" 2>&1 && fail "LATHE_LAUNCH=what was taken"
+
+out=$scratch/pbs
+export LATHE_ARGUMENTS="${flags[*]} --out $out"
+interrupted TERM "$scratch/pbs.log" "$scripts/pbs.sh"
+[[ ! -d $out/step-00004000 ]] || fail "pbs.sh: the run was over before the signal came"
+"$scripts/pbs.sh" >>"$scratch/pbs.log" 2>&1 || fail "pbs.sh: the second job"
+[[ $(weights "$out") == $(weights "$scratch/whole") ]] || fail "pbs.sh: other weights"
+echo "pbs.sh: saved, went on"
