@@ -25,6 +25,7 @@ chmod +x "$scratch"/bin/*
 PATH=$scratch/bin:$(dirname "$mpiexec"):$PATH
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none OMP_NUM_THREADS=1
+export ASAN_OPTIONS=detect_leaks=0  # MPI keeps memory to the end
 export SLURM_JOB_ID=4711 SLURM_NTASKS_PER_NODE=2
 export PBS_O_WORKDIR=$scratch PBS_NODEFILE=$scratch/nodes
 printf 'localhost\nlocalhost\n' >"$PBS_NODEFILE"
