@@ -8,7 +8,7 @@
 //   device_after(t)      what the device is given from here on begins when collective t is done,
 //                        and with it all before it
 // All of this may be recorded (Device::replay) where device_after(last()) comes before its end, and
-// came before its beginning.
+// came before its beginning, or the host waited for last().
 //
 // Over lathe's own reductions (MPI) a sum is ((x0 + x1) + x2) + ... in rank order, in fp32 for bf16
 // and rounded once; an all-reduce has the bits of a reduce-scatter and an all-gather. NCCL takes an

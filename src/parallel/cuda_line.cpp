@@ -79,6 +79,7 @@ void CudaLine::wait(Ticket ticket, const std::function<void()>& check) {
     check();
     backoff.idle();
   }
+  device_after(ticket);  // a recording may begin now
 }
 
 }  // namespace lathe

@@ -335,6 +335,11 @@ TEST_P(CommunicatorTest, RecordingsRepeat) {
       together([&] { comm().broadcast(more.tensor(), size() - 1, "between"); });
       EXPECT_TRUE(more.bytes() == values(size() - 1, DType::int32, 11));
       comm().barrier();
+    } else {  // which the host waits for, and the device does not
+      const Array more = array(DType::int32, values(rank(), DType::int32, 11));
+      comm().after_device();
+      comm().wait(comm().broadcast(more.tensor(), size() - 1, "before"));
+      EXPECT_TRUE(more.bytes() == values(size() - 1, DType::int32, 11));
     }
   }
 }

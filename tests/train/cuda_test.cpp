@@ -109,10 +109,12 @@ TEST_F(Cuda, RanksThatShareAGpuAreOneRun) {
   job(1, "one", {});
   job(2, "zero", {});
   job(2, "sharded", {{"zero-stage", "1"}});
+  job(2, "saving", {{"zero-stage", "1"}, {"checkpoint-interval", "2"}});
   job(2, "parts", {{"zero-stage", "1"}, {"steps", "4"}});
   job(2, "parts", {{"zero-stage", "1"}});
   EXPECT_LT(rms_difference(losses(scratch / "one"), losses(scratch / "zero")), 1e-5);
   expect_same_run(scratch / "zero", scratch / "sharded");
+  expect_same_run(scratch / "sharded", scratch / "saving");
   expect_same_run(scratch / "sharded", scratch / "parts");
 }
 
