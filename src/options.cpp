@@ -298,6 +298,7 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int rank
     options.lr *= factor, options.min_lr *= factor;
     options.resolve("lr", fmt::format("{}", options.lr));
     options.resolve("min-lr", fmt::format("{}", options.min_lr));
+    options.resolve("lr-scale", "\"none\"");  // or --config with these would scale them again
   }
   // The schedule is a run's own: it does not move when the run is continued with other --steps.
   options.lr_decay_steps = options.decay_steps();

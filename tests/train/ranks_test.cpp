@@ -239,6 +239,11 @@ TEST_F(Ranks, LearningRatesGrowWithTheRanks) {
                                  {"eval-interval", "0"}})));
     const auto line = nlohmann::json::parse(read_text(out / "metrics.jsonl"));
     EXPECT_EQ(line.at("lr").get<double>(), 0.0625 * factor) << scale;
+    // What is written down is what was used, and does not grow once more when it is read.
+    const fs::path again = scratch / (std::string(scale) + " again");
+    expect_success(train(4, {{"config", out / "config.toml"}, {"out", again}}));
+    EXPECT_EQ(losses(again), losses(out)) << scale;
+    EXPECT_EQ(nlohmann::json::parse(read_text(again / "metrics.jsonl")).at("lr"), line.at("lr"));
   }
 }
 
