@@ -174,20 +174,28 @@ LoaderOptions loader_options(const TrainOptions& o, const std::string& split,
           .open = open};
 }
 
-// Names and sizes of all shards with their first tokens, and the tokenizer: what tells data sets
-// apart without reading them.
+// The tokens of a shard: of a large one the first, the last, and some in between.
+std::string fingerprint(const Shard& shard) {
+  constexpr int64_t kParts = 8, kPart = 8192;
+  const int64_t part = shard.size() <= kParts * kPart ? shard.size() : kPart;
+  std::vector<int32_t> tokens(static_cast<size_t>(part));
+  Hasher hasher;
+  for (int64_t i = 0; i < (part < shard.size() ? kParts : 1); ++i) {
+    shard.copy((shard.size() - part) * i / (kParts - 1), part, tokens.data(), 0);
+    hasher.update(tokens.data(), tokens.size() * sizeof(int32_t));
+  }
+  return hasher.digest().xxh128;
+}
+
+// Names and sizes of all shards with tokens from all over them, and the tokenizer: what tells data
+// sets apart without reading them.
 std::string data_fingerprint(const std::string& directory) {
   if (directory.empty()) return "";
   std::string text;
   for (const char* split : {"train", "val"}) {
     for (const fs::path& path : find_shards(directory, split)) {
       const Shard shard(path);
-      std::vector<int32_t> tokens(static_cast<size_t>(std::min<int64_t>(shard.size(), 1 << 16)));
-      shard.copy(0, static_cast<int64_t>(tokens.size()), tokens.data(), 0);
-      Hasher hasher;
-      hasher.update(tokens.data(), tokens.size() * sizeof(int32_t));
-      text +=
-          fmt::format("{} {} {}\n", path.filename().string(), shard.size(), hasher.digest().xxh128);
+      text += fmt::format("{} {} {}\n", path.filename().string(), shard.size(), fingerprint(shard));
     }
   }
   const fs::path tokenizer = fs::path(directory) / "tokenizer.json";

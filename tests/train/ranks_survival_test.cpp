@@ -1,5 +1,7 @@
 // Runs of several ranks whose ranks die, hang, disagree or are told to stop.
+#include <algorithm>
 #include <csignal>
+#include <cstring>
 #include <fstream>
 #include <random>
 #include <sstream>
@@ -222,7 +224,8 @@ TEST_F(Survival, AWrongWorldIsRefused) {
   other[0] = program;
   expect_refused(other, "the program files");
 
-  const fs::path changed = scratch / "changed";
+  const fs::path whole = scratch / "whole", changed = scratch / "changed";
+  fs::copy(data(), whole);
   fs::copy(data(), changed);
   std::string bytes = read_text(changed / "train_000000.bin");
   bytes[1024] = static_cast<char>(bytes[1024] ^ 1);
@@ -233,10 +236,22 @@ TEST_F(Survival, AWrongWorldIsRefused) {
     command.insert(command.begin(), {"/bin/sh", "-c", "cd \"$0\" && exec \"$@\"", directory});
     return command;
   };
-  const ProcessResult result = run_two(in(data()), in(changed));
-  EXPECT_EQ(result.exit_code, 2) << result.err;
-  EXPECT_NE(result.err.find("the data of rank 1 differ from rank 0's"), std::string::npos)
-      << result.err;
+  const auto expect_other_data = [&] {
+    const ProcessResult result = run_two(in(whole), in(changed));
+    EXPECT_EQ(result.exit_code, 2) << result.err;
+    EXPECT_NE(result.err.find("the data of rank 1 differ from rank 0's"), std::string::npos)
+        << result.err;
+  };
+  expect_other_data();
+  // A shard that is too large to be read before the start, and a copy of it that broke off.
+  std::string large = read_text(whole / "train_000000.bin");
+  while (large.size() < 1000000) large += large.substr(1024);
+  const auto tokens = static_cast<int32_t>((large.size() - 1024) / 2);
+  std::memcpy(large.data() + 8, &tokens, sizeof(tokens));
+  write_text(whole / "train_000000.bin", large);
+  std::fill(large.begin() + 500000, large.end(), '\0');
+  write_text(changed / "train_000000.bin", large);
+  expect_other_data();
 }
 
 }  // namespace
