@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <iostream>
 #include <map>
+#include <random>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -203,6 +204,24 @@ std::string data_fingerprint(const std::string& directory) {
   return text;
 }
 
+// All ranks write into one checkpoint, so they must see one --out: better known now than at the
+// first save.
+void require_one_out(Communicator& communicator, const fs::path& out) {
+  const std::string mine = fmt::format("{:08x}", std::random_device()());
+  const fs::path probe = out / (".ranks-" + communicator.exchange_text(mine).front());
+  if (communicator.rank() == 0) {
+    make_directories(out);
+    write_file(probe, "");
+  }
+  communicator.barrier();
+  std::error_code error;
+  const bool seen = fs::exists(probe, error);
+  communicator.barrier();
+  if (communicator.rank() == 0) fs::remove(probe, error);
+  require_same(communicator, "the files in --out", seen ? "there" : "not there",
+               "--out must be one directory for all ranks, on a file system that all hosts share");
+}
+
 // Shares of a bucket are whole blocks of the norm; with fewer than this many a share's last block,
 // which is padding for the most part, would weigh too much.
 constexpr int64_t kLeastBlocksOfShare = 16;
@@ -295,6 +314,7 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
            .sharded = options.zero_stage >= 1 && communicator.size() > 1,
            .reduce_bf16 = options.reduce_dtype == "bf16" && communicator.size() > 1};
   plan = plan_training(gpt2, shape, device.ops(shape.dtype));
+  if (communicator.size() > 1 && will_write(options)) require_one_out(communicator, options.out);
 }
 
 // Context length and dropout stay the user's to say; all else is what the weights are.

@@ -254,5 +254,21 @@ TEST_F(Survival, AWrongWorldIsRefused) {
   expect_other_data();
 }
 
+// Found out before the first step, and not by the first save.
+TEST_F(Survival, AnOutOfItsOwnOnSomeRankIsRefused) {
+  const auto in = [&](const char* directory) {
+    fs::create_directory(scratch / directory);
+    Command command = train_command(job("out"));
+    command.insert(command.begin(),
+                   {"/bin/sh", "-c", "cd \"$0\" && exec \"$@\"", scratch / directory});
+    return command;
+  };
+  const ProcessResult result = run_two(in("here"), in("there"));
+  EXPECT_EQ(result.exit_code, 2) << result.err;
+  EXPECT_NE(result.err.find("the files in --out of rank 1 differ from rank 0's"), std::string::npos)
+      << result.err;
+  EXPECT_EQ(result.out.find("step 1/"), std::string::npos) << result.out;
+}
+
 }  // namespace
 }  // namespace lathe::testing
