@@ -60,7 +60,16 @@ class Schedule {
     }
     return found;
   }
-  // The last after_device before a collective; -1: none.
+  // The last operation of the device before a collective; -1: none.
+  int64_t operation_before(int64_t place) const {
+    for (int64_t i = place; i-- > 0;) {
+      const Entry& entry = at(i);
+      if (!entry.collective && entry.kind != "after_device" && entry.kind != "device_after")
+        return i;
+    }
+    return -1;
+  }
+  // The last after_device before it; -1: none.
   int64_t ordered_after(int64_t place) const {
     for (int64_t i = place; i-- > 0;) {
       if (at(i).kind == "after_device") return i;
