@@ -50,6 +50,9 @@ std::unique_ptr<Communicator> make_communicator(const World& world, Device& devi
     throw UserError("--comm nccl: NCCL is for GPUs, and this is --device {}; use --comm mpi",
                     device.kind());
   world.set_timeout(options.timeout_seconds);
+  // Communicators of MPI and NCCL are made by all ranks together, and wait without end for who is
+  // missing.
+  if (world.has_mpi()) world.exchange(nullptr, nullptr, 0, "start of the communication");
   if (options.kind == "nccl") return make_nccl_communicator(world, device, options);
   if (world.size() == 1) return make_self_communicator(device);
   std::string why_no_nccl;

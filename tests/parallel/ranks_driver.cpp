@@ -121,6 +121,8 @@ int run(World& world, const std::string& deed, const std::string& device_kind,
         const std::string& comm_kind) {
   if (deed == "all-mistaken") throw UserError("--colour: there is no 'blue'");
   if (deed == "return-7") return 7;
+  while (deed == "hang-early-on-1" && world.rank() == 1)
+    std::this_thread::sleep_for(std::chrono::seconds(1));
   const auto device = make_device(device_kind, 0);
   CommunicatorOptions options;
   options.kind = comm_kind;

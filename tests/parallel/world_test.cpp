@@ -216,6 +216,13 @@ TEST(Ranks, AHangOutsideOfCollectivesIsNamed) {
   EXPECT_THAT(result.err, Not(HasSubstr("from rank 2")));
 }
 
+TEST(Ranks, AHangBeforeTheCommunicatorIsNamed) {
+  const ProcessResult result = run_ranks_driver(3, {"hang-early-on-1"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, AllOf(HasSubstr("'start of the communication'"),
+                                HasSubstr("nothing came from rank 1")));
+}
+
 TEST(Ranks, AStoppedRankIsNamed) {
   const ProcessResult result = run_ranks_driver(2, {"stop-on-1"});
   EXPECT_EQ(result.exit_code, 1);
