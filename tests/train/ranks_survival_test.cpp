@@ -197,6 +197,57 @@ TEST_F(Survival, SigtermToMpirunSavesWhereItIsGivenTime) {
   expect_success(train(2, with(endless(out), {{"steps", steps}})));
 }
 
+// Flips a bit of every place in a process's memory that holds these bytes; how many there were.
+int damage(pid_t process, const std::string& bytes) {
+  std::fstream memory(fmt::format("/proc/{}/mem", process),
+                      std::ios::binary | std::ios::in | std::ios::out);
+  std::ifstream maps(fmt::format("/proc/{}/maps", process));
+  int found = 0;
+  for (std::string line; std::getline(maps, line);) {
+    std::istringstream words(line);
+    uint64_t begin = 0, end = 0;
+    std::string access;
+    words >> std::hex >> begin;
+    words.ignore() >> end >> access;
+    if (!access.starts_with("rw-p") || end - begin > (uint64_t{1} << 30)) continue;
+    std::string content(end - begin, '\0');
+    memory.clear();
+    memory.seekg(static_cast<std::streamoff>(begin));
+    if (!memory.read(content.data(), static_cast<std::streamsize>(content.size()))) continue;
+    for (size_t at = content.find(bytes); at != std::string::npos;
+         at = content.find(bytes, at + 1)) {
+      memory.seekp(static_cast<std::streamoff>(begin + at));
+      memory.put(static_cast<char>(bytes[0] ^ 1)).flush();
+      ++found;
+    }
+  }
+  return found;
+}
+
+// A learning rate of 0 leaves the weights what they were, so that some of them can be found.
+TEST_F(Survival, AReplicaThatChangesIsNamed) {
+  const fs::path out = scratch / "out";
+  const auto mpirun = start(3, endless(out, {{"zero-stage", "0"},
+                                             {"lr", "0"},
+                                             {"min-lr", "0"},
+                                             {"checkpoint-interval", "100"},
+                                             {"replica-check-interval", "20"}}));
+  while (mpirun->running() && last_checkpoint(out).empty()) ::usleep(500);
+  const std::vector<pid_t> ranks = ranks_of(*mpirun, 3);
+  ASSERT_EQ(ranks.size(), 3u);
+  const std::string model = read_text(out / last_checkpoint(out) / "model.safetensors");
+  uint64_t header = 0;  // behind it the embeddings
+  std::memcpy(&header, model.data(), sizeof(header));
+  if (damage(ranks[2], model.substr(sizeof(header) + header, 64)) == 0) {
+    mpirun->send(SIGKILL);
+    GTEST_SKIP() << "the memory of another process cannot be changed here";
+  }
+  const ProcessResult result = mpirun->wait();
+  EXPECT_EQ(result.exit_code, 2) << result.err;
+  EXPECT_NE(result.err.find("the weights of rank 2 differ from rank 0's"), std::string::npos)
+      << result.err;
+}
+
 // Two programs in one job, as a script with a mistake in it would start them.
 ProcessResult run_two(const Command& a, const Command& b) {
   Command command{LATHE_MPIEXEC, "-n", "1"};
