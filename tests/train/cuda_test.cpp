@@ -110,11 +110,18 @@ TEST_F(Cuda, RanksThatShareAGpuAreOneRun) {
   job(2, "zero", {});
   job(2, "sharded", {{"zero-stage", "1"}});
   job(2, "saving", {{"zero-stage", "1"}, {"checkpoint-interval", "2"}});
+  job(2, "traced", {{"zero-stage", "1"}, {"trace", scratch / "trace.json"}});
   job(2, "parts", {{"zero-stage", "1"}, {"steps", "4"}});
   job(2, "parts", {{"zero-stage", "1"}});
   EXPECT_LT(rms_difference(losses(scratch / "one"), losses(scratch / "zero")), 1e-5);
   expect_same_run(scratch / "zero", scratch / "sharded");
   expect_same_run(scratch / "sharded", scratch / "saving");
+  expect_same_run(scratch / "sharded", scratch / "traced");
+  const std::string trace = read_text(scratch / "trace.json");
+  for (const char* row :
+       {R"("name":"adamw","ph":"X","pid":1,"tid":0)", R"("name":"norm","ph":"X","pid":1,"tid":1)",
+        R"("name":"wait: norm","ph":"X","pid":0,"tid":0)"})
+    EXPECT_NE(trace.find(row), std::string::npos) << row << " in\n" << trace;
   expect_same_run(scratch / "sharded", scratch / "parts");
 }
 
