@@ -20,7 +20,10 @@ void generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_vie
       decoder.reset();
       known = 0;
     }
-    const int32_t next = sample_token(decoder.append(std::span(context).subspan(known)), config, i);
+    // A model may know more tokens than there are texts for: a vocabulary that was rounded up.
+    const std::span<const double> logits = decoder.append(std::span(context).subspan(known));
+    const size_t count = std::min(logits.size(), static_cast<size_t>(tokenizer.vocab_size()));
+    const int32_t next = sample_token(logits.first(count), config, i);
     known = context.size();
     context.push_back(next);
     if (const std::string text = stream.next(next); !text.empty()) emit(text);

@@ -127,6 +127,14 @@ TEST_F(Programs, SamplesDependOnTheSeedAlone) {
   text(with(flags, {{"dtype", "bf16"}}));
 }
 
+TEST_F(Programs, AVocabularyThatWasRoundedUpIsSampledWhereThereIsText) {
+  const fs::path out = scratch / "out";
+  expect_success(train(
+      with(tiny(out), {{"vocab-size", "256"}, {"sample-interval", "6"}, {"sample-tokens", "50"}})));
+  expect_success(run(sample_command(
+      {{"checkpoint", out / last_checkpoint(out)}, {"tokens", "50"}, {"prompt", "The"}})));
+}
+
 TEST_F(Programs, PromptsComeFromFilesAndMayBeLong) {
   const Flags flags = {{"checkpoint", trained()}, {"tokens", "5"}};
   const std::string words = "The fox and the owl. ";
