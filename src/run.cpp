@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <chrono>
 #include <cstdlib>
 #include <iostream>
 #include <map>
@@ -214,8 +215,15 @@ void require_one_out(Communicator& communicator, const fs::path& out) {
     write_file(probe, "");
   }
   communicator.barrier();
+  // A network file system may show for a while what it knew before; opening a directory makes it
+  // look.
   std::error_code error;
-  const bool seen = fs::exists(probe, error);
+  bool seen = false;
+  for (int i = 0; i < 20 && !seen; ++i) {
+    if (i > 0) std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    fs::directory_iterator(parent_of(out), error), fs::directory_iterator(out, error);
+    seen = fs::exists(probe, error);
+  }
   communicator.barrier();
   if (communicator.rank() == 0) fs::remove(probe, error);
   require_same(communicator, "the files in --out", seen ? "there" : "not there",
@@ -236,7 +244,8 @@ Sharding sharding_of(const TrainOptions& o, int64_t ranks) {
 
 std::unique_ptr<Device> make_rank_device(const TrainOptions& options, const Place& place) {
   CudaDeviceOptions cuda = options.cuda;
-  if (const int count = place.local_size > 1 ? cuda_device_count() : 0; count > 0)
+  // Of several ranks on this host, or of nobody knows how many.
+  if (const int count = place.local_size != 1 ? cuda_device_count() : 0; count > 0)
     cuda.index = place.local_rank % count;
   int threads = options.threads;
   if (threads == 0 && place.local_size > 1 && std::getenv("OMP_NUM_THREADS") == nullptr) {

@@ -10,23 +10,29 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 "$mpiexec" --version 2>/dev/null | grep -qE 'Open MPI|OpenRTE' || { echo "skipped: no Open MPI"; exit 77; }
 
-# srun --mpi=KIND PROGRAM ... : two ranks. scontrol notes what it is asked for.
+# srun --mpi=KIND PROGRAM ... : two ranks, by MPI or as a step of Slurm's alone. scontrol notes what it
+# is asked for.
 mkdir "$scratch/bin"
 cat >"$scratch/bin/srun" <<'END'
 #!/usr/bin/env bash
+kind=$1
 shift
-exec mpirun -n 2 "$@"
+[[ $kind == --mpi=none ]] || exec mpirun -n 2 "$@"
+export SLURM_STEP_NUM_TASKS=2 SLURM_NODEID=0 SLURM_STEP_TASKS_PER_NODE=2
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" &
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
+wait -n
 END
 cat >"$scratch/bin/scontrol" <<END
 #!/usr/bin/env bash
-echo "\$*" >>"$scratch/scontrol"
+case \$1 in show) echo localhost ;; *) echo "\$*" >>"$scratch/scontrol" ;; esac
 END
 chmod +x "$scratch"/bin/*
 PATH=$scratch/bin:$(dirname "$mpiexec"):$PATH
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none OMP_NUM_THREADS=1
 export ASAN_OPTIONS=detect_leaks=0  # MPI keeps memory to the end
-export SLURM_JOB_ID=4711 SLURM_NTASKS_PER_NODE=2
+export SLURM_JOB_ID=4711 SLURM_NTASKS_PER_NODE=2 SLURM_JOB_NODELIST=localhost
 export PBS_O_WORKDIR=$scratch PBS_NODEFILE=$scratch/nodes
 printf 'localhost\nlocalhost\n' >"$PBS_NODEFILE"
 
@@ -71,8 +77,10 @@ for launch in pmix mpirun; do
   [[ $(weights "$out") == $(weights "$scratch/whole") ]] || fail "$launch: other weights"
   echo "slurm.sh, $launch: saved, queued again, went on"
 done
-LATHE_LAUNCH=none "$scripts/slurm.sh" --help >"$scratch/none.log" 2>&1 || fail "without MPI"
-grep -q -- '--zero-stage' "$scratch/none.log" || fail "without MPI: no program ran"
+# Two ranks that know that they are to meet without MPI; on CPUs that is where they end.
+LATHE_LAUNCH=none "$scripts/slurm.sh" "${flags[@]}" >"$scratch/none.log" 2>&1 && fail "without MPI"
+grep -q '2 ranks were started without MPI' "$scratch/none.log" || fail "without MPI: other words"
+echo "slurm.sh, none: ranks without MPI know that they are"
 LATHE_LAUNCH=what "$scripts/slurm.sh" >"$scratch/what.log" 2>&1 && fail "LATHE_LAUNCH=what was taken"
 
 out=$scratch/pbs

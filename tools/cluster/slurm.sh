@@ -21,7 +21,12 @@ case ${LATHE_LAUNCH:-pmix} in
   mpirun) launch=(mpirun --map-by "ppr:${SLURM_NTASKS_PER_NODE:-1}:node" "$program") ;;
   none)
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    launch=(srun --mpi=none "$program" --rendezvous "$head:$((20000 + SLURM_JOB_ID % 20000))")
+    # A rank that finds srun's own variables would look for the others by MPI.
+    # shellcheck disable=SC2016  # each rank is to expand this
+    launch=(srun --mpi=none bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
+      export LOCAL_RANK=$SLURM_LOCALID
+      unset SLURM_PROCID
+      exec "$@"' bash "$program" --rendezvous "$head:$((20000 + SLURM_JOB_ID % 20000))")
     ;;
   *) echo "LATHE_LAUNCH is '$LATHE_LAUNCH', and should be pmix, mpirun or none" >&2; exit 2 ;;
 esac
