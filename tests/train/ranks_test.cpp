@@ -32,6 +32,27 @@ class Ranks : public TrainTest {
     return run(ranks_command(ranks, flags), kRanks);
   }
 
+  // What the evaluations said, in order.
+  static std::vector<double> validations(const fs::path& out) {
+    std::vector<double> found;
+    std::istringstream lines(read_text(out / "metrics.jsonl"));
+    for (std::string line; std::getline(lines, line);) {
+      const auto json = nlohmann::json::parse(line);
+      if (json.contains("val_loss")) found.push_back(json.at("val_loss").get<double>());
+    }
+    return found;
+  }
+  // The samples that a run printed, one after the other.
+  static std::string samples(const std::string& output) {
+    std::string found;
+    for (size_t at = output.find("sample:"); at != std::string::npos;
+         at = output.find("sample:", at + 1)) {
+      found +=
+          output.substr(at, std::min(output.find("\nstep ", at), output.find("\nranks", at)) - at);
+    }
+    return found;
+  }
+
   static double rms_of(const std::vector<double>& a, const std::vector<double>& b) {
     EXPECT_EQ(a.size(), b.size());
     double sum = 0;
@@ -49,17 +70,22 @@ TEST_F(Ranks, TheSameLossesAtEveryWorldSize) {
     for (const char* sampling : {"random", "sequential"}) {
       SCOPED_TRACE(fmt::format("{} ranks, {}", ranks, sampling));
       const fs::path out = scratch / fmt::format("{}-{}", ranks, sampling);
-      std::vector<double> alone = one;
+      std::vector<double> alone = one, alone_validated = validations(scratch / "1");
       if (sampling == std::string("sequential")) {
         const fs::path whole = scratch / fmt::format("whole-{}", ranks);
         expect_success(train(1, job(whole, 1, {{"sampling", sampling}})));
         alone = losses(whole);
+        alone_validated = validations(whole);
       }
       expect_success(train(ranks, job(out, ranks, {{"sampling", sampling}})));
       const std::vector<double> together = losses(out);
       ASSERT_EQ(together.size(), alone.size());
       for (size_t i = 0; i < alone.size(); ++i) EXPECT_NEAR(together[i], alone[i], 1e-5) << i;
       EXPECT_EQ(validation_steps(out), (std::vector<int64_t>{0, 10, 20}));
+      const std::vector<double> validated = validations(out);
+      ASSERT_EQ(validated.size(), alone_validated.size());
+      for (size_t i = 0; i < validated.size(); ++i)
+        EXPECT_NEAR(validated[i], alone_validated[i], 1e-5) << i;
     }
   }
 }
@@ -79,20 +105,28 @@ TEST_F(Ranks, InBf16AsFarApartAsAccumulationPutsThem) {
 }
 
 TEST_F(Ranks, ZeroStagesAreBitwiseEqual) {
-  const std::vector<Flags> cases = {
-      {},
-      {{"dtype", "bf16"}, {"dropout", "0.2"}},
-      {{"dtype", "bf16"}, {"stochastic-rounding", ""}},
-      {{"dtype", "bf16"}, {"reduce-dtype", "bf16"}, {"bias", "true"}},
-      {{"bucket-mb", "16"}, {"sample-interval", "7"}, {"sample-tokens", "5"}}};
+  const std::vector<Flags> cases = {{},
+                                    {{"dtype", "bf16"}, {"dropout", "0.2"}},
+                                    {{"dtype", "bf16"}, {"stochastic-rounding", ""}},
+                                    {{"dtype", "bf16"}, {"reduce-dtype", "bf16"}, {"bias", "true"}},
+                                    {{"bucket-mb", "16"},
+                                     {"sample-interval", "2"},
+                                     {"sample-tokens", "40"},
+                                     {"lr", "0.1"},
+                                     {"warmup-steps", "0"}}};
   for (size_t i = 0; i < cases.size(); ++i) {
     for (int ranks : {2, 3, 4}) {
       if (ranks == 3 && i > 1) continue;
       SCOPED_TRACE(fmt::format("case {}, {} ranks", i, ranks));
       const TempDir runs;
       const Flags flags = with(cases[i], {{"steps", "6"}});
-      expect_success(train(ranks, job(runs / "0", ranks, flags)));
-      expect_success(train(ranks, job(runs / "1", ranks, with(flags, {{"zero-stage", "1"}}))));
+      const ProcessResult zero = train(ranks, job(runs / "0", ranks, flags));
+      const ProcessResult one =
+          train(ranks, job(runs / "1", ranks, with(flags, {{"zero-stage", "1"}})));
+      expect_success(zero);
+      expect_success(one);
+      EXPECT_EQ(samples(zero.out), samples(one.out));
+      EXPECT_EQ(samples(zero.out).empty(), !flags.contains("sample-interval"));
       EXPECT_EQ(repeatable_metrics(runs / "0"), repeatable_metrics(runs / "1"));
       const auto files = [&](const char* run) { return runs / run / "step-00000006"; };
       EXPECT_TRUE(read_text(files("0") / "model.safetensors") ==
