@@ -141,10 +141,12 @@ TEST_F(Ranks, ZeroStagesAreBitwiseEqual) {
 
 TEST_F(Ranks, ResumeAtTheSameSizeIsBitwise) {
   for (const char* stage : {"0", "1"}) {
-    for (const char* dtype : {"fp32", "bf16"}) {
-      SCOPED_TRACE(fmt::format("stage {}, {}", stage, dtype));
+    for (const Flags& numbers : {Flags{{"dtype", "fp32"}}, Flags{{"dtype", "bf16"}},
+                                 Flags{{"dtype", "bf16"}, {"stochastic-rounding", ""}}}) {
+      SCOPED_TRACE(fmt::format("stage {}, {}{}", stage, numbers.at("dtype"),
+                               numbers.size() > 1 ? ", rounded stochastically" : ""));
       const TempDir runs;
-      const Flags flags = {{"zero-stage", stage}, {"dtype", dtype}, {"dropout", "0.1"}};
+      const Flags flags = with(numbers, {{"zero-stage", stage}, {"dropout", "0.1"}});
       expect_success(train(3, job(runs / "whole", 3, flags)));
       expect_success(train(3, job(runs / "parts", 3, with(flags, {{"steps", "10"}}))));
       expect_success(train(3, job(runs / "parts", 3, flags)));
