@@ -226,26 +226,31 @@ int damage(pid_t process, const std::string& bytes) {
 
 // A learning rate of 0 leaves the weights what they were, so that some of them can be found.
 TEST_F(Survival, AReplicaThatChangesIsNamed) {
-  const fs::path out = scratch / "out";
-  const auto mpirun = start(3, endless(out, {{"zero-stage", "0"},
-                                             {"lr", "0"},
-                                             {"min-lr", "0"},
-                                             {"checkpoint-interval", "100"},
-                                             {"replica-check-interval", "20"}}));
-  while (mpirun->running() && last_checkpoint(out).empty()) ::usleep(500);
-  const std::vector<pid_t> ranks = ranks_of(*mpirun, 3);
-  ASSERT_EQ(ranks.size(), 3u);
-  const std::string model = read_text(out / last_checkpoint(out) / "model.safetensors");
-  uint64_t header = 0;  // behind it the embeddings
-  std::memcpy(&header, model.data(), sizeof(header));
-  if (damage(ranks[2], model.substr(sizeof(header) + header, 64)) == 0) {
-    mpirun->send(SIGKILL);
-    GTEST_SKIP() << "the memory of another process cannot be changed here";
+  for (const char* dtype : {"fp32", "bf16"}) {
+    SCOPED_TRACE(dtype);
+    const fs::path out = scratch / dtype;
+    const auto mpirun = start(3, endless(out, {{"zero-stage", "0"},
+                                               {"dtype", dtype},
+                                               {"lr", "0"},
+                                               {"min-lr", "0"},
+                                               {"checkpoint-interval", "100"},
+                                               {"keep", "1000"},
+                                               {"replica-check-interval", "20"}}));
+    while (mpirun->running() && last_checkpoint(out).empty()) ::usleep(500);
+    const std::vector<pid_t> ranks = ranks_of(*mpirun, 3);
+    ASSERT_EQ(ranks.size(), 3u);
+    const std::string model = read_text(out / last_checkpoint(out) / "model.safetensors");
+    uint64_t header = 0;  // behind it the embeddings
+    std::memcpy(&header, model.data(), sizeof(header));
+    if (damage(ranks[2], model.substr(sizeof(header) + header, 64)) == 0) {
+      mpirun->send(SIGKILL);
+      GTEST_SKIP() << "the memory of another process cannot be changed here";
+    }
+    const ProcessResult result = mpirun->wait();
+    EXPECT_EQ(result.exit_code, 2) << result.err;
+    EXPECT_NE(result.err.find("the weights of rank 2 differ from rank 0's"), std::string::npos)
+        << result.err;
   }
-  const ProcessResult result = mpirun->wait();
-  EXPECT_EQ(result.exit_code, 2) << result.err;
-  EXPECT_NE(result.err.find("the weights of rank 2 differ from rank 0's"), std::string::npos)
-      << result.err;
 }
 
 // Two programs in one job, as a script with a mistake in it would start them.
