@@ -261,7 +261,7 @@ TrainOptions preset(const std::string& model) {
   return options;
 }
 
-TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int ranks) {
+TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int ranks, int rank) {
   *exit_code = -1;
   TrainOptions options;
   // Twice: the first pass only learns the preset, whose values are the second pass's defaults.
@@ -285,7 +285,8 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int rank
                       what);
     } catch (const CLI::ParseError& error) {
       if (error.get_exit_code() != 0) throw UserError("{} (see --help)", error.what());
-      *exit_code = app.exit(error);
+      std::ostream nowhere(nullptr);  // one rank tells
+      *exit_code = app.exit(error, rank == 0 ? std::cout : nowhere);
       return options;
     }
     options = pass == 0 ? preset(options.model) : options;

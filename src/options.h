@@ -80,9 +80,10 @@ struct TrainOptions {
 // preset.
 TrainOptions preset(const std::string& model);
 
-// Preset, then --config FILE, then flags, for a job of `ranks`. Throws UserError; prints and leaves
-// by `exit_code` >= 0 for --help.
-TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int ranks = 1);
+// Preset, then --config FILE, then flags, for a job of `ranks`. Throws UserError; leaves by
+// `exit_code` >= 0 for --help, which rank 0 prints.
+TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int ranks = 1,
+                                 int rank = 0);
 
 // The learning rate at a step: linear warm-up to lr, then the schedule down to min_lr. cosine and
 // linear reach it after decay_steps; wsd holds lr and decays linearly over the last fifth.

@@ -541,8 +541,8 @@ std::string Run::difference_to(const TrainerState& s, bool products) const {
                        s.layout.world_size == 1 ? "" : "s", ranks());
   }
   if (!was("batch-size")) return "was made with another --batch-size";
-  if (ranks() > 1 && (!was("reduce-dtype") || !was("bucket-mb")))
-    return "was made with other --reduce-dtype or --bucket-mb";
+  if (ranks() > 1 && (!was("reduce-dtype") || !was("bucket-mb") || !was("comm")))
+    return "was made with other --reduce-dtype, --bucket-mb or --comm";
   if (s.layout.cpu != device.name())
     return fmt::format("was made on '{}', this is '{}'", s.layout.cpu, device.name());
   return products ? "" : "was made with other --tf32 or --deterministic";

@@ -1,7 +1,5 @@
 #include "src/trace.h"
 
-#include "src/io/file.h"
-
 namespace lathe {
 
 namespace {
@@ -25,13 +23,18 @@ std::string label(std::string_view what, int rank, int row, std::string_view nam
 
 StepTrace::StepTrace(Run& run, const std::string& file)
     : run_(run),
-      file_(file),
       plain_(run.model.ops()),
       ops_(plain_, run.device, run.parallel.end_of_marks()),
-      traced_step_(run.first_step + kWarmUpSteps + kTracedSteps - 1) {}
+      traced_step_(file.empty() ? -1 : run.first_step + kWarmUpSteps + kTracedSteps - 1) {
+  if (traced_step_ >= run.options().steps) {
+    throw UserError("--trace {}: the fourth step is traced, and this run has {} to do; see --steps",
+                    file, std::max<int64_t>(0, run.options().steps - run.first_step));
+  }
+  if (traced_step_ >= 0 && run.rank() == 0) file_.emplace(file);
+}
 
 void StepTrace::begin(int64_t step) {
-  if (file_.empty()) return;
+  if (traced_step_ < 0) return;
   tracing_ = step <= traced_step_ && step > traced_step_ - kTracedSteps;
   if (tracing_ && step == traced_step_ - kTracedSteps + 1) {
     run_.model.use(ops_);
@@ -42,13 +45,14 @@ void StepTrace::begin(int64_t step) {
 }
 
 void StepTrace::end(int64_t step, const StepClock& clock) {
-  if (file_.empty() || step != traced_step_) return;
+  if (step != traced_step_) return;
   const std::vector<std::string> all = run_.communicator.exchange_text(events(clock));
-  if (run_.rank() != 0) return;
+  if (!file_) return;
   std::string text = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n";
   for (const std::string& part : all) text += part;
   text.erase(text.rfind(','));
-  write_file(file_, text + "\n]}\n");
+  file_->write(text + "\n]}\n");
+  file_->commit();
 }
 
 // Times count from the step's beginning on each rank.

@@ -2,12 +2,13 @@
 // for each line (device, communication) of each rank.
 #pragma once
 
-#include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "kernels/observed_ops.h"
+#include "src/io/file.h"
 #include "src/report.h"
 #include "src/run.h"
 
@@ -44,7 +45,8 @@ class TracingOps final : public ObservedOps {
 // with the marks, so that a device that records steps has recorded the fourth as any other.
 class StepTrace {
  public:
-  // Does nothing where `file` is empty.
+  // Does nothing where `file` is empty. UserError where it cannot be written, or where the run ends
+  // before that step.
   StepTrace(Run& run, const std::string& file);
 
   // Before a step is enqueued, and the key that it is to be recorded under.
@@ -59,10 +61,10 @@ class StepTrace {
   std::string events(const StepClock& clock) const;
 
   Run& run_;
-  std::filesystem::path file_;
   const Ops& plain_;
   TracingOps ops_;
-  int64_t traced_step_;
+  int64_t traced_step_;             // -1: none
+  std::optional<AtomicFile> file_;  // rank 0's
   bool tracing_ = false;
 };
 

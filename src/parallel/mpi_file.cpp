@@ -70,7 +70,7 @@ class MpiShardFile final : public ShardFile {
 OpenShardFile mpi_shard_files(const World& world) {
   if (!world.has_mpi()) {
     throw UserError(
-        "--reader mpi-io needs MPI: start the ranks with mpirun, or take --reader mmap");
+        "--reader mpi-io is for several ranks that mpirun started; take --reader mmap");
   }
   return [&world](const std::filesystem::path& path) {
     return std::make_unique<MpiShardFile>(world, path);

@@ -69,7 +69,7 @@ for launch in pmix mpirun; do
   export LATHE_LAUNCH=$launch
   out=$scratch/$launch log=$scratch/$launch.log
   : >"$scratch/scontrol"
-  interrupted USR1 "$log" "$scripts/slurm.sh" "${flags[@]}" --out "$out"
+  interrupted USR1 "$log" "$scripts/slurm.sh" "${flags[@]}" "--out=$out"
   [[ ! -d $out/step-00004000 ]] || fail "$launch: the run was over before the signal came"
   [[ $(<"$scratch/scontrol") == "requeue 4711" ]] || fail "$launch: the job was not queued again"
   "$scripts/slurm.sh" "${flags[@]}" --out "$out" >>"$log" 2>&1 || fail "$launch: the second job"

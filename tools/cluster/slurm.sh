@@ -40,7 +40,12 @@ code=$?
 
 # Left early and well: the last line of the run says so, and there is more to do.
 out=""
-for ((i = 1; i < $#; ++i)); do [[ ${!i} == --out ]] && next=$((i + 1)) && out=${!next}; done
+for ((i = 1; i <= $#; ++i)); do
+  case ${!i} in
+    --out) next=$((i + 1)) && out=${!next-} ;;
+    --out=*) out=${!i#--out=} ;;
+  esac
+done
 if [[ $code == 0 && -n $out && -f $out/config.toml ]]; then
   steps=$(sed -n 's/^steps=//p' "$out/config.toml")
   done_steps=$(find "$out" -maxdepth 1 -name 'step-????????' | sort | tail -n 1 | sed 's/.*step-0*//')
