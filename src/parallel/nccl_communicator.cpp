@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <exception>
 #include <optional>
@@ -114,10 +115,12 @@ class NcclCommunicator final : public CudaCommunicator {
                    double timeout_seconds)
       : CudaCommunicator(world, device), nccl_(nccl) {
     progress_.prepare(line_.stream());
-    check(nccl_.comm_init_rank(&comm_, size(), id, rank()), "ncclCommInitRank");
     watchdog_.emplace(
-        world, timeout_seconds, [this] { return progress_.status(); },
-        [this] { return asynchronous_error(); });
+        world, timeout_seconds, [this] { return status(); },
+        [this] { return starting_ ? std::string() : asynchronous_error(); });
+    // Waits for all ranks without end, where the network does not let them meet.
+    check(nccl_.comm_init_rank(&comm_, size(), id, rank()), kStart);
+    starting_ = false;
   }
 
   // Waits for what was called; but where an error ends this rank, not for others.
@@ -165,6 +168,14 @@ class NcclCommunicator final : public CudaCommunicator {
   }
 
  private:
+  static constexpr const char* kStart = "ncclCommInitRank";
+
+  LineStatus status() {  // for the watchdog's thread
+    if (!starting_) return progress_.status();
+    LineStatus status{.begun = 1};
+    std::strncpy(status.what, kStart, sizeof(status.what) - 1);
+    return status;
+  }
   Ticket call(const Collective& c) override {
     line_.begin();
     progress_.begin(c, line_.stream());
@@ -207,6 +218,7 @@ class NcclCommunicator final : public CudaCommunicator {
   const Nccl nccl_;
   Progress progress_;
   ncclComm_t comm_ = nullptr;
+  std::atomic<bool> starting_{true};
   void* scratch_ = nullptr;
   size_t scratch_bytes_ = 0;
   std::optional<Watchdog> watchdog_;

@@ -63,6 +63,14 @@ TEST(CudaRanksChoice, NcclWhereItIs) {
   EXPECT_EQ(run_ranks_driver(0, {"kind", "cuda"}).out, "self\n");
 }
 
+// NCCL waits without end where its ranks do not find each other.
+TEST(CudaRanksChoice, AHangWhileNcclStartsIsNamed) {
+  const ProcessResult result =
+      run_ranks_driver(3, {"agree", "cuda", "nccl"}, {"LATHE_NCCL_INIT_HANGS=1"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, AllOf(HasSubstr("ncclCommInitRank"), HasSubstr("nothing has moved")));
+}
+
 TEST(CudaRanksChoice, NcclIsNotForCpus) {
   const ProcessResult result = run_ranks_driver(2, {"kind", "cpu", "nccl"});
   EXPECT_EQ(result.exit_code, 2);
