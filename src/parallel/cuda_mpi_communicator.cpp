@@ -19,8 +19,8 @@ using cuda::check_cuda;
 
 // A piece's collective, as the function of the host finds it.
 struct Step {
-  MpiCollectives* collectives;
-  const World* world;
+  MpiCollectives* collectives = nullptr;
+  const World* world = nullptr;
   Collective collective;
   std::atomic<bool> done{false};
 };
@@ -93,7 +93,10 @@ void CudaMpiCommunicator::copy(void* to, const void* from, size_t bytes, cudaMem
 void CudaMpiCommunicator::run_on_host(const Collective& c) {
   while (!steps_.empty() && steps_.front().done) steps_.pop_front();
   std::deque<Step>& steps = line_.recording() ? recorded_ : steps_;
-  Step& step = steps.emplace_back(&collectives_, &world_, c);
+  Step& step = steps.emplace_back();
+  step.collectives = &collectives_;
+  step.world = &world_;
+  step.collective = c;
   check_cuda(cudaLaunchHostFunc(line_.stream(), run_step, &step), "collective");
 }
 
