@@ -80,7 +80,8 @@ void train_step(Run& run, int64_t step, bool stop, StepClock& clock, StepTrace& 
 
 int train(World& world, int argc, char** argv) {
   int exit_code = -1;
-  const TrainOptions given = parse_train_options(argc, argv, &exit_code, world.size(), world.rank());
+  const TrainOptions given =
+      parse_train_options(argc, argv, &exit_code, world.size(), world.rank());
   if (exit_code >= 0) return exit_code;
   const auto device = make_rank_device(given, world.place());
   const auto communicator = make_communicator(world, *device, communicator_options(given));

@@ -69,8 +69,7 @@ class MpiShardFile final : public ShardFile {
 
 OpenShardFile mpi_shard_files(const World& world) {
   if (!world.has_mpi()) {
-    throw UserError(
-        "--reader mpi-io is for several ranks that mpirun started; take --reader mmap");
+    throw UserError("--reader mpi-io is for several ranks that mpirun started; take --reader mmap");
   }
   return [&world](const std::filesystem::path& path) {
     return std::make_unique<MpiShardFile>(world, path);
