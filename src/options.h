@@ -38,8 +38,8 @@ struct TrainOptions {
   CudaDeviceOptions cuda;
   Recompute recompute = Recompute::none;
 
-  int64_t zero_stage = 0;  // 1: ranks share the optimizer's state
-  int64_t bucket_mb = 16;  // gradients of neighbouring layers up to so many MiB are one bucket
+  int64_t zero_stage = 0;             // 1: ranks share the optimizer's state
+  int64_t bucket_mb = 16;             // MiB of neighbouring gradients that make a bucket
   std::string reduce_dtype = "fp32";  // in which gradients cross the network
   std::string comm = "auto";
   int64_t comm_timeout = 300;  // seconds
@@ -69,6 +69,7 @@ struct TrainOptions {
   // Puts a value that became known later into `resolved`.
   void resolve(const std::string& key, const std::string& value);
 
+  bool writes() const { return !out.empty() && !dry_run && !eval_only && !benchmark; }
   DType number_type() const { return dtype == "bf16" ? DType::bf16 : DType::fp32; }
   int64_t decay_steps() const { return lr_decay_steps > 0 ? lr_decay_steps : steps; }
   // Micro-steps of a step. UserError where total_batch_size is no multiple of a micro-step's

@@ -129,7 +129,7 @@ Report::Report(Run& run)
       console_({.live = run.ranks() > 1 ? std::optional(false) : std::nullopt,
                 .log_interval = run.options().log_interval}) {
   const TrainOptions& o = run.options();
-  if (o.out.empty() || o.benchmark || !tells()) return;
+  if (!o.writes() || !tells()) return;
   make_directories(o.out);
   write_file(std::filesystem::path(o.out) / "config.toml", o.resolved);
   metrics_.emplace(o.out, run.setup().resume_from.empty() ? -1 : run.first_step);

@@ -4,13 +4,8 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
-#include <chrono>
 #include <cstdlib>
 #include <iostream>
-#include <map>
-#include <random>
-#include <set>
 #include <sstream>
 #include <thread>
 
@@ -20,146 +15,13 @@
 #include "src/parallel/agreement.h"
 #include "src/parallel/mpi_file.h"
 #include "src/report.h"
+#include "src/resume.h"
 
 namespace lathe {
 
 namespace {
 
 namespace fs = std::filesystem;
-using Keys = std::map<std::string, std::string>;
-
-// "key=value" lines of the resolved configuration.
-Keys keys_of(const std::string& resolved) {
-  Keys keys;
-  std::istringstream lines(resolved);
-  for (std::string line; std::getline(lines, line);) {
-    const size_t equals = line.find('=');
-    if (equals == std::string::npos || line.starts_with('#')) continue;
-    std::string value = line.substr(equals + 1);
-    std::erase(value, '"');
-    keys[line.substr(0, equals)] = value;
-  }
-  return keys;
-}
-
-// 0.001 and 1e-3 are one value.
-bool same_value(const std::string& a, const std::string& b) {
-  double x = 0, y = 0;
-  const auto number = [](const std::string& text, double& value) {
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    return error == std::errc() && end == text.data() + text.size();
-  };
-  return a == b || (number(a, x) && number(b, y) && x == y);
-}
-
-// What may change when a run is taken up again; everything else would make it another run.
-const std::set<std::string>& changeable() {
-  static const std::set<std::string> keys = {"steps",
-                                             "eval-interval",
-                                             "eval-batches",
-                                             "eval-only",
-                                             "sample-interval",
-                                             "sample-tokens",
-                                             "log-interval",
-                                             "out",
-                                             "checkpoint-interval",
-                                             "keep",
-                                             "resume",
-                                             "data",
-                                             "dry-run",
-                                             "benchmark",
-                                             "device",
-                                             "threads",
-                                             "init",
-                                             "init-std",
-                                             "model",
-                                             "max-skipped-steps",
-                                             "recompute",
-                                             "tf32",
-                                             "deterministic",
-                                             "batch-size",
-                                             "total-batch-size",
-                                             "zero-stage",
-                                             "bucket-mb",
-                                             "reduce-dtype",
-                                             "comm",
-                                             "comm-timeout",
-                                             "rendezvous",
-                                             "lr-scale",
-                                             "replica-check-interval",
-                                             "trace",
-                                             "reader"};
-  return keys;
-}
-
-void refuse_changes(const Keys& before, const Keys& now, const fs::path& checkpoint) {
-  for (const auto& [key, value] : now) {
-    const auto found = before.find(key);
-    if (changeable().contains(key) || (found != before.end() && same_value(found->second, value)))
-      continue;
-    if (key == "lr-decay-steps" && found != before.end()) {
-      if (now.at("schedule") == "constant") continue;
-      throw UserError(
-          "{} was made with a learning rate that falls until step {}, but now it would until step "
-          "{}: add --lr-decay-steps {} to go on as before, to any number of --steps",
-          checkpoint.string(), found->second, value, found->second);
-    }
-    throw UserError(
-        "{} was made with --{} {}, but now it is {}: continue with the former value, or begin "
-        "anew with --resume never and another --out",
-        checkpoint.string(), key, found == before.end() ? "(absent)" : found->second, value);
-  }
-}
-
-// Whether the flags that decide how a GPU multiplies matrices are as they were.
-bool same_products(const Keys& before, const Keys& now, const Device& device) {
-  const auto same = [&](const std::string& key) {
-    const auto found = before.find(key);
-    return found != before.end() && found->second == now.at(key);
-  };
-  return device.kind() == "cpu" || (same("tf32") && same("deterministic"));
-}
-
-bool will_write(const TrainOptions& options) {
-  return !options.out.empty() && !options.dry_run && !options.eval_only && !options.benchmark;
-}
-
-// The newest checkpoint of --out. Where there are only damaged ones a fresh run would write over
-// what else the directory holds, so that is refused.
-fs::path newest_checkpoint(const TrainOptions& options) {
-  if (options.out.empty() || !fs::exists(options.out)) return {};
-  if (const auto newest = find_latest_checkpoint(options.out)) return *newest;
-  for (const auto& entry : fs::directory_iterator(options.out)) {
-    if (!will_write(options) || !checkpoint_step(entry.path().filename().string())) continue;
-    throw UserError(
-        "--out {} holds no valid checkpoint, but {}: move it away to begin anew, or name another "
-        "directory",
-        options.out, entry.path().filename().string());
-  }
-  return {};
-}
-
-// A run never goes on beside checkpoints that are not its own past: two runs in one directory would
-// mix, and --resume auto would pick the wrong one.
-fs::path checkpoint_to_resume(const TrainOptions& options) {
-  if (options.benchmark) return {};
-  if (options.resume == "auto") return newest_checkpoint(options);
-  fs::path chosen;
-  if (options.resume != "never") {
-    chosen = options.resume;
-    if (!fs::is_directory(chosen)) {
-      throw UserError("--resume is '{}', but must be auto, never or a checkpoint's directory",
-                      options.resume);
-    }
-    verify_checkpoint(chosen);
-  }
-  const fs::path newest = will_write(options) ? newest_checkpoint(options) : fs::path{};
-  if (newest.empty() || (!chosen.empty() && fs::equivalent(chosen, newest))) return chosen;
-  throw UserError(
-      "--out {} holds {}, which --resume {} would leave behind: continue from it with --resume "
-      "auto, or name another --out",
-      options.out, newest.filename().string(), options.resume);
-}
 
 LoaderOptions loader_options(const TrainOptions& o, const std::string& split,
                              const Communicator& communicator, const OpenShardFile& open) {
@@ -174,60 +36,6 @@ LoaderOptions loader_options(const TrainOptions& o, const std::string& split,
           .sampling = parse_sampling(o.sampling),
           .vocab_size = static_cast<int32_t>(o.gpt2.vocab_size),
           .open = open};
-}
-
-// The tokens of a shard: of a large one the first, the last, and some in between.
-std::string fingerprint(const Shard& shard) {
-  constexpr int64_t kParts = 8, kPart = 8192;
-  const int64_t part = shard.size() <= kParts * kPart ? shard.size() : kPart;
-  std::vector<int32_t> tokens(static_cast<size_t>(part));
-  Hasher hasher;
-  for (int64_t i = 0; i < (part < shard.size() ? kParts : 1); ++i) {
-    shard.copy((shard.size() - part) * i / (kParts - 1), part, tokens.data(), 0);
-    hasher.update(tokens.data(), tokens.size() * sizeof(int32_t));
-  }
-  return hasher.digest().xxh128;
-}
-
-// Names and sizes of all shards with tokens from all over them, and the tokenizer: what tells data
-// sets apart without reading them.
-std::string data_fingerprint(const std::string& directory) {
-  if (directory.empty()) return "";
-  std::string text;
-  for (const char* split : {"train", "val"}) {
-    for (const fs::path& path : find_shards(directory, split)) {
-      const Shard shard(path);
-      text += fmt::format("{} {} {}\n", path.filename().string(), shard.size(), fingerprint(shard));
-    }
-  }
-  const fs::path tokenizer = fs::path(directory) / "tokenizer.json";
-  if (fs::exists(tokenizer)) text += digest_file(tokenizer).xxh128;
-  return text;
-}
-
-// All ranks write into one checkpoint, so they must see one --out: better known now than at the
-// first save.
-void require_one_out(Communicator& communicator, const fs::path& out) {
-  const std::string mine = fmt::format("{:08x}", std::random_device()());
-  const fs::path probe = out / (".ranks-" + communicator.exchange_text(mine).front());
-  if (communicator.rank() == 0) {
-    make_directories(out);
-    write_file(probe, "");
-  }
-  communicator.barrier();
-  // A network file system may show for a while what it knew before; opening a directory makes it
-  // look.
-  std::error_code error;
-  bool seen = false;
-  for (int i = 0; i < 20 && !seen; ++i) {
-    if (i > 0) std::this_thread::sleep_for(std::chrono::milliseconds(250));
-    fs::directory_iterator(parent_of(out), error), fs::directory_iterator(out, error);
-    seen = fs::exists(probe, error);
-  }
-  communicator.barrier();
-  if (communicator.rank() == 0) fs::remove(probe, error);
-  require_same(communicator, "the files in --out", seen ? "there" : "not there",
-               "--out must be one directory for all ranks, on a file system that all hosts share");
 }
 
 // Shares of a bucket are whole blocks of the norm; with fewer than this many a share's last block,
@@ -323,7 +131,7 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
            .sharded = options.zero_stage >= 1 && communicator.size() > 1,
            .reduce_bf16 = options.reduce_dtype == "bf16" && communicator.size() > 1};
   plan = plan_training(gpt2, shape, device.ops(shape.dtype));
-  if (communicator.size() > 1 && will_write(options)) require_one_out(communicator, options.out);
+  if (communicator.size() > 1 && options.writes()) require_one_out(communicator, options.out);
 }
 
 // Context length and dropout stay the user's to say; all else is what the weights are.
@@ -530,28 +338,10 @@ void Run::save(int64_t step) {
 }
 
 // Why the continuation of `s` cannot have the same bits; "" where it has them.
-std::string Run::difference_to(const TrainerState& s, bool products) const {
-  const Keys now = keys_of(options().resolved);
-  const auto was = [&](const char* key) {
-    const auto found = s.config.find(key);
-    return found == s.config.end() || same_value(found->second, now.at(key));
-  };
-  if (s.layout.world_size != ranks()) {
-    return fmt::format("was made by {} rank{}, this is a run of {}", s.layout.world_size,
-                       s.layout.world_size == 1 ? "" : "s", ranks());
-  }
-  if (!was("batch-size")) return "was made with another --batch-size";
-  if (ranks() > 1 && (!was("reduce-dtype") || !was("bucket-mb") || !was("comm")))
-    return "was made with other --reduce-dtype, --bucket-mb or --comm";
-  if (s.layout.cpu != device.name())
-    return fmt::format("was made on '{}', this is '{}'", s.layout.cpu, device.name());
-  return products ? "" : "was made with other --tf32 or --deterministic";
-}
-
 void Run::restore() {
   const fs::path& from = setup_.resume_from;
   const TrainerState s = read_trainer_state(from / "trainer.json");
-  const Keys now = keys_of(options().resolved);
+  const ConfigKeys now = keys_of(options().resolved);
   refuse_changes(s.config, now, from);
   if (s.step > 0 && s.tokens != s.step * tokens_per_step()) {
     throw UserError(
@@ -563,13 +353,13 @@ void Run::restore() {
         setup_.shape.seq_len, ranks(), ranks() == 1 ? "" : "s", micro_steps(),
         micro_steps() == 1 ? "" : "s", s.tokens / s.step);
   }
-  const bool products = same_products(s.config, now, device);
-  const std::string difference = difference_to(s, products);
+  const std::string difference = difference_to(s, now, ranks(), device);
   if (!difference.empty() && rank() == 0) {
     std::cerr << fmt::format("train: {} {}: the run goes on, but not bit for bit\n", from.string(),
                              difference);
   }
-  if (products && s.layout.cpu == device.name()) device.load_plans(s.matmul_plans);
+  if (same_products(s.config, now, device) && s.layout.cpu == device.name())
+    device.load_plans(s.matmul_plans);
   set_masters(
       [&](const Tensor& all) { read_model(from, options().gpt2, model.layout(), all, device); });
   read_optimizer(from, model.layout(), optimizer, device);

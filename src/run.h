@@ -91,7 +91,6 @@ class Run {
   void set_masters(const Fill& fill);
   Tensor gathered_masters();
   void restore();
-  std::string difference_to(const TrainerState& before, bool same_products) const;
   void round_weights();  // from masters, as the last update left them
   TrainerState trainer_state(int64_t step) const;
 

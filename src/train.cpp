@@ -119,7 +119,7 @@ int train(World& world, int argc, char** argv) {
     }
   };
   const auto save = [&] {
-    if (o.out.empty() || o.benchmark || done == saved) return;
+    if (!o.writes() || done == saved) return;
     report.before_save();
     run.save(done);
     saved = done;

@@ -1,11 +1,34 @@
 #include "src/parallel/agreement.h"
 
 #include <algorithm>
+#include <chrono>
+#include <random>
+#include <thread>
 #include <vector>
 
+#include "src/data/shard.h"
 #include "src/io/file.h"
 
 namespace lathe {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// The tokens of a shard: of a large one the first, the last, and some in between.
+std::string fingerprint(const Shard& shard) {
+  constexpr int64_t kParts = 8, kPart = 8192;
+  const int64_t part = shard.size() <= kParts * kPart ? shard.size() : kPart;
+  std::vector<int32_t> tokens(static_cast<size_t>(part));
+  Hasher hasher;
+  for (int64_t i = 0; i < (part < shard.size() ? kParts : 1); ++i) {
+    shard.copy((shard.size() - part) * i / (kParts - 1), part, tokens.data(), 0);
+    hasher.update(tokens.data(), tokens.size() * sizeof(int32_t));
+  }
+  return hasher.digest().xxh128;
+}
+
+}  // namespace
 
 std::string digest_of(Device& device, const Tensor& tensor) {
   constexpr int64_t kChunk = int64_t{4} << 20;  // elements that pass through the host at a time
@@ -33,6 +56,20 @@ void require_same(Communicator& communicator, std::string_view what, std::string
                   fmt::join(others, ", "), advice);
 }
 
+std::string data_fingerprint(const std::string& directory) {
+  if (directory.empty()) return "";
+  std::string text;
+  for (const char* split : {"train", "val"}) {
+    for (const fs::path& path : find_shards(directory, split)) {
+      const Shard shard(path);
+      text += fmt::format("{} {} {}\n", path.filename().string(), shard.size(), fingerprint(shard));
+    }
+  }
+  const fs::path tokenizer = fs::path(directory) / "tokenizer.json";
+  if (fs::exists(tokenizer)) text += digest_file(tokenizer).xxh128;
+  return text;
+}
+
 void require_same_world(Communicator& communicator, std::string_view configuration,
                         std::string_view data) {
   require_same(communicator, "the program files", digest_file("/proc/self/exe").xxh128,
@@ -41,6 +78,29 @@ void require_same_world(Communicator& communicator, std::string_view configurati
                "give every rank the same flags and --config");
   require_same(communicator, "the data", data,
                "--data must hold the same shards and tokenizer on every host");
+}
+
+void require_one_out(Communicator& communicator, const fs::path& out) {
+  const std::string mine = fmt::format("{:08x}", std::random_device()());
+  const fs::path probe = out / (".ranks-" + communicator.exchange_text(mine).front());
+  if (communicator.rank() == 0) {
+    make_directories(out);
+    write_file(probe, "");
+  }
+  communicator.barrier();
+  // A network file system may show for a while what it knew before; opening a directory makes it
+  // look.
+  std::error_code error;
+  bool seen = false;
+  for (int i = 0; i < 20 && !seen; ++i) {
+    if (i > 0) std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    fs::directory_iterator(parent_of(out), error), fs::directory_iterator(out, error);
+    seen = fs::exists(probe, error);
+  }
+  communicator.barrier();
+  if (communicator.rank() == 0) fs::remove(probe, error);
+  require_same(communicator, "the files in --out", seen ? "there" : "not there",
+               "--out must be one directory for all ranks, on a file system that all hosts share");
 }
 
 }  // namespace lathe

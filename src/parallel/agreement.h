@@ -1,6 +1,7 @@
 // What must be the same on every rank, and what is said where it is not.
 #pragma once
 
+#include <filesystem>
 #include <string>
 #include <string_view>
 
@@ -16,9 +17,17 @@ std::string digest_of(Device& device, const Tensor& tensor);
 void require_same(Communicator& communicator, std::string_view what, std::string_view mine,
                   std::string_view advice);
 
+// Names and sizes of all shards of --data with tokens from all over them, and the tokenizer: what
+// tells data sets apart without reading them. Empty for no directory.
+std::string data_fingerprint(const std::string& directory);
+
 // A world that is wrong would compute nonsense or wait for ever: the same program, configuration
 // and data everywhere. `configuration` and `data` are compared as texts.
 void require_same_world(Communicator& communicator, std::string_view configuration,
                         std::string_view data);
+
+// All ranks write into one checkpoint, so they must see one --out: better known now than at the
+// first save.
+void require_one_out(Communicator& communicator, const std::filesystem::path& out);
 
 }  // namespace lathe

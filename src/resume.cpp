@@ -1,0 +1,163 @@
+#include "src/resume.h"
+
+#include <charconv>
+#include <set>
+#include <sstream>
+
+#include "src/io/checkpoint.h"
+
+namespace lathe {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// 0.001 and 1e-3 are one value.
+bool same_value(const std::string& a, const std::string& b) {
+  double x = 0, y = 0;
+  const auto number = [](const std::string& text, double& value) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return error == std::errc() && end == text.data() + text.size();
+  };
+  return a == b || (number(a, x) && number(b, y) && x == y);
+}
+
+// What may change when a run is taken up again; everything else would make it another run.
+const std::set<std::string>& changeable() {
+  static const std::set<std::string> keys = {"steps",
+                                             "eval-interval",
+                                             "eval-batches",
+                                             "eval-only",
+                                             "sample-interval",
+                                             "sample-tokens",
+                                             "log-interval",
+                                             "out",
+                                             "checkpoint-interval",
+                                             "keep",
+                                             "resume",
+                                             "data",
+                                             "dry-run",
+                                             "benchmark",
+                                             "device",
+                                             "threads",
+                                             "init",
+                                             "init-std",
+                                             "model",
+                                             "max-skipped-steps",
+                                             "recompute",
+                                             "tf32",
+                                             "deterministic",
+                                             "batch-size",
+                                             "total-batch-size",
+                                             "zero-stage",
+                                             "bucket-mb",
+                                             "reduce-dtype",
+                                             "comm",
+                                             "comm-timeout",
+                                             "rendezvous",
+                                             "lr-scale",
+                                             "replica-check-interval",
+                                             "trace",
+                                             "reader"};
+  return keys;
+}
+
+// The newest checkpoint of --out. Where there are only damaged ones a fresh run would write over
+// what else the directory holds, so that is refused.
+fs::path newest_checkpoint(const TrainOptions& options) {
+  if (options.out.empty() || !fs::exists(options.out)) return {};
+  if (const auto newest = find_latest_checkpoint(options.out)) return *newest;
+  for (const auto& entry : fs::directory_iterator(options.out)) {
+    if (!options.writes() || !checkpoint_step(entry.path().filename().string())) continue;
+    throw UserError(
+        "--out {} holds no valid checkpoint, but {}: move it away to begin anew, or name another "
+        "directory",
+        options.out, entry.path().filename().string());
+  }
+  return {};
+}
+
+}  // namespace
+
+ConfigKeys keys_of(const std::string& resolved) {
+  ConfigKeys keys;
+  std::istringstream lines(resolved);
+  for (std::string line; std::getline(lines, line);) {
+    const size_t equals = line.find('=');
+    if (equals == std::string::npos || line.starts_with('#')) continue;
+    std::string value = line.substr(equals + 1);
+    std::erase(value, '"');
+    keys[line.substr(0, equals)] = value;
+  }
+  return keys;
+}
+
+// A run never goes on beside checkpoints that are not its own past: two runs in one directory would
+// mix, and --resume auto would pick the wrong one.
+fs::path checkpoint_to_resume(const TrainOptions& options) {
+  if (options.benchmark) return {};
+  if (options.resume == "auto") return newest_checkpoint(options);
+  fs::path chosen;
+  if (options.resume != "never") {
+    chosen = options.resume;
+    if (!fs::is_directory(chosen)) {
+      throw UserError("--resume is '{}', but must be auto, never or a checkpoint's directory",
+                      options.resume);
+    }
+    verify_checkpoint(chosen);
+  }
+  const fs::path newest = options.writes() ? newest_checkpoint(options) : fs::path{};
+  if (newest.empty() || (!chosen.empty() && fs::equivalent(chosen, newest))) return chosen;
+  throw UserError(
+      "--out {} holds {}, which --resume {} would leave behind: continue from it with --resume "
+      "auto, or name another --out",
+      options.out, newest.filename().string(), options.resume);
+}
+
+void refuse_changes(const ConfigKeys& before, const ConfigKeys& now, const fs::path& checkpoint) {
+  for (const auto& [key, value] : now) {
+    const auto found = before.find(key);
+    if (changeable().contains(key) || (found != before.end() && same_value(found->second, value)))
+      continue;
+    if (key == "lr-decay-steps" && found != before.end()) {
+      if (now.at("schedule") == "constant") continue;
+      throw UserError(
+          "{} was made with a learning rate that falls until step {}, but now it would until step "
+          "{}: add --lr-decay-steps {} to go on as before, to any number of --steps",
+          checkpoint.string(), found->second, value, found->second);
+    }
+    throw UserError(
+        "{} was made with --{} {}, but now it is {}: continue with the former value, or begin "
+        "anew with --resume never and another --out",
+        checkpoint.string(), key, found == before.end() ? "(absent)" : found->second, value);
+  }
+}
+
+bool same_products(const ConfigKeys& before, const ConfigKeys& now, const Device& device) {
+  const auto same = [&](const std::string& key) {
+    const auto found = before.find(key);
+    return found != before.end() && found->second == now.at(key);
+  };
+  return device.kind() == "cpu" || (same("tf32") && same("deterministic"));
+}
+
+std::string difference_to(const TrainerState& s, const ConfigKeys& now, int64_t ranks,
+                          const Device& device) {
+  const auto was = [&](const char* key) {
+    const auto found = s.config.find(key);
+    return found == s.config.end() || same_value(found->second, now.at(key));
+  };
+  if (s.layout.world_size != ranks) {
+    return fmt::format("was made by {} rank{}, this is a run of {}", s.layout.world_size,
+                       s.layout.world_size == 1 ? "" : "s", ranks);
+  }
+  if (!was("batch-size")) return "was made with another --batch-size";
+  if (ranks > 1 && (!was("reduce-dtype") || !was("bucket-mb") || !was("comm")))
+    return "was made with other --reduce-dtype, --bucket-mb or --comm";
+  if (s.layout.cpu != device.name())
+    return fmt::format("was made on '{}', this is '{}'", s.layout.cpu, device.name());
+  return same_products(s.config, now, device) ? ""
+                                              : "was made with other --tf32 or --deterministic";
+}
+
+}  // namespace lathe

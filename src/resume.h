@@ -1,0 +1,36 @@
+// Taking a run up again: from which checkpoint, what must be as it was, and what makes other bits.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "kernels/device/device.h"
+#include "src/io/trainer_state.h"
+#include "src/options.h"
+
+namespace lathe {
+
+// The "key=value" lines of the resolved configuration: what trainer.json keeps of it.
+using ConfigKeys = std::map<std::string, std::string>;
+ConfigKeys keys_of(const std::string& resolved);
+
+// The checkpoint that --resume and --out choose, verified; empty: a fresh run. UserError where that
+// would leave a run's own past behind.
+std::filesystem::path checkpoint_to_resume(const TrainOptions& options);
+
+// UserError where a flag that makes a run what it is has changed since `checkpoint`; what may
+// change is listed in resume.cpp.
+void refuse_changes(const ConfigKeys& before, const ConfigKeys& now,
+                    const std::filesystem::path& checkpoint);
+
+// Whether the flags that decide how a GPU multiplies matrices are as they were.
+bool same_products(const ConfigKeys& before, const ConfigKeys& now, const Device& device);
+
+// Why the run will go on with other bits, as the end of a sentence about the checkpoint; empty: it
+// will not.
+std::string difference_to(const TrainerState& before, const ConfigKeys& now, int64_t ranks,
+                          const Device& device);
+
+}  // namespace lathe
