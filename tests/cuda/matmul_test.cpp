@@ -6,6 +6,7 @@
 #include "kernels/device/device.h"
 #include "tests/cuda/device_memory.h"
 #include "tests/ops/ops_testing.h"
+#include "tests/tensor_cores.h"
 
 namespace lathe::testing {
 namespace {
@@ -84,10 +85,10 @@ struct Case {
     std::vector<R> result;
     for (int64_t i = 0; i < s.m; ++i)
       for (int64_t j = 0; j < s.n; ++j) {
-        A sum = 0;
-        for (int64_t l = 0; l < s.k; ++l) sum += element_a<A>(i, l) * element_b<A>(l, j);
+        PlainSum<A> sum(std::is_same_v<T, bf16>);
+        for (int64_t l = 0; l < s.k; ++l) sum.add(element_a<A>(i, l) * element_b<A>(l, j));
         const auto old = static_cast<A>(d_before[static_cast<size_t>(i * (s.n + s.padding) + j)]);
-        R value = static_cast<R>(sum);
+        R value = static_cast<R>(sum.value());
         if (s.accumulate) value = static_cast<R>(static_cast<A>(value) + old);
         if (s.bias) value = static_cast<R>(static_cast<A>(value) + static_cast<A>(bias.data()[j]));
         result.push_back(value);

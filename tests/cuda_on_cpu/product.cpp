@@ -4,6 +4,8 @@
 #include <bit>
 #include <vector>
 
+#include "tests/tensor_cores.h"
+
 namespace lathe::cuda_on_cpu {
 
 namespace {
@@ -49,17 +51,38 @@ void pack_b(const Product& p, int64_t column, int64_t k0, int64_t k1, float* pac
   }
 }
 
-// Adds the sums over `depth` k of 32 rows and 4 columns, taken in registers, to the tile's columns.
-void add_block(const float* a, const float* b, int64_t depth, float* tile) {
-  Lanes sum[kColumnsAtOnce][kRegisters] = {};
-  for (int64_t k = 0; k < depth; ++k) {
+using Sums = Lanes[kColumnsAtOnce][kRegisters];
+
+// The sums over k0 <= k < k1 of 32 rows and 4 columns, added to `sum`.
+void multiply(const float* a, const float* b, int64_t k0, int64_t k1, Sums& sum) {
+  for (int64_t k = k0; k < k1; ++k) {
     const Lanes* rows = reinterpret_cast<const Lanes*>(a + k * kTileRows);
     for (int j = 0; j < kColumnsAtOnce; ++j)
       for (int r = 0; r < kRegisters; ++r) sum[j][r] += rows[r] * b[k * kColumnsAtOnce + j];
   }
+}
+
+// Adds the sums over `depth` k, taken in registers, to the tile's columns.
+void add_block(const float* a, const float* b, int64_t depth, float* tile) {
+  Sums sum = {};
+  multiply(a, b, 0, depth, sum);
   for (int j = 0; j < kColumnsAtOnce; ++j)
     for (int r = 0; r < kRegisters; ++r)
       for (int i = 0; i < kLanes; ++i) tile[j * kTileRows + r * kLanes + i] += sum[j][r][i];
+}
+
+// The same as tensor cores do it, `step` k at a time.
+void add_steps(const float* a, const float* b, int64_t depth, int64_t step, float* tile) {
+  for (int64_t k = 0; k < depth; k += step) {
+    Sums sum = {};
+    multiply(a, b, k, std::min(depth, k + step), sum);
+    for (int j = 0; j < kColumnsAtOnce; ++j)
+      for (int r = 0; r < kRegisters; ++r)
+        for (int i = 0; i < kLanes; ++i) {
+          float& total = tile[j * kTileRows + r * kLanes + i];
+          total = testing::truncated_sum(total, sum[j][r][i]);
+        }
+  }
 }
 
 // Memory for packed operands, kept from call to call, aligned for Lanes.
@@ -85,8 +108,11 @@ void product_tile(const Product& p, int64_t row, int64_t column, int64_t k0, int
     float* const b = b_memory.of(depth * kTileColumns);
     pack_a(p, row, first, last, a);
     pack_b(p, column, first, last, b);
-    for (int64_t j = 0; j < columns; j += kColumnsAtOnce)
-      add_block(a, b + j * depth, depth, tile + j * kTileRows);
+    const int64_t step = 8 + std::bit_width(static_cast<uint64_t>(p.chunk)) % 9;
+    for (int64_t j = 0; j < columns; j += kColumnsAtOnce) {
+      p.a.is_bf16 ? add_steps(a, b + j * depth, depth, step, tile + j * kTileRows)
+                  : add_block(a, b + j * depth, depth, tile + j * kTileRows);
+    }
   }
 }
 

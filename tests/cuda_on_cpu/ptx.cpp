@@ -1,6 +1,7 @@
 #include "kernels/cuda/ptx.cuh"
 
 #include "tests/cuda_on_cpu/runtime.h"
+#include "tests/tensor_cores.h"
 
 namespace lathe::cuda::ptx::detail {
 
@@ -50,12 +51,15 @@ void multiply_add(void* const* records, unsigned) {
     }
     for (int i = 0; i < 4; ++i) d[row + i / 2 * 8][column + i % 2] = record.d[i];
   }
+  constexpr int kStep = 8;  // as on an A100
   for (int m = 0; m < 16; ++m) {
-    float sum[8] = {};
-    for (int k = 0; k < 16; ++k) {
-      for (int n = 0; n < 8; ++n) sum[n] += a[m][k] * b[k][n];
+    for (int first = 0; first < 16; first += kStep) {
+      float sum[8] = {};
+      for (int k = first; k < first + kStep; ++k) {
+        for (int n = 0; n < 8; ++n) sum[n] += a[m][k] * b[k][n];
+      }
+      for (int n = 0; n < 8; ++n) d[m][n] = testing::truncated_sum(d[m][n], sum[n]);
     }
-    for (int n = 0; n < 8; ++n) d[m][n] += sum[n];
   }
   for (int lane = 0; lane < 32; ++lane) {
     const auto& record = *static_cast<MultiplyAdd*>(records[lane]);

@@ -1,4 +1,5 @@
 #include "tests/ops/ops_testing.h"
+#include "tests/tensor_cores.h"
 
 namespace lathe::testing {
 namespace {
@@ -89,15 +90,18 @@ template <typename T>
 struct Plain {
   using A = Accumulator<T>;
   std::vector<A> losses, dwte, dx_sum;
+  std::vector<PlainSum<A>> dwte_sum;
   std::vector<T> dx;
 
   explicit Plain(const Case<T>& c)
       : losses(static_cast<size_t>(c.s.N)),
-        dwte(static_cast<size_t>(c.s.padded * c.s.C)),
-        dx_sum(static_cast<size_t>(c.s.N * c.s.C)) {
+        dx_sum(static_cast<size_t>(c.s.N * c.s.C)),
+        dwte_sum(static_cast<size_t>(c.s.padded * c.s.C),
+                 PlainSum<A>(std::is_same_v<T, bf16> && device_under_test().kind() != "cpu")) {
     for (int64_t n = 0; n < c.s.N; ++n)
       if (c.targets.data()[n] >= 0) row(c, n);
     for (A sum : dx_sum) dx.push_back(static_cast<T>(sum));
+    for (const PlainSum<A>& sum : dwte_sum) dwte.push_back(sum.value());
   }
   void row(const Case<T>& c, int64_t n) {
     const int64_t C = c.s.C;
@@ -120,7 +124,7 @@ struct Plain {
           static_cast<T>((p - (v == target ? A(1) : A(0))) * static_cast<A>(c.scale)));
       for (int64_t i = 0; i < C; ++i) {
         dx_sum[static_cast<size_t>(n * C + i)] += d * static_cast<A>(c.wte.data()[v * C + i]);
-        dwte[static_cast<size_t>(v * C + i)] += d * static_cast<A>(c.x.data()[n * C + i]);
+        dwte_sum[static_cast<size_t>(v * C + i)].add(d * static_cast<A>(c.x.data()[n * C + i]));
       }
     }
   }

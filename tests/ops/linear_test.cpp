@@ -1,4 +1,5 @@
 #include "tests/ops/ops_testing.h"
+#include "tests/tensor_cores.h"
 
 namespace lathe::testing {
 namespace {
@@ -173,10 +174,14 @@ class Plain {
   static std::vector<A> by_weight(const Buffer<T>& x, const Buffer<T>& dy) {
     const std::vector<A> xs = values(x), dys = values(dy);
     const int64_t I = columns(x), O = columns(dy);
-    std::vector<A> out(static_cast<size_t>(I * O));
-    for (int64_t n = 0; n < rows(x); ++n)
-      for (int64_t i = 0; i < I; ++i)
-        for (int64_t o = 0; o < O; ++o) out[i * O + o] += xs[n * I + i] * dys[n * O + o];
+    const bool tensor_cores = std::is_same_v<T, bf16> && device_under_test().kind() != "cpu";
+    std::vector<A> out;
+    for (int64_t i = 0; i < I; ++i)
+      for (int64_t o = 0; o < O; ++o) {
+        PlainSum<A> sum(tensor_cores);
+        for (int64_t n = 0; n < rows(x); ++n) sum.add(xs[n * I + i] * dys[n * O + o]);
+        out.push_back(sum.value());
+      }
     return out;
   }
   static std::vector<A> by_bias(const Buffer<T>& dy) {
