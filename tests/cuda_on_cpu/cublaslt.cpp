@@ -163,6 +163,8 @@ bool serves(const Algorithm& algorithm, const Request& r) {
     if (static_cast<size_t>(layout->ld) * layout->element() % algorithm.alignment != 0)
       return false;
   if (!is_aligned(r.description->vector, r.has_vector() ? algorithm.alignment : 1)) return false;
+  // The first choice for a product alone has no kernel that sums a gradient as well.
+  if (algorithm.id == kAlgorithms[0].id && r.is_gradient()) return false;
   return algorithm.splits == 1 || r.k >= 8 * algorithm.splits;
 }
 
