@@ -133,14 +133,17 @@ def parse_arguments():
 
 
 def prepare_environment(args):
-    """For the programs that are run: CUDA's tools, carried sources, cuBLASLt, the tests' data."""
+    """For the programs that are run: CUDA's tools, carried sources, libraries, the tests' data."""
     machine.add_tools_to_path()
     if not os.environ.get("LATHE_DEPS") and (ROOT / "deps" / "include").is_dir():
         os.environ["LATHE_DEPS"] = str(ROOT / "deps")
     args.data = args.data.resolve() if args.data else default_data()
-    if args.preset == "gpu" and "LATHE_CUBLASLT" not in os.environ:
-        if library := machine.cublaslt():
-            os.environ["LATHE_CUBLASLT"] = library
+    if args.preset == "gpu":
+        found = {"LATHE_CUBLASLT": machine.library("libcublasLt"), "LATHE_NCCL": machine.library("libnccl"),
+                 "NCCL_HOME": machine.nccl_home()}
+        for name, path in found.items():
+            if path:
+                os.environ.setdefault(name, path)
     args.child_env = {"LATHE_TEST_DATA": str(args.data)} if args.data else {}
 
 

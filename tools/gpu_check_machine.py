@@ -72,15 +72,21 @@ def compute_capability(python):
     return match.group(1) + match.group(2) if match else None
 
 
-def cublaslt():
-    """Path of libcublasLt: the toolkit's, else the one that came with PyTorch; or None."""
+def library(name):
+    """Path of a library of NVIDIA's: the toolkit's, else the one that came with PyTorch; or None."""
     folders = []
     if nvcc := shutil.which("nvcc"):
         home = os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))
         folders += [f"{home}/lib64", f"{home}/targets/x86_64-linux/lib", f"{home}/lib"]
     folders += [f"{entry}/nvidia/*/lib" for entry in sys.path if entry]
-    found = [path for folder in folders for path in sorted(glob.glob(f"{folder}/libcublasLt.so.[0-9]*"))]
+    found = [path for folder in folders for path in sorted(glob.glob(f"{folder}/{name}.so.[0-9]*"))]
     return found[0] if found else None
+
+
+def nccl_home():
+    """The folder above include/nccl.h that came with PyTorch, or None. CMake finds the toolkit's."""
+    found = [path for entry in sys.path if entry for path in glob.glob(f"{entry}/nvidia/*/include/nccl.h")]
+    return os.path.dirname(os.path.dirname(found[0])) if found else None
 
 
 def torch_version(python):
@@ -116,6 +122,7 @@ def environment(python):
             "cmake": (output_of("cmake", "--version").splitlines() or [None])[0],
             "ninja": output_of("ninja", "--version") or None,
             "cublaslt": os.environ.get("LATHE_CUBLASLT"),
+            "nccl": os.environ.get("LATHE_NCCL"),
             "compute_sanitizer": shutil.which("compute-sanitizer"),
             "cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)),
             "system": platform.platform(),

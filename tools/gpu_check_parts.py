@@ -24,7 +24,8 @@ SANITIZED = {
     ("cuda_matmul_test", "racecheck"): "*SumsColumns*",
     ("cuda_matmul_test", "synccheck"): "*SumsColumns*",
 }
-NOT_SANITIZED = {"train_cuda_test", "cublaslt_library_test"}  # whole programs; no kernels
+NOT_SANITIZED = {"train_cuda_test",  # whole programs
+                 "cublaslt_library_test", "nccl_library_test"}  # no call of CUDA: nothing to report
 SANITIZER_TOOLS = {
     # The tests themselves see what CUDA's functions return.
     "memcheck": ["--report-api-errors", "no"],
@@ -330,6 +331,9 @@ def one_rank_over_nccl(check, result):
     result["turns"] = []
     for comm in ("auto", "nccl", "auto", "nccl"):
         done, run = train_fitting(check, {**flags, "comm": comm}, batches)
+        if comm == "nccl" and ("has no NCCL" in done.text or "libnccl.so.2 is not found" in done.text):
+            result["nccl_note"] = "no NCCL, so no cost of it"
+            return ""
         if not done.ok or not run.get("median_ms"):
             return f"--comm {comm}: {last_line(done.text)}"
         batches = [run["batch_size"]]
@@ -370,7 +374,8 @@ def two_ranks_on_one_gpu(check, result):
 def ranks(check, result):
     why = one_rank_over_nccl(check, result)
     wrong = two_ranks_on_one_gpu(check, result)
-    said = [f"one rank over NCCL: {100 * result['nccl_cost']:+.2f} % a step" if not why else why]
+    cost = f"one rank over NCCL: {100 * result['nccl_cost']:+.2f} % a step" if "nccl_cost" in result else ""
+    said = [why or cost or result["nccl_note"]]
     if "shared_difference" in result:
         said.append(f"two ranks on the GPU: losses within {result['shared_difference']:.0e} of one rank's")
     elif "shared_note" in result:

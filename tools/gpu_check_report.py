@@ -91,7 +91,8 @@ def environment_section(report):
                  ("temperature", f"{gpu.get('temperature_c')} C before")]
     rows += [("nvcc", known["nvcc"]), ("C++ compiler", known["compiler"]),
              ("CMake, ninja", f"{known['cmake']}, {known['ninja'] or 'no ninja'}"),
-             ("cuBLASLt", known["cublaslt"]), ("compute-sanitizer", known["compute_sanitizer"] or "absent"),
+             ("cuBLASLt, NCCL", f"{known['cublaslt']}, {known['nccl'] or 'no NCCL named'}"),
+             ("compute-sanitizer", known["compute_sanitizer"] or "absent"),
              ("CPU", f"{known['cpu']}, {known['cores']} cores"), ("system", known["system"]),
              ("PyTorch", f"{known['torch'] or 'absent'}, Python {known['python']}")]
     return table(("what", "found"), rows)
