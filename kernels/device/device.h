@@ -46,8 +46,8 @@ class Device {
   // replays of a `key`, record what it enqueues, and from then on enqueue the recording instead.
   virtual void replay(int key, const std::function<void()>& body) = 0;
 
-  // From here on each key is as if it were new. For those whose work the recordings hold and that
-  // come to their end.
+  // From here on each key is as if it were new; replays under way go on. For those whose work the
+  // recordings hold and that come to their end.
   virtual void forget_recordings() {}
 
   // A small tensor on its way to the host. read_back enqueues the copy; collect waits for that copy

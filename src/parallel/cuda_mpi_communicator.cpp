@@ -49,6 +49,7 @@ class CudaMpiCommunicator final : public CudaCommunicator {
   ~CudaMpiCommunicator() override {
     if (std::uncaught_exceptions() > 0) collectives_.give_up();
     cudaStreamSynchronize(line_.stream());
+    device_.synchronize();
     device_.forget_recordings();  // they call into this
     cudaFreeHost(pinned_);
   }

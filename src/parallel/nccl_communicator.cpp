@@ -132,7 +132,7 @@ class NcclCommunicator final : public CudaCommunicator {
       well = false;  // it was told when it came up, or whoever waits next is told
     }
     watchdog_.reset();
-    if (well) device_.forget_recordings();  // they hold collectives, and NCCL would wait for them
+    device_.forget_recordings();  // they hold collectives, and NCCL waits until they are gone
     if (well) {
       nccl_.comm_destroy(comm_);
     } else {

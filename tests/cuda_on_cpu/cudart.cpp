@@ -101,7 +101,10 @@ class LaunchGraph final : public Work {
  public:
   explicit LaunchGraph(const std::vector<CUgraph_st::Node>& nodes)
       : nodes_(nodes), waits_for_(nodes.size()) {
-    for (const CUgraph_st::Node& node : nodes) calls_.emplace_back(node.name, node.enqueued());
+    for (CUgraph_st::Node& node : nodes_) {
+      calls_.emplace_back(node.name, node.enqueued());
+      node.enqueued = nullptr;  // is the graph's
+    }
     for (size_t i = 0; i < nodes.size(); ++i) {
       waits_for_[i] = static_cast<int>(nodes[i].after.size());
       if (waits_for_[i] == 0) ready_.push_back(static_cast<int>(i));
@@ -128,7 +131,7 @@ class LaunchGraph final : public Work {
   }
 
  private:
-  const std::vector<CUgraph_st::Node> nodes_;  // the graph may be destroyed before it has run
+  std::vector<CUgraph_st::Node> nodes_;  // the graph may be destroyed before it has run
   std::vector<Call> calls_;
   std::vector<int> waits_for_, ready_;
 };
@@ -719,7 +722,7 @@ cudaError_t CUDARTAPI cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCapt
   return cudaSuccess;
 }
 cudaError_t CUDARTAPI cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  *status = stream->capture ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  *status = stream && stream->capture ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 cudaError_t CUDARTAPI cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {

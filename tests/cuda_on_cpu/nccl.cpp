@@ -49,6 +49,8 @@ struct ncclComm {
   bool destroyed = false;
   std::deque<std::weak_ptr<lathe::cuda_on_cpu::Operation>> waiting;   // for their turn to begin
   std::vector<std::shared_ptr<lathe::cuda_on_cpu::Operation>> begun;  // and not done
+  // Shared with every graph that holds a collective of several ranks.
+  std::shared_ptr<int> graphs = std::make_shared<int>();
 };
 
 namespace lathe::cuda_on_cpu {
@@ -706,12 +708,11 @@ ncclResult_t Library::enqueue(const Pending& pending) {
   std::string name = name_of(pending.calls[0].what.kind);
   if (pending.calls.size() > 1) name = fmt::format("a group of {} calls", pending.calls.size());
   const auto calls = std::make_shared<const std::vector<Call>>(pending.calls);
-  const auto enqueued = [comm = pending.comm, calls]() -> Start {
-    if (comm->destroyed)
-      return [] {
-        fail("NCCL: a graph runs on a communicator that was destroyed");
-        return Poll{};
-      };
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  cudaStreamIsCapturing(pending.stream, &capture);
+  const bool recorded = capture == cudaStreamCaptureStatusActive && pending.comm->ranks > 1;
+  const auto graph = recorded ? pending.comm->graphs : nullptr;
+  const auto enqueued = [comm = pending.comm, calls, graph]() -> Start {
     const auto operation = std::make_shared<Operation>(comm, calls);
     comm->waiting.push_back(operation);
     return [operation] { return [operation] { return operation->advance(); }; };
@@ -734,6 +735,13 @@ ncclResult_t check(const ncclConfig_t* config) {
   return ncclSuccess;
 }
 
+// The real one waits until the last such graph is destroyed, whether it ends well or is aborted.
+ncclResult_t refuse_graphs(const ncclComm& comm, const char* call) {
+  if (comm.graphs.use_count() == 1) return ncclSuccess;
+  fail(fmt::format("{} waits for ever: graphs hold collectives of the communicator", call));
+  return library().refuse(ncclInvalidUsage, "graphs hold collectives of the communicator");
+}
+
 // Nothing waits for its turn, and what has begun is done, or was forgotten by a device that failed.
 bool is_idle(ncclComm& comm) {
   while (!comm.waiting.empty() && comm.waiting.front().expired()) comm.waiting.pop_front();
@@ -751,6 +759,7 @@ using lathe::cuda_on_cpu::Identity;
 using lathe::cuda_on_cpu::is_idle;
 using lathe::cuda_on_cpu::Kind;
 using lathe::cuda_on_cpu::library;
+using lathe::cuda_on_cpu::refuse_graphs;
 
 extern "C" {
 
@@ -832,6 +841,7 @@ ncclResult_t ncclCommSplit(ncclComm_t handle, int color, int key, ncclComm_t* pa
 ncclResult_t ncclCommDestroy(ncclComm_t handle) {
   const Comm comm = library().find(handle);
   if (!comm) return library().refuse(ncclInvalidArgument, "ncclCommDestroy: not a communicator");
+  if (refuse_graphs(*comm, "ncclCommDestroy") != ncclSuccess) return ncclInvalidUsage;
   lathe::cuda_on_cpu::wait_until("ncclCommDestroy", [&] { return is_idle(*comm); });
   library().remove(comm);
   return ncclSuccess;
@@ -839,6 +849,7 @@ ncclResult_t ncclCommDestroy(ncclComm_t handle) {
 ncclResult_t ncclCommAbort(ncclComm_t handle) {
   const Comm comm = library().find(handle);
   if (!comm) return library().refuse(ncclInvalidArgument, "ncclCommAbort: not a communicator");
+  if (refuse_graphs(*comm, "ncclCommAbort") != ncclSuccess) return ncclInvalidUsage;
   library().remove(comm);
   return ncclSuccess;
 }

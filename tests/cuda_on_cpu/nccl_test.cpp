@@ -718,13 +718,14 @@ TEST_F(NcclTest, ReplaysInGraphs) {
     EXPECT_EQ(z.take(stream_), std::vector<float>(256, value + static_cast<float>(ranks_ - 1)));
     EXPECT_EQ(eager.take(other_), std::vector<float>(256, sum(value)));
   }
-  // A communicator that is gone.
-  check_nccl(ncclCommDestroy(comm_));
-  check_cuda(cudaGraphLaunch(executable, stream_), "launch");
-  EXPECT_EQ(cudaStreamSynchronize(stream_), cudaErrorLaunchFailure);
-  EXPECT_THAT(take_error(), HasSubstr("communicator that was destroyed"));
-  comm_ = make_comm(rank_, ranks_);
+  // It cannot go before the graph.
+  EXPECT_EQ(ncclCommDestroy(comm_), ncclInvalidUsage);
+  EXPECT_THAT(take_error(), HasSubstr("ncclCommDestroy waits for ever"));
+  EXPECT_EQ(ncclCommAbort(comm_), ncclInvalidUsage);
+  EXPECT_THAT(take_error(), HasSubstr("ncclCommAbort waits for ever"));
   cudaGraphExecDestroy(executable);
+  check_nccl(ncclCommDestroy(comm_));
+  comm_ = make_comm(rank_, ranks_);
 }
 
 // ---- Waits of the host.

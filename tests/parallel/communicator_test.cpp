@@ -344,6 +344,23 @@ TEST_P(CommunicatorTest, RecordingsRepeat) {
   }
 }
 
+// A rank that an error ends waits for nobody, though its recordings hold collectives.
+TEST_P(CommunicatorTest, AnErrorEndsItBesideItsRecordings) {
+  if (comm().kind() != "nccl") GTEST_SKIP() << "for NCCL, which does not let go of recordings";
+  const Array sum = fresh(DType::fp32, 100);
+  for (int step = 0; step < 3; ++step) {
+    device().replay(0, [&] {
+      together([&] { comm().all_reduce(sum.tensor(), sum.tensor(), Reduction::sum, "recorded"); });
+    });
+  }
+  try {
+    const std::unique_ptr<Communicator> ended = std::move(ranks_.comm);
+    throw CheckError("an error");
+  } catch (const CheckError&) {
+  }
+  EXPECT_NO_THROW(device().synchronize());
+}
+
 TEST_P(CommunicatorTest, MarksTellWhenTheLineCameBy) {
   const Array tensor = array(DType::fp32, values(rank(), DType::fp32, 100003));
   comm().after_device();

@@ -77,7 +77,10 @@ struct Rank {
     parallel.gather_weights();
   }
 
-  ~Rank() { device.forget_recordings(); }  // they use this rank's memory
+  ~Rank() {
+    device.synchronize();
+    device.forget_recordings();  // they use this rank's memory
+  }
 
   MicroBatch batch(int64_t m) const {
     const Shape bt{shape.batch_size, shape.seq_len};
