@@ -232,14 +232,33 @@ inline float __uint_as_float(unsigned x) {
 inline float __int_as_float(int x) {
   return std::bit_cast<float>(x);
 }
+
+namespace lathe::cuda_on_cpu {
+
+// As wrong as NVIDIA's manuals allow the fast units to be, within `ulps`: which way, the bits of
+// the result decide. Powers of two are exact, and what is not normal is zero.
+inline float approximated(float exact, uint32_t ulps) {
+  const uint32_t bits = std::bit_cast<uint32_t>(exact), mantissa = bits & 0x7fffff;
+  if (std::fabs(exact) < 0x1p-126f) return std::copysign(0.0f, exact);
+  if (!std::isfinite(exact) || mantissa < ulps || mantissa > 0x7fffff - ulps) return exact;
+  return std::bit_cast<float>(bits - ulps + (bits * 0x9e3779b9u >> 16) % (2 * ulps + 1));
+}
+// ex2.approx.ftz
+inline float exp2_approximated(float x) {
+  return approximated(std::exp2(x), 2);
+}
+
+}  // namespace lathe::cuda_on_cpu
+
 inline float __expf(float x) {
-  return std::exp(x);
+  return lathe::cuda_on_cpu::exp2_approximated(x * 1.44269504f);
 }
 inline float __logf(float x) {
   return std::log(x);
 }
 inline float __fdividef(float a, float b) {
-  return a / b;
+  if (std::fabs(b) > 0x1p126f && !std::isinf(b)) return a * 0.0f;
+  return a * lathe::cuda_on_cpu::approximated(1 / b, 1);
 }
 inline float __frcp_rn(float x) {
   return 1 / x;
