@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <numeric>
 #include <set>
 #include <vector>
@@ -243,6 +244,21 @@ TEST_F(CudaOnCpu, CaptureForbidsWaiting) {
   launch_copy(y_, x_, stream_);
   EXPECT_EQ(cudaStreamSynchronize(stream_), cudaErrorStreamCaptureUnsupported);
   EXPECT_EQ(cudaStreamEndCapture(stream_, &graph), cudaErrorStreamCaptureInvalidated);
+}
+
+TEST_F(CudaOnCpu, CaptureForbidsMemoryAndQueries) {
+  void* memory = nullptr;
+  cudaEvent_t event = nullptr;
+  check_cuda(cudaEventCreate(&event), "event");
+  for (const std::function<cudaError_t()>& call : std::vector<std::function<cudaError_t()>>{
+           [&] { return cudaMalloc(&memory, 8); }, [&] { return cudaHostAlloc(&memory, 8, 0); },
+           [&] { return cudaFree(memory); }, [&] { return cudaEventQuery(event); }}) {
+    cudaGraph_t graph = nullptr;
+    check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin");
+    EXPECT_EQ(call(), cudaErrorStreamCaptureUnsupported);
+    EXPECT_EQ(cudaStreamEndCapture(stream_, &graph), cudaErrorStreamCaptureInvalidated);
+  }
+  check_cuda(cudaEventDestroy(event), "event");
 }
 
 TEST_F(CudaOnCpu, CountsWaitsOfTheHost) {

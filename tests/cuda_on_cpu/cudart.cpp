@@ -258,6 +258,17 @@ class Runtime {
     return true;
   }
 
+  // What may not be called by the thread that captures, in any mode but the relaxed one: it ends
+  // the capture. (One OS thread runs all that a test does with the device.)
+  cudaError_t unsafe_while_capturing() {
+    for (CUstream_st* stream : streams_) {
+      if (!stream->capture) continue;
+      stream->capture->broken = true;
+      return cudaErrorStreamCaptureUnsupported;
+    }
+    return cudaSuccess;
+  }
+
   // ---- Memory between red zones, poisoned.
   cudaError_t allocate(void** memory, size_t bytes, bool device) {
     ++counters_.allocations;
@@ -577,23 +588,35 @@ const char* CUDARTAPI cudaGetErrorString(cudaError_t error) {
 // ---- Memory.
 
 cudaError_t CUDARTAPI cudaMalloc(void** memory, size_t bytes) {
+  if (const cudaError_t unsafe = runtime().unsafe_while_capturing(); unsafe != cudaSuccess)
+    return unsafe;
   return runtime().allocate(memory, bytes, true);
 }
 cudaError_t CUDARTAPI cudaMallocManaged(void** memory, size_t bytes, unsigned) {
+  if (const cudaError_t unsafe = runtime().unsafe_while_capturing(); unsafe != cudaSuccess)
+    return unsafe;
   return runtime().allocate(memory, bytes, true);
 }
 cudaError_t CUDARTAPI cudaFree(void* memory) {
+  if (const cudaError_t unsafe = runtime().unsafe_while_capturing(); unsafe != cudaSuccess)
+    return unsafe;
   const cudaError_t error = runtime().drain();  // as the real one waits
   const cudaError_t released = runtime().release(memory);
   return error == cudaSuccess ? released : error;
 }
 cudaError_t CUDARTAPI cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+  if (const cudaError_t unsafe = runtime().unsafe_while_capturing(); unsafe != cudaSuccess)
+    return unsafe;
   return runtime().allocate(memory, bytes, false);
 }
 cudaError_t CUDARTAPI cudaMallocHost(void** memory, size_t bytes) {
+  if (const cudaError_t unsafe = runtime().unsafe_while_capturing(); unsafe != cudaSuccess)
+    return unsafe;
   return runtime().allocate(memory, bytes, false);
 }
 cudaError_t CUDARTAPI cudaFreeHost(void* memory) {
+  if (const cudaError_t unsafe = runtime().unsafe_while_capturing(); unsafe != cudaSuccess)
+    return unsafe;
   return runtime().release(memory);
 }
 cudaError_t CUDARTAPI cudaMemGetInfo(size_t* free, size_t* total) {
@@ -635,6 +658,8 @@ cudaError_t CUDARTAPI cudaStreamSynchronize(cudaStream_t stream) {
   return runtime().run_until([&] { return stream->queue.empty(); });
 }
 cudaError_t CUDARTAPI cudaStreamQuery(cudaStream_t stream) {
+  if (const cudaError_t unsafe = runtime().unsafe_while_capturing(); unsafe != cudaSuccess)
+    return unsafe;
   runtime().run_some();
   if (runtime().error() != cudaSuccess) return runtime().error();
   return stream->queue.empty() ? cudaSuccess : cudaErrorNotReady;
@@ -701,6 +726,8 @@ cudaError_t CUDARTAPI cudaEventSynchronize(cudaEvent_t event) {
   return runtime().run_until([&] { return event->reached >= event->recorded; });
 }
 cudaError_t CUDARTAPI cudaEventQuery(cudaEvent_t event) {
+  if (const cudaError_t unsafe = runtime().unsafe_while_capturing(); unsafe != cudaSuccess)
+    return unsafe;
   runtime().run_some();
   if (runtime().error() != cudaSuccess) return runtime().error();
   return event->reached >= event->recorded ? cudaSuccess : cudaErrorNotReady;
