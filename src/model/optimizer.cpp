@@ -45,9 +45,13 @@ Optimizer::Optimizer(const OptimizerConfig& config, const GPT2Parameters& weight
       device_(device),
       sharded_(ownership.sharded),
       shard_(layout.shard(ownership.rank, !ownership.sharded)),
-      norm_shard_(shard_),
+      share_(layout.shard(ownership.rank, false)),
+      ranks_(layout.ranks),
       weights_(weights.flat),
       gradients_(gradients.flat) {
+  if (!sharded_) {
+    for (ShardPart& part : share_) part.local = part.begin;
+  }
   const DType acc = gradients_.dtype, dtype = weights_.dtype;
   const Shape mine{shard_elements(shard_)};
   if (sharded_) {
@@ -70,11 +74,9 @@ Optimizer::Optimizer(const OptimizerConfig& config, const GPT2Parameters& weight
     segments.insert(segments.end(), more.begin(), more.end());
     launches_.push_back({begin, elements, static_cast<int64_t>(more.size())});
   };
-  if (sharded_ || layout.ranks == 1) {
+  if (sharded_ || ranks_ == 1) {
     launch(shard_, 0, shard_elements(shard_));
   } else {
-    norm_shard_ = layout.shard(ownership.rank, false);
-    for (ShardPart& part : norm_shard_) part.local = part.begin;
     const int64_t embeddings = layout.buckets[0].end, layers = layout.elements - embeddings;
     launch({{embeddings, 0, layers}}, embeddings, layers);
     launch({{0, 0, embeddings}}, 0, embeddings);
@@ -90,8 +92,8 @@ void Optimizer::step(const Ops& ops, const StepState& state) const {
 }
 
 void Optimizer::sum_squares(const Ops& ops) const {
-  if (norm_shard_.size() > 1) device_.zero(square_sums_);  // other ranks' blocks
-  for (const ShardPart& part : norm_shard_) {
+  if (ranks_ > 1) device_.zero(square_sums_);  // the others' blocks
+  for (const ShardPart& part : ranks_ > 1 ? share_ : shard_) {
     ops.square_sums({.sums = square_sums_.rows(part.begin / kNormBlock, norm_blocks(part.elements)),
                      .gradients = gradients_.rows(part.local, part.elements)},
                     {});

@@ -72,6 +72,8 @@ class Optimizer {
 
   // What it owns. Its tensors are flat over these parts, one after the other.
   const std::vector<ShardPart>& shard() const { return shard_; }
+  // This rank's share of every bucket, in these tensors: all of them, or with all owned a part.
+  const std::vector<ShardPart>& share() const { return share_; }
   bool sharded() const { return sharded_; }
   // fp32 masters (the weights themselves where those are not bf16 and all are owned) and moments.
   const Tensor& masters() const { return masters_; }
@@ -87,7 +89,8 @@ class Optimizer {
   OptimizerConfig config_;
   Device& device_;
   bool sharded_;
-  std::vector<ShardPart> shard_, norm_shard_;
+  std::vector<ShardPart> shard_, share_;
+  int64_t ranks_;
   Tensor weights_;  // absent where masters_ are the weights
   Tensor gradients_, masters_, m_, v_, square_sums_;
   Tensor segments_;  // OptimizerSegment, those of each launch one after the other

@@ -387,11 +387,7 @@ int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, con
 
 WrittenFiles write_optimizer(const fs::path& dir, const ParameterLayout& layout,
                              const Optimizer& optimizer, Device& device, int64_t rank) {
-  std::vector<ShardPart> shard = layout.shard(rank, layout.ranks == 1);
-  if (!optimizer.sharded()) {
-    for (ShardPart& part : shard) part.local = part.begin;
-  }
-  const std::vector<Piece> pieces = pieces_of(layout, shard);
+  const std::vector<Piece> pieces = pieces_of(layout, optimizer.share());
   std::map<std::string, std::string> places;
   for (const Piece& piece : pieces) {
     if (!piece.whole()) places[piece.slot->spec.name] = std::to_string(piece.first);

@@ -39,11 +39,7 @@ DataParallel::DataParallel(Communicator& communicator, Device& device, GPT2& mod
                              {shard_elements(optimizer.shard())});
     }
   }
-  shares_ = layout.shard(communicator.rank(), false);
-  if (!optimizer.sharded()) {
-    for (ShardPart& part : shares_) part.local = part.begin;
-    embeddings_needed_ = [this] { finish_embeddings(); };
-  }
+  if (!optimizer.sharded()) embeddings_needed_ = [this] { finish_embeddings(); };
   gathered_.resize(layout.buckets.size());
   reduced_.resize(layout.buckets.size());
   for (std::vector<Span>& spans : spans_) {
@@ -87,7 +83,7 @@ void DataParallel::begin_step(int set) {
   set_ = set;
   next_mark_ = 0;
   spans_[static_cast<size_t>(set)].clear();
-  loss_reduced_ = weights_seen_ = 0;
+  loss_reduced_ = 0;
   if (!optimizer_.sharded()) return;
   communicator_.after_device();
   for (size_t b = 0; b < buckets().size(); ++b)

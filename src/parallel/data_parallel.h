@@ -97,7 +97,7 @@ class DataParallel {
   }
   // This rank's share of a bucket, in buffers like the optimizer's.
   Tensor share(const Tensor& of, size_t b) const {
-    return of.rows(shares_[b].local, shares_[b].elements);
+    return of.rows(optimizer_.share()[b].local, optimizer_.share()[b].elements);
   }
   const std::vector<Bucket>& buckets() const { return model_.layout().buckets; }
   const char* name_of(size_t b) const { return buckets()[b].name.c_str(); }
@@ -111,7 +111,6 @@ class DataParallel {
   Tensor loss_;    // fp64 [2], in the step's results: loss, stop_votes
   Tensor staged_;  // bf16: gradients on their way
   Tensor sums_;    // where they arrive: like the optimizer's gradients
-  std::vector<ShardPart> shares_;
   WeightsNeeded weights_needed_;
   GradientReady gradient_ready_;
   EmbeddingsNeeded embeddings_needed_;
