@@ -152,8 +152,9 @@ std::string difference_to(const TrainerState& s, const ConfigKeys& now, int64_t 
                        s.layout.world_size == 1 ? "" : "s", ranks);
   }
   if (!was("batch-size")) return "was made with another --batch-size";
-  if (ranks > 1 && (!was("reduce-dtype") || !was("bucket-mb") || !was("comm")))
-    return "was made with other --reduce-dtype, --bucket-mb or --comm";
+  const bool same_sums = was("reduce-dtype") && was("bucket-mb") &&
+                         (device.kind() == "cpu" || was("comm"));  // CPUs have MPI alone
+  if (ranks > 1 && !same_sums) return "was made with other --reduce-dtype, --bucket-mb or --comm";
   if (s.layout.cpu != device.name())
     return fmt::format("was made on '{}', this is '{}'", s.layout.cpu, device.name());
   return same_products(s.config, now, device) ? ""

@@ -1,5 +1,8 @@
 #include "src/trace.h"
 
+#include <algorithm>
+#include <iostream>
+
 namespace lathe {
 
 namespace {
@@ -26,9 +29,12 @@ StepTrace::StepTrace(Run& run, const std::string& file)
       plain_(run.model.ops()),
       ops_(plain_, run.device, run.parallel.end_of_marks()),
       traced_step_(file.empty() ? -1 : run.first_step + kWarmUpSteps + kTracedSteps - 1) {
+  // A run that is taken up again with the same flags may have less to do than that.
   if (traced_step_ >= run.options().steps) {
-    throw UserError("--trace {}: the fourth step is traced, and this run has {} to do; see --steps",
-                    file, std::max<int64_t>(0, run.options().steps - run.first_step));
+    if (run.rank() == 0)
+      std::cerr << fmt::format("train: --trace {}: the fourth step is traced, and there are {}\n",
+                               file, std::max<int64_t>(0, run.options().steps - run.first_step));
+    traced_step_ = -1;
   }
   if (traced_step_ >= 0 && run.rank() == 0) file_.emplace(file);
 }

@@ -45,8 +45,8 @@ class TracingOps final : public ObservedOps {
 // with the marks, so that a device that records steps has recorded the fourth as any other.
 class StepTrace {
  public:
-  // Does nothing where `file` is empty. UserError where it cannot be written, or where the run ends
-  // before that step.
+  // Does nothing where `file` is empty, or where the run ends before that step, which is said.
+  // UserError where it cannot be written.
   StepTrace(Run& run, const std::string& file);
 
   // Before a step is enqueued, and the key that it is to be recorded under.

@@ -156,7 +156,6 @@ TEST_F(BadInput, Flags) {
       flag("config", scratch.path(), scratch.path()),
       flag("out", file / "x", file.string()),
       flag("out", file, "file"),
-      train("a trace of three steps", {{"steps", "3"}, {"trace", scratch / "t"}}, {"--trace", "3"}),
       flag("trace", scratch / "none/t", "none/t"),
       flag("out", "/proc/lathe/out", "/proc/lathe"),
       train("too large for the machine",

@@ -225,6 +225,13 @@ TEST_F(Ranks, AStepIsTraced) {
   expect_success(train(1, job(scratch / "one", 1, {{"steps", "6"}})));
   expect_success(train(1, job(scratch / "traced", 1, {{"steps", "6"}, {"trace", trace}})));
   expect_same_run(scratch / "one", scratch / "traced");
+  // A run that goes on with the same flags may have no four steps left.
+  const ProcessResult shorter =
+      train(2, job(scratch / "short", 2, {{"steps", "3"}, {"trace", scratch / "t"}}));
+  expect_success(shorter);
+  EXPECT_NE(shorter.err.find("the fourth step is traced, and there are 3"), std::string::npos)
+      << shorter.err;
+  EXPECT_FALSE(fs::exists(scratch / "t"));
 }
 
 TEST_F(Ranks, OnlyOneSpeaks) {
