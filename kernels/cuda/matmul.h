@@ -30,9 +30,12 @@ struct MatmulArgs {
 };
 
 struct MatmulOptions {
-  bool tf32 = false;           // fp32 products may round their inputs to TF32
-  bool deterministic = false;  // only sums in one piece, in the order of the heuristic's choice
-  bool autotune = true;        // times the heuristic's candidates; not where deterministic
+  bool tf32 = false;  // fp32 products may round their inputs to TF32
+  // The heuristic's first choice whose order of sums is fixed: in one piece, or in parts that are
+  // added in order and that gave the same bits three times.
+  bool deterministic = false;
+  bool autotune = true;   // times the heuristic's candidates; not where deterministic
+  size_t alignment = 16;  // bytes: the most that the heuristic is told of operands, 16 to 256
 };
 
 // How products of one shape are computed, as data: what a checkpoint keeps, so that a resumed run
@@ -43,11 +46,12 @@ struct MatmulPlanRecord {
   bool operator==(const MatmulPlanRecord&) const = default;
 };
 
-// Products with a plan for each shape: descriptors, algorithm, epilogue. A plan is made when its
-// shape is met first; from then on a call allocates nothing on the host. Plans are shared between
-// calls that accumulate and calls that do not. With autotune a shape is tuned at its first call
-// that overwrites d and is not being captured into a graph: that call waits for the device, and
-// writes d several times, the last time as if it were the only one.
+// Products with a plan for each shape: descriptors, algorithm, epilogue. A call that adds to d has
+// another shape than one that overwrites it. A plan is made when its shape is met first, which must
+// not be while a graph is captured; from then on a call allocates nothing on the host. With
+// autotune, or where deterministic, that first call tries algorithms: it waits for the device, and
+// writes d several times, the last time as if it were the only one; what it adds to is left as it
+// is, and copied for the trial.
 // Not for several threads at once.
 class Matmul {
  public:
@@ -61,14 +65,21 @@ class Matmul {
   // count.
   static size_t workspace_bytes(const MatmulArgs& args);
 
-  // Enqueues. Throws CheckError, naming the shape, where cuBLASLt knows no way.
+  // Enqueues. Throws CheckError, naming the shape, where cuBLASLt knows no way, or where a shape is
+  // met first in a capture.
   void run(const MatmulArgs& args, const Tensor& workspace, cudaStream_t stream);
 
   // All plans that were made or loaded, ordered by shape.
   std::vector<MatmulPlanRecord> plans() const;
-  // Plans for shapes that are met from now on (those met before keep theirs). One that the library
-  // refuses, or that another version made, is passed over: the shape is planned as if it were new.
+  // Plans for these shapes from the next call on; graphs captured before hold the former. One that
+  // the library refuses, that another version made or that is damaged is passed over: the shape is
+  // planned as if it were new.
   void load_plans(const std::vector<MatmulPlanRecord>& records);
+
+  // What tuning measured, as a table with tabs between the columns: shape, candidate, algorithm,
+  // tile, stages, splits, whether fused, milliseconds (the least), whether chosen. "" where nothing
+  // was tuned.
+  const std::string& tuning_log() const;
 
  private:
   struct Impl;

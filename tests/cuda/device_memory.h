@@ -1,11 +1,9 @@
-// Memory of the GPU that the host addresses as well, and a stream, for tests of what kernels/cuda
-// is made of.
+// Memory of the GPU and a stream, for tests of what kernels/cuda is made of.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include <cstring>
 #include <vector>
 
 #include "kernels/cuda/launch.h"
@@ -28,25 +26,40 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-// `count` elements, `offset` elements after an aligned address; T is float or bf16. The host may
-// look whenever the device is idle.
+// Copies and waits: a copy from memory that is not pinned may otherwise be under way when a kernel
+// of another stream begins.
+inline void copy_and_wait(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  static const Stream stream;
+  cuda::check_cuda(cudaMemcpyAsync(to, from, bytes, kind, stream), "copy");
+  stream.wait();
+}
+
+// `count` elements in the device's memory, `offset` elements after an aligned address; T is float
+// or bf16. The host sees them by values(). (On the CPU that plays a GPU data() is the host's
+// memory, too: tests that run there alone use it as such.)
 template <typename T>
 class DeviceArray {
  public:
   explicit DeviceArray(size_t count, size_t offset = 0) : count_(count), offset_(offset) {
-    cuda::check_cuda(cudaMallocManaged(&memory_, (count + offset) * sizeof(T) + 1), "memory");
-    std::memset(memory_, 0xff, (count + offset) * sizeof(T));  // NaN
+    const size_t bytes = (count + offset) * sizeof(T);
+    cuda::check_cuda(cudaMalloc(&memory_, bytes + 1), "memory");
+    const std::vector<unsigned char> nan(bytes, 0xff);
+    copy_and_wait(memory_, nan.data(), bytes, cudaMemcpyHostToDevice);
   }
   explicit DeviceArray(const std::vector<T>& values, size_t offset = 0)
       : DeviceArray(values.size(), offset) {
-    std::copy(values.begin(), values.end(), data());
+    copy_and_wait(data(), values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice);
   }
   ~DeviceArray() { cudaFree(memory_); }
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
 
   T* data() const { return static_cast<T*>(memory_) + offset_; }
-  std::vector<T> values() const { return std::vector<T>(data(), data() + count_); }
+  std::vector<T> values() const {
+    std::vector<T> values(count_);
+    copy_and_wait(values.data(), data(), count_ * sizeof(T), cudaMemcpyDeviceToHost);
+    return values;
+  }
 
  private:
   size_t count_, offset_;

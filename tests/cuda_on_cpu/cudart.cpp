@@ -258,6 +258,11 @@ class Runtime {
     return true;
   }
 
+  bool is_capturing() const {
+    return std::any_of(streams_.begin(), streams_.end(),
+                       [](const CUstream_st* s) { return s->capture != nullptr; });
+  }
+
   // What may not be called by the thread that captures, in any mode but the relaxed one: it ends
   // the capture. (One OS thread runs all that a test does with the device.)
   cudaError_t unsafe_while_capturing() {
@@ -480,6 +485,9 @@ cudaError_t enqueue_in_turn(cudaStream_t stream, const std::string& name, Enqueu
       return start();
     };
   });
+}
+bool is_capturing() {
+  return runtime().is_capturing();
 }
 bool make_progress() {
   return runtime().run_some();

@@ -23,6 +23,10 @@ struct Watched {
   bool slow_vectors = false, slow_default = false;  // epilogues
   bool vectors_overwrite = false;  // epilogues other than the default are refused with beta
   uint64_t fails = 0;              // this algorithm is refused when it is to run
+  int slow_at_first = 0;           // so many runs of the fast algorithm are slow, too
+  int slow_products = 0;           // so many products take twice as long as those after them
+  uint64_t unsteady = 0;           // this algorithm gives other bits each time
+  int32_t schemes = 0;             // what split algorithms say of their reduction, 0: the truth
   uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;  // set last
 };
 Watched watched;
@@ -64,6 +68,18 @@ cublasStatus_t watching_heuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t 
   return cublasLtMatmulAlgoGetHeuristic(handle, description, a, b, c, d, preference, wanted,
                                         results, found);
 }
+cublasStatus_t watching_config(const cublasLtMatmulAlgo_t* algorithm,
+                               cublasLtMatmulAlgoConfigAttributes_t attribute, void* value,
+                               size_t bytes, size_t* written) {
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoConfigGetAttribute(algorithm, attribute, value, bytes, written);
+  int32_t scheme = 0;
+  if (status != CUBLAS_STATUS_SUCCESS || bytes != sizeof(scheme)) return status;
+  std::memcpy(&scheme, value, sizeof(scheme));
+  if (attribute == CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME && watched.schemes != 0 && scheme != 0)
+    std::memcpy(value, &watched.schemes, sizeof(scheme));
+  return status;
+}
 cublasStatus_t watching_matmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t description,
                                const void* alpha, const void* a, cublasLtMatrixLayout_t a_layout,
                                const void* b, cublasLtMatrixLayout_t b_layout, const void* beta,
@@ -77,11 +93,19 @@ cublasStatus_t watching_matmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t des
   const bool vector = watched.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
   if (vector && watched.vectors_overwrite && *static_cast<const float*>(beta) != 0)
     return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (watched.slow_products > 0) {
+    const double time = watched.products <= watched.slow_products ? 2e6 : 1e6;
+    cuda_on_cpu::enqueue(stream, "clock", [time] { cuda_on_cpu::pretend_to_take(time); });
+  }
   if ((watched.fast != 0 && watched.fast != id_of(algorithm)) ||
+      (watched.fast == id_of(algorithm) && watched.slow_at_first-- > 0) ||
       (vector ? watched.slow_vectors : watched.slow_default))
     cuda_on_cpu::enqueue(stream, "slow", [] { cuda_on_cpu::pretend_to_take(1e6); });
-  return cublasLtMatmul(handle, description, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d,
-                        d_layout, algorithm, workspace, bytes, stream);
+  const float factor = watched.unsteady == id_of(algorithm)
+                           ? 1 + static_cast<float>(watched.products) / 1024
+                           : *static_cast<const float*>(alpha);
+  return cublasLtMatmul(handle, description, &factor, a, a_layout, b, b_layout, beta, c, c_layout,
+                        d, d_layout, algorithm, workspace, bytes, stream);
 }
 
 }  // namespace
@@ -103,7 +127,7 @@ lathe::cuda::CublasLt lathe::cuda::load_cublaslt() {
           cublasLtMatmulPreferenceSetAttribute,
           testing::watching_heuristic,
           cublasLtMatmulAlgoCheck,
-          cublasLtMatmulAlgoConfigGetAttribute,
+          testing::watching_config,
           testing::watching_matmul};
 }
 
@@ -240,30 +264,81 @@ TEST_F(MatmulCalls, PassesOverThePlansOfAnotherVersion) {
   }
 }
 
-TEST_F(MatmulCalls, DeterministicNeitherSplitsNorMeasures) {
-  {
-    Matmul matmul({.autotune = false});
+// Sums in parts that are added in order are taken where they give the same bits three times.
+TEST_F(MatmulCalls, DeterministicSplitsWhatRepeatsAndMeasuresNothing) {
+  for (const bool accumulate : {false, true}) {
+    watched = {};
+    args_.accumulate = accumulate;
+    Matmul matmul({.deterministic = true});
+    std::fill_n(d_.data(), 16 * 24, 1.0f);
     run(matmul);
-    EXPECT_GT(algorithm_of(matmul).second, 1u);
+    EXPECT_EQ(watched.products, 4);
+    EXPECT_EQ(algorithm_of(matmul), (std::pair<uint64_t, uint64_t>{5, 4}));
+    expect_all(d_, accumulate ? 2049 : 2048);
+    EXPECT_EQ(matmul.tuning_log(), "");
   }
-  watched = {};
-  Matmul matmul({.deterministic = true});
-  run(matmul);
-  EXPECT_EQ(watched.products, 1);
-  EXPECT_EQ(algorithm_of(matmul).second, 1u);
 }
 
-TEST_F(MatmulCalls, DeterministicRefusesALoadedPlanThatSplits) {
+TEST_F(MatmulCalls, DeterministicPassesOverWhatDoesNotRepeat) {
+  watched = {.unsteady = 5};
+  Matmul matmul({.deterministic = true});
+  run(matmul);
+  EXPECT_EQ(algorithm_of(matmul).second, 1u);
+  expect_all(d_, 2048);
+}
+
+// Parts that are added in place, whoever comes first.
+TEST_F(MatmulCalls, DeterministicRefusesALoadedPlanOfNoFixedOrder) {
+  watched = {.schemes = CUBLASLT_REDUCTION_SCHEME_INPLACE};
   std::vector<cuda::MatmulPlanRecord> records;
   {
     Matmul matmul({.autotune = false});
     run(matmul);
     records = matmul.plans();
+    EXPECT_EQ(algorithm_of(matmul).first, 5u);
   }
-  Matmul matmul({.deterministic = true});
+  for (const bool deterministic : {false, true}) {
+    Matmul matmul({.deterministic = deterministic});
+    matmul.load_plans(records);
+    run(matmul);
+    EXPECT_EQ(algorithm_of(matmul).first == 5, !deterministic);
+  }
+}
+
+// What is met already takes a loaded plan, too.
+TEST_F(MatmulCalls, LoadedPlansReplaceThoseAtHand) {
+  std::vector<cuda::MatmulPlanRecord> records;
+  {
+    watched = {.fast = 3};
+    Matmul matmul;
+    run(matmul);
+    records = matmul.plans();
+  }
+  watched = {.fast = 2};
+  Matmul matmul;
+  run(matmul);
+  EXPECT_EQ(algorithm_of(matmul).first, 2u);
   matmul.load_plans(records);
   run(matmul);
-  EXPECT_EQ(algorithm_of(matmul).second, 1u);
+  EXPECT_EQ(algorithm_of(matmul).first, 3u);
+  EXPECT_EQ(matmul.plans(), records);
+}
+
+// The first run of an algorithm loads its kernel.
+TEST_F(MatmulCalls, TheFirstRunOfACandidateDoesNotCount) {
+  watched = {.fast = 3, .slow_at_first = 1};
+  Matmul matmul;
+  run(matmul);
+  EXPECT_EQ(algorithm_of(matmul).first, 3u);
+}
+
+// A clock that rises while candidates are timed favours nobody.
+TEST_F(MatmulCalls, CandidatesAreTimedInTurns) {
+  watched = {.slow_products = 12};
+  Matmul matmul;
+  run(matmul);
+  EXPECT_EQ(algorithm_of(matmul).first, 5u);  // the heuristic's first, as none is faster
+  EXPECT_NE(matmul.tuning_log().find("\tchosen\n"), std::string::npos) << matmul.tuning_log();
 }
 
 TEST_F(MatmulCalls, ALoadedPlanIsNotMeasured) {

@@ -33,6 +33,9 @@ cudaError_t enqueue_asynchronous(cudaStream_t stream, const std::string& name, S
 using Enqueued = std::function<Start()>;
 cudaError_t enqueue_in_turn(cudaStream_t stream, const std::string& name, Enqueued enqueued);
 
+// Whether any stream is being captured into a graph.
+bool is_capturing();
+
 // Does some of the queued work, as the device would by itself while the host waits for something
 // else. False where nothing is left that could go on, now or when others have come so far.
 bool make_progress();

@@ -1,0 +1,73 @@
+// Trying products on the device: which way is fastest, and whether a way gives the same bits again.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <functional>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "kernels/cuda/matmul_plan.h"
+
+namespace lathe::cuda {
+
+// A product that can be run any number of times before it is wanted: what overwrites its result is
+// run as it is; what adds to it is run on a copy, in memory that is taken for the while.
+class MatmulTrial {
+ public:
+  explicit MatmulTrial(const MatmulArgs& args, cudaStream_t stream);
+
+  bool possible() const { return possible_; }  // false: no memory for the copy
+  const MatmulArgs& args() const { return args_; }
+  // The copies are again as at the beginning.
+  void reset();
+  // Whether `run`, which enqueues args(), gives the same bits each of three times. False where it
+  // returns false. Waits for the stream.
+  bool repeats(const std::function<bool()>& run);
+
+ private:
+  struct Free {
+    void operator()(void* memory) const { cudaFree(memory); }
+  };
+  using Memory = std::unique_ptr<void, Free>;
+  static Memory allocate(size_t bytes);  // null where there is not enough
+
+  MatmulArgs original_, args_;
+  cudaStream_t stream_;
+  size_t d_bytes_, sums_bytes_;
+  bool possible_ = true;
+  Memory copy_;
+};
+
+struct MatmulCandidate {
+  MatmulChoice choice;
+  float milliseconds = std::numeric_limits<float>::infinity();  // infinite: the library refuses it
+};
+
+class MatmulTuner {
+ public:
+  MatmulTuner();
+  ~MatmulTuner();
+  MatmulTuner(const MatmulTuner&) = delete;
+  MatmulTuner& operator=(const MatmulTuner&) = delete;
+
+  // Enqueues the product by that choice on the stream; false where the library refuses.
+  using Run = std::function<bool(const MatmulChoice&)>;
+
+  // Fills in the candidates' times and returns the index of the best. The first is what the library
+  // would take; another must be clearly faster, or noise would choose. All are timed once, then the
+  // fastest in turns, and the least of a candidate's times counts: a clock that changes on the way
+  // favours nobody. Waits for the stream.
+  size_t fastest(std::vector<MatmulCandidate>& candidates, const Run& run, cudaStream_t stream);
+
+ private:
+  void warm_up(const MatmulChoice& choice, const Run& run, cudaStream_t stream);
+  // Milliseconds of one run, by the mean of `runs`; infinite where the library refuses.
+  float time(const MatmulChoice& choice, int runs, const Run& run, cudaStream_t stream) const;
+
+  cudaEvent_t start_ = nullptr, stop_ = nullptr;
+  bool warm_ = false;
+};
+
+}  // namespace lathe::cuda
