@@ -28,6 +28,7 @@ struct Call {
     a.losses_n = losses.tensor, a.dx_nc = dx.tensor, a.dwte_vc = dwte.tensor;
     a.x_nc = x.tensor, a.wte_vc = wte.tensor, a.targets_n = targets.tensor;
     a.vocab_size = kVocabulary, a.scale = 1.0 / kRows, a.results = results.get();
+    a.logits_at_once = 128 * kPadded;  // three chunks
     return a;
   }
 };
@@ -44,7 +45,6 @@ void compare() {
   Stream stream;
   cuda::Matmul matmul({.autotune = false});
   cuda::Context context{.stream = stream, .matmul = &matmul};
-  context.chunk_logits = 128 * kPadded;  // three chunks
   Call<T> ours, plain;
   Call<double> reference;
   const auto x = converted<double>(ours.x.values()), wte = converted<double>(ours.wte.values());
@@ -57,8 +57,11 @@ void compare() {
   const size_t logits = 128 * kPadded * sizeof(float);
   EXPECT_EQ(bytes, logits + cuda::Matmul::workspace_bytes({}));
   const Workspace workspace(bytes);
-  cuda::linear_cross_entropy<KernelT>(ours.args(), context, workspace.tensor);
-  stream.wait();
+  {
+    const OnDevice<LinearCrossEntropy> on(ours.args(), workspace.tensor);
+    cuda::linear_cross_entropy<KernelT>(on.there.args, context, on.there.workspace);
+    stream.wait();
+  }
   expect_close<float>(ours.losses.values(), reference.losses.values(), plain.losses.values(),
                       "losses");
   expect_close<T>(ours.dx.values(), reference.dx.values(), plain.dx.values(), "dx");

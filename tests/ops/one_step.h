@@ -34,6 +34,10 @@ class OneStep {
     sums_ = make<double>({norm_blocks(kParameters)});
     gradients_ = make<A>({kParameters}), masters_ = make<A>({kParameters});
     m_ = make<A>({kParameters}), v_ = make<A>({kParameters}), weights_ = make<T>({kParameters});
+    segment_ = make_value(OptimizerSegment{0, kParameters, 0.1f});
+    inputs_ =
+        make_value(StepInputs{.seed = 1, .first_sequence = 2, .step = 3, .learning_rate = 0.01f});
+    results_ = make_value(StepResults());
     RecordingOps recording(ops<T>());
     run_own(recording), run_products(recording);
     workspace_ = make<uint8_t>({std::max<int64_t>(1, static_cast<int64_t>(recording.workspace()))});
@@ -42,8 +46,8 @@ class OneStep {
   // Operations whose sums do not depend on threads.
   void run_own() { run_own(ops<T>()); }
   void run_own(const Ops& t) {
-    const Dropout dropout{0.2f, 1, DropoutSite::embedding, inputs_.get()};
-    t.begin_step({results_.get(), inputs_.get()}, workspace_);
+    const Dropout dropout{0.2f, 1, DropoutSite::embedding, inputs()};
+    t.begin_step({results(), inputs()}, workspace_);
     t.embedding_forward({x_, tokens_, wte_, wpe_, dropout, 0}, workspace_);
     t.layernorm_forward({normed_, residual_, mean_, rstd_, x_, x_, ln_weight_, ln_bias_, dropout},
                         workspace_);
@@ -60,12 +64,12 @@ class OneStep {
         workspace_);
     t.logits({logits_, x_.reshaped({N, C}).rows(0, 2), wte_, kVocab}, workspace_);
     t.square_sums({sums_, gradients_}, workspace_);
-    t.clip_scale({sums_, 1, results_.get()}, workspace_);
+    t.clip_scale({sums_, 1, results()}, workspace_);
     AdamW adamw;
     adamw.masters = masters_, adamw.m = m_, adamw.v = v_, adamw.gradients = gradients_;
     if (!std::is_same_v<T, A>) adamw.weights = weights_;
-    adamw.segments = segment_.get(), adamw.segment_count = 1;
-    adamw.inputs = inputs_.get(), adamw.results = results_.get();
+    adamw.segments = segment(), adamw.segment_count = 1;
+    adamw.inputs = inputs(), adamw.results = results();
     t.adamw(adamw, workspace_);
     t.cast({weights_, masters_}, workspace_);
   }
@@ -91,7 +95,7 @@ class OneStep {
         workspace_);
     t.linear_cross_entropy(
         {losses_, dnormed_.reshaped({N, C}), gradient({V, C}, 10 * C * C), h_out_.reshaped({N, C}),
-         wte_, tokens_.reshaped({N}), kVocab, 0.01, false, results_.get()},
+         wte_, tokens_.reshaped({N}), kVocab, 0.01, 0, false, results()},
         workspace_);
   }
 
@@ -100,14 +104,12 @@ class OneStep {
     device().synchronize();
     std::vector<unsigned char> all;
     for (const Tensor& t :
-         {x_,         residual_, normed_,    h_out_,   dx_,   d_residual_, dnormed_,
-          pre_,       h_,        dpre_,      dqkv_,    mean_, rstd_,       losses_,
-          logsumexp_, logits_,   gradients_, masters_, m_,    v_,          weights_}) {
+         {x_,         residual_, normed_, h_out_, dx_,      d_residual_, dnormed_,   pre_,
+          h_,         dpre_,     dqkv_,   mean_,  rstd_,    losses_,     logsumexp_, logits_,
+          gradients_, masters_,  m_,      v_,     weights_, results_}) {
       all.resize(all.size() + t.bytes());
       device().download(all.data() + all.size() - t.bytes(), t);
     }
-    const auto* data = reinterpret_cast<const unsigned char*>(results_.get());
-    all.insert(all.end(), data, data + sizeof(StepResults));
     return all;
   }
 
@@ -118,6 +120,15 @@ class OneStep {
   Tensor make(Shape shape) {
     return arena_.allocate(MemoryCategory::activations, dtype_of<U>, shape);
   }
+  template <typename U>
+  Tensor make_value(const U& value) {
+    const Tensor tensor = make<uint8_t>({static_cast<int64_t>(sizeof(U))});
+    device().upload(tensor, &value);
+    return tensor;
+  }
+  OptimizerSegment* segment() const { return static_cast<OptimizerSegment*>(segment_.data); }
+  StepInputs* inputs() const { return static_cast<StepInputs*>(inputs_.data); }
+  StepResults* results() const { return static_cast<StepResults*>(results_.data); }
   Tensor gradient(Shape shape, int64_t offset) const {
     return gradients_.rows(offset, shape.elements()).reshaped(shape);
   }
@@ -128,9 +139,7 @@ class OneStep {
   Tensor x_, residual_, normed_, h_out_, dx_, d_residual_, dnormed_, pre_, h_, dpre_, dqkv_;
   Tensor mean_, rstd_, losses_, logsumexp_, logits_, gradients_, masters_, m_, v_, weights_, sums_;
   Tensor workspace_;
-  Visible<OptimizerSegment> segment_{{0, kParameters, 0.1f}};
-  Visible<StepInputs> inputs_{{.seed = 1, .first_sequence = 2, .step = 3, .learning_rate = 0.01f}};
-  Visible<StepResults> results_;
+  Tensor segment_, inputs_, results_;  // bytes: an OptimizerSegment, StepInputs, StepResults
 };
 
 }  // namespace lathe::testing

@@ -25,10 +25,18 @@ namespace lathe::testing {
 // The device whose float and bf16 operations a binary tests: linked from device_cpu.cpp or
 // device_cuda.cpp. So one source holds the CPU to double, and a GPU to the CPU's double.
 Device& device_under_test();
-// Memory that the host and the device under test both address, not initialised. The host may look
-// at it whenever the device is idle.
+// Memory of the host with a twin in the memory of the device under test, which may be the same; not
+// initialised. run() copies what an operation is handed there and back.
 void* allocate_visible(size_t bytes);
 void release_visible(void* memory) noexcept;
+// The twin of an address in such memory, any other as it is; and copies between the blocks that
+// hold these addresses and their twins.
+void* twin_of(void* address);
+void copy_to_device(const std::vector<void*>& addresses);
+void copy_to_host(const std::vector<void*>& addresses);
+// Under AddressSanitizer only these bytes of a block are copied from here on: of the rest, which is
+// poisoned, nobody may read or write any.
+void copy_only(void* first, size_t bytes);
 // Whether operations look at tokens, targets and segments before they run, and throw where one is
 // out of bounds. A GPU would have to wait for that: there the row of such a token becomes NaN.
 bool looks_at_values();
@@ -76,6 +84,42 @@ std::vector<To> converted(const std::vector<From>& values) {
 
 struct ReleaseVisible {
   void operator()(void* memory) const { release_visible(memory); }
+};
+
+// An operation's arguments as the device sees them: what points into visible memory points into its
+// twin, into which the values have been copied. They are copied back at the end of its life, when
+// the device is done.
+template <typename Args>
+class OnDevice {
+ public:
+  OnDevice(const Args& args, const Tensor& workspace) : there{args, workspace} {
+    static_assert(std::is_trivially_copyable_v<Both> && sizeof(Both) % sizeof(void*) == 0);
+    __builtin_clear_padding(&there);  // what a former pointer left there is none
+    void* words[sizeof(Both) / sizeof(void*)];
+    std::memcpy(words, &there, sizeof(there));
+    for (void*& word : words) {
+      void* const twin = twin_of(word);
+      if (twin == word) continue;
+      here_.push_back(word);
+      word = twin;
+    }
+    std::memcpy(static_cast<void*>(&there), words, sizeof(there));
+    copy_to_device(here_);
+  }
+  ~OnDevice() {
+    device_under_test().synchronize();
+    copy_to_host(here_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  struct Both {
+    Args args;
+    Tensor workspace;
+  } there;
+
+ private:
+  std::vector<void*> here_;
 };
 
 // A value that operations are handed the address of.
@@ -142,13 +186,15 @@ class Buffer {
     std::memset(&value, 0xff, sizeof(T));  // NaN in every floating type
     return std::vector<T>(static_cast<size_t>(count), value);
   }
+  // The device's memory is guarded, which is the host's where there is no other.
   void guard() const {
-    const auto* data = static_cast<const unsigned char*>(tensor.data);
+    copy_only(tensor.data, count_ * sizeof(T));
+    const auto* data = static_cast<const unsigned char*>(twin_of(tensor.data));
     ASAN_POISON_MEMORY_REGION(data - kCanary, kCanary);
     ASAN_POISON_MEMORY_REGION(data + count_ * sizeof(T), kCanary);
   }
   void unguard() const {
-    const auto* data = static_cast<const unsigned char*>(tensor.data);
+    const auto* data = static_cast<const unsigned char*>(twin_of(tensor.data));
     ASAN_UNPOISON_MEMORY_REGION(data - kCanary, 2 * kCanary + count_ * sizeof(T));
   }
   static constexpr size_t kCanary = 256, kRoom = 64;  // room to move in
@@ -168,17 +214,22 @@ Buffer<uint8_t> workspace_for(const Ops& table, const Args& args) {
   return Buffer<uint8_t>(Shape{static_cast<int64_t>(table.workspace_bytes(args))});
 }
 
-// Runs an operation and waits for it.
+// Runs an operation of the CPU's table, or of the device under test's, and waits for it.
+template <typename Args>
+void run(const Ops& table, void (Ops::*operation)(const Args&, const Tensor&) const,
+         const Args& args, const Tensor& workspace) {
+  if (&table == &cpu().ops(table.dtype())) return (table.*operation)(args, workspace);
+  const OnDevice<Args> on(args, workspace);
+  (table.*operation)(on.there.args, on.there.workspace);
+}
 template <typename Args>
 void run(const Ops& table, void (Ops::*operation)(const Args&, const Tensor&) const,
          const Args& args) {
   if constexpr (requires { table.workspace_bytes(args); }) {
     const Buffer<uint8_t> workspace = workspace_for(table, args);
-    (table.*operation)(args, workspace.tensor);
-    device_under_test().synchronize();
+    run(table, operation, args, workspace.tensor);
   } else {
-    (table.*operation)(args, {});
-    device_under_test().synchronize();
+    run(table, operation, args, {});
   }
 }
 inline void run(const Ops& t, const EmbeddingForward& a) {
