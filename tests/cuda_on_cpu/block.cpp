@@ -92,6 +92,10 @@ class Execution {
   void copy_async_commit() { fibers_[current_].committed.push_back(take_open()); }
   void copy_async_wait(int pending);
   unsigned char* shared() const { return shared_; }
+  bool is_shared(const void* address, size_t bytes) const {
+    const auto* first = static_cast<const unsigned char*>(address);
+    return first >= shared_ && first + bytes <= shared_ + launch_->shared_bytes;
+  }
   int lane() const { return current_ % kLanes; }
   bool running() const { return current_ >= 0; }
   std::string where() const;
@@ -343,6 +347,8 @@ void Execution::copy_async(const CopyAsync& copy) {
   if (reinterpret_cast<uintptr_t>(copy.shared) % 16 ||
       reinterpret_cast<uintptr_t>(copy.global) % 16)
     fail("cp.async: an address that is no multiple of 16");
+  if (!is_shared(copy.shared, 16)) fail("cp.async: the destination is not in shared memory");
+  if (copy.valid && is_shared(copy.global, 16)) fail("cp.async: the source is in shared memory");
   if (copies_late_) {
     fibers_[current_].open.push_back(copy);
   } else {
@@ -440,6 +446,9 @@ void meet_block(const Site& site) {
 }
 unsigned char* shared_memory() {
   return Execution::instance().shared();
+}
+bool is_shared_memory(const void* address, size_t bytes) {
+  return Execution::instance().is_shared(address, bytes);
 }
 void copy_async(void* shared, const void* global, bool valid) {
   Execution::instance().copy_async({shared, global, valid});

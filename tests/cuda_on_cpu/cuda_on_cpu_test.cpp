@@ -107,6 +107,17 @@ TEST_F(CudaOnCpu, FindsAMissingWaitForAnAsynchronousCopy) {
   EXPECT_GT(wrong, kSeeds / 4);
 }
 
+// A GPU takes an address of global memory for one of shared memory, and reads or writes elsewhere.
+TEST_F(CudaOnCpu, NamesGlobalMemoryTakenForShared) {
+  launch_matrix_of(x_, stream_);
+  EXPECT_THAT(error_of_work(), AllOf(HasSubstr("matrix_of"), HasSubstr("ldmatrix"),
+                                     HasSubstr("not in shared memory")));
+  launch_copy_into(y_, x_, /*from_shared=*/false, stream_);
+  EXPECT_THAT(error_of_work(), AllOf(HasSubstr("copy_into"), HasSubstr("destination is not")));
+  launch_copy_into(y_, x_, /*from_shared=*/true, stream_);
+  EXPECT_THAT(error_of_work(), HasSubstr("source is in shared memory"));
+}
+
 TEST_F(CudaOnCpu, NamesADivergentBarrier) {
   launch_divergent_barrier(stream_);
   EXPECT_THAT(error_of_work(),

@@ -36,6 +36,21 @@ __global__ void reverse_async(float* y, const float* x) {
   y[threadIdx.x] = values[255 - threadIdx.x];
 }
 
+// ldmatrix of global memory, and cp.async into it or out of shared memory.
+__global__ void matrix_of(const float* x) {
+  uint32_t r[4];
+  ptx::ldmatrix_x4(r, x + 4 * (threadIdx.x % 8));
+}
+__global__ void copy_into(float* y, const float* x, bool from_shared) {
+  auto* values = reinterpret_cast<float*>(ptx::shared_memory());
+  if (from_shared) {
+    ptx::cp_async_16(values, values + 4);
+  } else {
+    ptx::cp_async_16(y, x);
+  }
+  ptx::cp_async_wait<0>();
+}
+
 __global__ void divergent_barrier() {
   if (threadIdx.x < 100) __syncthreads();
 }
@@ -75,6 +90,12 @@ void launch_reverse(float* y, const float* x, bool barrier, size_t shared, cudaS
 void launch_reverse_async(float* y, const float* x, bool wait, cudaStream_t stream) {
   launch(wait ? reverse_async<true> : reverse_async<false>, {dim3(1), dim3(256), 1024}, stream, y,
          x);
+}
+void launch_matrix_of(const float* x, cudaStream_t stream) {
+  launch(matrix_of, {dim3(1), dim3(32), 1024}, stream, x);
+}
+void launch_copy_into(float* y, const float* x, bool from_shared, cudaStream_t stream) {
+  launch(copy_into, {dim3(1), dim3(1), 1024}, stream, y, x, from_shared);
 }
 void launch_divergent_barrier(cudaStream_t stream) {
   launch(divergent_barrier, {dim3(2), dim3(128), 0}, stream);
