@@ -164,8 +164,8 @@ struct Logits {
   int64_t vocab_size = 0;
 };
 
-// Fused linear + cross-entropy over chunks of rows. However large the batch, about as many logits
-// exist at once as the device sees fit (2^24 on the CPU); a micro-batch with fewer is one chunk.
+// Fused linear + cross-entropy over chunks of rows. However large the batch, at most about
+// logits_at_once logits exist at a time; a micro-batch with fewer is one chunk.
 // losses[n] = logsumexp(logits[n, :vocab_size]) - logits[n, target]; targets < 0
 // give loss 0 and no gradient; results->loss += scale * sum of losses. Rows vocab_size.. of wte are
 // padding: no probability, no gradient. Targets past the vocabulary are an error on the CPU and
@@ -178,7 +178,8 @@ struct LinearCrossEntropy {
   Tensor x_nc, wte_vc;
   Tensor targets_n;  // int32
   int64_t vocab_size = 0;
-  double scale = 1;  // 1 / tokens of the whole step
+  double scale = 1;            // 1 / tokens of the whole step
+  int64_t logits_at_once = 0;  // 0: the device's choice, 2^24 on the CPU and 2^26 on a GPU
   bool accumulate = false;
   StepResults* results = nullptr;  // device memory
 };

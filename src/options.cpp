@@ -152,6 +152,14 @@ void add_machine_options(CLI::App& app, TrainOptions& o) {
                "fp32 matrix products on a GPU may round their inputs to TF32; nothing on a CPU");
   app.add_flag("--deterministic", o.cuda.deterministic,
                "Reproducible matrix products on a GPU, not chosen by timing; nothing on a CPU");
+  app.add_option("--autotune", o.cuda.autotune,
+                 "Matrix products on a GPU are chosen by timing; not with --deterministic");
+  app.add_option("--matmul-alignment", o.cuda.matmul_alignment,
+                 "Bytes to which operands on a GPU count as aligned when products are planned")
+      ->check(CLI::IsMember({16, 32, 64, 128, 256}));
+  app.add_option("--chunk-logits", o.chunk_logits,
+                 "Logits of the vocabulary that exist at once; 0: as many as memory allows")
+      ->check(counted());
   app.add_option_function<std::string>(
          "--recompute", [&o](const std::string& name) { o.recompute = recompute_from_name(name); },
          "Activations made again in the backward pass, to save memory: none, gelu, layernorm or "
@@ -203,6 +211,8 @@ void add_evaluation_options(CLI::App& app, TrainOptions& o) {
 void add_output_options(CLI::App& app, TrainOptions& o) {
   app.option_defaults()->group("Output");
   app.add_option("--trace", o.trace, "File for a trace of the fourth step, which Perfetto shows");
+  app.add_option("--tuning-log", o.tuning_log,
+                 "File for the times of the matrix products that were tried on a GPU");
   app.add_option("--out", o.out, "Directory of the run; none: nothing is written");
   app.add_option("--checkpoint-interval", o.checkpoint_interval,
                  "Steps between checkpoints; 0: only at the end")
@@ -293,7 +303,6 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int rank
     if (pass == 1) options.resolved = app.config_to_str(true, false);
   }
   require_consistent(options);
-  options.cuda.autotune = !options.cuda.deterministic;
   const double factor = lr_factor(options.lr_scale, ranks);
   if (factor != 1) {
     options.lr *= factor, options.min_lr *= factor;

@@ -36,6 +36,7 @@ struct TrainOptions {
   std::string device = "auto";
   int threads = 0;  // 0: OpenMP's choice
   CudaDeviceOptions cuda;
+  int64_t chunk_logits = 0;  // logits at once; 0: as many as memory allows
   Recompute recompute = Recompute::none;
 
   int64_t zero_stage = 0;             // 1: ranks share the optimizer's state
@@ -56,7 +57,8 @@ struct TrainOptions {
   int64_t sample_tokens = 256;
   int64_t max_skipped_steps = 10;  // in a row; then the run stops
 
-  std::string trace;  // file
+  std::string trace;       // file
+  std::string tuning_log;  // file
   std::string out;
   std::string resume = "auto";
   int64_t checkpoint_interval = 0;  // 0: only at the end

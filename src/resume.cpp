@@ -47,6 +47,10 @@ const std::set<std::string>& changeable() {
                                              "recompute",
                                              "tf32",
                                              "deterministic",
+                                             "autotune",
+                                             "matmul-alignment",
+                                             "chunk-logits",
+                                             "tuning-log",
                                              "batch-size",
                                              "total-batch-size",
                                              "zero-stage",
@@ -134,11 +138,14 @@ void refuse_changes(const ConfigKeys& before, const ConfigKeys& now, const fs::p
 }
 
 bool same_products(const ConfigKeys& before, const ConfigKeys& now, const Device& device) {
-  const auto same = [&](const std::string& key) {
+  // A checkpoint that knows no such key was made with the value that had no name yet.
+  const auto same = [&](const std::string& key, const std::string& unnamed) {
     const auto found = before.find(key);
-    return found != before.end() && found->second == now.at(key);
+    return (found == before.end() ? unnamed : found->second) == now.at(key);
   };
-  return device.kind() == "cpu" || (same("tf32") && same("deterministic"));
+  if (!same("chunk-logits", "0")) return false;
+  return device.kind() == "cpu" ||
+         (same("tf32", "") && same("deterministic", "") && same("matmul-alignment", "16"));
 }
 
 std::string difference_to(const TrainerState& s, const ConfigKeys& now, int64_t ranks,
@@ -157,8 +164,9 @@ std::string difference_to(const TrainerState& s, const ConfigKeys& now, int64_t 
   if (ranks > 1 && !same_sums) return "was made with other --reduce-dtype, --bucket-mb or --comm";
   if (s.layout.cpu != device.name())
     return fmt::format("was made on '{}', this is '{}'", s.layout.cpu, device.name());
-  return same_products(s.config, now, device) ? ""
-                                              : "was made with other --tf32 or --deterministic";
+  return same_products(s.config, now, device)
+             ? ""
+             : "was made with other --tf32, --deterministic, --matmul-alignment or --chunk-logits";
 }
 
 }  // namespace lathe

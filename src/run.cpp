@@ -130,8 +130,30 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
            .rank = communicator.rank(),
            .sharded = options.zero_stage >= 1 && communicator.size() > 1,
            .reduce_bf16 = options.reduce_dtype == "bf16" && communicator.size() > 1};
-  plan = plan_training(gpt2, shape, device.ops(shape.dtype));
+  plan_memory(device);
   if (communicator.size() > 1 && options.writes()) require_one_out(communicator, options.out);
+}
+
+// The plan, with as many logits at once as fit beside the rest: each chunk of them reads and writes
+// all of the embeddings' gradient. A run that goes on keeps its number, which bits depend on.
+void Setup::plan_memory(Device& device) {
+  constexpr int64_t kMost = int64_t{1} << 29, kLeast = int64_t{1} << 26;
+  const Ops& ops = device.ops(shape.dtype);
+  shape.logits_at_once = options.chunk_logits;
+  if (shape.logits_at_once == 0 && !resume_from.empty()) {
+    const TrainerState before = read_trainer_state(resume_from / "trainer.json");
+    const auto found = before.config.find("chunk-logits");
+    if (found != before.config.end() && before.layout.cpu == device.name())
+      shape.logits_at_once = std::stoll(found->second);
+  }
+  const bool choose = shape.logits_at_once == 0 && device.memory_bytes() > 0;
+  if (choose) shape.logits_at_once = kMost;
+  plan = plan_training(options.gpt2, shape, ops);
+  while (choose && plan.total() > device.memory_bytes() && shape.logits_at_once > kLeast) {
+    shape.logits_at_once /= 2;
+    plan = plan_training(options.gpt2, shape, ops);
+  }
+  options.resolve("chunk-logits", fmt::format("{}", shape.logits_at_once));
 }
 
 // Context length and dropout stay the user's to say; all else is what the weights are.
@@ -157,7 +179,7 @@ Run::Run(Setup setup, Device& on, Communicator& ranks)
       communicator(ranks),
       arena(on, setup_.plan.total()),
       model(setup_.options.gpt2, setup_.shape.dtype, setup_.shape.batch_size, setup_.shape.seq_len,
-            on, arena, setup_.shape.recompute, setup_.shape.sharding),
+            on, arena, setup_.shape.recompute, setup_.shape.sharding, setup_.shape.logits_at_once),
       optimizer(setup_.options.optimizer, model.weights(), model.gradients(), model.layout(), on,
                 arena, {setup_.shape.rank, setup_.shape.sharded}),
       state(on, arena, setup_.shape.micro_steps),
@@ -178,6 +200,7 @@ Run::Run(Setup setup, Device& on, Communicator& ranks)
   if (o.eval_only || (!o.benchmark && o.eval_interval > 0))
     validation.emplace(loader_options(o, "val", communicator, setup_.open));
 
+  write_tuning_log();  // empty as yet: a path that cannot be written is told now
   if (!setup_.resume_from.empty()) {
     restore();
   } else if (o.init == "random") {
@@ -258,6 +281,28 @@ void Run::compare_replicas() {
                "checkpoint without that host");
 }
 
+// Timing may choose otherwise on each rank, and a checkpoint keeps the plans of one: from here on,
+// and after a resume, all ranks have these.
+void Run::share_plans() {
+  const std::string mine = device.plans();
+  const std::string shared = communicator.exchange_text(rank() == 0 ? mine : "").front();
+  if (shared == mine) return;
+  device.load_plans(shared);
+  device.forget_recordings();
+}
+
+void Run::settle_products() {
+  share_plans();
+  write_tuning_log();
+}
+
+void Run::write_tuning_log() const {
+  if (options().tuning_log.empty() || rank() != 0) return;
+  constexpr std::string_view kHead =
+      "shape\tcandidate\talgorithm\ttile\tstages\tsplits\tepilogue\tmilliseconds\tchosen\n";
+  write_file(options().tuning_log, std::string(kHead) + device.tuning_log());
+}
+
 int64_t Run::tokens_per_step() const {
   return setup_.shape.batch_size * setup_.shape.seq_len * setup_.shape.micro_steps * ranks();
 }
@@ -310,6 +355,7 @@ TrainerState Run::trainer_state(int64_t step) const {
 // Rank 0 makes the directory, everybody writes a file of moments into it, rank 0 also the weights;
 // when it knows the digests of all files the checkpoint appears under its name.
 void Run::save(int64_t step) {
+  share_plans();  // what was met since the first step, too
   const Tensor masters = gathered_masters();
   std::optional<CheckpointWriter> writer;
   if (rank() == 0) writer.emplace(options().out, step);

@@ -41,6 +41,7 @@ struct Setup {
 
  private:
   void take_sizes(const std::filesystem::path& weights);
+  void plan_memory(Device& device);
 };
 
 class Run {
@@ -57,6 +58,10 @@ class Run {
   // Writes OUT/step-N with all that Run(resume) needs, keeps the newest --keep. `step` steps are
   // done. All ranks write, each its share.
   void save(int64_t step);
+
+  // After the first step of this process, when its products are planned: all ranks compute them as
+  // rank 0 does, and --tuning-log is written.
+  void settle_products();
 
   // Starts a step: the loss is 0, the device knows learning rate, step and seed, and whether this
   // rank was asked to end the run after it.
@@ -91,6 +96,8 @@ class Run {
   void set_masters(const Fill& fill);
   Tensor gathered_masters();
   void restore();
+  void share_plans();
+  void write_tuning_log() const;
   void round_weights();  // from masters, as the last update left them
   TrainerState trainer_state(int64_t step) const;
 

@@ -151,6 +151,7 @@ int train(World& world, int argc, char** argv) {
     if (leave) break;
 
     train_step(run, step, stop.requested(), clocks[step % kSets], trace);
+    if (step == run.first_step) run.settle_products();
     // The device goes on with this step while the one before it is told, unless this may be one bad
     // step too many: nothing is trained behind that.
     const bool may_be_too_many = bad_in_a_row + run.state.requested() >= o.max_skipped_steps;

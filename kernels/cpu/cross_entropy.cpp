@@ -14,7 +14,7 @@ namespace {
 
 // Each chunk reads and writes the whole of dwte once more (twice 154 MB in GPT-2 124M), so chunks
 // are as long as their logits may be: 2^24 are 64 MiB in float.
-constexpr int64_t kChunkLogits = int64_t{1} << 24;
+constexpr int64_t kLogitsAtOnce = int64_t{1} << 24;
 constexpr int64_t kRowUnit = 32;
 
 constexpr size_t aligned(size_t bytes) {
@@ -24,8 +24,9 @@ constexpr size_t aligned(size_t bytes) {
 // The rows are cut into chunks of about the same length.
 struct Chunks {
   int64_t rows, count;
-  Chunks(int64_t total, int64_t vocabulary) {
-    const int64_t most = std::max(kRowUnit, kChunkLogits / std::max<int64_t>(1, vocabulary));
+  Chunks(int64_t total, int64_t vocabulary, int64_t logits_at_once) {
+    const int64_t logits = logits_at_once > 0 ? logits_at_once : kLogitsAtOnce;
+    const int64_t most = std::max(kRowUnit, logits / std::max<int64_t>(1, vocabulary));
     count = (total + most - 1) / most;
     rows = count == 0 ? 0 : (total + count - 1) / count;
     rows = std::min(total, (rows + kRowUnit - 1) / kRowUnit * kRowUnit);
@@ -46,7 +47,7 @@ struct Call {
       : rows(rows_of(args.x_nc)),
         channels(columns_of(args.x_nc)),
         vocabulary(rows_of(args.wte_vc)),
-        chunks(rows, vocabulary) {}
+        chunks(rows, vocabulary, args.logits_at_once) {}
   size_t logits_bytes() const {
     return aligned(static_cast<size_t>(chunks.rows * vocabulary) * sizeof(A));
   }

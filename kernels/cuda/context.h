@@ -14,9 +14,6 @@ struct Context {
   cudaStream_t stream = nullptr;  // all work goes here, in order
   Matmul* matmul = nullptr;       // matrix products by cuBLASLt
   int multiprocessors = 1;        // of the device: what grids of persistent blocks are sized by
-  // linear_cross_entropy holds about so many logits at once: 256 MiB. Each chunk of rows reads and
-  // writes the whole gradient of wte once more, so chunks are long.
-  int64_t chunk_logits = int64_t{1} << 26;
 };
 
 // The host's number types and the kernels': float, and bf16 as __nv_bfloat16.

@@ -8,7 +8,7 @@
 //
 // Roofline: the products are bound by arithmetic where r and C are in the hundreds; each chunk
 // reads and writes dwte once (8 V C bytes against 2 r V C FLOPs), so chunks are as long as
-// Context::chunk_logits allows; the row kernel moves 4 + sizeof(T) bytes a logit.
+// logits_at_once allows; the row kernel moves 4 + sizeof(T) bytes a logit.
 #include <algorithm>
 
 #include "kernels/check.h"
@@ -21,7 +21,8 @@ namespace lathe::cuda {
 
 namespace {
 
-constexpr int64_t kRowUnit = 128;  // of a product's tiles
+constexpr int64_t kRowUnit = 128;                    // of a product's tiles
+constexpr int64_t kLogitsAtOnce = int64_t{1} << 26;  // unless the call says how many
 
 constexpr size_t aligned(size_t bytes) {
   return (bytes + 255) / 256 * 256;
@@ -33,15 +34,22 @@ struct Call {
   int64_t rows, channels, vocabulary;  // vocabulary with padding
   int64_t chunk;                       // rows of a chunk; the last may be shorter
 
-  Call(const LinearCrossEntropy& of, const Context& context)
+  explicit Call(const LinearCrossEntropy& of)
       : args(of),
         rows(rows_of(of.x_nc)),
         channels(columns_of(of.x_nc)),
         vocabulary(rows_of(of.wte_vc)) {
-    const int64_t most =
-        std::max(kRowUnit, context.chunk_logits / std::max<int64_t>(1, vocabulary));
-    const int64_t chunks = std::max<int64_t>(1, ceil_div(rows, most));
+    const int64_t logits = args.logits_at_once > 0 ? args.logits_at_once : kLogitsAtOnce;
+    const int64_t most = std::max(kRowUnit, logits / std::max<int64_t>(1, vocabulary));
+    const int64_t chunks = even_chunks(std::max<int64_t>(1, ceil_div(rows, most)));
     chunk = std::min(rows, ceil_div(ceil_div(rows, chunks), kRowUnit) * kRowUnit);
+  }
+  // Some more chunks than `least` where these are all of one length: then their products have one
+  // plan.
+  int64_t even_chunks(int64_t least) const {
+    for (int64_t count = least; count <= least + ceil_div(least, 4); ++count)
+      if (rows % (count * kRowUnit) == 0) return count;
+    return least;
   }
   size_t logits_bytes() const {
     return aligned(static_cast<size_t>(chunk * vocabulary) * sizeof(float));
@@ -100,14 +108,14 @@ void check_arguments(const LinearCrossEntropy& args, const Call<T>& call) {
 }  // namespace
 
 template <typename T>
-size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, const Context& context) {
-  return Call<T>(args, context).logits_bytes() + Matmul::workspace_bytes({});
+size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, const Context&) {
+  return Call<T>(args).logits_bytes() + Matmul::workspace_bytes({});
 }
 
 template <typename T>
 void linear_cross_entropy(const LinearCrossEntropy& args, const Context& context,
                           const Tensor& workspace) {
-  const Call<T> call(args, context);
+  const Call<T> call(args);
   check_arguments(args, call);
   check_workspace(workspace, linear_cross_entropy_workspace<T>(args, context));
   auto* const logits = static_cast<float*>(workspace.data);

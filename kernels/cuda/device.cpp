@@ -1,6 +1,7 @@
 // The device of kernels/device/device.h on an NVIDIA GPU: one stream of computation, one of copies.
 #include "kernels/device/device.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <sstream>
@@ -64,7 +65,8 @@ class CudaDevice final : public Device {
  public:
   explicit CudaDevice(const CudaDeviceOptions& options)
       : properties_(open_gpu(options.index)),
-        matmul_({options.tf32, options.deterministic, options.autotune}),
+        matmul_({options.tf32, options.deterministic, options.autotune,
+                 static_cast<size_t>(options.matmul_alignment)}),
         context_{stream_, &matmul_, properties_.multiProcessorCount},
         staging_(stream_),
         feedback_(stream_),
@@ -83,6 +85,10 @@ class CudaDevice final : public Device {
   }
   double peak_flops(DType dtype) const override {
     return cuda::peak_flops(properties_.name, dtype);
+  }
+
+  size_t memory_bytes() const override {
+    return properties_.totalGlobalMem - std::min(properties_.totalGlobalMem, kReservedBytes);
   }
 
   void* allocate(size_t bytes) override {
@@ -165,6 +171,7 @@ class CudaDevice final : public Device {
     }
     matmul_.load_plans(records);
   }
+  std::string tuning_log() const override { return matmul_.tuning_log(); }
 
   const Ops& ops(DType dtype) override {
     std::unique_ptr<Ops>& table = tables_.at(static_cast<size_t>(dtype));
@@ -174,6 +181,8 @@ class CudaDevice final : public Device {
 
  private:
   static constexpr size_t kPinnedBytes = 4 << 20;  // of a download at a time
+  // The context, the libraries' kernels, and staging: some hundred megabytes on an H100.
+  static constexpr size_t kReservedBytes = size_t{1} << 30;
 
   static double gibibytes(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 

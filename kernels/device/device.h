@@ -68,11 +68,18 @@ class Device {
   // A mark in another line than stream(): on a CPU, in another thread.
   virtual void mark_on(void*, int number) { mark(number); }
 
+  // Bytes of memory that a run may plan with: the device's, less what drivers and libraries take.
+  // 0 where that is not known.
+  virtual size_t memory_bytes() const { return 0; }
+
   // How this device computes matrix products, where it chose by trying: text for a checkpoint, so
   // that a resumed run, which loads it before its first step, computes the same bits. "" where
-  // there is nothing to remember; what another device said is passed over.
+  // there is nothing to remember; what another device said is passed over. Recordings made before
+  // load_plans hold what was planned before: forget_recordings().
   virtual std::string plans() const { return {}; }
   virtual void load_plans(const std::string&) {}
+  // What was tried and how long it took, as a table with tabs between the columns.
+  virtual std::string tuning_log() const { return {}; }
 
   // The table of operations (kernels/ops.h) for activations and weights of this number type.
   virtual const Ops& ops(DType dtype) = 0;
@@ -86,6 +93,8 @@ struct CudaDeviceOptions {
   bool tf32 = false;           // fp32 matrix products may round their inputs to TF32
   bool deterministic = false;  // only matrix products whose sums have a fixed order
   bool autotune = true;        // the fastest plan of each matrix product is found by trying
+  // Bytes, 16 to 256: how well operands may be said to be aligned when products are planned.
+  int64_t matmul_alignment = 16;
 };
 
 // An NVIDIA GPU: kernels/cuda. Throws a UserError that says why where there is none to be had.

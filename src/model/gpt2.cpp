@@ -7,12 +7,14 @@
 namespace lathe {
 
 GPT2::GPT2(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len,
-           Device& device, Arena& arena, Recompute recompute, const Sharding& sharding)
+           Device& device, Arena& arena, Recompute recompute, const Sharding& sharding,
+           int64_t logits_at_once)
     : config_(config),
       dtype_(dtype),
       batch_size_(batch_size),
       seq_len_(seq_len),
       recompute_(recompute),
+      logits_at_once_(logits_at_once),
       layout_(config, sharding),
       ops_(&device.ops(dtype)),
       weights_(layout_, arena.allocate(MemoryCategory::weights, dtype, {layout_.elements})),
@@ -197,6 +199,7 @@ void GPT2::loss(const MicroBatch& batch, double scale, StepResults* results) {
                               .targets_n = batch.targets_bt.reshaped({n}),
                               .vocab_size = config_.vocab_size,
                               .scale = scale,
+                              .logits_at_once = logits_at_once_,
                               .results = results},
                              workspace_);
 }
@@ -231,6 +234,7 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
                               .targets_n = batch.targets_bt.reshaped({n}),
                               .vocab_size = config_.vocab_size,
                               .scale = scale,
+                              .logits_at_once = logits_at_once_,
                               .accumulate = accumulate,
                               .results = results},
                              workspace_);

@@ -34,8 +34,10 @@ class GPT2 {
   // Takes weights, gradients (unless inference only), activations and workspace from the arena.
   // batch_size sequences of seq_len <= config.seq_len tokens per micro-batch. What `recompute` says
   // changes memory and time, never a bit; `sharding` cuts the flat buffers for several ranks.
+  // About `logits_at_once` logits exist at a time; 0: the device's choice.
   GPT2(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len, Device& device,
-       Arena& arena, Recompute recompute = Recompute::none, const Sharding& sharding = {});
+       Arena& arena, Recompute recompute = Recompute::none, const Sharding& sharding = {},
+       int64_t logits_at_once = 0);
 
   // Everything up to the final LayerNorm. Dropout acts only where `training`. `needed` may be
   // empty.
@@ -87,6 +89,7 @@ class GPT2 {
   DType dtype_;
   int64_t batch_size_, seq_len_;
   Recompute recompute_;
+  int64_t logits_at_once_;
   ParameterLayout layout_;
   const Ops* ops_;
   GPT2Parameters weights_, gradients_;

@@ -122,6 +122,7 @@ size_t training_workspace(const GPT2Config& config, const RunShape& shape, const
                            .wte_vc = wte,
                            .targets_n = imagined(DType::int32, {n}),
                            .vocab_size = config.vocab_size,
+                           .logits_at_once = shape.logits_at_once,
                            .accumulate = backward});
   }
   return most;

@@ -19,8 +19,9 @@ struct RunShape {
   Recompute recompute = Recompute::none;
   Sharding sharding;  // among ranks
   int64_t rank = 0;
-  bool sharded = false;      // ZeRO-1: each rank keeps its share of the optimizer's state
-  bool reduce_bf16 = false;  // gradients cross the network as bf16
+  bool sharded = false;        // ZeRO-1: each rank keeps its share of the optimizer's state
+  bool reduce_bf16 = false;    // gradients cross the network as bf16
+  int64_t logits_at_once = 0;  // about; 0: the device's choice
 };
 
 // Bytes by category of a training run on one rank: GPT2, Optimizer, StepState, micro-batch,

@@ -1,6 +1,7 @@
 // The programs on the CUDA device: the same training as on the CPU, checkpoints that go back and
 // forth between the two.
 #include <cmath>
+#include <sstream>
 
 #include "tests/train/harness.h"
 
@@ -123,6 +124,60 @@ TEST_F(Cuda, RanksThatShareAGpuAreOneRun) {
         R"("name":"wait: norm","ph":"X","pid":0,"tid":0)"})
     EXPECT_NE(trace.find(row), std::string::npos) << row << " in\n" << trace;
   expect_same_run(scratch / "sharded", scratch / "parts");
+}
+
+// Each rank would find another plan fastest. All take rank 0's, which a checkpoint holds: a run
+// that is taken up again has the bits of the one that went on.
+TEST_F(Cuda, RanksShareTheirPlans) {
+  if (std::string(LATHE_MPIEXEC).empty()) GTEST_SKIP() << "this build has no MPI";
+  ProcessOptions options = kRanks;
+  options.environment.push_back("LATHE_CUDA_PATIENCE=60");
+  options.environment.push_back("LATHE_CUBLASLT_FAST=2");
+  const Flags flags = with(on("cuda", tiny(scratch / "whole")), {{"dtype", "bf16"},
+                                                                 {"total-batch-size", "64"},
+                                                                 {"batch-size", "2"},
+                                                                 {"comm", "mpi"},
+                                                                 {"steps", "6"},
+                                                                 {"eval-interval", "2"},
+                                                                 {"checkpoint-interval", "4"},
+                                                                 {"keep", "3"}});
+  expect_success(
+      run(ranks_command(2, with(flags, {{"tuning-log", scratch / "tuning.tsv"}})), options));
+  fs::copy(scratch / "whole", scratch / "parts", fs::copy_options::recursive);
+  fs::remove_all(scratch / "parts" / "step-00000006");
+  fs::remove(scratch / "parts" / "metrics.jsonl");
+  expect_success(run(ranks_command(2, with(flags, {{"out", scratch / "parts"}})), options));
+  const auto weights = [&](const std::string& out) {
+    return read_text(scratch / out / "step-00000006" / "model.safetensors");
+  };
+  EXPECT_EQ(weights("whole"), weights("parts"));
+  const std::string log = read_text(scratch / "tuning.tsv");
+  EXPECT_TRUE(log.starts_with("shape\tcandidate\t")) << log;
+  // Rank 0's: the second algorithm, of micro-steps that add as well as of the first.
+  expect_contains(log, " added\t");
+  std::istringstream lines(log);
+  for (std::string line; std::getline(lines, line);) {
+    const bool chosen = line.ends_with("\tchosen") && !line.starts_with("shape");
+    EXPECT_TRUE(!chosen || line.find("\t2\t0\t0\t1\t") != std::string::npos) << line;
+  }
+}
+
+// Fewer logits at once where memory is short: the plan fits, or the least is what is planned.
+TEST_F(Cuda, AsManyLogitsAtOnceAsMemoryAllows) {
+  const auto planned = [&](const std::string& memory, const Flags& more) {
+    ProcessOptions options;
+    options.environment = {"LATHE_CUDA_MEMORY=" + memory};
+    const Flags flags = {{"model", "gpt2-124m"}, {"batch-size", "16"}, {"seq-len", "1024"},
+                         {"dtype", "bf16"},      {"device", "cuda"},   {"dry-run", ""}};
+    const ProcessResult result = run(train_command(with(flags, more)), options);
+    expect_success(result);
+    const size_t at = result.out.find("chunk-logits=");
+    return at == std::string::npos ? 0 : std::stoll(result.out.substr(at + 13));
+  };
+  EXPECT_EQ(planned("80000000000", {}), int64_t{1} << 29);
+  EXPECT_EQ(planned("9000000000", {}), int64_t{1} << 27);
+  EXPECT_EQ(planned("2000000000", {}), int64_t{1} << 26);
+  EXPECT_EQ(planned("9000000000", {{"chunk-logits", "1000000"}}), 1000000);
 }
 
 TEST_F(Cuda, SamplesTheSameTextTwice) {
