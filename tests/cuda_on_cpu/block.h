@@ -25,4 +25,10 @@ std::string run_kernel(const KernelLaunch& launch, Random& random);
 // The demangled name of a function, from the program's symbol table.
 std::string function_name(const void* function);
 
+// Its mangled name, and the name (without folders) of the source file that it is local to.
+struct FunctionSymbol {
+  std::string name, file;
+};
+FunctionSymbol function_symbol(const void* function);
+
 }  // namespace lathe::cuda_on_cpu

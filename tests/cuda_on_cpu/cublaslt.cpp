@@ -536,6 +536,17 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmul(
   if (status != CUBLAS_STATUS_SUCCESS) return status;
 
   const on_cpu::Description& how = *request.description;
+  if (on_cpu::WorkListener* const listener = on_cpu::listener()) {
+    // Column-major here, so that d's rows are the columns of those who ask.
+    listener->product({.m = request.n,
+                       .n = request.m,
+                       .k = request.k,
+                       .bf16_in = request.a->type == CUDA_R_16BF,
+                       .bf16_out = request.d->type == CUDA_R_16BF,
+                       .adds = factor != 0,
+                       .has_vector = request.has_vector()});
+    return CUBLAS_STATUS_SUCCESS;
+  }
   on_cpu::Work work{*algorithm};
   work.product = {
       {a, request.a->ld, request.a->type == CUDA_R_16BF, how.transpose_a == CUBLAS_OP_T},

@@ -50,8 +50,7 @@ namespace lathe::cuda_on_cpu {
 
 namespace {
 
-constexpr size_t kAlignment = 256, kRedZone = 256, kDefaultShared = 48 * 1024,
-                 kMostShared = 227 * 1024;
+constexpr size_t kAlignment = 256, kRedZone = 256, kDefaultShared = 48 * 1024;
 constexpr unsigned char kPoison = 0xff, kRed = 0xa5;
 
 enum class Step { kIdle, kMoved, kDone };
@@ -277,13 +276,13 @@ class Runtime {
   // ---- Memory between red zones, poisoned.
   cudaError_t allocate(void** memory, size_t bytes, bool device) {
     ++counters_.allocations;
-    const size_t room = (bytes + kAlignment - 1) / kAlignment * kAlignment + 2 * kRedZone;
+    const size_t room = room_of(bytes);
     if (device && bytes > free_memory()) return cudaErrorMemoryAllocation;
-    void* start = nullptr;
-    if (posix_memalign(&start, kAlignment, room) != 0) return cudaErrorMemoryAllocation;
+    void* const start = pages(room);
+    if (start == nullptr) return cudaErrorMemoryAllocation;
     char* const block = static_cast<char*>(start) + kRedZone;
     std::memset(start, kRed, kRedZone);
-    std::memset(block, kPoison, bytes);
+    if (!listener_) std::memset(block, kPoison, bytes);
     std::memset(block + bytes, kRed, kRedZone);
     guard(block, bytes);
     allocations_[block] = {bytes, device};
@@ -291,13 +290,29 @@ class Runtime {
     *memory = block;
     return cudaSuccess;
   }
+  static size_t room_of(size_t bytes) {
+    return (bytes + kAlignment - 1) / kAlignment * kAlignment + 2 * kRedZone;
+  }
+  // Where work is only listed, addresses that need no memory before they are written to.
+  void* pages(size_t room) const {
+    void* start = nullptr;
+    if (!listener_) return posix_memalign(&start, kAlignment, room) == 0 ? start : nullptr;
+    start = mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                 -1, 0);
+    return start == MAP_FAILED ? nullptr : start;
+  }
   cudaError_t release(void* memory) {
     if (memory == nullptr) return cudaSuccess;
     const auto found = allocations_.find(static_cast<char*>(memory));
     if (found == allocations_.end()) return cudaErrorInvalidValue;
     if (found->second.device) used_ -= found->second.bytes;
     unguard(found->first, found->second.bytes);
-    std::free(static_cast<char*>(memory) - kRedZone);
+    char* const start = found->first - kRedZone;
+    if (listener_) {
+      munmap(start, room_of(found->second.bytes));
+    } else {
+      std::free(start);
+    }
     allocations_.erase(found);
     return cudaSuccess;
   }
@@ -340,6 +355,13 @@ class Runtime {
   }
   size_t all_memory() const {
     return memory_;
+  }
+
+  Gpu& gpu() {
+    return gpu_;
+  }
+  WorkListener*& listener() {
+    return listener_;
   }
 
   void pretend(double milliseconds) {
@@ -386,6 +408,8 @@ class Runtime {
     for (CUstream_st* stream : streams_) stream->queue.clear();
   }
 
+  Gpu gpu_;
+  WorkListener* listener_ = nullptr;
   double pretended_ms_ = 0;
   Random random_{1};
   Counters counters_;
@@ -421,6 +445,7 @@ cudaError_t enqueue_copy(void* to, const void* from, size_t bytes, cudaMemcpyKin
   if (bytes == 0) return cudaSuccess;
   if (to_device && r.owner(to, bytes) < 0) return cudaErrorInvalidValue;
   if (from_device && r.owner(from, bytes) < 0) return cudaErrorInvalidValue;
+  if (r.listener()) return r.error();
   // From pageable memory the copy may be staged at once, or read later.
   if (!from_device && r.owner(from, bytes) < 0 && r.random().below(2) == 1) {
     std::vector<char> staged(static_cast<const char*>(from),
@@ -458,6 +483,10 @@ cudaError_t enqueue_kernel(const cudaLaunchConfig_t& config, const void* kernel,
       (allowed == r.shared_allowed().end() ? kDefaultShared : allowed->second))
     return cudaErrorInvalidValue;
   ++r.counters().launches;
+  if (r.listener()) {
+    r.listener()->kernel(kernel, grid, block, config.dynamicSmemBytes);
+    return r.error();
+  }
   const KernelLaunch launch{kernel, grid, block, config.dynamicSmemBytes, std::move(thread_body)};
   return r.enqueue(config.stream, "kernel", [launch] {
     Runtime& runtime = Runtime::instance();
@@ -470,7 +499,8 @@ cudaError_t enqueue_kernel(const cudaLaunchConfig_t& config, const void* kernel,
 
 cudaError_t allow_shared_memory(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || static_cast<size_t>(value) > kMostShared) return cudaErrorInvalidValue;
+  if (value < 0 || static_cast<size_t>(value) > runtime().gpu().shared_per_block)
+    return cudaErrorInvalidValue;
   runtime().shared_allowed()[kernel] = static_cast<size_t>(value);
   return cudaSuccess;
 }
@@ -495,6 +525,16 @@ bool make_progress() {
 
 void pretend_to_take(double milliseconds) {
   runtime().pretend(milliseconds);
+}
+
+void play(const Gpu& gpu) {
+  runtime().gpu() = gpu;
+}
+void tell(WorkListener& listener) {
+  runtime().listener() = &listener;
+}
+WorkListener* listener() {
+  return runtime().listener();
 }
 
 void set_seed(uint64_t seed) {
@@ -548,9 +588,9 @@ cudaError_t CUDARTAPI cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::strcpy(properties->name, "CUDA on the CPU");
   const std::string word = lathe::cuda_on_cpu::environment("LATHE_CUDA_FAULT");
   properties->major = word == "old-architecture" ? 7 : 9;
-  properties->multiProcessorCount = 3;
+  properties->multiProcessorCount = runtime().gpu().multiprocessors;
   properties->totalGlobalMem = runtime().all_memory();
-  properties->sharedMemPerBlockOptin = lathe::cuda_on_cpu::kMostShared;
+  properties->sharedMemPerBlockOptin = runtime().gpu().shared_per_block;
   return fault();
 }
 cudaError_t CUDARTAPI cudaDeviceSynchronize() {
@@ -638,6 +678,7 @@ cudaError_t CUDARTAPI cudaMemcpyAsync(void* to, const void* from, size_t bytes, 
 }
 cudaError_t CUDARTAPI cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
   if (bytes > 0 && runtime().owner(memory, bytes) < 0) return cudaErrorInvalidValue;
+  if (runtime().listener()) return runtime().error();
   return lathe::cuda_on_cpu::enqueue(stream, "memset", [=] { std::memset(memory, value, bytes); });
 }
 

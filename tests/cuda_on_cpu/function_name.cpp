@@ -29,10 +29,10 @@ uintptr_t load_address() {
   return address;
 }
 
-std::map<uintptr_t, std::string> read_symbols() {
+std::map<uintptr_t, FunctionSymbol> read_symbols() {
   std::ifstream file("/proc/self/exe", std::ios::binary);
   const std::vector<char> elf{std::istreambuf_iterator<char>(file), {}};
-  std::map<uintptr_t, std::string> names;
+  std::map<uintptr_t, FunctionSymbol> names;
   if (elf.size() < sizeof(Elf64_Ehdr)) return names;
   const auto* header = reinterpret_cast<const Elf64_Ehdr*>(elf.data());
   const auto* sections = reinterpret_cast<const Elf64_Shdr*>(elf.data() + header->e_shoff);
@@ -40,9 +40,12 @@ std::map<uintptr_t, std::string> read_symbols() {
     if (sections[i].sh_type != SHT_SYMTAB) continue;
     const auto* symbols = reinterpret_cast<const Elf64_Sym*>(elf.data() + sections[i].sh_offset);
     const char* strings = elf.data() + sections[sections[i].sh_link].sh_offset;
+    std::string source;  // comes before the symbols that are local to it
     for (size_t s = 0; s < sections[i].sh_size / sizeof(Elf64_Sym); ++s) {
+      const bool local = ELF64_ST_BIND(symbols[s].st_info) == STB_LOCAL;
+      if (ELF64_ST_TYPE(symbols[s].st_info) == STT_FILE) source = strings + symbols[s].st_name;
       if (ELF64_ST_TYPE(symbols[s].st_info) == STT_FUNC)
-        names[symbols[s].st_value] = strings + symbols[s].st_name;
+        names[symbols[s].st_value] = {strings + symbols[s].st_name, local ? source : ""};
     }
   }
   return names;
@@ -65,10 +68,14 @@ std::string demangled(const std::string& name) {
 
 }  // namespace
 
-std::string function_name(const void* function) {
-  static const std::map<uintptr_t, std::string> names = read_symbols();
+FunctionSymbol function_symbol(const void* function) {
+  static const std::map<uintptr_t, FunctionSymbol> names = read_symbols();
   const auto found = names.find(reinterpret_cast<uintptr_t>(function) - load_address());
-  return found == names.end() ? fmt::format("{}", function) : demangled(found->second);
+  return found == names.end() ? FunctionSymbol{fmt::format("{}", function), ""} : found->second;
+}
+
+std::string function_name(const void* function) {
+  return demangled(function_symbol(function).name);
 }
 
 }  // namespace lathe::cuda_on_cpu

@@ -54,6 +54,32 @@ struct Counters {
 };
 Counters counters();
 
+// The GPU that is played, as cudaGetDeviceProperties describes it.
+struct Gpu {
+  int multiprocessors = 3;
+  size_t shared_per_block = 227 * 1024;  // bytes, with the attribute that allows more than 48 KiB
+};
+void play(const Gpu& gpu);
+
+// Who is told of kernels and matrix products instead of their being run. Copies and memsets are
+// left out as well, and memory is given out without being touched: a step of any size is listed at
+// once. The values that the host reads back mean nothing.
+class WorkListener {
+ public:
+  virtual ~WorkListener() = default;
+  virtual void kernel(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes) = 0;
+  struct Product {  // d [m, n] = a [m, k] b [k, n], row-major
+    uint64_t m = 0, n = 0, k = 0;
+    bool bf16_in = false, bf16_out = false;
+    bool adds = false;        // to what d holds
+    bool has_vector = false;  // a bias, or sums of columns
+  };
+  virtual void product(const Product& product) = 0;
+};
+// From here on, before anything is allocated; the listener outlives all work.
+void tell(WorkListener& listener);
+WorkListener* listener();  // or null: work is run
+
 // Inside a kernel: ends it with an error that names kernel, block and thread.
 [[noreturn]] void fail_kernel(std::string what);
 

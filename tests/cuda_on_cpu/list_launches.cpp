@@ -1,0 +1,167 @@
+// Lists what a training step, an evaluation and sampling launch on a GPU, of any size, in a moment:
+// the real host code runs, and the stand-ins tell of kernels and matrix products instead of running
+// them. tools/kernel_report.py reads it.
+//
+// Writes a JSON object a line, in the order of the launches; what follows a phase or an operation
+// belongs to it:
+//   {"run": {sizes of the model and of the run}}  the first line
+//   {"phase": "start" | "step" | "evaluation" | "sampling"}
+//   {"op": name, "flops": f, "bytes": b}          as OpCost has them
+//   {"kernel": mangled, "file": "x.cu", "grid": [x, y, z], "block": [x, y, z], "shared": bytes}
+//   {"product": [m, n, k], "in": "bf16", "out": "fp32", "adds": false, "vector": false}
+#include <vector>
+
+#include "kernels/device/arena.h"
+#include "kernels/observed_ops.h"
+#include "src/flags.h"
+#include "src/model/decoder.h"
+#include "src/model/gpt2.h"
+#include "src/model/optimizer.h"
+#include "src/model/plan.h"
+#include "src/options.h"
+#include "tests/cuda_on_cpu/block.h"
+#include "tests/cuda_on_cpu/runtime.h"
+
+namespace lathe {
+namespace {
+
+class Lister final : public cuda_on_cpu::WorkListener {
+ public:
+  void kernel(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes) override {
+    const cuda_on_cpu::FunctionSymbol symbol = cuda_on_cpu::function_symbol(kernel);
+    fmt::print(
+        "{{\"kernel\": \"{}\", \"file\": \"{}\", \"grid\": [{}, {}, {}], \"block\": [{}, {}, {}], "
+        "\"shared\": {}}}\n",
+        symbol.name, symbol.file, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes);
+  }
+  void product(const Product& p) override {
+    fmt::print(
+        "{{\"product\": [{}, {}, {}], \"in\": \"{}\", \"out\": \"{}\", \"adds\": {}, "
+        "\"vector\": {}}}\n",
+        p.m, p.n, p.k, p.bf16_in ? "bf16" : "fp32", p.bf16_out ? "bf16" : "fp32", p.adds,
+        p.has_vector);
+  }
+};
+
+class ListedOps final : public ObservedOps {
+ public:
+  using ObservedOps::ObservedOps;
+
+ protected:
+  bool before(const Call& call) const override {
+    fmt::print("{{\"op\": \"{}\", \"flops\": {:.0f}, \"bytes\": {:.0f}}}\n", call.name,
+               call.cost.flops, call.cost.bytes);
+    return true;
+  }
+};
+
+struct Flags {
+  std::string model = "gpt2-124m", dtype = "bf16";
+  int64_t n_layer = 0, n_head = 0, n_embd = 0, vocab_size = 0, batch_size = 4, seq_len = 0;
+  float dropout = -1;
+  bool stochastic_rounding = false;
+  cuda_on_cpu::Gpu gpu{.multiprocessors = 132};
+
+  void add_to(CLI::App& app) {
+    app.add_option("--model", model, "Preset; the flags below change it");
+    app.add_option("--dtype", dtype)->check(CLI::IsMember({"fp32", "bf16"}));
+    app.add_option("--n-layer", n_layer);
+    app.add_option("--n-head", n_head);
+    app.add_option("--n-embd", n_embd);
+    app.add_option("--vocab-size", vocab_size, "0: the preset's, or 65");
+    app.add_option("--batch-size", batch_size);
+    app.add_option("--seq-len", seq_len, "0: the preset's");
+    app.add_option("--dropout", dropout);
+    app.add_flag("--stochastic-rounding", stochastic_rounding);
+    app.add_option("--multiprocessors", gpu.multiprocessors, "of the GPU");
+    app.add_option("--shared-per-block", gpu.shared_per_block, "bytes that a block may have");
+  }
+  GPT2Config config() const {
+    GPT2Config config = preset(model).gpt2;
+    if (n_layer > 0) config.n_layer = n_layer;
+    if (n_head > 0) config.n_head = n_head;
+    if (n_embd > 0) config.n_embd = n_embd;
+    if (vocab_size > 0) config.vocab_size = vocab_size;
+    if (config.vocab_size == 0) config.vocab_size = 65;
+    if (seq_len > 0) config.seq_len = seq_len;
+    if (dropout >= 0) config.dropout = dropout;
+    validate(config);
+    return config;
+  }
+};
+
+void print_run(const GPT2Config& config, const Flags& flags) {
+  const ParameterCounts parameters = count_parameters(config);
+  fmt::print(
+      "{{\"run\": {{\"L\": {}, \"H\": {}, \"C\": {}, \"V\": {}, \"T\": {}, \"B\": {}, \"dtype\": "
+      "\"{}\", \"parameters\": {}, \"flops_per_token\": {:.0f}, \"multiprocessors\": {}}}}}\n",
+      config.n_layer, config.n_head, config.n_embd, config.padded_vocab_size(), config.seq_len,
+      flags.batch_size, flags.dtype, parameters.without_position_embeddings,
+      config.flops_per_token(config.seq_len), flags.gpu.multiprocessors);
+}
+
+// As src/train.cpp, run.cpp and sample.cpp call the model, but for what goes to and fro.
+void list(const Flags& flags) {
+  const GPT2Config config = flags.config();
+  cuda_on_cpu::play(flags.gpu);
+  Lister lister;
+  cuda_on_cpu::tell(lister);
+  print_run(config, flags);
+
+  constexpr int64_t kDecodeLength = 8;
+  const RunShape shape{.dtype = flags.dtype == "bf16" ? DType::bf16 : DType::fp32,
+                       .batch_size = flags.batch_size,
+                       .seq_len = config.seq_len,
+                       .decode_len = kDecodeLength};
+  // What is timed would be listed several times.
+  const std::unique_ptr<Device> device = make_cuda_device({.autotune = false});
+  Arena arena(*device, plan_training(config, shape, device->ops(shape.dtype)).total());
+  GPT2 model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena);
+  const Optimizer optimizer({.stochastic_rounding = flags.stochastic_rounding}, model.weights(),
+                            model.gradients(), model.layout(), *device, arena);
+  StepState state(*device, arena, shape.micro_steps);
+  const auto batch_tensor = [&] {
+    return arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len});
+  };
+  const Tensor tokens = batch_tensor(), targets = batch_tensor();
+  const MicroBatch batch{tokens, targets, state.inputs(0)};
+  const double scale = 1.0 / static_cast<double>(tokens.elements());
+  const ListedOps ops(model.ops());
+  model.use(ops);
+
+  if (shape.dtype == DType::bf16) {
+    fmt::print("{{\"phase\": \"start\"}}\n");
+    ops.cast({.destination = model.weights().flat,
+              .source = optimizer.masters(),
+              .rounding = flags.stochastic_rounding ? state.inputs(0) : nullptr},
+             {});
+  }
+  fmt::print("{{\"phase\": \"step\"}}\n");
+  const StepInputs inputs{};
+  state.begin(ops, {&inputs, 1});
+  model.forward(batch, true);
+  model.loss_and_backward(batch, scale, state.device_results(), false, {});
+  optimizer.step(ops, state);
+  fmt::print("{{\"phase\": \"evaluation\"}}\n");
+  model.forward(batch, false);
+  model.loss(batch, scale, state.device_results());
+  fmt::print("{{\"phase\": \"sampling\"}}\n");
+  Decoder decoder(config, model.weights(), kDecodeLength, kDecodeLength - 1, *device, arena);
+  const std::vector<int32_t> prompt(kDecodeLength - 1);
+  decoder.append(prompt);
+  decoder.append(std::span(prompt).first(1));
+}
+
+}  // namespace
+}  // namespace lathe
+
+int main(int argc, char** argv) {
+  return lathe::run_main("list_launches", [&] {
+    CLI::App app("Lists what a training step launches on a GPU, without running it.",
+                 "list_launches");
+    lathe::Flags flags;
+    flags.add_to(app);
+    if (lathe::parse_flags(app, argc, argv)) lathe::list(flags);
+    return 0;
+  });
+}
