@@ -6,6 +6,7 @@
 #   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
 #   make tidy     clang-tidy over kernels, src, tools and data
 #   make coverage what the tests execute of the CUDA device
+#   make kernel-report  what every kernel takes of a GPU and what a step should take, and what changed; no GPU needed
 #   make bench    operations and whole steps against what this machine can do
 #   make gpu-check  builds, tests and measures on this machine's GPU, and writes a report; GPU_CHECK_ARGS="--help" tells more
 #   make fuzz     the parsers under libFuzzer, FUZZ_SECONDS each (default 600)
@@ -15,7 +16,7 @@ FUZZ_SECONDS ?= 600
 # Carried sources take the place of the system's packages: tools/carry_deps.sh.
 export LATHE_DEPS ?= $(if $(wildcard deps/include),$(CURDIR)/deps)
 
-.PHONY: all build cuda-on-cpu demo test test-cpu test-mpi test-cuda-on-cpu test-cuda-asan coverage tidy test-asan test-tsan test-plain test-fuzz test-format bench gpu-check fuzz format clean
+.PHONY: all build cuda-on-cpu demo test test-cpu test-mpi test-cuda-on-cpu test-cuda-asan coverage tidy test-asan test-tsan test-plain test-fuzz test-format kernel-report bench gpu-check fuzz format clean
 
 all: build
 
@@ -95,6 +96,14 @@ tidy:
 	@tools/setup.sh tidy
 	@tools/build.sh cuda-on-cpu programs
 	@tools/tidy.sh build/cuda-on-cpu $(TIDY_FILES)
+
+# Compiles the kernels by the commands of build/, and asks the launchers of the build for the CPU.
+# KERNEL_REPORT_ARGS="--nvdisasm PROGRAM" counts instructions where nvdisasm is not on the PATH.
+kernel-report:
+	@tools/setup.sh test
+	@[[ -f build/compile_commands.json ]] || cmake --preset release >/dev/null
+	@tools/build.sh cuda-on-cpu list_launches
+	@python3 tools/kernel_report.py $(KERNEL_REPORT_ARGS)
 
 bench:
 	@tools/setup.sh bench

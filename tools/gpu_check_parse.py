@@ -48,13 +48,14 @@ def short_kernel(signature):
 
 
 def kernel_usage(log):
-    """Registers, spills and stack of each kernel, by `-Xptxas -v`. The last compilation counts."""
+    """Registers, spills, stack and static shared memory (bytes) of each kernel, by `-Xptxas -v`. The
+    last compilation counts."""
     kernels = {}
     current = None
     for line in log.splitlines():
         if entry := re.search(r"Compiling entry function '(\S+)' for '(\w+)'", line):
             current = kernels[entry.groups()] = {"registers": None, "spill_stores": 0,
-                                                 "spill_loads": 0, "stack": 0}
+                                                 "spill_loads": 0, "stack": 0, "shared": 0}
         elif "Function properties for" in line:
             # Of a function that is called, not inlined, the figures are not the kernel's.
             name = line.rsplit(None, 1)[-1]
@@ -66,6 +67,8 @@ def kernel_usage(log):
                 current.update(stack=stack, spill_stores=stores, spill_loads=loads)
             elif used := re.search(r"Used (\d+) registers", line):
                 current["registers"] = int(used.group(1))
+                if shared := re.search(r"(\d+) bytes smem", line):
+                    current["shared"] = int(shared.group(1))
     readable = demangled([name for name, _ in kernels]) if kernels else {}
     return [{"kernel": readable[name], "architecture": architecture, **usage}
             for (name, architecture), usage in kernels.items()]

@@ -1,0 +1,439 @@
+#!/usr/bin/env python3
+"""How long a training step should take on one H100 SXM: a sum over all that it launches. PREDICTED,
+measured nowhere.
+
+usage: tools/step_model.py [--model NAME] [--batch-size N] [--seq-len N] [--plan CHANGE,... | all]
+                           [--list-launches PROGRAM] [--report FILE]
+
+The launches are the real ones (tests/cuda_on_cpu/list_launches), so sizes, chunks of logits and what
+is fused follow the code. Bytes and FLOPs of a kernel follow its formula (MODELS), those of a whole
+operation are OpCost's. How much of the GPU's peak a kernel gets is a guess: it stands in MODELS and
+in the constants above it, with its reason, and nowhere else. --plan shows what changes to the code
+would be worth that have not been made (PLAN); one that has been made changes nothing."""
+import argparse
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import kernel_report_launches as launches
+from kernel_report_compile import Problem
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURE = "sm_90a"
+
+# NVIDIA's data sheet of the H100 SXM.
+PEAK_BYTES, PEAK_FLOPS = 3.35e12, 989.4e12
+# What is known to be reached: a copy of large arrays; bf16 products of 8192 x 8192 x 8192.
+FLOOR_BYTES, FLOOR_FLOPS = 3.0e12, 800e12
+
+# A product on tensor cores: of the peak that cuBLASLt gets for large layers of GPT-2 (llm.c's steps
+# leave room for 550 to 650 TFLOP/s), less where whole waves of its tiles do not fill the GPU.
+PRODUCT_SHARE = 0.68
+TILE = (128, 256)
+# Of that if there are fewer tiles than multiprocessors: the sum over k is split and added up after.
+SPLIT_SHARE = 0.85
+# Of the shorter of arithmetic and memory traffic, what the longer does not hide.
+NOT_HIDDEN = 0.1
+# A kernel that MODELS does not know; the table says so.
+UNKNOWN_US = 6.0
+PRODUCT_MEMORY_SHARE = 0.9
+# Of a kernel's own speed if fewer of its blocks fit than its grid is made for: the last wave runs
+# half empty, and fewer loads are under way.
+STARVED = 0.73
+# From the end of a kernel in a graph to the start of the next.
+GAP_US = 1.1
+
+
+@dataclass
+class Launch:
+    """A kernel or a product, and where it stands."""
+    line: dict            # of list_launches
+    op: dict              # the operation's line
+    product: dict | None  # the last product before it in the operation
+    run: dict
+
+    @property
+    def size(self):  # bytes of an activation
+        return 2 if self.run["dtype"] == "bf16" else 4
+
+    @property
+    def rows(self):
+        return self.run["B"] * self.run["T"]
+
+    @property
+    def activations(self):  # bytes of [N, C]
+        return self.rows * self.run["C"] * self.size
+
+
+def op_bytes(launch):
+    return launch.op["bytes"]
+
+
+def result_of_product(times):
+    """So many passes over what the product before it has made."""
+    def count(launch):
+        m, n, _ = launch.product["product"]
+        return times * m * n * launch.size
+    return count
+
+
+def summed_bytes(launch):
+    """Of dy [N, O], the second operand of the weight gradient."""
+    _, columns, rows = launch.product["product"]
+    return rows * columns * launch.size
+
+
+def logits_bytes(passes):
+    """fp32 logits are read `passes` times, their gradient is written once."""
+    def count(launch):
+        m, n, _ = launch.product["product"]
+        return m * n * (4 * passes + launch.size)
+    return count
+
+
+# Of the tokens of a batch that have rows of their own in dwte: text repeats its words.
+DISTINCT_TOKENS = 0.25
+
+
+def token_sum_bytes(launch):
+    rows = min(DISTINCT_TOKENS * launch.rows, launch.run["V"])
+    return launch.activations + 8 * rows * launch.run["C"]
+
+
+def position_sum_bytes(launch):
+    return launch.activations + 4 * launch.run["T"] * launch.run["C"]
+
+
+def statistics_bytes(launch):
+    return 2 * launch.activations + 12 * launch.rows * launch.run["H"]
+
+
+def causal_products(count):
+    """FLOPs of so many products over the causal half of the scores."""
+    return lambda launch: count * launch.rows * launch.run["T"] * launch.run["C"]
+
+
+SORT_NS = 3.0  # a token and pass, of one block: two uncoalesced accesses of 8 bytes
+
+
+def sort_us(launch):
+    passes = math.ceil(launch.run["V"].bit_length() / 4)
+    return SORT_NS * launch.rows * passes / 1e3
+
+
+def nothing(_):
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """Of the kernels whose "operation/file.cu: kernel" has `pattern`. The time is the longest of bytes and
+    FLOPs, each at its share of the peak, of `serial_us`, and of `least_us`."""
+    pattern: str
+    why: str
+    bytes: Callable = nothing
+    share: float = 1.0        # of PEAK_BYTES
+    floor_bytes: Callable | None = None  # if fewer would do
+    flops: Callable = nothing
+    floor_flops: Callable | None = None
+    flops_share: float = 1.0  # of PEAK_FLOPS
+    serial_us: Callable = nothing
+    least_us: float = 2.0
+
+
+# The first that fits counts.
+MODELS = [
+    Model(r"embedding.cu: forward_kernel", "whole rows of 1.5 KB, at random places", op_bytes, 0.75),
+    Model(r"layernorm.cu: forward", "16 bytes a load, 36 warps; loads wait for stores in between",
+          op_bytes, 0.85),
+    Model(r"layernorm.cu: backward", "16 bytes a load, all of a row under way", op_bytes, 0.85),
+    Model(r"add_partials_kernel", "a few MB, one wave", least_us=6),
+    Model(r"flash_forward_kernel", "mma.sync with 8 warps a multiprocessor: exponentials and products "
+          "take turns", flops=causal_products(2), flops_share=0.202),
+    Model(r"attention::statistics_kernel", "a streaming kernel", statistics_bytes, 0.84),
+    Model(r"flash_backward_kernel<\d+, true", "dk, dv: 4 products, of which the model asks for 2.5",
+          flops=causal_products(4), floor_flops=causal_products(2.5), flops_share=0.209),
+    Model(r"flash_backward_kernel<\d+, false", "dq: 3 products, of which the model asks for 1.5",
+          flops=causal_products(3), floor_flops=causal_products(1.5), flops_share=0.209),
+    Model(r"backward/gelu.cu: gelu_kernel", "dy's load waits for the exponentials of x",
+          result_of_product(3), 0.72),
+    Model(r"forward/gelu.cu: gelu_kernel", "16 bytes a load, all warps", result_of_product(2), 0.85),
+    Model(r"column_sums.cu: column_sums_kernel<\w+, 1>", "what blocks left", least_us=6),
+    Model(r"column_sums.cu: column_sums_kernel", "four loads of 16 bytes under way", summed_bytes, 0.83),
+    Model(r"cross_entropy_kernel", "the second pass over a row finds it in L2 only partly",
+          logits_bytes(2), 0.84, logits_bytes(1)),
+    Model(r"add_losses_kernel", "one block", least_us=12),
+    Model(r"embedding.cu: sort_kernel", "one block, 4 bits a pass", serial_us=sort_us),
+    Model(r"embedding.cu: sum_tokens_kernel", "16 bytes a load, 16 warps; rows of dwte at random "
+          "places", token_sum_bytes, 0.5),
+    Model(r"embedding.cu: sum_borders_kernel", "few stretches have borders", least_us=6),
+    Model(r"embedding.cu: sum_positions_kernel", "rows of a batch are far apart", position_sum_bytes,
+          0.5),
+    Model(r"global_norm.cu: squares_kernel", "4 bytes a load; double", op_bytes, 0.75),
+    Model(r"global_norm.cu: finish_kernel", "one block", least_us=20),
+    Model(r"adamw.cu: adamw_kernel", "16 bytes a load, 40 warps", op_bytes, 0.83),
+    Model(r"begin_step_kernel|count_update_kernel", "one thread", least_us=2),
+]
+
+
+@dataclass
+class Time:
+    us: float
+    floor_us: float
+    known: bool = True
+
+
+def product_time(line, run):
+    m, n, k = line["product"]
+    size = {"bf16": 2, "fp32": 4}
+    bytes_moved = size[line["in"]] * (m * k + k * n) + size[line["out"]] * m * n * (1 + line["adds"])
+    flops = 2 * m * n * k
+    tiles = math.ceil(m / TILE[0]) * math.ceil(n / TILE[1])
+    count = run["multiprocessors"]
+    filled = tiles / (math.ceil(tiles / count) * count) if tiles >= count else SPLIT_SHARE
+    arithmetic = flops / (PEAK_FLOPS * PRODUCT_SHARE * filled)
+    memory = bytes_moved / (PEAK_BYTES * PRODUCT_MEMORY_SHARE)
+    seconds = max(arithmetic, memory) + NOT_HIDDEN * min(arithmetic, memory)
+    return Time(1e6 * seconds, 1e6 * max(flops / FLOOR_FLOPS, bytes_moved / FLOOR_BYTES))
+
+
+def kernel_time(launch, models, starved):
+    """`starved`: the names of kernels of which fewer blocks fit than their grids assume."""
+    name = launch.line["name"]
+    model = next((m for m in models if re.search(m.pattern, f"{launch.op['op']}/{name}")), None)
+    if model is None:
+        return Time(UNKNOWN_US, 0.0, known=False)
+    share = model.share * (STARVED if name in starved else 1)
+    us = 1e6 * max(model.bytes(launch) / (PEAK_BYTES * share),
+                   model.flops(launch) / (PEAK_FLOPS * model.flops_share))
+    floor = 1e6 * max((model.floor_bytes or model.bytes)(launch) / FLOOR_BYTES,
+                      (model.floor_flops or model.flops)(launch) / FLOOR_FLOPS)
+    return Time(max(us, model.serial_us(launch), model.least_us), floor)
+
+
+# ---- what has not been done yet -----------------------------------------------------------------
+
+
+def without(pattern):
+    """The listing without some kernels."""
+    def change(lines):
+        return [line for line in lines if not re.search(pattern, line.get("name", ""))]
+    return change
+
+
+LONG_CHUNK = 2 ** 29  # logits
+
+
+def with_long_chunks(lines):
+    """The head's chunks of rows made one where they are shorter than LONG_CHUNK logits: products of
+    more rows, and fewer passes over dwte."""
+    changed, at = [], 0
+    while at < len(lines):
+        changed.append(lines[at])
+        at += 1
+        if lines[at - 1].get("op") != "linear_cross_entropy":
+            continue
+        end = at
+        while end < len(lines) and "op" not in lines[end] and "phase" not in lines[end]:
+            end += 1
+        changed += merged_chunks(lines[at:end])
+        at = end
+    return changed
+
+
+def merged_chunks(body):
+    """`body`: chunks of four lines (logits, rows, dx, dwte), then the sum of the losses."""
+    chunks = [body[i:i + 4] for i in range(0, len(body) - 1, 4)]
+    if any(len([line for line in chunk if "product" in line]) != 3 for chunk in chunks):
+        return body  # loss only, or another order than is known here
+    rows, vocabulary, _ = chunks[0][0]["product"]
+    total = sum(chunk[0]["product"][0] for chunk in chunks)
+    count = min(len(chunks), math.ceil(total / max(rows, LONG_CHUNK // vocabulary)))
+    merged = []
+    for i in range(count):
+        rows = total // count + (i < total % count)
+        logits, kernel, dx, dwte = (dict(line) for line in chunks[min(i, 1)])
+        logits["product"] = [rows, *logits["product"][1:]]
+        dx["product"] = [rows, *dx["product"][1:]]
+        dwte["product"] = [*dwte["product"][:2], rows]
+        merged += [logits, kernel, dx, dwte]
+    return merged + body[-1:]
+
+
+@dataclass(frozen=True)
+class Change:
+    what: str
+    lines: Callable = list   # a listing to another
+    model: Model | None = None  # comes before MODELS
+
+
+PLAN = {
+    "long-chunks": Change("chunks of 2^29 logits in place of 2^26", with_long_chunks),
+    "one-pass-cross-entropy": Change(
+        "a row of logits stays in shared memory between its two passes",
+        model=Model(r"cross_entropy_kernel", "read once", logits_bytes(1), 0.85)),
+    "gelu-backward": Change(
+        "both loads before the arithmetic",
+        model=Model(r"backward/gelu.cu: gelu_kernel", "as forward", result_of_product(3), 0.85)),
+    "fused-bias-sums": Change("the sums of biases' gradients come out of the kernels that write those "
+                              "gradients", without(r"column_sums.cu: column_sums_kernel")),
+    "layernorm-backward": Change(
+        "as many blocks fit as the grid assumes",
+        model=Model(r"layernorm.cu: backward", "all loads of a row under way", op_bytes, 0.85)),
+    "parallel-sort": Change("the tokens are sorted by all multiprocessors",
+                            model=Model(r"sort_kernel", "a few MB", least_us=60)),
+}
+
+
+def apply_plan(lines, names):
+    """The listing and the models with these changes made, and which kernels they cure."""
+    models = list(MODELS)
+    for name in names:
+        lines = PLAN[name].lines(lines)
+        if PLAN[name].model:
+            models.insert(0, PLAN[name].model)
+    return lines, models
+
+
+# ---- the step ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """All launches of a step that do the same in the same operation."""
+    operation: str
+    what: str
+    calls: int = 0
+    us: float = 0.0
+    floor_us: float = 0.0
+    known: bool = True
+
+
+@dataclass
+class Step:
+    run: dict
+    rows: list
+    launches: int = 0
+
+    @property
+    def gaps_us(self):
+        return GAP_US * self.launches
+
+    @property
+    def us(self):
+        return sum(row.us for row in self.rows) + self.gaps_us
+
+    @property
+    def floor_us(self):
+        return sum(row.floor_us for row in self.rows)
+
+    @property
+    def tokens_per_second(self):
+        return 1e6 * self.run["B"] * self.run["T"] / self.us
+
+    @property
+    def mfu(self):
+        return self.tokens_per_second * self.run["flops_per_token"] / PEAK_FLOPS
+
+    @property
+    def unknown(self):
+        return [row.what for row in self.rows if not row.known]
+
+
+def description(line):
+    if "product" in line:
+        m, n, k = line["product"]
+        return f"product {m} x {n} x {k}" + (", added" if line["adds"] else "")
+    return line["name"].split(": ")[1].removeprefix("attention::")
+
+
+def predict(lines, names=(), starved=frozenset()):
+    """The Step that a listing (of list_launches) describes, with the changes of the plan in `names`."""
+    run = lines[0]["run"]
+    if run["dtype"] != "bf16":
+        raise Problem("the model knows products in bf16 alone")
+    lines, models = apply_plan(lines, names)
+    if "layernorm-backward" in names:
+        starved = [name for name in starved if "layernorm.cu: backward" not in name]
+    rows, step, phase, op, product = {}, Step(run, []), None, None, None
+    for line in lines[1:]:
+        phase = line.get("phase", phase)
+        if "op" in line:
+            op, product = line, None
+        if phase != "step" or ("kernel" not in line and "product" not in line):
+            continue
+        if "product" in line:
+            product, time = line, product_time(line, run)
+        else:
+            time = kernel_time(Launch(line, op, product, run), models, starved)
+        key = (op["op"], description(line))
+        row = rows.setdefault(key, Row(*key))
+        row.calls, row.us, row.floor_us = row.calls + 1, row.us + time.us, row.floor_us + time.floor_us
+        row.known &= time.known
+        step.launches += 1
+    step.rows = list(rows.values())
+    return step
+
+
+def markdown(step):
+    """The table of a step."""
+    text = ["| operation | launch | calls | predicted ms | floor ms | share |", "|---|---|--:|--:|--:|--:|"]
+    for row in step.rows:
+        predicted = f"{row.us / 1e3:.2f}" + ("" if row.known else " (no model)")
+        text.append(f"| {row.operation} | {row.what} | {row.calls} | {predicted} | "
+                    f"{row.floor_us / 1e3:.2f} | {row.us / step.us:.1%} |")
+    text.append(f"| between launches | {GAP_US} us each | {step.launches} | {step.gaps_us / 1e3:.2f} | | "
+                f"{step.gaps_us / step.us:.1%} |")
+    return "\n".join(text)
+
+
+def summary(step):
+    return (f"{step.us / 1e3:.1f} ms a step (floor {step.floor_us / 1e3:.1f}), "
+            f"{step.tokens_per_second:,.0f} tokens/s, MFU {step.mfu:.1%}")
+
+
+def starved_kernels(kernels):
+    """Of a report's {architecture: {name: kernel}}: those of which fewer blocks fit than their grids
+    assume."""
+    return {name for name, kernel in kernels.get(ARCHITECTURE, {}).items()
+            if kernel["blocks"] < kernel["grid_blocks"]}
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description="PREDICTED time of a training step on an H100 SXM")
+    parser.add_argument("--model", default="gpt2-124m")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seq-len", type=int, default=1024)
+    parser.add_argument("--plan", default="", help="all, or some of: " + "; ".join(
+        f"{name} ({change.what})" for name, change in PLAN.items()))
+    parser.add_argument("--list-launches", type=Path,
+                        default=ROOT / "build/cuda-on-cpu/tests/list_launches")
+    parser.add_argument("--report", type=Path, default=ROOT / "profiling/kernel-report.json")
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
+    names = list(PLAN) if args.plan == "all" else [name for name in args.plan.split(",") if name]
+    if wrong := [name for name in names if name not in PLAN]:
+        raise Problem(f"--plan {wrong[0]}: there are {', '.join(PLAN)}")
+    lines = launches.listing(args.list_launches, ["--model", args.model, "--batch-size",
+                                                  str(args.batch_size), "--seq-len",
+                                                  str(args.seq_len)], ARCHITECTURE)
+    starved = starved_kernels(json.loads(args.report.read_text(encoding="utf-8"))["kernels"])
+    now = predict(lines, (), starved)
+    print(markdown(now if not names else predict(lines, names, starved)))
+    print(f"\nPREDICTED: {summary(now)}")
+    for count in range(1, len(names) + 1):
+        print(f"PREDICTED, with {', '.join(names[:count])}: {summary(predict(lines, names[:count], starved))}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Problem as problem:
+        sys.exit(f"step_model: {problem}")
