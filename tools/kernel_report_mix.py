@@ -8,8 +8,8 @@ import gpu_check_parse as parse
 from kernel_report_compile import Problem
 
 MOVES = ("LDG", "STG", "LDS", "STS", "LDL", "STL", "LD", "ST", "LDGSTS")
-OTHERS = ("LDSM", "HMMA", "HGMMA", "UTMALDG", "UTMASTG", "UBLKCP", "MUFU", "SHFL", "BAR", "DADD", "DMUL", "DFMA",
-          "DSETP", "RED", "ATOM", "ATOMG", "ATOMS")
+OTHERS = ("LDSM", "HMMA", "HGMMA", "UTMALDG", "UTMASTG", "UBLKCP", "MUFU", "SHFL", "BAR", "DADD",
+          "DMUL", "DFMA", "DSETP", "RED", "ATOM", "ATOMG", "ATOMS")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)((?:\.[A-Z0-9_]+)*)")
 
 

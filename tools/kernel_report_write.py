@@ -82,8 +82,8 @@ def to_json(value, depth=0):
     return f"{{\n{members}\n}}" + ("" if depth else "\n")
 
 
-KERNEL_HEAD = ("| kernel | registers | spills | shared (static + dynamic) | threads | blocks | warps | limit | "
-               "assumed | instructions |\n|---|--:|--:|--:|--:|--:|--:|---|--:|---|")
+KERNEL_HEAD = ("| kernel | registers | spills | shared (static + dynamic) | threads | blocks | warps | "
+               "limit | assumed | instructions |\n|---|--:|--:|--:|--:|--:|--:|---|--:|---|")
 
 
 def kernel_row(name, kernel, files):
@@ -104,9 +104,11 @@ INTRODUCTION = """# Kernels, as compiled and as launched
 `make kernel-report` writes this page and says what a change did to it; it needs no GPU. Registers, spills
 and static shared memory are the compiler's (nvcc {nvcc}); threads and dynamic shared memory are those of
 the real launchers, over all presets, both number types and many widths (the launch that takes most
-counts; what none of these launches is taken to have as many threads as it may). *Blocks* and *warps* are what a multiprocessor holds at once, *limit* is what keeps them from
-being more, *assumed* what `__launch_bounds__` or the size of a grid counts on: fewer is an error. *Instructions*
-are counted where they stand, not as often as they run; LDG.128 is a load of 128 bits.
+counts; a kernel that none of these launches is taken to have as many threads as it may). *Blocks* and
+*warps* are what a multiprocessor holds at once, *limit* is what keeps them from being more, *assumed*
+what `__launch_bounds__` or the size of a grid counts on: fewer is an error. *Instructions* are counted
+where they stand, not as often as they run; LDG.128 is a load of 128 bits. Shared memory and spills are in
+bytes.
 """
 
 

@@ -429,7 +429,8 @@ def main():
     print(markdown(now if not names else predict(lines, names, starved)))
     print(f"\nPREDICTED: {summary(now)}")
     for count in range(1, len(names) + 1):
-        print(f"PREDICTED, with {', '.join(names[:count])}: {summary(predict(lines, names[:count], starved))}")
+        step = predict(lines, names[:count], starved)
+        print(f"PREDICTED, with {', '.join(names[:count])}: {summary(step)}")
 
 
 if __name__ == "__main__":
