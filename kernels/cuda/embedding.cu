@@ -9,7 +9,9 @@
 // Roofline: bound by memory. Forward moves 3 S N C bytes (wpe stays in L2); backward reads dx twice
 // and reads and writes 8 N C bytes of dwte where no token repeats, less where they do.
 //
-// dwte without atomics: a stable radix sort brings equal tokens together, in the order of the rows.
+// dwte without atomics on floats: a stable radix sort brings equal tokens together, in the order of
+// the rows. A pass over 8 bits is three small kernels, over all multiprocessors: blocks count the
+// digits of a tile of rows each; the counts become places; each block puts its tile there.
 // Stretches of kStretch sorted rows are then summed by a block each, whatever their tokens are: a
 // vocabulary of 65 and one of 50,257 make the same amount of work. A token whose rows lie within
 // one stretch is added to dwte at once; what crosses a border goes to the workspace, and a second
@@ -79,75 +81,128 @@ __global__ void __launch_bounds__(kRows* kWarp) forward_kernel(Forward<T> p) {
 
 // ---- Backward: the rows by token.
 
-constexpr int kSortThreads = 1024, kDigitBits = 4, kDigits = 1 << kDigitBits;
+constexpr int kSortThreads = 256, kSortWarps = kSortThreads / kWarp;
+constexpr int kDigitBits = 8, kDigits = 1 << kDigitBits;
+constexpr int kSteps = 4;  // in which a warp takes its part of a tile, 32 rows each
+constexpr int kTile = kSortThreads * kSteps;
+static_assert(kDigits == kSortThreads, "a thread has a digit");
 
 // A row's token above its number. Tokens outside the vocabulary come last, as `vocabulary`.
 struct SortedRow {
   uint32_t row, token;
 };
 
-// counts[digit][thread], in this order, become the sums of all before them. kDigits of them a
-// thread; `scratch` holds a value for each warp.
-__device__ void scan_counts(unsigned* counts, unsigned* scratch) {
-  unsigned* mine = counts + threadIdx.x * kDigits;
-  unsigned total = 0;
-  for (int i = 0; i < kDigits; ++i) total += mine[i];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  unsigned before = total;  // the sum up to and with this lane
-  for (int offset = 1; offset < kWarp; offset *= 2) {
-    const unsigned below = __shfl_up_sync(kAllLanes, before, offset);
-    if (lane >= offset) before += below;
-  }
-  if (lane == kWarp - 1) scratch[warp] = before;
-  __syncthreads();
-  before -= total;
-  for (int w = 0; w < warp; ++w) before += scratch[w];
-  for (int i = 0; i < kDigits; ++i) {
-    const unsigned count = mine[i];
-    mine[i] = before;
-    before += count;
-  }
-  __syncthreads();
-}
-
-struct Sort {
+struct SortPass {
   const int32_t* tokens;
-  SortedRow *sorted, *other;  // [rows] each; the result is in `sorted`
-  int64_t rows, vocabulary;
-  int passes;
+  const SortedRow* from;  // null in the first pass: the rows as they come
+  SortedRow* to;
+  unsigned*
+      counts;  // [kDigits, tiles]: rows of a tile with the digit, then those of tiles before it
+  unsigned* totals;  // [kDigits]: of all tiles
+  uint32_t rows, vocabulary, tiles;
+  int shift;  // of the digit
+
+  __device__ __forceinline__ SortedRow row(uint32_t n) const {
+    if (from) return from[n];
+    const int64_t token = tokens[n];
+    return {n, in_vocabulary(token, vocabulary) ? static_cast<uint32_t>(token) : vocabulary};
+  }
+  __device__ __forceinline__ uint32_t digit(const SortedRow& row) const {
+    return row.token >> shift & (kDigits - 1);
+  }
+  // The row that a lane takes in a step: a tile's warps, steps and lanes follow the order of rows.
+  __device__ __forceinline__ uint32_t row_of_step(int step) const {
+    const uint32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    return blockIdx.x * kTile + (warp * kSteps + step) * kWarp + lane;
+  }
 };
 
-// One block, by digits of 4 bits from the lowest: each thread counts the digits of a stretch of its
-// own, the counts are scanned, and each thread puts its stretch in order where the scan says.
-__global__ void __launch_bounds__(kSortThreads) sort_kernel(Sort p) {
-  auto* counts = reinterpret_cast<unsigned*>(ptx::shared_memory());  // [kDigits, kSortThreads]
-  unsigned* scratch = counts + kDigits * kSortThreads;
-  // 32 bits, as in SortedRow: 64 registers are all that a thread of so large a block may have.
-  const auto rows = static_cast<uint32_t>(p.rows);
-  const uint32_t part = (rows + kSortThreads - 1) / kSortThreads;
-  const uint32_t begin = min(rows, threadIdx.x * part), end = min(rows, begin + part);
-  SortedRow *from = p.passes % 2 ? p.other : p.sorted, *to = p.passes % 2 ? p.sorted : p.other;
-  for (uint32_t n = begin; n < end; ++n) {
-    const int64_t token = p.tokens[n];
-    const int64_t key = in_vocabulary(token, p.vocabulary) ? token : p.vocabulary;
-    from[n] = {n, static_cast<uint32_t>(key)};
+// The sum of `value` over the threads before this one. All kSortThreads call it; `scratch` holds a
+// value for each warp and may be reused after the call. *total, if asked for, is the sum over all.
+__device__ __forceinline__ unsigned sum_before(unsigned value, unsigned* scratch,
+                                               unsigned* total = nullptr) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  unsigned sum = value;  // up to and with this lane
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const unsigned below = __shfl_up_sync(kAllLanes, sum, offset);
+    if (lane >= offset) sum += below;
   }
-  for (int pass = 0; pass < p.passes; ++pass) {
-    const int shift = pass * kDigitBits;
-    for (int d = 0; d < kDigits; ++d) counts[d * kSortThreads + threadIdx.x] = 0;
-    for (uint32_t n = begin; n < end; ++n)
-      ++counts[(from[n].token >> shift) % kDigits * kSortThreads + threadIdx.x];
-    __syncthreads();
-    scan_counts(counts, scratch);
-    for (uint32_t n = begin; n < end; ++n) {
-      const SortedRow row = from[n];
-      to[counts[(row.token >> shift) % kDigits * kSortThreads + threadIdx.x]++] = row;
-    }
-    __syncthreads();
-    SortedRow* const written = to;
-    to = from;
-    from = written;
+  if (lane == kWarp - 1) scratch[warp] = sum;
+  __syncthreads();
+  unsigned before = 0, all = 0;
+#pragma unroll
+  for (int w = 0; w < kSortWarps; ++w) {
+    if (w < warp) before += scratch[w];
+    all += scratch[w];
   }
+  __syncthreads();
+  if (total) *total = all;
+  return before + sum - value;
+}
+
+// A block for each tile. Sums of integers come out the same in any order.
+__global__ void __launch_bounds__(kSortThreads) count_digits_kernel(SortPass p) {
+  auto* counts = reinterpret_cast<unsigned*>(ptx::shared_memory());  // [kDigits]
+  counts[threadIdx.x] = 0;
+  __syncthreads();
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const uint32_t n = p.row_of_step(step);
+    if (n < p.rows) atomicAdd(&counts[p.digit(p.row(n))], 1u);
+  }
+  __syncthreads();
+  p.counts[static_cast<size_t>(threadIdx.x) * p.tiles + blockIdx.x] = counts[threadIdx.x];
+}
+
+// A block for each digit.
+__global__ void __launch_bounds__(kSortThreads) scan_counts_kernel(SortPass p) {
+  auto* scratch = reinterpret_cast<unsigned*>(ptx::shared_memory());  // [kSortWarps]
+  unsigned* counts = p.counts + static_cast<size_t>(blockIdx.x) * p.tiles;
+  unsigned before = 0, total;
+  for (uint32_t first = 0; first < p.tiles; first += kSortThreads) {
+    const uint32_t tile = first + threadIdx.x;
+    const unsigned count = tile < p.tiles ? counts[tile] : 0;
+    const unsigned place = before + sum_before(count, scratch, &total);
+    if (tile < p.tiles) counts[tile] = place;
+    before += total;
+  }
+  if (threadIdx.x == 0) p.totals[blockIdx.x] = before;
+}
+
+// A block for each tile. A row goes behind all rows of lower digits, and those of its own digit in
+// tiles before, in warps before, in steps before, and in lanes before.
+__global__ void __launch_bounds__(kSortThreads) place_rows_kernel(SortPass p) {
+  auto* scratch = reinterpret_cast<unsigned*>(ptx::shared_memory());  // [kSortWarps]
+  unsigned* places = scratch + kSortWarps;                            // [kSortWarps, kDigits]
+  const int lane = threadIdx.x % kWarp;
+  unsigned* mine = places + threadIdx.x / kWarp * kDigits;  // the warp's count of each digit
+  for (int d = lane; d < kDigits; d += kWarp) mine[d] = 0;
+  SortedRow row[kSteps];
+  unsigned rank[kSteps];  // among the warp's rows of the same digit
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const uint32_t n = p.row_of_step(step);
+    if (n < p.rows) row[step] = p.row(n);
+    const uint32_t digit = n < p.rows ? p.digit(row[step]) : kDigits;
+    const unsigned peers = __match_any_sync(kAllLanes, digit);
+    const unsigned below = peers & ((1u << lane) - 1);
+    __syncwarp();  // the counts are there
+    if (n < p.rows) rank[step] = mine[digit] + __popc(below);
+    __syncwarp();
+    if (n < p.rows && below == 0) mine[digit] += __popc(peers);
+  }
+  const unsigned lower = sum_before(p.totals[threadIdx.x], scratch);  // and every warp has counted
+  unsigned place = lower + p.counts[static_cast<size_t>(threadIdx.x) * p.tiles + blockIdx.x];
+  for (int w = 0; w < kSortWarps; ++w) {
+    unsigned& of_warp = places[w * kDigits + threadIdx.x];
+    const unsigned count = of_warp;
+    of_warp = place;
+    place += count;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step)
+    if (p.row_of_step(step) < p.rows) p.to[mine[p.digit(row[step])] + rank[step]] = row[step];
 }
 
 // ---- Backward: sums over sorted rows.
@@ -297,27 +352,43 @@ constexpr size_t aligned_bytes(size_t bytes) {
 
 // What the workspace of the backward pass holds.
 struct Parts {
-  int64_t stretches;
-  size_t sorted_bytes, border_bytes;  // there are two lists of sorted rows
+  int64_t stretches, tiles;
+  size_t sorted_bytes, count_bytes, border_bytes;  // there are two lists of sorted rows
   Parts(int64_t rows, int64_t channels)
       : stretches(ceil_div(rows, kStretch)),
+        tiles(ceil_div(rows, kTile)),
         sorted_bytes(aligned_bytes(static_cast<size_t>(rows) * sizeof(SortedRow))),
+        count_bytes(aligned_bytes(static_cast<size_t>(kDigits * (tiles + 1)) * sizeof(unsigned))),
         border_bytes(static_cast<size_t>(stretches * 2 * channels) * sizeof(float)) {}
-  size_t total() const { return 2 * sorted_bytes + border_bytes; }
+  size_t total() const { return 2 * sorted_bytes + count_bytes + border_bytes; }
 };
 
+// The lists of sorted rows are written in turn; the last pass ends in `sorted`.
+void sort_rows(SortPass pass, SortedRow* sorted, SortedRow* other, cudaStream_t stream) {
+  const dim3 threads(kSortThreads);
+  const LaunchShape tiles{dim3(pass.tiles), threads, kDigits * sizeof(unsigned)};
+  const LaunchShape digits{dim3(pass.tiles > 0 ? kDigits : 0), threads,
+                           kSortWarps * sizeof(unsigned)};
+  const LaunchShape places{dim3(pass.tiles), threads,
+                           (kSortWarps + kSortWarps * kDigits) * sizeof(unsigned)};
+  const int passes = static_cast<int>(ceil_div(std::bit_width(pass.vocabulary), kDigitBits));
+  for (int i = 0; i < passes; ++i) {
+    pass.shift = i * kDigitBits;
+    pass.to = (passes - i) % 2 ? sorted : other;
+    launch(count_digits_kernel, tiles, stream, pass);
+    launch(scan_counts_kernel, digits, stream, pass);
+    launch(place_rows_kernel, places, stream, pass);
+    pass.from = pass.to;
+  }
+}
+
 template <typename T, int kN>
-void launch_backward(const Backward<T>& p, const Sort& sort, const Parts& parts,
-                     cudaStream_t stream) {
+void launch_backward(const Backward<T>& p, const Parts& parts, cudaStream_t stream) {
   const auto shape = [&](int64_t blocks) {
     return LaunchShape{dim3(static_cast<unsigned>(blocks),
                             static_cast<unsigned>(ceil_div(p.channels, kSumThreads * kN))),
                        dim3(kSumThreads)};
   };
-  launch(sort_kernel,
-         {dim3(p.rows > 0 ? 1 : 0), dim3(kSortThreads),
-          (kDigits * kSortThreads + kSortThreads / kWarp) * sizeof(unsigned)},
-         stream, sort);
   launch(sum_tokens_kernel<T, kN>, shape(parts.stretches), stream, p);
   launch(sum_borders_kernel<T, kN>, shape(parts.stretches), stream, p);
   launch(sum_positions_kernel<T, kN>, shape(p.accumulate ? p.seq_len : p.positions), stream, p);
@@ -373,22 +444,25 @@ void embedding_backward(const EmbeddingBackward& args, const Context& context,
   LATHE_CHECK(positions >= seq_len, "{} positions for {} tokens", positions, seq_len);
   check_vector(args.tokens_bt, DType::int32, rows, "tokens");
   LATHE_CHECK(rows <= INT32_MAX, "{} tokens in a micro-batch", rows);
+  LATHE_CHECK(vocabulary <= int64_t{1} << 31, "{} tokens in the vocabulary", vocabulary);
   const Parts parts(rows, channels);
   check_workspace(workspace, parts.total());
   auto* memory = static_cast<char*>(workspace.data);
   auto* sorted = reinterpret_cast<SortedRow*>(memory);
-  const int bits = std::bit_width(static_cast<uint64_t>(vocabulary));
-  const Sort sort{args.tokens_bt.as<int32_t>(),
-                  sorted,
-                  reinterpret_cast<SortedRow*>(memory + parts.sorted_bytes),
-                  rows,
-                  vocabulary,
-                  static_cast<int>(ceil_div(bits, kDigitBits))};
+  auto* other = reinterpret_cast<SortedRow*>(memory + parts.sorted_bytes);
+  auto* counts = reinterpret_cast<unsigned*>(memory + 2 * parts.sorted_bytes);
+  sort_rows({.tokens = args.tokens_bt.as<int32_t>(),
+             .counts = counts,
+             .totals = counts + kDigits * parts.tiles,
+             .rows = static_cast<uint32_t>(rows),
+             .vocabulary = static_cast<uint32_t>(vocabulary),
+             .tiles = static_cast<uint32_t>(parts.tiles)},
+            sorted, other, context.stream);
   const Backward<T> p{data<float>(args.dwte_vc),
                       data<float>(args.dwpe_tc),
                       data<T>(args.dx_btc),
                       sorted,
-                      reinterpret_cast<float*>(memory + 2 * parts.sorted_bytes),
+                      reinterpret_cast<float*>(memory + 2 * parts.sorted_bytes + parts.count_bytes),
                       DropoutMask(args.dropout),
                       rows,
                       channels,
@@ -397,9 +471,9 @@ void embedding_backward(const EmbeddingBackward& args, const Context& context,
                       positions,
                       args.accumulate};
   if (eights(channels, p.dwte, p.dwpe, p.dx, p.borders)) {
-    launch_backward<T, kEight>(p, sort, parts, context.stream);
+    launch_backward<T, kEight>(p, parts, context.stream);
   } else {
-    launch_backward<T, 1>(p, sort, parts, context.stream);
+    launch_backward<T, 1>(p, parts, context.stream);
   }
 }
 

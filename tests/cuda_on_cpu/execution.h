@@ -95,6 +95,20 @@ struct Vote {
   }
 };
 
+struct Match {
+  uint64_t value;
+  unsigned peers = 0;
+  static void combine(void* const* records, unsigned mask) {
+    for (int lane = 0; lane < 32; ++lane) {
+      if (!(mask >> lane & 1)) continue;
+      auto* mine = static_cast<Match*>(records[lane]);
+      for (int other = 0; other < 32; ++other)
+        if (mask >> other & 1 && static_cast<Match*>(records[other])->value == mine->value)
+          mine->peers |= 1u << other;
+    }
+  }
+};
+
 int lane_of_thread();
 
 }  // namespace lathe::cuda_on_cpu
@@ -163,6 +177,15 @@ inline unsigned __ballot_sync(unsigned mask, int predicate,
   lathe::cuda_on_cpu::Vote vote{predicate != 0};
   lathe::cuda_on_cpu::meet_warp(mask, "vote", &vote, lathe::cuda_on_cpu::Vote::combine, site);
   return vote.ballot;
+}
+// The lanes of `mask` that give the same integer.
+template <typename T>
+unsigned __match_any_sync(unsigned mask, T value,
+                          const std::source_location& site = std::source_location::current()) {
+  static_assert(std::is_integral_v<T>);
+  lathe::cuda_on_cpu::Match match{static_cast<uint64_t>(value)};
+  lathe::cuda_on_cpu::meet_warp(mask, "match", &match, lathe::cuda_on_cpu::Match::combine, site);
+  return match.peers;
 }
 inline int __any_sync(unsigned mask, int predicate,
                       const std::source_location& site = std::source_location::current()) {
