@@ -210,6 +210,7 @@ __global__ void __launch_bounds__(kSortThreads) place_rows_kernel(SortPass p) {
 constexpr int kStretch = 32;      // sorted rows that a block sums
 constexpr int kSumThreads = 128;  // each with kN channels
 constexpr int kAhead = 4;         // rows that a thread loads before it adds the first
+constexpr int kPartsAhead = 8;    // the same of a token's parts: frequent tokens have hundreds
 
 template <typename T>
 struct Backward {
@@ -307,16 +308,28 @@ __global__ void __launch_bounds__(kSumThreads) sum_borders_kernel(Backward<T> p)
   const uint32_t token = p.sorted[border].token;
   const bool began_before = p.continues(first) && p.sorted[first].token == token;
   if (began_before || token >= p.vocabulary) return;
-  float sum[kN], part[kN];
+  float sum[kN];
   load_floats(p.tail(blockIdx.x) + c, sum);
-  int64_t stretch = blockIdx.x;
-  do {
-    ++stretch;
-    load_floats(p.head(stretch) + c, part);
+  bool goes_on = true;
+  for (int64_t stretch = blockIdx.x + 1; goes_on; stretch += kPartsAhead) {
+    bool has[kPartsAhead];
+    float part[kPartsAhead][kN];
 #pragma unroll
-    for (int i = 0; i < kN; ++i) sum[i] += part[i];
-  } while (p.continues((stretch + 1) * kStretch) &&
-           p.sorted[(stretch + 1) * kStretch].token == token);
+    for (int i = 0; i < kPartsAhead; ++i) {
+      const int64_t k = (stretch + i) * kStretch;
+      has[i] = k < p.rows && p.sorted[k].token == token;
+    }
+#pragma unroll
+    for (int i = 0; i < kPartsAhead; ++i)
+      if (has[i]) load_floats(p.head(stretch + i) + c, part[i]);
+#pragma unroll
+    for (int i = 0; i < kPartsAhead; ++i) {
+      if (!has[i]) continue;
+#pragma unroll
+      for (int j = 0; j < kN; ++j) sum[j] += part[i][j];
+    }
+    goes_on = has[kPartsAhead - 1];
+  }
   add_to(p.dwte + static_cast<int64_t>(token) * p.channels + c, sum);
 }
 
