@@ -14,6 +14,7 @@ struct Context {
   cudaStream_t stream = nullptr;  // all work goes here, in order
   Matmul* matmul = nullptr;       // matrix products by cuBLASLt
   int multiprocessors = 1;        // of the device: what grids of persistent blocks are sized by
+  size_t shared_bytes_of_block = 48 * 1024;  // what a kernel may ask for at most
 };
 
 // The host's number types and the kernels': float, and bf16 as __nv_bfloat16.

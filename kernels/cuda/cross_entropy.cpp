@@ -8,7 +8,8 @@
 //
 // Roofline: the products are bound by arithmetic where r and C are in the hundreds; each chunk
 // reads and writes dwte once (8 V C bytes against 2 r V C FLOPs), so chunks are as long as
-// logits_at_once allows; the row kernel moves 4 + sizeof(T) bytes a logit.
+// logits_at_once allows; the row kernel moves 4 + sizeof(T) bytes a logit where a row fits into
+// shared memory.
 #include <algorithm>
 
 #include "kernels/check.h"
@@ -128,7 +129,7 @@ void linear_cross_entropy(const LinearCrossEntropy& args, const Context& context
     cross_entropy_rows<T>(
         {logits, data<float>(args.losses_n) + first, data<int32_t>(args.targets_n) + first, count,
          args.vocab_size, call.vocabulary, args.scale, gradient},
-        context.stream);
+        context);
     if (!gradient) continue;
     context.matmul->run(call.dx_product(logits, first, count), rest, context.stream);
     context.matmul->run(call.dwte_product(logits, first, count), rest, context.stream);

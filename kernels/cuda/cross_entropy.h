@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/context.h"
 #include "kernels/ops.h"
 
 namespace lathe::cuda {
@@ -23,7 +24,11 @@ struct CrossEntropyRows {
   bool gradient = true;
 };
 template <typename T>
-void cross_entropy_rows(const CrossEntropyRows& args, cudaStream_t stream);
+void cross_entropy_rows(const CrossEntropyRows& args, const Context& context);
+
+// Which of its two kernels cross_entropy_rows chooses, by sizes, alignment and the context's shared
+// memory: one reads each row once and keeps it in shared memory. Both give the same bits.
+bool rows_are_resident(const CrossEntropyRows& args, const Context& context);
 
 // results->loss += scale * sum of losses_n, in double and in an order that depends on `rows` alone.
 // Once for all chunks, after the last.

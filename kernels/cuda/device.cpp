@@ -67,7 +67,8 @@ class CudaDevice final : public Device {
       : properties_(open_gpu(options.index)),
         matmul_({options.tf32, options.deterministic, options.autotune,
                  static_cast<size_t>(options.matmul_alignment)}),
-        context_{stream_, &matmul_, properties_.multiProcessorCount},
+        context_{stream_, &matmul_, properties_.multiProcessorCount,
+                 properties_.sharedMemPerBlockOptin},
         staging_(stream_),
         feedback_(stream_),
         recordings_(stream_) {
