@@ -107,6 +107,7 @@ class ObservedOps : public Ops {
  protected:
   struct Call {
     std::string_view name;
+    Shape sizes;
     OpCost cost;
     size_t workspace = 0;  // bytes that the operation asks for
   };
@@ -118,7 +119,7 @@ class ObservedOps : public Ops {
   template <typename Args>
   void call(std::string_view name, const Args& args, const Tensor& workspace,
             void (Ops::*operation)(const Args&, const Tensor&) const) const {
-    Call seen{name, cost(args)};
+    Call seen{name, sizes(args), cost(args)};
     if constexpr (requires { real_.workspace_bytes(args); }) {
       seen.workspace = real_.workspace_bytes(args);
     }

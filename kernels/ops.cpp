@@ -10,6 +10,22 @@ double bytes_of(const Tensors&... tensors) {
   return (0.0 + ... + (tensors.shape.rank > 0 ? static_cast<double>(tensors.bytes()) : 0.0));
 }
 
+int64_t last_of(const Tensor& tensor) {
+  return tensor.shape[tensor.shape.rank - 1];
+}
+
+// [N, I, O] of x [N, I] and y [N, O].
+Shape product_sizes(const Tensor& x, const Tensor& y) {
+  const int64_t inputs = last_of(x);
+  return {inputs > 0 ? x.elements() / inputs : 0, inputs, last_of(y)};
+}
+
+// [B, H, T, C/H]; T is the length of the keys.
+Shape attention_sizes(const Tensor& out_btc, int64_t n_head, int64_t past) {
+  const Shape& btc = out_btc.shape;
+  return {btc[0], n_head, past + btc[1], btc[2] / n_head};
+}
+
 }  // namespace
 
 OpCost cost(const EmbeddingForward& args) {
@@ -126,6 +142,61 @@ OpCost cost(const AdamW& args) {
 
 OpCost cost(const Cast& args) {
   return {0, bytes_of(args.destination, args.source)};
+}
+
+Shape sizes(const EmbeddingForward& args) {
+  return args.x_btc.shape;
+}
+Shape sizes(const EmbeddingBackward& args) {
+  return args.dx_btc.shape;
+}
+Shape sizes(const LayerNormForward& args) {
+  return args.out_btc.shape;
+}
+Shape sizes(const LayerNormBackward& args) {
+  return args.dout_btc.shape;
+}
+Shape sizes(const LinearForward& args) {
+  return product_sizes(args.x_ni, args.y_no);
+}
+Shape sizes(const LinearBackward& args) {
+  return product_sizes(args.x_ni, args.dy_no);
+}
+Shape sizes(const GeluForward& args) {
+  return args.y.shape;
+}
+Shape sizes(const GeluBackward& args) {
+  return args.dx.shape;
+}
+Shape sizes(const AttentionForward& args) {
+  return attention_sizes(args.out_btc, args.n_head, 0);
+}
+Shape sizes(const AttentionBackward& args) {
+  return attention_sizes(args.out_btc, args.n_head, 0);
+}
+Shape sizes(const AttentionCached& args) {
+  return attention_sizes(args.out_btc, args.n_head, args.past);
+}
+Shape sizes(const Logits& args) {
+  return {args.x_nc.shape[0], args.x_nc.shape[1], args.vocab_size};
+}
+Shape sizes(const LinearCrossEntropy& args) {
+  return {args.x_nc.shape[0], args.x_nc.shape[1], args.vocab_size};
+}
+Shape sizes(const BeginStep&) {
+  return {};
+}
+Shape sizes(const SquareSums& args) {
+  return {args.gradients.elements()};
+}
+Shape sizes(const ClipScale& args) {
+  return {args.sums.elements()};
+}
+Shape sizes(const AdamW& args) {
+  return {args.masters.elements()};
+}
+Shape sizes(const Cast& args) {
+  return {args.destination.elements()};
 }
 
 }  // namespace lathe

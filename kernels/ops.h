@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
@@ -281,11 +282,48 @@ OpCost cost(const ClipScale&);
 OpCost cost(const AdamW&);
 OpCost cost(const Cast&);
 
+// The sizes that tell one call of an operation from another in a table: [N, I, O] of linear layers,
+// [N, C, V] of the head, [B, T, C], [B, H, T, C/H] of attention, the elements of what is flat.
+Shape sizes(const EmbeddingForward&);
+Shape sizes(const EmbeddingBackward&);
+Shape sizes(const LayerNormForward&);
+Shape sizes(const LayerNormBackward&);
+Shape sizes(const LinearForward&);
+Shape sizes(const LinearBackward&);
+Shape sizes(const GeluForward&);
+Shape sizes(const GeluBackward&);
+Shape sizes(const AttentionForward&);
+Shape sizes(const AttentionBackward&);
+Shape sizes(const AttentionCached&);
+Shape sizes(const Logits&);
+Shape sizes(const LinearCrossEntropy&);
+Shape sizes(const BeginStep&);
+Shape sizes(const SquareSums&);
+Shape sizes(const ClipScale&);
+Shape sizes(const AdamW&);
+Shape sizes(const Cast&);
+
+// Hears of the parts of an operation (its kernels, its matrix products) in the order in which the
+// device enqueues them. A part lasts until the next one or the end of its operation. `name` is a
+// literal; `sizes` of a product [m, k] times [k, n] are [m, k, n]. Only operations of several parts
+// are told: which, the device decides.
+class PartObserver {
+ public:
+  virtual ~PartObserver() = default;
+  virtual void part(std::string_view name, const Shape& sizes, const OpCost& cost) = 0;
+};
+
+inline constexpr int64_t kNoLayer = -2;
+
 // The table. Scratch comes from `workspace` (uint8): at least workspace_bytes(args) of it; whoever
 // plans memory asks for every operation it will run and takes the maximum.
 struct Ops {
   virtual ~Ops() = default;
   virtual DType dtype() const = 0;
+
+  // Which layer of the model the operations from here on belong to, as src/model/gpt2.h numbers
+  // them; kNoLayer: none. For tables that observe; it computes nothing.
+  virtual void enter_layer(int64_t) const {}
 
   virtual void embedding_forward(const EmbeddingForward& args, const Tensor& workspace) const = 0;
   virtual void embedding_backward(const EmbeddingBackward& args, const Tensor& workspace) const = 0;

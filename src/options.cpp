@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <iostream>
 #include <map>
@@ -213,6 +214,8 @@ void add_output_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--trace", o.trace, "File for a trace of the fourth step, which Perfetto shows");
   app.add_option("--tuning-log", o.tuning_log,
                  "File for the times of the matrix products that were tried on a GPU");
+  app.add_option("--profile", o.profile,
+                 "A:B shows the steps A to B-1 to Nsight, by phase, layer and operation");
   app.add_option("--out", o.out, "Directory of the run; none: nothing is written");
   app.add_option("--checkpoint-interval", o.checkpoint_interval,
                  "Steps between checkpoints; 0: only at the end")
@@ -235,6 +238,30 @@ void add_options(CLI::App& app, TrainOptions& o) {
   add_ranks_options(app, o);
   add_evaluation_options(app, o);
   add_output_options(app, o);
+}
+
+// "A:B" into profile_begin and profile_end.
+void parse_profile(TrainOptions& o) {
+  if (o.profile.empty()) return;
+  const auto number = [](std::string_view text, int64_t& value) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return error == std::errc() && end == text.data() + text.size();
+  };
+  const std::string_view text = o.profile;
+  const size_t colon = std::min(text.find(':'), text.size() - 1);
+  int64_t begin = 0, end = 0;
+  const bool numbers = number(text.substr(0, colon), begin) && number(text.substr(colon + 1), end);
+  if (!numbers || begin < 1 || begin >= end || end > o.steps) {
+    throw UserError(
+        "--profile is '{}', but must be A:B for the steps A to B-1, counted from 0, with 1 <= A < "
+        "B "
+        "<= {} (--steps); in step 0 the device chooses its matrix products",
+        o.profile, o.steps);
+  }
+  if (!o.trace.empty())
+    throw UserError("--profile {} and --trace {} watch the same operations: give one of them",
+                    o.profile, o.trace);
+  o.profile_begin = begin, o.profile_end = end;
 }
 
 double lr_factor(const std::string& scale, int ranks) {
@@ -303,6 +330,7 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int rank
     if (pass == 1) options.resolved = app.config_to_str(true, false);
   }
   require_consistent(options);
+  parse_profile(options);
   const double factor = lr_factor(options.lr_scale, ranks);
   if (factor != 1) {
     options.lr *= factor, options.min_lr *= factor;

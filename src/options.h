@@ -57,8 +57,10 @@ struct TrainOptions {
   int64_t sample_tokens = 256;
   int64_t max_skipped_steps = 10;  // in a row; then the run stops
 
-  std::string trace;       // file
-  std::string tuning_log;  // file
+  std::string trace;                           // file
+  std::string tuning_log;                      // file
+  std::string profile;                         // A:B
+  int64_t profile_begin = 0, profile_end = 0;  // the same: steps; none where they are equal
   std::string out;
   std::string resume = "auto";
   int64_t checkpoint_interval = 0;  // 0: only at the end

@@ -48,6 +48,20 @@ double median(std::vector<double> values) {
 
 }  // namespace
 
+std::string_view name_of(Phase phase) {
+  switch (phase) {
+    case Phase::forward:
+      return "forward";
+    case Phase::backward:
+      return "backward";
+    case Phase::optimizer:
+      return "optimizer";
+    case Phase::end:
+      break;
+  }
+  return "end";
+}
+
 StepClock::StepClock(Device& device, int64_t micro_steps, int set)
     : device_(device), micro_steps_(micro_steps), set_(set) {}
 
@@ -65,6 +79,24 @@ int StepClock::number_of(Phase phase, int64_t micro_step) const {
       break;
   }
   return static_cast<int>(first + 2 * micro_steps_ + 1);
+}
+
+void StepClock::start(Phase phase, int64_t micro_step) {
+  const int mark = number_of(phase, micro_step);
+  if (mark != first_mark()) device_.pop_range();
+  device_.mark(mark);
+  if (phase != Phase::end) device_.push_range(name_of(phase), {});
+}
+
+std::vector<StepClock::Part> StepClock::parts() const {
+  std::vector<Part> parts;
+  const auto add = [&](Phase phase, int64_t micro_step) {
+    const int from = number_of(phase, micro_step);
+    parts.push_back({phase, from, from + 1});
+  };
+  for (int64_t m = 0; m < micro_steps_; ++m) add(Phase::forward, m), add(Phase::backward, m);
+  add(Phase::optimizer, 0);
+  return parts;
 }
 
 double StepClock::milliseconds(Phase phase) const {

@@ -14,6 +14,7 @@
 namespace lathe {
 
 enum class Phase { forward, backward, optimizer, end };
+std::string_view name_of(Phase phase);
 
 // Where the time of one step goes, by the device's own clock: marks among the step's operations,
 // where each phase begins. The fused head computes its backward together with the loss, so it
@@ -29,9 +30,16 @@ class StepClock {
   // Before anything of the step is enqueued: the host's clock.
   void begin() { begun_ = std::chrono::steady_clock::now(); }
   // Enqueues a mark. Micro-step m has a forward and a backward phase, the step one of the others.
-  void start(Phase phase, int64_t micro_step = 0) { device_.mark(number_of(phase, micro_step)); }
+  // A profiler is told of the phase, too.
+  void start(Phase phase, int64_t micro_step = 0);
 
   int first_mark() const { return number_of(Phase::forward, 0); }
+  // The phases of the step in their order, from mark to mark.
+  struct Part {
+    Phase phase;
+    int from, to;
+  };
+  std::vector<Part> parts() const;
   int set() const { return set_; }
 
   // Once the step's results are here.

@@ -62,6 +62,7 @@ const std::set<std::string>& changeable() {
                                              "lr-scale",
                                              "replica-check-interval",
                                              "trace",
+                                             "profile",
                                              "reader"};
   return keys;
 }

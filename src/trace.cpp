@@ -2,18 +2,21 @@
 
 #include <algorithm>
 #include <iostream>
+#include <nlohmann/json.hpp>
 
 namespace lathe {
 
 namespace {
 
 constexpr int64_t kWarmUpSteps = 2, kTracedSteps = 2;
+constexpr int kDeviceRow = 0, kCommunicationRow = 1, kPhaseRow = 2;
 
-// One event of the format that Chrome's tracing reads: microseconds.
-std::string event(std::string_view name, int rank, int row, double start_ms, double ms) {
-  return fmt::format(R"({{"name":"{}","ph":"X","pid":{},"tid":{},"ts":{:.3f},"dur":{:.3f}}})"
+// One event of the format that Chrome's tracing reads: microseconds. `more` holds further members.
+std::string event(std::string_view name, int rank, int row, double start_ms, double ms,
+                  std::string_view more) {
+  return fmt::format(R"({{"name":"{}","ph":"X","pid":{},"tid":{},"ts":{:.3f},"dur":{:.3f}{}}})"
                      ",\n",
-                     name, rank, row, 1e3 * start_ms, 1e3 * ms);
+                     name, rank, row, 1e3 * start_ms, 1e3 * ms, more);
 }
 
 std::string label(std::string_view what, int rank, int row, std::string_view name) {
@@ -22,7 +25,53 @@ std::string label(std::string_view what, int rank, int row, std::string_view nam
                      what, rank, row, name);
 }
 
+// What an operation or a part is, and what it costs.
+std::string members_of(const TracingOps::Stretch& stretch) {
+  std::string text =
+      fmt::format(R"(,"cat":"{}","args":{{"flops":{:.0f},"bytes":{:.0f},"shape":"{}")",
+                  stretch.part ? "part" : "operation", stretch.cost.flops, stretch.cost.bytes,
+                  times_text(stretch.sizes));
+  if (stretch.layer != kNoLayer) text += fmt::format(R"(,"layer":{})", stretch.layer);
+  return text + "}";
+}
+
 }  // namespace
+
+void TracingOps::clear() {
+  stretches_.clear();
+  next_mark_ = first_mark_;
+  parts_ = 0;
+}
+
+int TracingOps::mark() const {
+  device_.mark(next_mark_);
+  return next_mark_++;
+}
+
+bool TracingOps::before(const Call& call) const {
+  operation_ = stretches_.size();
+  splitting_ = parts_ < kMostParts;
+  stretches_.push_back({call.name, call.sizes, call.cost, layer_, false, mark(), 0});
+  return true;
+}
+
+// The first part begins with its operation; where another begins, the one before it ends.
+void TracingOps::part(std::string_view name, const Shape& sizes, const OpCost& cost) {
+  if (!splitting_) return;
+  const bool first = stretches_.size() == operation_ + 1;
+  const int from = first ? stretches_[operation_].from : mark();
+  if (!first) stretches_.back().to = from;
+  stretches_.push_back({name, sizes, cost, layer_, true, from, 0});
+  ++parts_;
+}
+
+void TracingOps::after(const Call&) const {
+  const int end = mark();
+  stretches_[operation_].to = end;
+  stretches_.back().to = end;
+  // A single part is the operation.
+  if (stretches_.size() == operation_ + 2) stretches_.pop_back(), --parts_;
+}
 
 StepTrace::StepTrace(Run& run, const std::string& file)
     : run_(run),
@@ -44,8 +93,10 @@ void StepTrace::begin(int64_t step) {
   tracing_ = step <= traced_step_ && step > traced_step_ - kTracedSteps;
   if (tracing_ && step == traced_step_ - kTracedSteps + 1) {
     run_.model.use(ops_);
-  } else if (step > traced_step_) {
+    run_.device.observe_parts(&ops_);
+  } else if (step == traced_step_ + 1) {
     run_.model.use(plain_);
+    run_.device.observe_parts(nullptr);
   }
   if (tracing_) ops_.clear();
 }
@@ -54,32 +105,53 @@ void StepTrace::end(int64_t step, const StepClock& clock) {
   if (step != traced_step_) return;
   const std::vector<std::string> all = run_.communicator.exchange_text(events(clock));
   if (!file_) return;
-  std::string text = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n";
+  std::string text =
+      "{\"displayTimeUnit\":\"ms\",\"otherData\":" + about() + ",\"traceEvents\":[\n";
   for (const std::string& part : all) text += part;
   text.erase(text.rfind(','));
   file_->write(text + "\n]}\n");
   file_->commit();
 }
 
+// What was run, and on what (rank 0's device), so that the file speaks for itself.
+std::string StepTrace::about() const {
+  const TrainOptions& o = run_.options();
+  const RunShape& shape = run_.setup().shape;
+  return nlohmann::ordered_json{{"device", run_.device.name()},
+                                {"kind", std::string(run_.device.kind())},
+                                {"dtype", o.dtype},
+                                {"tf32", o.cuda.tf32},
+                                {"model", o.model},
+                                {"layers", o.gpt2.n_layer},
+                                {"batch_size", shape.batch_size},
+                                {"seq_len", shape.seq_len},
+                                {"micro_steps", shape.micro_steps},
+                                {"ranks", run_.ranks()},
+                                {"step", traced_step_ + 1}}
+      .dump();
+}
+
 // Times count from the step's beginning on each rank.
 std::string StepTrace::events(const StepClock& clock) const {
-  constexpr int kDeviceRow = 0, kCommunicationRow = 1;
   const int rank = run_.rank(), origin = clock.first_mark();
   std::string text = label("process_name", rank, 0, fmt::format("rank {}", rank)) +
-                     label("thread_name", rank, kDeviceRow, run_.device.kind());
-  const auto add = [&](std::string_view name, int row, int from, int to) {
+                     label("thread_name", rank, kDeviceRow, run_.device.kind()) +
+                     label("thread_name", rank, kPhaseRow, "phases");
+  const auto add = [&](std::string_view name, int row, int from, int to,
+                       std::string_view more = {}) {
     text += event(name, rank, row, run_.device.milliseconds_between(origin, from),
-                  run_.device.milliseconds_between(from, to));
+                  run_.device.milliseconds_between(from, to), more);
   };
-  for (size_t i = 0; i < ops_.names().size(); ++i) {
-    const int from = ops_.first_mark() + 2 * static_cast<int>(i);
-    add(ops_.names()[i], kDeviceRow, from, from + 1);
-  }
+  for (const StepClock::Part& phase : clock.parts())
+    add(name_of(phase.phase), kPhaseRow, phase.from, phase.to, R"(,"cat":"phase")");
+  for (const TracingOps::Stretch& stretch : ops_.stretches())
+    add(stretch.name, kDeviceRow, stretch.from, stretch.to, members_of(stretch));
   if (run_.ranks() == 1) return text;
   text += label("thread_name", rank, kCommunicationRow, run_.communicator.kind());
   for (const Span& span : run_.parallel.spans(static_cast<int>(traced_step_ % 2))) {
     add(span.waits ? std::string("wait: ") + span.what : span.what,
-        span.waits ? kDeviceRow : kCommunicationRow, span.from, span.to);
+        span.waits ? kDeviceRow : kCommunicationRow, span.from, span.to,
+        span.waits ? R"(,"cat":"wait")" : R"(,"cat":"communication")");
   }
   return text;
 }

@@ -1,5 +1,6 @@
 // --trace FILE: what one training step did and when, for chrome://tracing or ui.perfetto.dev: a row
-// for each line (device, communication) of each rank.
+// for each line (device, communication) of each rank. Operations and their parts carry what they
+// cost, so that profiling/roofline.py can hold their times against what the device can do.
 #pragma once
 
 #include <optional>
@@ -14,31 +15,46 @@
 
 namespace lathe {
 
-// A table of operations that marks where each begins and ends.
-class TracingOps final : public ObservedOps {
+// A table of operations that marks where each begins and ends, and where each of its parts begins.
+class TracingOps final : public ObservedOps, public PartObserver {
  public:
   TracingOps(const Ops& real, Device& device, int first_mark)
-      : ObservedOps(real), device_(device), first_mark_(first_mark) {}
+      : ObservedOps(real), device_(device), first_mark_(first_mark), next_mark_(first_mark) {}
 
-  void clear() { names_.clear(); }
-  // Operation i lies between the marks first_mark + 2 i and the one behind it.
-  const std::vector<std::string_view>& names() const { return names_; }
-  int first_mark() const { return first_mark_; }
+  // An operation, or a part of the operation before it; it lies between two marks.
+  struct Stretch {
+    std::string_view name;
+    Shape sizes;
+    OpCost cost;
+    int64_t layer = kNoLayer;
+    bool part = false;
+    int from = 0, to = 0;
+  };
+  const std::vector<Stretch>& stretches() const { return stretches_; }
+  void clear();
+
+  // Each part is a mark, on a GPU an event in the recording of the step (about a microsecond). An
+  // operation that begins after so many of them is not split.
+  static constexpr size_t kMostParts = 2000;
+
+  void enter_layer(int64_t layer) const override { layer_ = layer; }
+  void part(std::string_view name, const Shape& sizes, const OpCost& cost) override;
 
  protected:
-  bool before(const Call& call) const override {
-    device_.mark(first_mark_ + 2 * static_cast<int>(names_.size()));
-    names_.push_back(call.name);
-    return true;
-  }
-  void after(const Call&) const override {
-    device_.mark(first_mark_ + 2 * static_cast<int>(names_.size()) - 1);
-  }
+  bool before(const Call& call) const override;
+  void after(const Call& call) const override;
 
  private:
+  int mark() const;
+
   Device& device_;
   int first_mark_;
-  mutable std::vector<std::string_view> names_;
+  mutable int next_mark_;
+  mutable std::vector<Stretch> stretches_;
+  mutable int64_t layer_ = kNoLayer;
+  mutable size_t parts_ = 0;        // of all operations
+  mutable size_t operation_ = 0;    // the one under way
+  mutable bool splitting_ = false;  // the one under way
 };
 
 // The fourth step of a run is traced: by then matrix products are tuned, and the third has been run
@@ -48,6 +64,9 @@ class StepTrace {
   // Does nothing where `file` is empty, or where the run ends before that step, which is said.
   // UserError where it cannot be written.
   StepTrace(Run& run, const std::string& file);
+  ~StepTrace() { run_.device.observe_parts(nullptr); }
+  StepTrace(const StepTrace&) = delete;
+  StepTrace& operator=(const StepTrace&) = delete;
 
   // Before a step is enqueued, and the key that it is to be recorded under.
   void begin(int64_t step);
@@ -59,6 +78,7 @@ class StepTrace {
 
  private:
   std::string events(const StepClock& clock) const;
+  std::string about() const;
 
   Run& run_;
   const Ops& plain_;

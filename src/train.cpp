@@ -8,10 +8,12 @@
 //   src/report.h       console lines, metrics.jsonl
 //   src/text.h         samples
 //   src/trace.h        one step in detail
+//   src/profile.h      some steps for a profiler
 #include <iostream>
 
 #include "src/io/signals.h"
 #include "src/parallel/world.h"
+#include "src/profile.h"
 #include "src/report.h"
 #include "src/run.h"
 #include "src/text.h"
@@ -50,12 +52,14 @@ double evaluate(Run& run) {
 // One step: gradients of --total-batch-size tokens, in micro-steps; then AdamW. A loss or gradient
 // norm that is not finite leaves the weights as they are (results.skip). Nothing here waits for the
 // device. `stop`: this rank was asked to end the run; the results tell whether any was.
-void train_step(Run& run, int64_t step, bool stop, StepClock& clock, StepTrace& trace) {
+void train_step(Run& run, int64_t step, bool stop, StepClock& clock, StepTrace& trace,
+                StepProfile& profile) {
   clock.begin();
   trace.begin(step);
+  profile.begin(step);
   run.begin(step, stop);
   for (int64_t m = 0; m < run.micro_steps(); ++m) run.upload(run.loader.next(), m);
-  run.device.replay(trace.key(clock.set()), [&run, &clock] {
+  profile.replay(trace.key(clock.set()), [&run, &clock] {
     run.parallel.begin_step(clock.set());
     const double scale = 1.0 / static_cast<double>(run.tokens_per_step());
     for (int64_t m = 0; m < run.micro_steps(); ++m) {
@@ -76,6 +80,7 @@ void train_step(Run& run, int64_t step, bool stop, StepClock& clock, StepTrace& 
     clock.start(Phase::end);
   });
   run.state.request_results();
+  profile.end(step);
 }
 
 int train(World& world, int argc, char** argv) {
@@ -100,6 +105,7 @@ int train(World& world, int argc, char** argv) {
   Report report(run);
   StepClock clocks[kSets] = {{*device, run.micro_steps(), 0}, {*device, run.micro_steps(), 1}};
   StepTrace trace(run, o.trace);
+  StepProfile profile(run);
   const auto due = [](int64_t interval, int64_t step) {
     return interval > 0 && step % interval == 0;
   };
@@ -150,7 +156,7 @@ int train(World& world, int argc, char** argv) {
     }
     if (leave) break;
 
-    train_step(run, step, stop.requested(), clocks[step % kSets], trace);
+    train_step(run, step, stop.requested(), clocks[step % kSets], trace, profile);
     if (step == run.first_step) run.settle_products();
     // The device goes on with this step while the one before it is told, unless this may be one bad
     // step too many: nothing is trained behind that.

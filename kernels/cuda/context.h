@@ -6,6 +6,10 @@
 
 #include "kernels/device/tensor.h"
 
+namespace lathe {
+class PartObserver;
+}
+
 namespace lathe::cuda {
 
 class Matmul;
@@ -15,6 +19,7 @@ struct Context {
   Matmul* matmul = nullptr;       // matrix products by cuBLASLt
   int multiprocessors = 1;        // of the device: what grids of persistent blocks are sized by
   size_t shared_bytes_of_block = 48 * 1024;  // what a kernel may ask for at most
+  PartObserver* parts = nullptr;  // hears of the parts of operations; null: nobody (parts.h)
 };
 
 // The host's number types and the kernels': float, and bf16 as __nv_bfloat16.

@@ -17,6 +17,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/parts.h"
 
 namespace lathe::cuda {
 
@@ -86,6 +87,12 @@ struct Call {
     product.input = kernel_dtype<T>, product.output = DType::fp32;
     return product;
   }
+  // Of the row kernel: logits are read, and replaced by their gradient if there is one.
+  OpCost rows_cost(int64_t count) const {
+    const size_t logit = sizeof(float) + (args.dx_nc ? sizeof(T) : 0);
+    return {0, static_cast<double>(count * vocabulary) * static_cast<double>(logit) +
+                   static_cast<double>(count) * (sizeof(float) + sizeof(int32_t))};
+  }
 };
 
 // Targets are in the device's memory: cross_entropy_rows makes NaN of those outside of the
@@ -125,15 +132,18 @@ void linear_cross_entropy(const LinearCrossEntropy& args, const Context& context
   const bool gradient = static_cast<bool>(args.dx_nc);
   for (int64_t first = 0; first < call.rows; first += call.chunk) {
     const int64_t count = std::min(call.chunk, call.rows - first);
-    context.matmul->run(call.logits_product(logits, first, count), rest, context.stream);
+    run_part(context, "logits", call.logits_product(logits, first, count), rest);
+    begin_part(context, "softmax rows", {count, call.vocabulary}, call.rows_cost(count));
     cross_entropy_rows<T>(
         {logits, data<float>(args.losses_n) + first, data<int32_t>(args.targets_n) + first, count,
          args.vocab_size, call.vocabulary, args.scale, gradient},
         context);
     if (!gradient) continue;
-    context.matmul->run(call.dx_product(logits, first, count), rest, context.stream);
-    context.matmul->run(call.dwte_product(logits, first, count), rest, context.stream);
+    run_part(context, "dx", call.dx_product(logits, first, count), rest);
+    run_part(context, "dwte", call.dwte_product(logits, first, count), rest);
   }
+  const auto loss_bytes = static_cast<double>(args.losses_n.bytes());
+  begin_part(context, "sum of losses", {call.rows}, {0, loss_bytes});
   add_losses(data<float>(args.losses_n), call.rows, args.scale, args.results, context.stream);
 }
 

@@ -1,9 +1,12 @@
 // The device of kernels/device/device.h on an NVIDIA GPU: one stream of computation, one of copies.
 #include "kernels/device/device.h"
 
+#include <cuda_profiler_api.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 #include <sstream>
 #include <vector>
 
@@ -12,6 +15,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/peak.h"
+#include "kernels/cuda/ranges.h"
 #include "kernels/cuda/recordings.h"
 #include "kernels/cuda/staging.h"
 #include "kernels/cuda/stream.h"
@@ -156,6 +160,25 @@ class CudaDevice final : public Device {
     return feedback_.milliseconds_between(from, to);
   }
 
+  void observe_parts(PartObserver* observer) override { context_.parts = observer; }
+  bool start_profile() override {
+    check_cuda(cudaDeviceSynchronize(), "GPU");
+    ranges_.emplace();
+    check_cuda(cudaProfilerStart(), "start of a profile");
+    return true;
+  }
+  void stop_profile() override {
+    check_cuda(cudaDeviceSynchronize(), "GPU");
+    check_cuda(cudaProfilerStop(), "end of a profile");
+    ranges_.reset();
+  }
+  void push_range(std::string_view name, const OpCost& cost) override {
+    if (ranges_) ranges_->push(name, cost);
+  }
+  void pop_range() override {
+    if (ranges_) ranges_->pop();
+  }
+
   // A line for each shape: its name, a tab, the plan.
   std::string plans() const override {
     std::string text;
@@ -194,6 +217,7 @@ class CudaDevice final : public Device {
   cuda::Staging staging_;
   cuda::Feedback feedback_;
   cuda::Recordings recordings_;
+  std::optional<cuda::Ranges> ranges_;  // while a profile is made
   void* pinned_ = nullptr;
   std::array<std::unique_ptr<Ops>, 6> tables_;  // by DType
 };

@@ -12,6 +12,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/parts.h"
 
 namespace lathe::cuda {
 
@@ -98,8 +99,11 @@ void linear_forward(const LinearForward& args, const Context& context, const Ten
   if (args.y_no.elements() == 0) return;
   // GELU without a place for the pre-activation is done in place: each element is read once.
   const Tensor& product = args.pre_activation_no ? args.pre_activation_no : args.y_no;
-  context.matmul->run(forward_product<T>(args, product), workspace, context.stream);
-  if (args.gelu != Gelu::none) gelu_forward<T>({args.y_no, product, args.gelu}, context);
+  run_part(context, "product", forward_product<T>(args, product), workspace);
+  if (args.gelu == Gelu::none) return;
+  const GeluForward gelu{args.y_no, product, args.gelu};
+  begin_part(context, "GELU", sizes(gelu), cost(gelu));
+  gelu_forward<T>(gelu, context);
 }
 
 template <typename T>
@@ -115,11 +119,13 @@ size_t linear_backward_workspace(const LinearBackward& args, const Context&) {
 template <typename T>
 void linear_backward(const LinearBackward& args, const Context& context, const Tensor& workspace) {
   check_backward<T>(args);
-  context.matmul->run(weight_product<T>(args), workspace, context.stream);
+  run_part(context, "weight gradient", weight_product<T>(args), workspace);
   if (!args.dx_ni) return;
-  context.matmul->run(input_product<T>(args), workspace, context.stream);
+  run_part(context, "input gradient", input_product<T>(args), workspace);
   if (args.gelu == Gelu::none) return;
-  gelu_backward<T>({args.dx_ni, args.dx_ni, args.input_pre_activation_ni, args.gelu}, context);
+  const GeluBackward gelu{args.dx_ni, args.dx_ni, args.input_pre_activation_ni, args.gelu};
+  begin_part(context, "GELU backward", sizes(gelu), cost(gelu));
+  gelu_backward<T>(gelu, context);
 }
 
 template size_t linear_forward_workspace<float>(const LinearForward&, const Context&);

@@ -13,6 +13,8 @@
 namespace lathe {
 
 struct Ops;
+struct OpCost;
+class PartObserver;
 
 class Device {
  public:
@@ -67,6 +69,19 @@ class Device {
   virtual void* stream() { return nullptr; }
   // A mark in another line than stream(): on a CPU, in another thread.
   virtual void mark_on(void*, int number) { mark(number); }
+
+  // Who hears of the parts of operations (kernels/ops.h) from here on; null: nobody. A device that
+  // tells of none has whole operations only.
+  virtual void observe_parts(PartObserver*) {}
+
+  // A profiler that watches the process (Nsight) sees what happens between start and stop, both of
+  // which wait for the device. False where nobody could watch: then nothing is started.
+  virtual bool start_profile() { return false; }
+  virtual void stop_profile() {}
+  // Named stretches of the host's enqueueing, nested, with what they cost, for that profiler to
+  // show. They do nothing outside of start and stop; what a recording enqueues lies in none.
+  virtual void push_range(std::string_view, const OpCost&) {}
+  virtual void pop_range() {}
 
   // Bytes of memory that a run may plan with: the device's, less what drivers and libraries take.
   // 0 where that is not known.

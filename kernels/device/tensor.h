@@ -36,6 +36,13 @@ inline std::string to_string(const Shape& shape) {
   return text + "]";
 }
 
+// As a table has it: "65536x768x3072".
+inline std::string times_text(const Shape& shape) {
+  std::string text;
+  for (int i = 0; i < shape.rank; ++i) text += (i ? "x" : "") + std::to_string(shape[i]);
+  return text;
+}
+
 // Row-major and dense. An absent tensor (no bias, no dropout, ...) has data == nullptr.
 // Only kernels dereference `data`: it may point into a GPU's memory.
 struct Tensor {

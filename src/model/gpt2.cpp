@@ -70,6 +70,7 @@ Dropout GPT2::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
 
 void GPT2::forward(const MicroBatch& batch, bool training, const WeightsNeeded& needed) {
   const auto need = [&](int64_t layer) {
+    ops_->enter_layer(layer);
     if (needed) needed(layer);
   };
   need(kEmbeddings);
@@ -102,6 +103,7 @@ void GPT2::forward(const MicroBatch& batch, bool training, const WeightsNeeded& 
        .bias_c = weights_.ln_f_bias,
        .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection, batch, training)},
       workspace_);
+  ops_->enter_layer(kNoLayer);
 }
 
 // Each residual addition is fused into the LayerNorm that follows it: this one adds the MLP of the
@@ -193,6 +195,7 @@ void GPT2::make_again(int64_t l, const MicroBatch& batch) {
 
 void GPT2::loss(const MicroBatch& batch, double scale, StepResults* results) {
   const int64_t n = batch_size_ * seq_len_;
+  ops_->enter_layer(config_.n_layer);
   ops_->linear_cross_entropy({.losses_n = losses_n_,
                               .x_nc = ln_f_.reshaped({n, config_.n_embd}),
                               .wte_vc = weights_.wte,
@@ -202,6 +205,7 @@ void GPT2::loss(const MicroBatch& batch, double scale, StepResults* results) {
                               .logits_at_once = logits_at_once_,
                               .results = results},
                              workspace_);
+  ops_->enter_layer(kNoLayer);
 }
 
 class GPT2::Announcer {
@@ -226,6 +230,7 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
                              bool accumulate, const GradientReady& ready) {
   const int64_t n = batch_size_ * seq_len_;
   Announcer finished(gradients_.flat, ready);
+  ops_->enter_layer(config_.n_layer);
   ops_->linear_cross_entropy({.losses_n = losses_n_,
                               .dx_nc = d_c_.reshaped({n, config_.n_embd}),
                               .dwte_vc = gradients_.wte,
@@ -254,9 +259,11 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
       workspace_);
   finished(gradients_.ln_f_weight);
   for (int64_t l = config_.n_layer - 1; l >= 0; --l) {
+    ops_->enter_layer(l);
     make_again(l, batch);
     layer_backward(l, batch, accumulate, finished);
   }
+  ops_->enter_layer(kEmbeddings);
   ops_->embedding_backward({.dwte_vc = gradients_.wte,
                             .dwpe_tc = gradients_.wpe,
                             .dx_btc = d_residual_,
@@ -264,6 +271,7 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
                             .dropout = dropout(0, DropoutSite::embedding, batch, true),
                             .accumulate = accumulate},
                            workspace_);
+  ops_->enter_layer(kNoLayer);
   finished(gradients_.wte);
 }
 

@@ -1,5 +1,6 @@
 // The stand-in for libcudart: memory, streams, events, graphs. See runtime.h for what it promises.
 // It implements what lathe calls; a call that it lacks does not link.
+#include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -9,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -273,6 +275,18 @@ class Runtime {
     return cudaSuccess;
   }
 
+  cudaError_t profile(bool start) {
+    if (start == profiling_) return cudaErrorInvalidValue;
+    profiling_ = start;
+    if (start) ++counters_.profiles;
+    if (const char* log = environment("LATHE_CUDA_PROFILE"); *log) {
+      std::ofstream(log, std::ios::app)
+          << fmt::format("{} kernels {} launches {} graphs {}\n", start ? "start" : "stop",
+                         counters_.kernels, counters_.launches, counters_.graphs);
+    }
+    return cudaSuccess;
+  }
+
   // ---- Memory between red zones, poisoned.
   cudaError_t allocate(void** memory, size_t bytes, bool device) {
     ++counters_.allocations;
@@ -412,6 +426,7 @@ class Runtime {
   WorkListener* listener_ = nullptr;
   double pretended_ms_ = 0;
   Random random_{1};
+  bool profiling_ = false;
   Counters counters_;
   Backoff backoff_;
   std::string sticky_, last_work_;
@@ -595,6 +610,16 @@ cudaError_t CUDARTAPI cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
 }
 cudaError_t CUDARTAPI cudaDeviceSynchronize() {
   return runtime().may_wait() ? runtime().drain() : cudaErrorStreamCaptureUnsupported;
+}
+
+// ---- Profiler. Real ones let a start follow a start; here that is an error, for then nobody knows
+// what was watched.
+
+cudaError_t CUDARTAPI cudaProfilerStart() {
+  return runtime().profile(true);
+}
+cudaError_t CUDARTAPI cudaProfilerStop() {
+  return runtime().profile(false);
 }
 
 // ---- Errors.
@@ -842,6 +867,7 @@ cudaError_t CUDARTAPI cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t s
   if (runtime().error() != cudaSuccess) return runtime().error();
   if (stream->capture) return cudaErrorStreamCaptureUnsupported;
   ++runtime().counters().launches;
+  ++runtime().counters().graphs;
   runtime().push(stream, std::make_unique<lathe::cuda_on_cpu::LaunchGraph>(executable->nodes));
   return cudaSuccess;
 }

@@ -6,6 +6,9 @@
 //   LATHE_CUDA_SEED=N       the seed (default 1)
 //   LATHE_CUDA_MEMORY=N     bytes of device memory (default: no bound of its own)
 //   LATHE_CUDA_PATIENCE=S   seconds in which nothing moves and a wait is an error (backoff.h)
+//   LATHE_CUDA_PROFILE=F    a file that cudaProfilerStart and Stop each add a line to, with what
+//   the
+//                           counters say by then
 //   LATHE_CUDA_FAULT=WORD   no-driver, old-driver, no-device or old-architecture: what a machine
 //                           that cannot run lathe would answer
 #pragma once
@@ -50,7 +53,9 @@ struct Counters {
   int64_t host_synchronizations = 0;  // calls that made the host wait for the device
   int64_t kernels = 0;                // run
   int64_t launches = 0;               // asked for by the host, a whole graph counting once
+  int64_t graphs = 0;                 // of the launches
   int64_t allocations = 0;
+  int64_t profiles = 0;  // begun by cudaProfilerStart
 };
 Counters counters();
 
