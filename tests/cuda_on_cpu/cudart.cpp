@@ -185,6 +185,7 @@ class Runtime {
   }
   cudaError_t begin(cudaStream_t stream, const std::string& name, Enqueued enqueued) {
     if (error() != cudaSuccess) return error();
+    if (profiling_ && name != "kernel") tell("launch " + name);
     if (stream == nullptr) {
       fail(name + " on the default stream, which would wait for all others");
       return error();
@@ -279,12 +280,14 @@ class Runtime {
     if (start == profiling_) return cudaErrorInvalidValue;
     profiling_ = start;
     if (start) ++counters_.profiles;
-    if (const char* log = environment("LATHE_CUDA_PROFILE"); *log) {
-      std::ofstream(log, std::ios::app)
-          << fmt::format("{} kernels {} launches {} graphs {}\n", start ? "start" : "stop",
-                         counters_.kernels, counters_.launches, counters_.graphs);
-    }
+    tell(fmt::format("{} kernels {} launches {} graphs {}", start ? "start" : "stop",
+                     counters_.kernels, counters_.launches, counters_.graphs));
     return cudaSuccess;
+  }
+  bool profiling() const { return profiling_; }
+  static void tell(const std::string& line) {
+    if (const char* log = environment("LATHE_CUDA_PROFILE"); *log)
+      std::ofstream(log, std::ios::app) << line << "\n";
   }
 
   // ---- Memory between red zones, poisoned.
@@ -502,6 +505,7 @@ cudaError_t enqueue_kernel(const cudaLaunchConfig_t& config, const void* kernel,
     r.listener()->kernel(kernel, grid, block, config.dynamicSmemBytes);
     return r.error();
   }
+  if (r.profiling()) r.tell("launch " + function_name(kernel));
   const KernelLaunch launch{kernel, grid, block, config.dynamicSmemBytes, std::move(thread_body)};
   return r.enqueue(config.stream, "kernel", [launch] {
     Runtime& runtime = Runtime::instance();

@@ -1,6 +1,7 @@
 // The programs on the CUDA device: the same training as on the CPU, checkpoints that go back and
 // forth between the two.
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "tests/train/harness.h"
@@ -93,6 +94,58 @@ TEST_F(Cuda, EveryLevelOfRecomputationGivesTheSameBits) {
         train(with(on("cuda", tiny(scratch / level)), with(more, {{"recompute", level}}))));
     expect_same_run(scratch / "none", scratch / level);
   }
+}
+
+// Each operation with what it costs; those of several kernels with their parts, one after the other
+// from the beginning to the end.
+TEST_F(Cuda, ATraceTellsPartsAndCosts) {
+  const std::filesystem::path file = scratch / "trace.json";
+  expect_success(train(with(on("cuda", tiny(scratch / "out")),
+                            {{"dtype", "bf16"}, {"bias", "1"}, {"trace", file}})));
+  const auto trace = nlohmann::json::parse(read_text(file));
+  EXPECT_EQ(trace.at("otherData").at("dtype"), "bf16");
+  EXPECT_EQ(trace.at("otherData").at("step"), 4);
+  EXPECT_NE(trace.at("otherData").at("device").get<std::string>(), "");
+
+  const double kRounding = 0.0021;  // microseconds: both ends are rounded to a nanosecond
+  std::map<std::string, std::vector<std::string>> parts_of;
+  nlohmann::json operation;
+  double end = 0, flops = 0;
+  const auto finish = [&] {  // what came last was the last part of `operation`
+    if (operation.is_null() || end == 0) return;
+    EXPECT_NEAR(end, operation.at("ts").get<double>() + operation.at("dur").get<double>(),
+                kRounding);
+    const double whole = operation.at("args").at("flops").get<double>();
+    EXPECT_GE(flops, whole);  // the head's products have the padding of the vocabulary
+    if (operation.at("name") == "linear_backward") {
+      EXPECT_EQ(flops, whole);
+    }
+  };
+  for (const auto& event : trace.at("traceEvents")) {
+    const std::string cat = event.value("cat", ""), name = event.at("name");
+    if (cat != "operation" && cat != "part") continue;
+    EXPECT_GT(event.at("args").at("bytes").get<double>(), 0) << name;
+    if (cat == "operation") {
+      finish();
+      operation = event, end = flops = 0;
+      continue;
+    }
+    const double from = end == 0 ? operation.at("ts").get<double>() : end;
+    EXPECT_NEAR(event.at("ts").get<double>(), from, kRounding) << name;
+    end = event.at("ts").get<double>() + event.at("dur").get<double>();
+    flops += event.at("args").at("flops").get<double>();
+    parts_of[operation.at("name")].push_back(name);
+  }
+  finish();
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(parts_of.at("linear_cross_entropy"),
+            (Names{"logits", "softmax rows", "dx", "dwte", "sum of losses"}));
+  EXPECT_EQ(parts_of.at("linear_forward"), (Names{"product", "GELU"}));  // one layer
+  EXPECT_EQ(parts_of.at("linear_backward"),
+            (Names{"weight gradient", "input gradient", "GELU backward", "weight gradient",
+                   "input gradient", "weight gradient", "input gradient", "weight gradient",
+                   "input gradient"}));
+  EXPECT_EQ(parts_of.size(), 3u);
 }
 
 // Two ranks that share a GPU, through the host: the losses of one rank, the bits of the other
