@@ -318,13 +318,16 @@ class Real(Folder):
     """The trace of a run on the CUDA device, as docs/profiling.md makes it."""
 
     def test_trace_of_a_run(self):
-        text, data, trace = self.root / "s.txt", self.root / "data", self.root / "t.json"
-        run = dict(check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        subprocess.run([BUILD / "corpus", "--bytes", "20000", "--out", text], **run)
-        subprocess.run([BUILD / "prepare", "--tokenizer", "char", "--input", text, "--out", data], **run)
-        subprocess.run([BUILD / "train", "--model", "shakespeare-cpu", "--data", data, "--device", "cuda", "--dtype",
-                        "bf16", "--n-layer", "2", "--n-embd", "64", "--n-head", "2", "--seq-len", "16",
-                        "--batch-size", "2", "--steps", "4", "--eval-interval", "0", "--trace", trace], **run)
+        block = (ROOT / "docs/profiling.md").read_text().split("```")[1]
+        commands = block.replace("\\\n", " ").replace("build/profiling", str(self.root)) \
+            .replace("build/cuda-on-cpu", str(BUILD)).strip().splitlines()
+        self.assertEqual(commands[0], "make cuda-on-cpu")
+        for command in commands[1:]:
+            done = subprocess.run(command.split(), capture_output=True, text=True, cwd=ROOT,
+                                  env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"})
+            self.assertEqual(done.returncode, 0, f"{command}\n{done.stderr}")
+        self.assertTrue((self.root / "roofline.svg").exists())
+        trace = self.root / "trace.json"
         out = call("roofline.py", trace, "--device", H100, "--json", self.root / "o.json")
         rows = {(r["operation"], r["shape"]): r for r in columns(out, "TFLOP/s")}
         self.assertEqual(rows[("linear_forward: product", "32x64x256")]["calls"], "2")
@@ -337,6 +340,24 @@ class Real(Folder):
         self.assertTrue(0.5 < share <= 1, share)
         self.assertAlmostEqual(sum(r["ms"] for r in found["rows"]), found["operations_ms"], delta=0.02)
         self.assertGreaterEqual(found["gaps_ms"], 0)
+
+    def test_bench_device(self):
+        for device in ("cpu", "cuda"):
+            done = subprocess.run([BUILD / "bench_device", "--tiny", "--device", device], capture_output=True, text=True,
+                                  check=True)
+            head, _, body = done.stdout.partition("operation  ")
+            self.assertRegex(head, r"; bf16; a copy moves [\d.e+]+ GB/s\n")
+            rows = {line[:38].strip(): line[38:].split() for line in body.splitlines()[1:]}
+            self.assertEqual(len(rows), 23)
+            self.assertEqual(rows["linear_backward fc"][0], "32x64x256")
+            self.assertEqual(rows["adamw"][3], "-")  # FLOP/s
+            for name, (_, median, least, flops, _, *share) in rows.items():
+                self.assertGreater(float(median), 0, name)
+                self.assertLessEqual(float(least), float(median), name)
+                self.assertEqual(share == ["-"], flops != "-", name)  # no peak is known here
+        refused = subprocess.run([BUILD / "bench_device", "--tiny", "--filter", "nothing"], capture_output=True,
+                                 text=True)
+        self.assertEqual((refused.returncode, "is in no operation's name" in refused.stderr), (2, True))
 
 
 if __name__ == "__main__":
