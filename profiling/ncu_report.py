@@ -106,8 +106,9 @@ def rows_of(found, classes, layers, steps, peaks):
         if metrics.get(CONFLICTS) is not None:
             row.extra["conflicts"] = row.extra.get("conflicts", 0) + metrics[CONFLICTS] * times
     for row in rows.values():
-        row.extra = {h: v[0] / v[1] / 100 if isinstance(v, tuple) and v[1] else None if isinstance(v, tuple) else v
-                     for h, v in row.extra.items()}
+        for heading, value in row.extra.items():
+            if isinstance(value, tuple):  # a weighted percentage
+                row.extra[heading] = value[0] / value[1] / 100 if value[1] else None
     return list(rows.values())
 
 

@@ -17,7 +17,8 @@ import tables
 # "lathe:linear_backward 65536x768x3072 (618.48 GFLOP, 0.51 GB)": domain, name, sizes, cost.
 RANGE = re.compile(r"^(?:[^:]*:)?(?P<name>.+?)(?: (?P<shape>\d+(?:x\d+)*))?"
                    r" \((?P<flops>[-+.\de]+) GFLOP, (?P<bytes>[-+.\de]+) GB\)$")
-OPERATION = re.compile(r"^(?:[a-z]+_[a-z_]+|adamw|cast)$")  # of kernels/ops.h in training; parts are other words
+# What training takes of kernels/ops.h; parts have other words for names.
+OPERATION = re.compile(r"^(?:[a-z]+_[a-z_]+|adamw|cast)$")
 PHASE = re.compile(r"^(?:[^:]*:)?optimizer$")                      # once a step
 
 
@@ -61,10 +62,24 @@ def rows_of(ranges, steps):
         rows = operations if OPERATION.match(name) else parts
         row = rows.setdefault((name, shape), tables.Row(name, shape))
         calls = entry["calls"] / steps
-        row.add(entry["ns"] / 1e6 / steps, calls * float(match["flops"]) * 1e9, calls * float(match["bytes"]) * 1e9,
-                calls)
+        row.add(entry["ns"] / 1e6 / steps, calls * float(match["flops"]) * 1e9,
+                calls * float(match["bytes"]) * 1e9, calls)
         row.extra["kernels"] = row.extra.get("kernels", 0) + entry["kernels"] / steps
     return list(operations.values()), list(parts.values())
+
+
+def read_reports(prefix):
+    """Lines of both CSV files."""
+    read = []
+    for report, columns in {
+            "cuda_gpu_kern_sum": ["Total Time (ns)", "Instances", "Name"],
+            "nvtx_kern_sum": ["NVTX Range", "NVTX Inst", "Kern Inst", "Total Time (ns)"]}.items():
+        path = f"{prefix}_{report}.csv"
+        try:
+            read.append(table_of(tables.read_text("nsys_report", path), columns))
+        except ValueError as error:
+            tables.fail("nsys_report", f"{path} {error}")
+    return read
 
 
 def main():
@@ -73,28 +88,23 @@ def main():
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp32"])
     tables.add_peak_arguments(parser)
     arguments = parser.parse_args()
-    read = {}
-    for report, columns in {"cuda_gpu_kern_sum": ["Total Time (ns)", "Instances", "Name"],
-                            "nvtx_kern_sum": ["NVTX Range", "NVTX Inst", "Kern Inst", "Total Time (ns)"]}.items():
-        path = f"{arguments.prefix}_{report}.csv"
-        try:
-            read[report] = table_of(tables.read_text("nsys_report", path), columns)
-        except ValueError as error:
-            tables.fail("nsys_report", f"{path} {error}")
-    ranges = ranges_of(read["nvtx_kern_sum"])
+    all_kernels, by_range = read_reports(arguments.prefix)
+    ranges = ranges_of(by_range)
     steps = next((entry["calls"] for name, entry in ranges.items() if PHASE.match(name)), 0)
     if not steps:
-        tables.fail("nsys_report", f"{arguments.prefix}_nvtx_kern_sum.csv has no range of lathe's: give train --profile A:B")
+        tables.fail("nsys_report", f"{arguments.prefix}_nvtx_kern_sum.csv has no range of lathe's: "
+                    "give train --profile A:B")
     peaks = tables.chosen_peaks(arguments, "", arguments.dtype)
     operations, parts = rows_of(ranges, steps)
-    all_ms = sum(integer(row["Total Time (ns)"]) for row in read["cuda_gpu_kern_sum"]) / 1e6 / steps
+    all_ms = sum(integer(row["Total Time (ns)"]) for row in all_kernels) / 1e6 / steps
     own_ms = sum(row.ms for row in operations)
     extra = [("kernels", lambda value: f"{value:g}")]
     print(f"{steps} step{'s' if steps > 1 else ''}; a step:\n")
     print(tables.rate_table(operations, all_ms, peaks, extra))
     if parts:
         print("\nparts of these:\n\n" + tables.rate_table(parts, all_ms, peaks, extra))
-    print(f"\nkernels {all_ms:.3f} ms a step, of which {own_ms:.3f} in operations, {all_ms - own_ms:.3f} in none")
+    print(f"\nkernels {all_ms:.3f} ms a step, of which {own_ms:.3f} in operations, "
+          f"{all_ms - own_ms:.3f} in none")
     if arguments.json:
         tables.write_json(arguments.json, {
             "steps": steps, "kernels_ms": all_ms, "operations_ms": own_ms,

@@ -62,7 +62,8 @@ def headline(about):
     shape = "batch {batch_size} x {micro_steps} x T {seq_len}".format(**about)
     ranks = f", {about['ranks']} ranks" if about["ranks"] > 1 else ""
     tf32 = " (TF32)" if about.get("tf32") and about["dtype"] == "fp32" else ""
-    return f"{about['model']}, {about['layers']} layers, {shape}, {about['dtype']}{tf32}{ranks}, step {about['step']}"
+    return ("{model}, {layers} layers, ".format(**about)
+            + f"{shape}, {about['dtype']}{tf32}{ranks}, step {about['step']}")
 
 
 def closing(times, rows, peaks):
@@ -110,7 +111,8 @@ def main():
             "about": about, "device": device, "peak_flops": peaks.flops, "peak_bytes": peaks.bytes, **times,
             "rows": [tables.measures(r, times["step_ms"], peaks) for r in sorted(rows, key=lambda r: -r.ms)]})
     if arguments.svg:
-        Path(arguments.svg).write_text(tables.bars_svg(rows, times["step_ms"], peaks, f"{headline(about)}; {device}"))
+        picture = tables.bars_svg(rows, times["step_ms"], peaks, f"{headline(about)}; {device}")
+        Path(arguments.svg).write_text(picture)
 
 
 if __name__ == "__main__":

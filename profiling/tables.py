@@ -114,7 +114,8 @@ def markdown(headings, rows):
 
 def rate_table(rows, total_ms, peaks, extra=()):
     """Rows by time, with their rates. `extra`: further columns, from Row.extra, as (heading, format)."""
-    headings = ["operation", "shape", "calls", "ms", "share", "TFLOP/s", "TB/s", "of peak", "bound by", "floor ms"]
+    headings = ["operation", "shape", "calls", "ms", "share", "TFLOP/s", "TB/s", "of peak", "bound by",
+                "floor ms"]
     lines = []
     for row in sorted(rows, key=lambda r: -r.ms):
         m = measures(row, total_ms, peaks)
