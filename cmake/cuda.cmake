@@ -36,6 +36,17 @@ function(lathe_release_architectures result)
   set(${result} ${architectures} PARENT_SCOPE)
 endfunction()
 
+# lathe_cuda_header(RESULT HEADER FOLDER...): the folder with a header of CUDA's libraries: one of
+# FOLDER..., LATHE_DEPS, the system's or a Python package's.
+function(lathe_cuda_header result header)
+  set(packages "")
+  foreach(prefix "$ENV{VIRTUAL_ENV}" "$ENV{CONDA_PREFIX}" "$ENV{HOME}/.local" /usr/local /usr)
+    file(GLOB found "${prefix}/lib/python3*/*-packages/nvidia/*/include")
+    list(APPEND packages ${found})
+  endforeach()
+  find_path(${result} ${header} HINTS ${ARGN} ${LATHE_DEPS}/cuda/include PATHS ${packages})
+endfunction()
+
 set(LATHE_HAS_CUDA OFF)
 add_library(lathe_cuda_flags INTERFACE)
 
@@ -70,7 +81,14 @@ elseif(LATHE_CUDA)
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)  # CMake 3.25 does not know it for nvcc 13
     find_package(CUDAToolkit REQUIRED)
     set(LATHE_HAS_CUDA ON)
-    target_include_directories(lathe_cuda_flags SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
+    # nvcc's own headers need not have those of the libraries beside them.
+    lathe_cuda_header(LATHE_CUBLASLT_INCLUDE cublasLt.h ${CUDAToolkit_INCLUDE_DIRS})
+    if(NOT LATHE_CUBLASLT_INCLUDE)
+      message(FATAL_ERROR "cublasLt.h not found: install CUDA's libraries (pip install nvidia-cublas does, too), "
+                          "or carry it in LATHE_DEPS/cuda/include")
+    endif()
+    target_include_directories(lathe_cuda_flags SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS}
+                               ${LATHE_CUBLASLT_INCLUDE})
     target_link_libraries(lathe_cuda_flags INTERFACE CUDA::cudart_static)
 
     set(LATHE_NVCC_ERRORS $<$<BOOL:${LATHE_WERROR}>:-Werror=all-warnings;-Xptxas=-Werror>)

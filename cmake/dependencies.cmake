@@ -1,7 +1,8 @@
 # Every library that lathe uses, found once: as a system package, or in the folder LATHE_DEPS.
 #
 # LATHE_DEPS/include holds headers (CLI/, nlohmann/, fmt/, xxhash.h, utf8proc.h, ...),
-# LATHE_DEPS/lib static libraries (libutf8proc.a), LATHE_DEPS/googletest the sources of GoogleTest.
+# LATHE_DEPS/cuda/include those of CUDA's libraries (cublasLt.h, nccl.h, ...), LATHE_DEPS/lib static
+# libraries (libutf8proc.a), LATHE_DEPS/googletest the sources of GoogleTest.
 
 if(LATHE_DEPS)
   list(PREPEND CMAKE_INCLUDE_PATH ${LATHE_DEPS}/include)
@@ -25,7 +26,9 @@ lathe_header_only(xxhash xxhash.h libxxhash-dev)
 target_compile_definitions(lathe_xxhash INTERFACE XXH_INLINE_ALL  # and -Og inlines less than it asks for
                            $<$<NOT:$<CONFIG:Release>>:XXH_NO_INLINE_HINTS=1>)
 lathe_header_only(fmt fmt/format.h libfmt-dev)
-find_library(LATHE_FMT_LIBRARY fmt)
+if(NOT LATHE_DEPS)  # a carried header needs no library, and the system's may be of another version
+  find_library(LATHE_FMT_LIBRARY fmt)
+endif()
 if(LATHE_FMT_LIBRARY)
   target_link_libraries(lathe_fmt INTERFACE ${LATHE_FMT_LIBRARY})
 else()

@@ -3,16 +3,35 @@
 # packages and no network: build there with LATHE_DEPS=FOLDER (see cmake/dependencies.cmake).
 # usage: tools/carry_deps.sh FOLDER [TEST_DATA]
 #   TEST_DATA: a folder with tinyshakespeare.txt and gpt2/, to be carried as FOLDER/data
+# The headers of CUDA's libraries go to FOLDER/cuda/include: a machine with nvcc may lack them.
 set -euo pipefail
 [[ $# -ge 1 ]] || { echo "usage: tools/carry_deps.sh FOLDER [TEST_DATA]" >&2; exit 2; }
 folder=$1
-mkdir -p "$folder/include" "$folder/lib"
+
+# copy_header NAME INTO FOLDER...: from the first folder that has it.
+copy_header() {
+  local name=$1 into=$2 from
+  for from in "${@:3}"; do
+    [[ -e $from/$name ]] || continue
+    mkdir -p "$into"
+    rm -rf "${into:?}/$name"
+    cp -rL "$from/$name" "$into/"
+    return
+  done
+  echo "carry_deps: $name is missing in ${*:3}: run tools/setup.sh test, or install the CUDA toolkit" >&2
+  exit 2
+}
+
 for header in CLI nlohmann fmt xxhash.h utf8proc.h; do
-  [[ -e /usr/include/$header ]] || { echo "carry_deps: /usr/include/$header is missing: run tools/setup.sh test" >&2; exit 2; }
-  cp -r "/usr/include/$header" "$folder/include/"
+  copy_header "$header" "$folder/include" /usr/include /usr/local/include
 done
+nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+toolkit=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
+for header in cublasLt.h cublas_api.h cuda_profiler_api.h nvtx3 nccl.h; do
+  copy_header "$header" "$folder/cuda/include" "$toolkit/include" /usr/include /usr/local/include
+done
+mkdir -p "$folder/lib" "$folder/googletest"
 cp "$(find /usr/lib -name libutf8proc.a | head -n 1)" "$folder/lib/"
-mkdir -p "$folder/googletest"
 cp -r /usr/src/googletest/. "$folder/googletest/"
 if [[ -n ${2:-} ]]; then
   mkdir -p "$folder/data/gpt2"

@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
-"""Builds, tests and measures lathe on the GPU of this machine, within a time budget, offline.
+"""Proves and measures lathe on the GPU of this machine, within a time budget, offline.
 
     make gpu-check                                     everything, in eight minutes
     make gpu-check GPU_CHECK_ARGS="--parts build,talk"
+    make gpu-check GPU_CHECK_ARGS=--continue           what an earlier call did not come to
 
-Parts, in this order: build, tests, sanitizer, gpt2 (a benchmark, PyTorch beside it), ranks (what NCCL
-costs one, and two that share the GPU), talk (the run that the project must reproduce). Each has a
-time limit inside the budget, and is stopped at it. A report for people (.md), the same for programs (.json) and the whole log (.log) go to --out, and are
-written again after each step, so that a run that is cut off leaves what it has.
+Parts, in this order: build (takes carried binaries, else compiles), steps (GPT-2 124M beside what
+was predicted), roofline (the operations of a traced step), tests, torch (PyTorch beside lathe), ncu
+(hardware counters), talk (the run that the project must reproduce), ab (open questions, both ways),
+sanitizer, ranks (what NCCL costs one, and two that share the GPU), fp32. Each has a time limit inside
+the budget, and is stopped at it. A report for people (.md), the same for programs (.json), the log
+(.log) and a step's trace go to --out. They are written again after each step, so that a run that is
+cut off leaves what it has.
 
 Exit code 0: every part passed. 1: one failed or ran out of time. 3: none failed, but one was not
 run, for want of time or tools. 2: wrong usage.
@@ -24,6 +28,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 import gpu_check_machine as machine  # noqa: E402
 import gpu_check_parse as parse  # noqa: E402
+import gpu_check_plan as plan  # noqa: E402
 import gpu_check_report as report  # noqa: E402
 from gpu_check_parts import PARTS  # noqa: E402
 from gpu_check_run import ROOT, Check, Stopped  # noqa: E402
@@ -31,25 +36,38 @@ from gpu_check_run import ROOT, Check, Stopped  # noqa: E402
 PASSED, FAILED, NOT_RUN = 0, 1, 3
 
 
-def say(text):
-    print(text, flush=True)
+# ---- one part ------------------------------------------------------------------------------------
 
 
-def run_part(check, name):
-    result = check.report["parts"][name]
-    limit = check.limit_of(name, PARTS)
+def limit_of(check, name, later):
+    asked = check.args.limits.get(name)
+    later = [] if name == "build" else later  # they are nothing without it
+    return plan.limit_of(name, PARTS[name], check.args.budget - check.elapsed(),
+                         [(other, PARTS[other]) for other in later], check.estimates, asked)
+
+
+def why_not(check, name, limit):
+    """Why a part cannot begin, or ""."""
     if limit <= 0:
-        result.update(summary=f"no time left of {check.args.budget:.0f} s")
+        return f"too few of {check.args.budget:.0f} s are left"
+    if name == "build":
+        return ""
+    if check.report["parts"].get("build", {}).get("built") is False:
+        return "the build failed"
+    return "" if check.program("train").exists() else f"there is no {check.program('train')}"
+
+
+def run_part(check, name, later):
+    result = check.report["parts"][name]
+    limit = limit_of(check, name, later)
+    if why := why_not(check, name, limit):
+        if result["status"] == "not run":  # else an earlier call tells more
+            result.update(summary=why)
         return
-    if name in ("gpt2", "ranks", "talk") and not check.program("train").exists():
-        result.update(summary=f"there is no {check.program('train')}")
-        return
-    if check.report["parts"].get("build", {}).get("built") is False and name != "build":
-        result.update(summary="the build failed")
-        return
+    result.clear()
     begin = time.monotonic()
     check.deadline = begin + limit
-    result.update(status="running", summary=f"at most {limit:.0f} s", limit_s=round(limit, 1))
+    result.update(status="running", summary=f"at most {limit:.0f} s", limit_s=round(limit, 1), seconds=0)
     if name == "build":
         result["built"] = False
     check.save()
@@ -60,11 +78,14 @@ def run_part(check, name):
     except Exception as error:  # one part's mistake is not the others'
         status, summary = "failed", f"{type(error).__name__}: {error}"
         result["traceback"] = traceback.format_exc()
-    result.update(status=status, summary=summary, seconds=round(time.monotonic() - begin, 1))
+    seconds = round(time.monotonic() - begin, 1)
+    result.update(status=status, summary=summary, seconds=seconds)
+    if status in ("passed", "timed out"):
+        check.estimates.correct(name, PARTS[name], seconds, status == "passed")
 
 
 def learn_device(check):
-    """The GPU's name by the program itself, where nvidia-smi is absent."""
+    """The GPU's name by the program itself, if nvidia-smi is absent."""
     known = check.report["environment"]
     if known["gpu"] or known.get("device") or not check.program("train").exists():
         return
@@ -80,6 +101,9 @@ def exit_code(parts):
     if statuses & {"failed", "timed out", "running", "interrupted"}:
         return FAILED
     return PASSED if statuses <= {"passed"} else NOT_RUN
+
+
+# ---- arguments -----------------------------------------------------------------------------------
 
 
 def names_of_parts(text):
@@ -105,7 +129,7 @@ def default_data():
     """The first folder that holds the text."""
     deps = os.environ.get("LATHE_DEPS")
     for folder in (os.environ.get("LATHE_TEST_DATA"), deps and os.path.join(deps, "data"),
-                   ROOT / ".." / "shared" / "data"):
+                   ROOT / "deps" / "data", ROOT / ".." / "shared" / "data"):
         if folder and (Path(folder) / "tinyshakespeare.txt").exists():
             return Path(folder).resolve()
     return None
@@ -116,25 +140,34 @@ def parse_arguments():
     parser.add_argument("--parts", type=names_of_parts, default=list(PARTS), help="some of them, by comma")
     parser.add_argument("--budget", type=float, default=480, help="seconds for all parts (480)")
     parser.add_argument("--limits", type=limits, default={}, help="PART=SECONDS,...: lower or higher limits")
+    parser.add_argument("--continue", dest="resume", nargs="?", const="", metavar="REPORT",
+                        help="only what the newest report of this commit and GPU in --out does not tell yet, "
+                        "into the same report; or that report, or the newest in that folder")
     parser.add_argument("--preset", choices=["gpu", "cuda-on-cpu"], default="gpu",
                         help="cuda-on-cpu: the same on a machine without a GPU, with tiny models")
     parser.add_argument("--out", default=ROOT / "profiling" / "results", help="where reports go")
+    parser.add_argument("--binaries", metavar="FILE", help="finished binaries by tools/carry_binaries.sh "
+                        "(LATHE_DEPS or deps/, binaries.tar.xz); none: compile")
     parser.add_argument("--data", type=Path, help="folder with tinyshakespeare.txt and gpt2/ "
-                        "(LATHE_TEST_DATA, LATHE_DEPS/data or ../shared/data)")
+                        "(LATHE_TEST_DATA, LATHE_DEPS/data, deps/data or ../shared/data)")
     parser.add_argument("--build-dir", help="build/PRESET")
     parser.add_argument("--no-build", action="store_true", help="the build folder is as it should be")
     parser.add_argument("--cmake-args", default="", help="more arguments for CMake")
-    parser.add_argument("--tests", help="only the tests that match this pattern (ctest -R)")
+    parser.add_argument("--tests", help="only the tests whose names match this pattern")
     parser.add_argument("--python", default=sys.executable, help="the python that has PyTorch")
     args = parser.parse_args()
     if args.no_build:
         args.parts = [name for name in args.parts if name != "build"]
+    if args.resume == "":
+        args.resume = args.out
     return args
 
 
 def prepare_environment(args):
     """For the programs that are run: CUDA's tools, carried sources, libraries, the tests' data."""
     machine.add_tools_to_path()
+    if sys.prefix != sys.base_prefix:  # CMake and the programs look there for Python's packages
+        os.environ.setdefault("VIRTUAL_ENV", sys.prefix)
     if not os.environ.get("LATHE_DEPS") and (ROOT / "deps" / "include").is_dir():
         os.environ["LATHE_DEPS"] = str(ROOT / "deps")
     args.data = args.data.resolve() if args.data else default_data()
@@ -147,28 +180,38 @@ def prepare_environment(args):
     args.child_env = {"LATHE_TEST_DATA": str(args.data)} if args.data else {}
 
 
+# ---- the order of things -------------------------------------------------------------------------
+
+
+def run_parts(check):
+    asked = [name for name in check.args.parts if not check.is_told(name)]
+    for at, name in enumerate(asked):
+        check.say(f"  {name} ...")
+        run_part(check, name, asked[at + 1:])
+        learn_device(check)
+        check.save()
+        part = check.report["parts"][name]
+        check.say("\n".join(filter(None, [report.part_line(name, part), report.part_table(name, part)])))
+    check.report["finished"] = True
+
+
 def main():
     args = parse_arguments()
     prepare_environment(args)
     check = Check(args)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, check.interrupt)
-    say(f"gpu-check: {report.title(check.report)}; report: {os.path.relpath(check.path)}")
+    check.say(f"gpu-check: {report.title(check.report)}; report: {os.path.relpath(check.path)}")
     try:
-        for name in args.parts:
-            say(f"  {name} ...")
-            run_part(check, name)
-            learn_device(check)
-            check.save()
-            say(report.part_line(name, check.report["parts"][name]))
-        check.report["finished"] = True
+        run_parts(check)
     finally:
         for part in check.report["parts"].values():
             if part["status"] == "running":
                 part.update(status="interrupted", summary="gpu-check was stopped while it ran")
         check.report["exit_code"] = exit_code(check.report["parts"])
         check.save()
-        say(report.summary(check.report, check.path))
+        check.say(report.summary(check.report, check.path))
+        check.close()
     return check.report["exit_code"]
 
 

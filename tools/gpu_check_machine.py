@@ -9,6 +9,9 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def output_of(*command, timeout=20):
@@ -26,6 +29,7 @@ def add_tools_to_path():
     folders = [os.path.join(home, "bin") for home in homes if home]
     folders += ["/usr/local/nvidia/bin", "/usr/lib/wsl/lib"]
     folders += sorted(glob.glob("/usr/local/cuda*/compute-sanitizer"))
+    folders += sorted(glob.glob("/opt/nvidia/nsight-compute/*"), reverse=True)
     path = os.environ.get("PATH", "").split(os.pathsep)
     path += [folder for folder in folders if os.path.isdir(folder) and folder not in path]
     os.environ["PATH"] = os.pathsep.join(path)
@@ -89,6 +93,25 @@ def nccl_home():
     return os.path.dirname(os.path.dirname(found[0])) if found else None
 
 
+def warm_libraries():
+    """Reads cuBLASLt and PyTorch's libraries from the disk in the background: gigabytes, which the
+    first program to load them would wait for."""
+    files = [os.environ.get("LATHE_CUBLASLT")]
+    for entry in filter(None, sys.path):
+        files += glob.glob(f"{entry}/torch/lib/*.so*") + glob.glob(f"{entry}/nvidia/*/lib/*.so*")
+    files = [path for path in dict.fromkeys(files) if path and os.path.isfile(path)]
+    with contextlib.suppress(OSError, ValueError):
+        if sum(os.path.getsize(path) for path in files) < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
+            threading.Thread(target=read_through, args=(files,), daemon=True).start()
+
+
+def read_through(files):
+    for path in files:
+        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+            while file.read(1 << 23):
+                pass
+
+
 def torch_version(python):
     """Without importing it, which takes seconds."""
     if os.path.abspath(python) == os.path.abspath(sys.executable):
@@ -97,6 +120,22 @@ def torch_version(python):
         except importlib.metadata.PackageNotFoundError:
             return None
     return output_of(python, "-c", "import importlib.metadata as m; print(m.version('torch'))") or None
+
+
+def cpu_flags():
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        if match := re.search(r"^flags\s*:\s*(.+)$", file.read(), re.MULTILINE):
+            return set(match.group(1).split())
+    return set()
+
+
+def nvcc_version():
+    match = re.search(r"release [\d.]+, V([\d.]+)", output_of("nvcc", "--version"))
+    return match.group(1) if match else None
+
+
+def compiler_version():
+    return (output_of("c++", "--version").splitlines() or [None])[0]
 
 
 def cpu_name():
@@ -108,22 +147,19 @@ def cpu_name():
 
 def commit():
     """(short hash, whether files differ from it). A copy without .git is told by LATHE_COMMIT."""
-    short = output_of("git", "rev-parse", "--short", "HEAD")
+    short = output_of("git", "-C", ROOT, "rev-parse", "--short", "HEAD")
     if short:
-        return short, bool(output_of("git", "status", "--porcelain"))
+        return short, bool(output_of("git", "-C", ROOT, "status", "--porcelain"))
     return os.environ.get("LATHE_COMMIT") or "unknown", None
 
 
 def environment(python):
-    nvcc = re.search(r"release [\d.]+, V([\d.]+)", output_of("nvcc", "--version"))
-    return {"gpu": gpu(),
-            "nvcc": nvcc.group(1) if nvcc else None,
-            "compiler": (output_of("c++", "--version").splitlines() or [None])[0],
+    return {"gpu": gpu(), "nvcc": nvcc_version(), "compiler": compiler_version(),
             "cmake": (output_of("cmake", "--version").splitlines() or [None])[0],
             "ninja": output_of("ninja", "--version") or None,
             "cublaslt": os.environ.get("LATHE_CUBLASLT"),
             "nccl": os.environ.get("LATHE_NCCL"),
-            "compute_sanitizer": shutil.which("compute-sanitizer"),
+            "compute_sanitizer": shutil.which("compute-sanitizer"), "ncu": shutil.which("ncu"),
             "cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)),
             "system": platform.platform(),
             "python": platform.python_version(), "torch": torch_version(python)}

@@ -3,7 +3,6 @@ import json
 import re
 import statistics
 import subprocess
-import xml.etree.ElementTree as ElementTree
 
 # ---- compiler ----------------------------------------------------------------------------------
 
@@ -82,8 +81,7 @@ def gtest_cases(log):
     passed = skipped = 0
     failed = {}
     lines_of_case = []
-    for raw in log.splitlines():
-        line = re.sub(r"^\d+: ", "", raw)  # ctest -V numbers them by test
+    for line in log.splitlines():
         if line.startswith("[ RUN      ]"):
             lines_of_case = []
         elif line.startswith("[       OK ]"):
@@ -95,38 +93,6 @@ def gtest_cases(log):
         else:
             lines_of_case.append(line)
     return {"passed": passed, "skipped": skipped, "failed": failed}
-
-
-def output_of_test(log, number):
-    """The lines of test `number` in what `ctest -V -j` wrote, where tests may be interleaved."""
-    prefix = f"{number}: "
-    return "\n".join(line[len(prefix):] for line in log.splitlines() if line.startswith(prefix))
-
-
-def ctest_binaries(log, junit_path):
-    """Each test binary's result. The log alone tells it if ctest was stopped before its end."""
-    binaries = {}
-    for number, name in re.findall(r"^\s+Start\s+(\d+): (\S+)", log, re.MULTILINE):
-        output = output_of_test(log, number)
-        binaries[name] = {"status": "cut off", "cases": gtest_cases(output),
-                          "end": output.splitlines()[-12:]}
-    ended = re.compile(r"Test\s+#\d+: (\S+) \.*\s*(?:\*+)?\s*(.*?)\s+([\d.]+) sec", re.MULTILINE)
-    for name, status, seconds in ended.findall(log):
-        binaries.setdefault(name, {"cases": gtest_cases(""), "end": []})
-        binaries[name].update(status=status.lower(), seconds=float(seconds))
-    try:
-        suite = ElementTree.parse(junit_path).getroot()
-    except (OSError, ElementTree.ParseError):
-        return binaries
-    for case in suite.iter("testcase"):
-        binary = binaries.setdefault(case.get("name"), {"cases": gtest_cases(""), "end": []})
-        if case.find("failure") is not None:
-            binary["status"] = binary.get("status", "failed")
-        elif case.find("skipped") is not None:
-            binary["status"] = "skipped"
-        elif case.get("status") == "run":
-            binary["status"] = "passed"
-    return binaries
 
 
 # ---- compute-sanitizer -------------------------------------------------------------------------

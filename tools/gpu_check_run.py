@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import datetime
+import gzip
 import os
 import resource
 import shlex
@@ -13,24 +14,17 @@ import tempfile
 import time
 from pathlib import Path
 
+import gpu_check_archive as archive
 import gpu_check_machine as machine
+import gpu_check_plan as plan
 import gpu_check_report as report
 
 ROOT = Path(__file__).resolve().parent.parent
+LARGEST_LOG = 8 << 20
 
 
 class Stopped(Exception):
     """The part's time is over."""
-
-
-@dataclasses.dataclass
-class Part:
-    """Seconds: with less than `least` left a part is not begun; `share` is kept for it while the
-    parts before it run; `most` is its limit even where there is more."""
-    run: object
-    least: float
-    share: float
-    most: float
 
 
 @dataclasses.dataclass
@@ -54,24 +48,65 @@ class Check:
         self.tiny = args.preset == "cuda-on-cpu"
         self.begin = time.monotonic()
         self.build_dir = Path(args.build_dir or ROOT / "build" / args.preset).resolve()
+        self.carried = self.build_dir / "carried"  # where carried binaries are unpacked
+        self.archive = archive.find(args.binaries)
+        carried_only = (self.carried / archive.LIST).exists() and not (self.build_dir / "train").exists()
+        self.programs = self.carried if carried_only else self.build_dir
         self.work = self.build_dir / "gpu-check"
         self.work.mkdir(parents=True, exist_ok=True)
         self.deadline = self.begin + args.budget  # of the part that runs
         self.children = set()
         self.report = self.new_report()
-        self.path = report.new_path(Path(args.out), self.report)
+        earlier = report.newest(args.resume, self.report) if args.resume else None
+        if earlier:
+            self.continue_report(*earlier)
+        else:
+            self.path = report.new_path(Path(args.out), self.report)
+        self.add_call()
+        self.estimates = plan.Estimates([self.path.parent, ROOT / "profiling" / "results"], report.machine_name(self.report))
         self.log = open(self.path.with_suffix(".log"), "a+b")
         self.save()
 
     def new_report(self):
-        commit, changed = machine.commit()
+        commit, changed = self.commit()
         return {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
                 "commit": commit, "changed": changed, "preset": self.args.preset,
-                "command": shlex.join(["tools/gpu_check.py", *sys.argv[1:]]),
-                "budget_s": self.args.budget, "finished": False,
-                "environment": machine.environment(self.args.python),
-                "parts": {name: {"status": "not run", "summary": "not begun"}
-                          for name in self.args.parts}}
+                "finished": False, "calls": [],
+                "environment": machine.environment(self.args.python), "parts": {}}
+
+    def commit(self):
+        """By git; or, in a copy without it, by an archive that was made from the same sources."""
+        commit, changed = machine.commit()
+        if commit == "unknown" and self.archive:
+            with contextlib.suppress(*archive.UNREADABLE):
+                known = archive.about(self.archive)
+                if known["sources"] == archive.sources_hash():
+                    return known["commit"], known["changed"]
+        return commit, changed
+
+    def continue_report(self, path, known):
+        """Goes on with an earlier report, in --out if it lies elsewhere."""
+        known.update(date=self.report["date"], environment=self.report["environment"], finished=False)
+        for part in known["parts"].values():
+            if part["status"] == "running":
+                part.update(status="interrupted", summary="gpu-check was ended while it ran")
+        self.report = known
+        self.path = Path(self.args.out).resolve() / f"{path.stem}.md"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for name in (f"{path.stem}-trace.json", f"{path.stem}-tuning.log", plan.Estimates.NAME):
+            if (path.parent / name).is_file() and not (self.path.parent / name).exists():
+                shutil.copy(path.parent / name, self.path.parent)
+
+    def add_call(self):
+        self.report["calls"].append({"date": self.report["date"], "budget_s": self.args.budget,
+                                     "command": shlex.join(["tools/gpu_check.py", *sys.argv[1:]])})
+        for name in self.args.parts:
+            self.report["parts"].setdefault(name, {"status": "not run", "summary": "not begun"})
+
+    def is_told(self, name):
+        """Whether an earlier call came to this part's end, whatever it found. What `build` left may be gone."""
+        part = self.report["parts"].get(name, {})
+        return name != "build" and part.get("status") in ("passed", "failed") and "traceback" not in part
 
     # ---- time --------------------------------------------------------------------------------
 
@@ -81,16 +116,6 @@ class Check:
     def left(self):
         """Seconds until the part must end."""
         return self.deadline - time.monotonic()
-
-    def limit_of(self, name, parts):
-        """Seconds that part `name` gets now, or 0 where too few are left."""
-        part = parts[name]
-        most = self.args.limits.get(name, part.most)
-        left = self.args.budget - self.elapsed()
-        order = list(self.args.parts)
-        kept = sum(parts[later].share for later in order[order.index(name) + 1:])
-        limit = min(most, left, max(part.share, left - kept))
-        return limit if limit >= min(part.least, most) else 0
 
     # ---- programs ----------------------------------------------------------------------------
 
@@ -151,12 +176,24 @@ class Check:
 
     # ---- what parts share --------------------------------------------------------------------
 
+    def say(self, text):
+        print(text, flush=True)
+
     def program(self, name):
-        return self.build_dir / name
+        return self.programs / name
 
     def save(self):
-        self.report["elapsed_s"] = round(self.elapsed(), 1)
+        self.report["calls"][-1]["elapsed_s"] = round(self.elapsed(), 1)
         report.write(self.path, self.report)
+
+    def close(self):
+        """A log too large to be handed on is compressed."""
+        path = self.path.with_suffix(".log")
+        self.log.close()
+        if path.stat().st_size > LARGEST_LOG:
+            with open(path, "rb") as plain, gzip.open(f"{path}.gz", "ab") as packed:
+                shutil.copyfileobj(plain, packed)
+            path.unlink()
 
     def shakespeare(self):
         """Path of tiny Shakespeare, or None."""

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "src/io/safetensors.h"
+#include "tests/located.h"
 #include "tests/model/harness.h"
 #include "tests/tolerance.h"
 
@@ -19,7 +20,8 @@ namespace {
 
 struct Golden {
   explicit Golden(const std::string& name)
-      : file(std::filesystem::path(LATHE_GOLDEN_DIR) / (name + ".safetensors")) {}
+      : file(std::filesystem::path(located("LATHE_GOLDEN_DIR", LATHE_GOLDEN_DIR)) /
+             (name + ".safetensors")) {}
 
   GPT2Config config() const {
     const auto number = [&](const char* key) { return std::stoll(file.metadata().at(key)); };

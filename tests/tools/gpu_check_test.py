@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""tools/gpu_check.py: reports, limits, exit codes, with programs that only pretend; what it reads out
-of logs; and, given a build folder of CUDA on the CPU, the real programs.
+"""tools/gpu_check.py: order, reports, limits, exit codes, with programs that only pretend; what it reads
+out of logs; and, given a build folder of CUDA on the CPU, the real programs.
 
 usage: gpu_check_test.py [--real BUILD_DIR] [unittest's arguments]"""
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import unittest
@@ -17,22 +19,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(ROOT / "tools"))
+import gpu_check_archive as archive  # noqa: E402
 import gpu_check_parse as parse  # noqa: E402
+import gpu_check_plan as plan  # noqa: E402
 
 # Losses of the run that gpu-check compares with, and what build/train prints of one.
 TRAIN = """#!/usr/bin/env bash
 echo "lathe"; echo "  device      Pretended GPU, 1 multiprocessors"
-benchmark= batch=
+[[ $* != *--help* ]] || { echo "--tf32 --deterministic ${FLAGS:---chunk-logits --autotune --profile}"; exit "${HELP_FAILS:-0}"; }
+benchmark= batch= trace= ms=52
 while [[ $# -gt 0 ]]; do
-  case $1 in --benchmark) benchmark=1 ;; --batch-size) batch=$2 ;; --dry-run) exit 0 ;; --help) exit 0 ;; esac
+  case $1 in --benchmark) benchmark=1 ;; --batch-size) batch=$2 ;; --dry-run) exit 0 ;; --trace) trace=$2 ;; --deterministic) ms=65 ;; esac
   shift
 done
 if [[ $batch -gt ${LARGEST_BATCH:-1000} ]]; then
   echo "train: 99.0 GiB of the GPU's memory wanted: lower --batch-size, --seq-len or the model" >&2; exit 2
 fi
+[[ -z $trace ]] || { echo '{}' >"$trace"; exit 0; }
 if [[ -n $benchmark ]]; then
   for s in 1 2 3; do echo "step $s/3 | loss 10.9$s | lr 1e-3 | norm 1.0 | 5$s.0 ms | 2.5k tok/s | mfu 40.$s% | eta 00:00"; done
-  echo "median step 52.00 ms, 315077 tokens/s over 3 steps"; exit 0
+  echo "median step $ms.00 ms, 315077 tokens/s over 3 steps"; exit 0
 fi
 echo "step 0/300 | val 4.2000"
 line() { echo "step $1/300 | loss $2 | lr 1e-3 | norm 1.0 | 700.0 ms | 374.5k tok/s | mfu 45.0% | eta 00:00"; }
@@ -56,7 +62,8 @@ echo "[       OK ] Bad.One (1 ms)"
 SMI = """#!/usr/bin/env bash
 case "$*" in
   *--loop*) while true; do echo "1980, 650.5, 60"; sleep 0.2; done ;;
-  *name*) echo "NVIDIA Pretended 1, 580.1, 9.0, 81559, 0, 345, 1980, 2619, 2619, 700.00, 30" ;;
+  *gpu=compute_cap*) echo 9.0 ;;
+  *name*) echo "NVIDIA Pretended H100, 580.1, 9.0, 81559, 0, 345, 1980, 2619, 2619, 700.00, 30" ;;
 esac
 """
 SANITIZER = """#!/usr/bin/env bash
@@ -72,6 +79,21 @@ if [[ $tool == "${FINDS:-}" ]]; then
 fi
 [[ $tool == racecheck ]] && echo "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)" ||
   echo "========= ERROR SUMMARY: 0 errors"
+"""
+# Scripts of profiling/ that print a table and write it as JSON; and Nsight Compute's, which writes a CSV.
+TABLE = """#!/usr/bin/env python3
+import sys
+print("| operation | ms |\\n| --- | --- |\\n| adamw | 1.3 |")
+open(sys.argv[sys.argv.index("--json") + 1], "w").write('[{"operation": "adamw"}]')
+"""
+NCU = """#!/usr/bin/env bash
+[[ $2 == -- && $* == *"--n-layer 1"* && $* == *"--profile 3:4"* ]] && echo counters >"$1"
+"""
+CMAKE = """#!/usr/bin/env bash
+[[ $1 == --version ]] && { echo "cmake version 9.9"; exit 0; }
+[[ -z ${CMAKE_FAILS:-} ]] || { echo "CMake Error: no"; exit 1; }
+[[ $1 == --preset ]] && { echo "-- lathe: no MPI"; exit 0; }
+cp "$(dirname "$0")"/../finished/* "$2/"; echo "[1/1] compiled"
 """
 TORCH = """#!/usr/bin/env bash
 [[ $1 != -c ]] || { echo 9.9.9; exit 0; }
@@ -95,57 +117,115 @@ def alive(pid_file, seconds=15):
     return True
 
 
-class Pretended(unittest.TestCase):
-    """A build folder and a machine of shell scripts."""
+class Machine(unittest.TestCase):
+    """A repository, a build folder and a machine of shell scripts."""
 
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
         self.addCleanup(self.folder.cleanup)
         self.root = Path(self.folder.name)
-        for name, text in {"build/train": TRAIN, "build/prepare": PREPARE, "build/tests/fake_test": GTEST,
-                           "bin/nvidia-smi": SMI, "bin/compute-sanitizer": SANITIZER, "bin/torch": TORCH}.items():
-            path = self.root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        for name, text in {"build/train": TRAIN, "build/prepare": PREPARE, "build/tests/cuda_ops_test": GTEST,
+                           "bin/nvidia-smi": SMI, "bin/compute-sanitizer": SANITIZER, "bin/torch": TORCH, "bin/ncu": NCU,
+                           "profiling/roofline.py": TABLE, "profiling/ncu_report.py": TABLE, "profiling/ncu.sh": NCU,
+                           }.items():
+            self.script(name, text)
+        (self.root / "tools").mkdir()
+        for file in (ROOT / "tools").glob("gpu_check*.py"):
+            shutil.copy(file, self.root / "tools")
+        for file in ("CMakeLists.txt", "CMakePresets.json"):
+            (self.root / file).write_text("")
         (self.root / "data").mkdir()
         (self.root / "data/tinyshakespeare.txt").write_text("First Citizen:\n" * 100)
         (self.root / "build/CTestTestfile.cmake").write_text(
-            f'add_test(fake_test "{self.root}/build/tests/fake_test")\n'
-            'set_tests_properties(fake_test PROPERTIES LABELS cuda)\n')
+            f'add_test(cuda_ops_test "{self.root}/build/tests/cuda_ops_test")\n'
+            'set_tests_properties(cuda_ops_test PROPERTIES LABELS cuda)\n')
 
-    def command(self, *arguments):
-        return [sys.executable, ROOT / "tools/gpu_check.py", "--no-build", "--build-dir", self.root / "build",
+    def script(self, name, text):
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    def command(self, *arguments, build=("--no-build",)):
+        return [sys.executable, self.root / "tools/gpu_check.py", *build, "--build-dir", self.root / "build",
                 "--out", self.root / "out", "--data", self.root / "data", "--python", self.root / "bin/torch",
                 *arguments]
 
     def environment(self, **more):
-        return {**os.environ, "PATH": f"{self.root}/bin:{os.environ['PATH']}", "LATHE_CUBLASLT": "/nowhere", **more}
+        return {**os.environ, "PATH": f"{self.root}/bin:{os.environ['PATH']}", "LATHE_CUBLASLT": "/nowhere",
+                "LATHE_COMMIT": "abc1234", "LATHE_DEPS": "", **more}
 
-    def check(self, *arguments, **env):
-        done = subprocess.run(self.command(*arguments), env=self.environment(**env), capture_output=True,
+    def check(self, *arguments, build=("--no-build",), **env):
+        done = subprocess.run(self.command(*arguments, build=build), env=self.environment(**env), capture_output=True,
                               text=True, timeout=60, check=False)
         return done, *self.read()
 
     def read(self):
-        newest = max((self.root / "out").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        newest = max((self.root / "out").glob("*-gpu-*.json"), key=lambda path: path.stat().st_mtime_ns)
         report = json.loads(newest.read_text())
         return report, newest.with_suffix(".md").read_text()
 
+
+class Pretended(Machine):
     def test_everything_passes(self):
         done, report, text = self.check()
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertTrue(report["finished"])
-        self.assertEqual({part["status"] for part in report["parts"].values()}, {"passed"})
-        self.assertEqual(report["environment"]["gpu"]["name"], "NVIDIA Pretended 1")
-        self.assertEqual(report["parts"]["tests"]["binaries"]["fake_test"]["cases"]["passed"], 2)
-        self.assertEqual(len(report["parts"]["sanitizer"]["runs"]), 4)
-        self.assertIn("lathe is 1.50 times as fast", report["parts"]["gpt2"]["summary"])
-        self.assertEqual(len(report["parts"]["gpt2"]["runs"][0]["lathe"]), 2)
-        self.assertEqual(report["parts"]["talk"]["val_loss"], {"0": 4.2, "100": 2.48, "200": 2.15, "300": 1.7})
+        parts = report["parts"]
+        self.assertEqual({part["status"] for part in parts.values()}, {"passed"})
+        self.assertEqual(list(parts), ["steps", "roofline", "tests", "torch", "ncu", "talk", "ab", "sanitizer", "ranks", "fp32"])
+        self.assertEqual(report["environment"]["gpu"]["name"], "NVIDIA Pretended H100")
+        self.assertEqual(parts["tests"]["binaries"]["cuda_ops_test"]["cases"]["passed"], 2)
+        self.assertEqual({run["tool"] for run in parts["sanitizer"]["runs"]}, {"memcheck", "racecheck"})
+        self.assertIn("lathe is 1.50 times as fast", parts["torch"]["summary"])
+        self.assertEqual(len(parts["torch"]["comparison"]["lathe"]), 2)
+        self.assertEqual(parts["talk"]["val_loss"], {"0": 4.2, "100": 2.48, "200": 2.15, "300": 1.7})
         self.assertIn("| validation | 300 | 1.714 | 1.7000 | -0.0140 | within 0.05 |", text)
-        self.assertIn("pretended-1.md", done.stdout.splitlines()[-1])
+        self.assertIn("pretended-h100.md", done.stdout.splitlines()[-1])
         self.assertIn("every part passed", done.stdout.splitlines()[-1])
+        self.assertLessEqual(len(list((self.root / "out").iterdir())), 8)
+
+    def test_steps_stand_beside_what_was_predicted(self):
+        _, report, text = self.check("--parts", "steps,roofline")
+        self.assertEqual([(run["batch_size"], run["predicted_ms"]) for run in report["parts"]["steps"]["runs"]],
+                         [(16, 38.7), (64, 146.8)])
+        self.assertIn("| 64 | 52.00 | 146.8 |", text)
+        self.assertEqual(report["parts"]["roofline"]["operations"], [{"operation": "adamw"}])
+        self.assertIn("| adamw | 1.3 |", text)
+
+    def test_open_questions_are_answered_both_ways(self):
+        _, report, text = self.check("--parts", "ab")
+        variants = {row["flags"]: row["ms"] for row in report["parts"]["ab"]["variants"]}
+        self.assertEqual(variants["--deterministic"], [65, 65])
+        self.assertIn("--chunk-logits 536870912", variants)
+        self.assertIn("| --deterministic | 65.00, 65.00 | +25.0 % |", text)
+        self.assertEqual(report["parts"]["ab"]["skipped"], ["--matmul-alignment"])  # its train does not tell of it
+
+    def test_what_is_absent_is_said(self):
+        (self.root / "profiling/ncu.sh").unlink()
+        (self.root / "profiling/roofline.py").unlink()
+        done, report, _ = self.check("--parts", "roofline,ncu", FLAGS="--none")
+        self.assertEqual(done.returncode, 3)
+        self.assertIn("no profiling/roofline.py", report["parts"]["roofline"]["summary"])
+        self.assertIn("no ncu.sh, no train --profile", report["parts"]["ncu"]["summary"])
+
+    def test_each_part_is_told_before_the_next_begins(self):
+        pid = self.root / "pid"
+        child = subprocess.Popen(self.command("--parts", "steps,tests,talk"), env=self.environment(HANG=str(pid)),
+                                 stdout=subprocess.PIPE, text=True)
+        lines = []
+        while not lines or "talk ..." not in lines[-1]:
+            lines.append(child.stdout.readline())
+            self.assertTrue(lines[-1], lines)
+        report, text = self.read()
+        child.terminate()
+        child.communicate(timeout=20)
+        told = "".join(lines)
+        self.assertIn("batch 64: 52.0 ms a step (predicted 146.8)", told)
+        self.assertRegex(told, r"tests +passed")
+        self.assertIn("| 64 | 52.00 | 146.8 |", told)
+        self.assertEqual([part["status"] for part in report["parts"].values()][:2], ["passed", "passed"])
+        self.assertIn("| 64 | 52.00 | 146.8 |", text)
 
     def test_nothing_is_overwritten_and_data_are_prepared_once(self):
         for _ in range(2):
@@ -157,17 +237,23 @@ class Pretended(unittest.TestCase):
     def test_a_failing_test_fails_and_does_not_stop_the_others(self):
         done, report, text = self.check("--parts", "tests,sanitizer,talk", BREAK="1", FINDS="memcheck")
         self.assertEqual(done.returncode, 1)
-        self.assertEqual([part["status"] for part in report["parts"].values()], ["failed", "failed", "passed"])
-        self.assertIn("Bad.One", report["parts"]["tests"]["binaries"]["fake_test"]["cases"]["failed"])
+        self.assertEqual({name: part["status"] for name, part in report["parts"].items()},
+                         {"tests": "failed", "talk": "passed", "sanitizer": "failed"})
+        self.assertIn("Bad.One", report["parts"]["tests"]["binaries"]["cuda_ops_test"]["cases"]["failed"])
         self.assertIn("bad_test.cpp:7: Failure", text)
-        self.assertIn("Invalid __global__ read of size 4 bytes: at lathe::cuda::f(float *)+_ in f.cu:12"
-                      .replace("+_", "+0x10"), text)
+        self.assertIn("Invalid __global__ read of size 4 bytes: at lathe::cuda::f(float *)+0x10 in f.cu:12", text)
         self.assertIn("FAILED", done.stdout.splitlines()[-1])
+
+    def test_a_test_that_crashes_fails(self):
+        self.script("build/tests/cuda_ops_test", GTEST + "kill -SEGV $$\n")
+        done, report, _ = self.check("--parts", "tests")
+        self.assertEqual((done.returncode, report["parts"]["tests"]["status"]), (1, "failed"))
+        self.assertIn("cuda_ops_test: failed", report["parts"]["tests"]["summary"])
 
     def test_tests_that_all_skip_prove_nothing(self):
         done, report, _ = self.check("--parts", "tests", SKIP="1")
         self.assertEqual(done.returncode, 1)
-        self.assertEqual(report["parts"]["tests"]["binaries"]["fake_test"]["status"], "all skipped")
+        self.assertEqual(report["parts"]["tests"]["binaries"]["cuda_ops_test"]["status"], "all skipped")
 
     def test_a_loss_that_is_off_fails(self):
         done, report, text = self.check("--parts", "talk", LAST_LOSS="1.7700")
@@ -177,36 +263,37 @@ class Pretended(unittest.TestCase):
     def test_a_part_over_its_limit_is_killed_with_its_children(self):
         pid = self.root / "pid"
         begin = time.monotonic()
-        done, report, text = self.check("--parts", "talk,tests", "--limits", "talk=2", HANG=str(pid))
+        done, report, text = self.check("--parts", "talk,ab", "--limits", "talk=2", HANG=str(pid))
         self.assertLess(time.monotonic() - begin, 15)
         self.assertEqual(done.returncode, 1)
         talk = report["parts"]["talk"]
-        self.assertEqual((talk["status"], report["parts"]["tests"]["status"]), ("timed out", "passed"))
+        self.assertEqual((talk["status"], report["parts"]["ab"]["status"]), ("timed out", "passed"))
         self.assertEqual(talk["val_loss"], {"0": 4.2, "100": 2.48})
         self.assertIn("| validation | 100 | 2.479 | 2.4800 |", text)
         self.assertFalse(alive(pid))
 
     def test_the_budget_is_kept(self):
         begin = time.monotonic()
-        done, report, _ = self.check("--parts", "gpt2,talk", "--budget", "10", TORCH_HANGS="60")
+        done, report, _ = self.check("--parts", "torch,talk", "--budget", "10", TORCH_HANGS="60")
         self.assertLess(time.monotonic() - begin, 16)
         self.assertEqual(done.returncode, 3)
         self.assertEqual(report["parts"]["talk"]["status"], "not run")
-        gpt2 = report["parts"]["gpt2"]
-        self.assertEqual(gpt2["status"], "passed")  # eager had been told before it hung
-        self.assertEqual([v["variant"] for v in gpt2["runs"][0]["torch"]], ["eager"])
-        self.assertIn("2.00 times as fast", gpt2["summary"])
+        torch = report["parts"]["torch"]
+        self.assertEqual(torch["status"], "passed")  # eager had been told before it hung
+        self.assertEqual([v["variant"] for v in torch["comparison"]["torch"]], ["eager"])
+        self.assertIn("2.00 times as fast", torch["summary"])
 
     def test_a_smaller_gpu_gets_a_smaller_batch(self):
-        done, report, _ = self.check("--parts", "gpt2,talk", LARGEST_BATCH="8")
+        done, report, _ = self.check("--parts", "steps,torch,talk", LARGEST_BATCH="8")
         self.assertEqual(done.returncode, 0, done.stdout)
-        self.assertEqual(report["parts"]["gpt2"]["runs"][0]["lathe"][0]["batch_size"], 8)
+        self.assertEqual([run["batch_size"] for run in report["parts"]["steps"]["runs"]], [8])
+        self.assertEqual(report["parts"]["torch"]["comparison"]["lathe"][0]["batch_size"], 8)
         self.assertEqual(report["parts"]["talk"]["batch_size"], 8)
 
     def test_absent_tools_are_said(self):
         (self.root / "bin/compute-sanitizer").unlink()
         done, report, _ = self.check("--parts", "sanitizer", PATH=f"{self.root}/bin:/usr/bin:/bin", CUDA_HOME="/nowhere")
-        if "compute_sanitizer" in report["environment"] and report["environment"]["compute_sanitizer"]:
+        if report["environment"]["compute_sanitizer"]:
             self.skipTest("this machine has a compute-sanitizer")
         self.assertEqual(done.returncode, 3)
         self.assertIn("not available", report["parts"]["sanitizer"]["summary"])
@@ -235,6 +322,190 @@ class Pretended(unittest.TestCase):
         self.assertEqual(done.returncode, 2)
         self.assertIn("cake", done.stderr)
         self.assertFalse((self.root / "out").exists())
+
+
+class Continued(Machine):
+    """A second call goes on where the first ended."""
+
+    def test_only_what_is_not_told_yet_is_run(self):
+        self.check("--parts", "tests,talk", "--limits", "talk=2", HANG=str(self.root / "pid"), BREAK="1")
+        done, report, text = self.check("--parts", "tests,talk,ab", "--continue")
+        self.assertEqual(done.returncode, 1)  # a test failed: that is told
+        self.assertEqual({name: part["status"] for name, part in report["parts"].items()},
+                         {"tests": "failed", "talk": "passed", "ab": "passed"})
+        self.assertNotIn("tests ...", done.stdout)
+        self.assertEqual(len(list((self.root / "out").glob("*.md"))), 1)
+        self.assertEqual(len(report["calls"]), 2)
+        self.assertIn("bad_test.cpp:7: Failure", text)
+        self.assertIn("within 0.05", text)
+
+    def test_another_commit_is_another_report(self):
+        self.check("--parts", "talk")
+        _, report, _ = self.check("--parts", "tests", "--continue", LATHE_COMMIT="def5678")
+        self.assertEqual(list(report["parts"]), ["tests"])
+
+    def test_a_report_elsewhere_goes_on_in_out(self):
+        self.check("--parts", "steps")
+        (self.root / "out").rename(self.root / "before")
+        done, report, _ = self.check("--parts", "steps,roofline", "--continue", self.root / "before")
+        self.assertEqual(done.returncode, 0, done.stdout)
+        self.assertEqual([part["status"] for part in report["parts"].values()], ["passed", "passed"])  # the trace came along
+
+    def test_partial_results_stay_until_they_are_made_again(self):
+        self.check("--parts", "talk", "--limits", "talk=2", HANG=str(self.root / "pid"))
+        _, report, _ = self.check("--parts", "talk", "--continue", "--budget", "20")
+        self.assertEqual((report["parts"]["talk"]["status"], report["parts"]["talk"]["val_loss"]["100"]), ("timed out", 2.48))
+
+    def test_estimates_are_corrected(self):
+        self.check("--parts", "steps,talk", "--limits", "talk=2", HANG=str(self.root / "pid"))
+        estimates = json.loads((self.root / "out/estimates.json").read_text())["NVIDIA Pretended H100"]
+        self.assertLess(estimates["steps"], 30)
+        self.assertGreaterEqual(estimates["talk"], 140)  # it was stopped: no less than was thought
+        # What is now known to be short leaves its time to others.
+        _, report, _ = self.check("--parts", "steps,talk", "--budget", "100")
+        self.assertEqual([part["status"] for part in report["parts"].values()], ["passed", "passed"])
+
+
+class Carried(Machine):
+    """Finished binaries in an archive."""
+
+    def setUp(self):
+        super().setUp()
+        shutil.move(self.root / "build", self.root / "finished")
+        for name in ("sample", "corpus"):
+            self.script(f"finished/{name}", "#!/bin/sh\n")
+        self.script("bin/cmake", CMAKE)
+        self.archive = self.root / "deps/binaries.tar.xz"
+        self.pack()
+
+    def pack(self, **changed):
+        tests = [{"name": "cuda_ops_test", "command": ["{build}/tests/cuda_ops_test"], "limit_s": 60,
+                  "environment": {"LATHE_GOLDEN_DIR": "{root}/tests/model/golden"}}]
+        about = {"format": archive.FORMAT, "commit": "feed123", "changed": False, "preset": "gpu",
+                 "sources": archive.sources_hash(self.root), "architectures": ["80-real", "90a-real"],
+                 "march": "native", "compiler": "c++", "nvcc": "13.0", "kernels": [], "tests": tests, **changed}
+        stage = self.root / "stage"
+        shutil.copytree(self.root / "finished", stage, dirs_exist_ok=True)
+        (stage / archive.LIST).write_text(json.dumps(about))
+        self.archive.parent.mkdir(exist_ok=True)
+        with tarfile.open(self.archive, "w:xz") as tar:
+            for name in [archive.LIST, "train", "sample", "prepare", "corpus", "tests/cuda_ops_test"]:
+                tar.add(stage / name, name)
+
+    def carried(self, *arguments, **env):
+        return self.check("--parts", "build,tests,talk", *arguments, build=(), **env)
+
+    def test_binaries_are_found_and_used(self):
+        done, report, text = self.carried(LATHE_COMMIT="")
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertEqual(report["commit"], "feed123")  # of the archive: the copy has no git
+        self.assertEqual(report["parts"]["tests"]["binaries"]["cuda_ops_test"]["cases"]["passed"], 2)
+        self.assertIn("build/carried/train", report["parts"]["talk"]["command"])
+        self.assertIn("Binaries of commit feed123", text)
+        self.assertNotIn("compiled", (next((self.root / "out").glob("*.log"))).read_text())
+
+    def refused(self, why, **env):
+        done, report, text = self.carried(**env)
+        self.assertIn(why, report["parts"]["build"]["unfit"])
+        self.assertIn(why, text)
+        self.assertIn("compiled here", report["parts"]["build"]["summary"])
+        self.assertEqual(report["parts"]["build"]["notes"], ["no MPI"])
+        self.assertNotIn("build/carried", report["parts"]["talk"].get("command", ""))
+        return report
+
+    def test_other_sources_are_compiled(self):
+        (self.root / "src").mkdir()
+        (self.root / "src/new.cpp").write_text("int x;\n")
+        report = self.refused("the sources differ")
+        self.assertEqual(report["parts"]["talk"]["status"], "passed")
+
+    def test_another_gpu_gets_code_of_its_own(self):
+        self.pack(architectures=["80-real", "100a-real"])
+        self.refused("no code for compute capability 90")
+
+    def test_an_older_cpu_gets_code_of_its_own(self):
+        self.pack(march="x86-64-v3")
+        unfit = archive.unfit_for(archive.about(self.archive), "gpu", "90", {"sse4_2"})
+        self.assertIn("sources", unfit)  # those of this test's own tree come first
+        known = {**archive.about(self.archive), "sources": archive.sources_hash()}
+        self.assertIn("no avx2, bmi2, fma", archive.unfit_for(known, "gpu", "90", {"sse4_2"}))
+        self.assertEqual(archive.unfit_for(known, "gpu", "90", {"avx2", "bmi2", "fma"}), "")
+
+    def test_a_program_that_does_not_run_is_not_used(self):
+        self.script("finished/train", "#!/bin/sh\necho no such symbol; exit 1\n")
+        self.pack()
+        self.script("finished/train", TRAIN)  # what cmake makes
+        report = self.refused("train --help: no such symbol")
+        self.assertEqual(report["parts"]["talk"]["status"], "passed")
+
+    def test_a_program_without_its_libraries_is_not_used(self):
+        self.script("bin/ldd", "#!/bin/sh\necho '\tlibfmt.so.9 => not found'\n")
+        self.refused("needs libfmt.so.9")
+
+    def test_a_broken_archive_is_not_used(self):
+        self.archive.write_bytes(self.archive.read_bytes()[:200])
+        self.refused("cannot be unpacked")
+
+    def test_where_neither_works_nothing_is_run(self):
+        self.archive.unlink()
+        done, report, _ = self.carried(CMAKE_FAILS="1")
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual([part["status"] for part in report["parts"].values()], ["failed", "not run", "not run"])
+        self.assertEqual(report["parts"]["talk"]["summary"], "the build failed")
+
+    def test_a_second_call_on_a_new_machine_unpacks_again(self):
+        self.check("--parts", "build,tests", build=())
+        shutil.rmtree(self.root / "build")
+        done, report, _ = self.carried("--continue")
+        self.assertEqual(done.returncode, 0, done.stdout)
+        self.assertEqual([part["status"] for part in report["parts"].values()], ["passed"] * 3)
+        self.assertNotIn("tests ...", done.stdout)
+
+
+class Plan(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.estimates = plan.Estimates([self.folder.name], "a GPU")
+        self.part = lambda estimate, least=1, most=1000: plan.Part(None, estimate, least, most)
+
+    def limit(self, left, *estimates, **more):
+        later = [(str(at), self.part(seconds)) for at, seconds in enumerate(estimates[1:])]
+        return plan.limit_of("x", self.part(estimates[0], **more), left, later, self.estimates)
+
+    def test_later_parts_keep_what_they_need(self):
+        self.assertAlmostEqual(self.limit(1000, 100, 100, 200), 1000 - 360)
+        self.assertAlmostEqual(self.limit(130, 100, 100), 130)  # the second does not fit in any case
+        self.assertAlmostEqual(self.limit(250, 100, 300, 100), 130)  # nor here, but the third does
+        self.assertEqual(self.limit(1000, 100, most=200), 200)
+        self.assertEqual(self.limit(50, 100), 50)
+        self.assertEqual(self.limit(50, 100, least=60), 0)
+
+    def test_measured_seconds_take_the_place_of_estimates(self):
+        self.estimates.correct("0", self.part(200), 50.0, True)
+        self.assertAlmostEqual(self.limit(1000, 100, 200), 1000 - 60)
+        again = plan.Estimates([self.folder.name], "a GPU")
+        self.assertEqual(again.known, {"a GPU": {"0": 50.0}})
+        self.estimates.correct("0", self.part(200), 80.0, False)
+        self.assertEqual(self.estimates.known["a GPU"]["0"], 120.0)
+        self.assertAlmostEqual(plan.Estimates([self.folder.name], "another").seconds("0", self.part(100)), 120)
+
+
+class Archive(unittest.TestCase):
+    def test_code_that_a_gpu_runs(self):
+        for architectures, capability, runs in [(["80-real"], "80", True), (["80-real"], "89", True), (["80-real"], "90", False),
+                                                (["90a-real"], "90", True), (["90a-real"], "91", False), (["89-real"], "80", False),
+                                                (["100-real"], "103", True), (["100-real"], "120", False)]:
+            self.assertEqual(archive.serves(architectures, capability), runs, (architectures, capability))
+
+    def test_the_list_of_tests(self):
+        listing = "noise " + json.dumps({"tests": [
+            {"name": "a", "command": ["/b/tests/a", "--x"], "properties": [
+                {"name": "ENVIRONMENT", "value": ["OMP_NUM_THREADS=1"]}, {"name": "TIMEOUT", "value": 60.0}]},
+            {"name": "off", "command": ["/b/off"], "properties": [{"name": "DISABLED", "value": True}]}, {"name": "unbuilt"}]})
+        self.assertEqual(archive.tests_of_listing(listing), [
+            {"name": "a", "command": ["/b/tests/a", "--x"], "environment": {"OMP_NUM_THREADS": "1"}, "limit_s": 60.0}])
+        self.assertEqual(archive.placed({"command": ["{build}/a", "{root}/b"]}, "/x", "/y"), {"command": ["/x/a", "/y/b"]})
 
 
 class Logs(unittest.TestCase):
@@ -276,22 +547,6 @@ ptxas info    : Function properties for cudaMalloc
         refused = parse.sanitizer_findings("========= COMPUTE-SANITIZER\n========= Error: Device not supported\n")
         self.assertEqual((refused["errors"], refused["kinds"]), (None, []))
         self.assertIn("Device not supported", refused["refusal"])
-
-    def test_interrupted_ctest(self):
-        log = """test 1
-    Start 1: a_test
-test 2
-    Start 2: b_test
-1: [ RUN      ] A.X
-2: [ RUN      ] B.X
-1: [       OK ] A.X (1 ms)
-2: [       OK ] B.X (1 ms)
-1/2 Test #1: a_test ...........................   Passed    0.01 sec
-2: [ RUN      ] B.Y
-"""
-        found = parse.ctest_binaries(log, "/nowhere")
-        self.assertEqual((found["a_test"]["status"], found["a_test"]["cases"]["passed"]), ("passed", 1))
-        self.assertEqual((found["b_test"]["status"], found["b_test"]["cases"]["passed"]), ("cut off", 1))
 
 
 class Real(unittest.TestCase):

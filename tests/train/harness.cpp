@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "tests/located.h"
+
 namespace lathe::testing {
 
 namespace fs = std::filesystem;
@@ -19,7 +21,7 @@ Command command_of(const std::string& program, const Flags& flags) {
 }
 
 Command train_command(const Flags& flags) {
-  return command_of(LATHE_TRAIN, flags);
+  return command_of(located("LATHE_TRAIN", LATHE_TRAIN), flags);
 }
 
 Command ranks_command(int ranks, const Flags& flags) {
@@ -37,15 +39,16 @@ const ProcessOptions kRanks{
                     "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0"}};  // MPI keeps memory
 
 Command sample_command(const Flags& flags) {
-  return command_of(LATHE_SAMPLE, flags);
+  return command_of(located("LATHE_SAMPLE", LATHE_SAMPLE), flags);
 }
 
 void prepare_text(const fs::path& scratch, const std::string& text, const fs::path& data) {
   write_text(scratch / "text.txt", text);
-  expect_success(run(command_of(LATHE_PREPARE, {{"tokenizer", "char"},
-                                                {"input", scratch / "text.txt"},
-                                                {"val-fraction", "0.2"},
-                                                {"out", data}})));
+  expect_success(
+      run(command_of(located("LATHE_PREPARE", LATHE_PREPARE), {{"tokenizer", "char"},
+                                                               {"input", scratch / "text.txt"},
+                                                               {"val-fraction", "0.2"},
+                                                               {"out", data}})));
 }
 
 namespace {
@@ -150,8 +153,8 @@ fs::path shared_data;
 void TrainTest::SetUpTestSuite() {
   shared = std::make_unique<TempDir>();
   shared_data = *shared / "data";
-  expect_success(
-      run(command_of(LATHE_CORPUS, {{"bytes", "6000"}, {"out", *shared / "stories.txt"}})));
+  expect_success(run(command_of(located("LATHE_CORPUS", LATHE_CORPUS),
+                                {{"bytes", "6000"}, {"out", *shared / "stories.txt"}})));
   prepare_text(shared->path(), read_text(*shared / "stories.txt"), shared_data);
 }
 
