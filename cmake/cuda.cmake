@@ -36,15 +36,15 @@ function(lathe_release_architectures result)
   set(${result} ${architectures} PARENT_SCOPE)
 endfunction()
 
-# lathe_cuda_header(RESULT HEADER FOLDER...): the folder with a header of CUDA's libraries: one of
-# FOLDER..., LATHE_DEPS, the system's or a Python package's.
+# lathe_cuda_header(RESULT HEADER): the folder with a header of CUDA's libraries, which nvcc need not
+# have beside its own: the toolkit's, that of LATHE_DEPS, the system's or a Python package's.
 function(lathe_cuda_header result header)
   set(packages "")
   foreach(prefix "$ENV{VIRTUAL_ENV}" "$ENV{CONDA_PREFIX}" "$ENV{HOME}/.local" /usr/local /usr)
     file(GLOB found "${prefix}/lib/python3*/*-packages/nvidia/*/include")
     list(APPEND packages ${found})
   endforeach()
-  find_path(${result} ${header} HINTS ${ARGN} ${LATHE_DEPS}/cuda/include PATHS ${packages})
+  find_path(${result} ${header} HINTS ${LATHE_CUDA_INCLUDE} ENV NCCL_HOME PATHS ${packages} PATH_SUFFIXES include)
 endfunction()
 
 set(LATHE_HAS_CUDA OFF)
@@ -79,17 +79,21 @@ elseif(LATHE_CUDA)
     endif()
     enable_language(CUDA)
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)  # CMake 3.25 does not know it for nvcc 13
-    find_package(CUDAToolkit REQUIRED)
     set(LATHE_HAS_CUDA ON)
-    # nvcc's own headers need not have those of the libraries beside them.
-    lathe_cuda_header(LATHE_CUBLASLT_INCLUDE cublasLt.h ${CUDAToolkit_INCLUDE_DIRS})
+    # Not by FindCUDAToolkit: it asks for more than nvcc brings along (the shared runtime).
+    find_path(LATHE_CUDA_INCLUDE cuda_runtime.h HINTS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+    find_library(LATHE_CUDART cudart_static
+                 HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} ${CMAKE_CUDA_HOST_IMPLICIT_LINK_DIRECTORIES})
+    lathe_cuda_header(LATHE_CUBLASLT_INCLUDE cublasLt.h)
+    if(NOT LATHE_CUDA_INCLUDE OR NOT LATHE_CUDART)
+      message(FATAL_ERROR "cuda_runtime.h or libcudart_static.a not found beside ${CMAKE_CUDA_COMPILER}")
+    endif()
     if(NOT LATHE_CUBLASLT_INCLUDE)
       message(FATAL_ERROR "cublasLt.h not found: install CUDA's libraries (pip install nvidia-cublas does, too), "
                           "or carry it in LATHE_DEPS/cuda/include")
     endif()
-    target_include_directories(lathe_cuda_flags SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS}
-                               ${LATHE_CUBLASLT_INCLUDE})
-    target_link_libraries(lathe_cuda_flags INTERFACE CUDA::cudart_static)
+    target_include_directories(lathe_cuda_flags SYSTEM INTERFACE ${LATHE_CUDA_INCLUDE} ${LATHE_CUBLASLT_INCLUDE})
+    target_link_libraries(lathe_cuda_flags INTERFACE ${LATHE_CUDART} Threads::Threads ${CMAKE_DL_LIBS} rt)
 
     set(LATHE_NVCC_ERRORS $<$<BOOL:${LATHE_WERROR}>:-Werror=all-warnings;-Xptxas=-Werror>)
     function(lathe_cuda_sources target)

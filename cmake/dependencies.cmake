@@ -5,7 +5,7 @@
 # libraries (libutf8proc.a), LATHE_DEPS/googletest the sources of GoogleTest.
 
 if(LATHE_DEPS)
-  list(PREPEND CMAKE_INCLUDE_PATH ${LATHE_DEPS}/include)
+  list(PREPEND CMAKE_INCLUDE_PATH ${LATHE_DEPS}/include ${LATHE_DEPS}/cuda/include)
   list(PREPEND CMAKE_LIBRARY_PATH ${LATHE_DEPS}/lib)
 endif()
 
