@@ -8,7 +8,9 @@
 #   make coverage what the tests execute of the CUDA device
 #   make kernel-report  what every kernel takes of a GPU and what a step should take, and what changed; no GPU needed
 #   make bench    operations and whole steps against what this machine can do
-#   make gpu-check  builds, tests and measures on this machine's GPU, and writes a report; GPU_CHECK_ARGS="--help" tells more
+#   make gpu-check  tests and measures on this machine's GPU, and writes a report; GPU_CHECK_ARGS="--help" tells more
+#   make gpu-binaries   deps/ with finished binaries and all that a build needs, to be carried to a GPU
+#   make gpu-rehearsal  gpu-check with those, in a chroot that has next to nothing (many minutes)
 #   make fuzz     the parsers under libFuzzer, FUZZ_SECONDS each (default 600)
 
 SHELL := /bin/bash
@@ -16,7 +18,7 @@ FUZZ_SECONDS ?= 600
 # Carried sources take the place of the system's packages: tools/carry_deps.sh.
 export LATHE_DEPS ?= $(if $(wildcard deps/include),$(CURDIR)/deps)
 
-.PHONY: all build cuda-on-cpu demo test test-cpu test-mpi test-cuda-on-cpu test-cuda-asan coverage tidy test-asan test-tsan test-plain test-fuzz test-format kernel-report bench gpu-check fuzz format clean
+.PHONY: all build cuda-on-cpu demo test test-cpu test-mpi test-cuda-on-cpu test-cuda-asan coverage tidy test-asan test-tsan test-plain test-fuzz test-format kernel-report bench gpu-check gpu-binaries gpu-rehearsal fuzz format clean
 
 all: build
 
@@ -112,8 +114,18 @@ bench:
 
 # Offline where LATHE_DEPS names carried sources, or nothing is missing; in eight minutes.
 gpu-check:
-	@tools/setup.sh gpu
+	@[[ -f deps/binaries.tar.xz ]] || tools/setup.sh gpu
 	@python3 tools/gpu_check.py $(GPU_CHECK_ARGS)
+
+# For a machine with a GPU and without packages or network.
+gpu-binaries:
+	@tools/setup.sh test
+	@tools/carry_deps.sh deps $(LATHE_TEST_DATA)
+	@LATHE_DEPS=$(CURDIR)/deps tools/carry_binaries.sh deps/binaries.tar.xz
+
+gpu-rehearsal: gpu-binaries
+	@tools/build.sh cuda-on-cpu programs cuda_tests
+	@tests/tools/gpu_rehearsal.py --build-dir build/cuda-on-cpu --compile complete --binaries deps/binaries.tar.xz
 
 fuzz:
 	@tools/setup.sh fuzz
