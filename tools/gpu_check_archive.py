@@ -90,7 +90,8 @@ def libraries(program):
 
 def carried_tests(build, pattern):
     """The tests that match, with {build} and {root} in place of the folders of this machine."""
-    done = subprocess.run(["ctest", "--test-dir", str(build), *CTEST_LISTING], capture_output=True, text=True, check=True)
+    done = subprocess.run(["ctest", "--test-dir", str(build), *CTEST_LISTING],
+                          capture_output=True, text=True, check=True)
     here = {str(build): "{build}", str(ROOT): "{root}"}
     located = {f"LATHE_{name.upper()}": f"{{build}}/{name}" for name in PROGRAMS}
     located["LATHE_GOLDEN_DIR"] = "{root}/tests/model/golden"
@@ -127,12 +128,18 @@ def stripped(build, stage, names, on_cpu):
         subprocess.run(["strip", "--strip-debug" if on_cpu else "--strip-all", str(stage / name)], check=True)
         foreign = libraries(stage / name) - SYSTEM_LIBRARIES
         if foreign and not on_cpu:
-            sys.exit(f"gpu_check_archive: {name} needs {', '.join(sorted(foreign))}, which the other machine may lack")
+            sys.exit(f"gpu_check_archive: {name} needs {', '.join(sorted(foreign))}, "
+                     "which the other machine may lack")
+
+
+def programs_of(known):
+    """Names, below the build folder, of all programs that an archive so described holds."""
+    return sorted({*PROGRAMS, *(test["command"][0].removeprefix("{build}/") for test in known["tests"])})
 
 
 def pack(build, file, pattern=""):
     about = description(build, pattern)
-    names = sorted({*PROGRAMS, *(test["command"][0].removeprefix("{build}/") for test in about["tests"])})
+    names = programs_of(about)
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder)
         stripped(build, stage, names, about["preset"] == "cuda-on-cpu")
@@ -141,7 +148,7 @@ def pack(build, file, pattern=""):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(file.name + ".partial")
         # The tests hold the same kernels: a dictionary over all of them packs these once.
-        filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": max(1 << 20, min(total + (1 << 20), 192 << 20))}]
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": min(total + (1 << 20), 192 << 20)}]
         with lzma.open(partial, "wb", filters=filters) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
             text = json.dumps(about, indent=1).encode()
             entry = tarfile.TarInfo(LIST)
@@ -218,9 +225,8 @@ def unfit_for(known, preset, capability, cpu_flags):
 
 def missing_libraries(folder, known):
     """{program: libraries that are not found here}."""
-    names = {*PROGRAMS, *(test["command"][0].removeprefix("{build}/") for test in known["tests"])}
     lacking = {name: [line.split()[0] for line in machine.output_of("ldd", str(folder / name)).splitlines()
-                      if line.endswith("not found")] for name in sorted(names)}
+                      if line.endswith("not found")] for name in programs_of(known)}
     return {name: absent for name, absent in lacking.items() if absent}
 
 

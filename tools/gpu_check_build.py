@@ -45,7 +45,7 @@ def use_archive(check, result):
         return f"{check.archive.name} is of no use: {why}"
     check.programs = check.carried
     result.update(built=True, kernels=known["kernels"],
-                  carried={key: known.get(key) for key in ("commit", "changed", "architectures", "march", "compiler", "nvcc")})
+                  carried={key: value for key, value in known.items() if key not in ("tests", "kernels")})
     return ""
 
 

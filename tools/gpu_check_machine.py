@@ -101,7 +101,8 @@ def warm_libraries():
         files += glob.glob(f"{entry}/torch/lib/*.so*") + glob.glob(f"{entry}/nvidia/*/lib/*.so*")
     files = [path for path in dict.fromkeys(files) if path and os.path.isfile(path)]
     with contextlib.suppress(OSError, ValueError):
-        if sum(os.path.getsize(path) for path in files) < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if sum(os.path.getsize(path) for path in files) < free / 2:
             threading.Thread(target=read_through, args=(files,), daemon=True).start()
 
 

@@ -47,7 +47,8 @@ def newest(where, mine):
     for path in [where.with_suffix(".json")] if where.is_file() else where.glob("*-gpu-*.json"):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-            same = all(report[key] == mine[key] for key in ("commit", "preset")) and gpu_name(mine) in (None, gpu_name(report))
+            same = (all(report[key] == mine[key] for key in ("commit", "preset"))
+                    and gpu_name(mine) in (None, gpu_name(report)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # some other file
         if same and "calls" in report:
@@ -91,10 +92,10 @@ def markdown(report):
     state = "" if report["finished"] else " **The run is not over, or was cut off.**"
     calls = [f"- {call['date']}, `{call['command']}`: {call.get('elapsed_s', 0):.0f} s of {call['budget_s']:.0f}"
              for call in report["calls"]]
+    rows = [(name, MARKS.get(part["status"], part["status"]), sections.number(part.get("seconds")), part["summary"])
+            for name, part in parts.items()]
     lines = [f"# lathe on {title(report)}", "", *calls, "", state, "",
-             sections.table(("part", "result", "seconds", "summary"),
-                            [(name, MARKS.get(part["status"], part["status"]), sections.number(part.get("seconds")), part["summary"])
-                             for name, part in parts.items()]), "",
+             sections.table(("part", "result", "seconds", "summary"), rows), "",
              "## Machine", "", sections.environment(report["environment"], machine_name(report))]
     for name, part in parts.items():
         if part["status"] == "not run" and "seconds" not in part:

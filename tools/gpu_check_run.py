@@ -63,7 +63,8 @@ class Check:
         else:
             self.path = report.new_path(Path(args.out), self.report)
         self.add_call()
-        self.estimates = plan.Estimates([self.path.parent, ROOT / "profiling" / "results"], report.machine_name(self.report))
+        self.estimates = plan.Estimates([self.path.parent, ROOT / "profiling" / "results"],
+                                        report.machine_name(self.report))
         self.log = open(self.path.with_suffix(".log"), "a+b")
         self.save()
 

@@ -45,8 +45,8 @@ def build_section(part):
     if "carried" in part:
         carried = part["carried"]
         lines = [f"Binaries of commit {carried['commit']} from `{part['archive']}`: code for "
-                 f"{', '.join(carried['architectures']) or 'the CPU'}, -march={carried['march']}, by {carried['compiler']}, "
-                 f"nvcc {carried['nvcc']}."]
+                 f"{', '.join(carried['architectures']) or 'the CPU'}, -march={carried['march']}, "
+                 f"by {carried['compiler']}, nvcc {carried['nvcc']}."]
     else:
         lines = [f"Carried binaries were not used: {part['unfit']}.", ""] if "unfit" in part else []
         lines += [f"Configured in {part.get('configure_s', '?')} s, built in {part.get('build_s', '?')} s "
@@ -162,7 +162,8 @@ def ab_section(part):
     lines = ["GPT-2 124M, T 1024, bf16, each variant in turn, then all again:", "",
              table(("flags", "ms a step, each turn", "least beside least as it is"), rows), ""]
     lines += [f"- `{variants[0]['command']}`"] if "command" in variants[0] else []
-    lines += [f"- not tried, for this train does not know them: {', '.join(part['skipped'])}"] if part.get("skipped") else []
+    if part.get("skipped"):
+        lines += [f"- not tried, for this train does not know them: {', '.join(part['skipped'])}"]
     return "\n".join(lines)
 
 

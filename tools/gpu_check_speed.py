@@ -44,8 +44,8 @@ def steps(check, result):
             rows.append({**run, "predicted_ms": predicted_ms(check, run["batch_size"])})
             check.say(f"    {step_summary(rows[-1:])}")
             check.save()
-    result["trace_note"] = traced_step(check, result, rows[-1]["batch_size"])
-    return ("failed" if result["trace_note"] else "passed"), "; ".join(filter(None, [step_summary(rows), result["trace_note"]]))
+    why_no_trace = traced_step(check, result, rows[-1]["batch_size"])
+    return ("failed" if why_no_trace else "passed"), "; ".join(filter(None, [step_summary(rows), why_no_trace]))
 
 
 def step_summary(rows):
@@ -63,7 +63,8 @@ def one_step(row):
 def traced_step(check, result, batch):
     """Leaves the trace of one step beside the report. Why there is none, or ""."""
     trace = check.path.with_name(check.path.stem + "-trace.json")
-    done, run = train(check, {**gpt2_124m(check), "batch-size": batch, "steps": 6, "eval-interval": 0, "trace": trace})
+    done, run = train(check, {**gpt2_124m(check), "batch-size": batch, "steps": 6, "eval-interval": 0,
+                              "trace": trace})
     if done.ok and trace.exists():
         result.update(trace=trace.name, traced_command=run["command"])
         return ""
@@ -107,8 +108,9 @@ def pair(check, result, dtype):
     count = 4 if check.tiny else 20
     batches = [2] if check.tiny else [16, 8, 4, 2]
     tf32 = dtype == "fp32" and "--tf32" in known_flags(check)
+    flags = {**gpt2_124m(check, dtype), "tf32": tf32, "steps": count, "benchmark": True}
     for turn in range(2):
-        done, run = train_fitting(check, {**gpt2_124m(check, dtype), "tf32": tf32, "steps": count, "benchmark": True}, batches)
+        done, run = train_fitting(check, flags, batches)
         if done.timed_out:
             raise Stopped
         if not done.ok or not run.get("median_ms"):
@@ -199,16 +201,17 @@ ROUNDS = 2
 
 
 def ab(check, result):
+    """The same steps with and without each of the flags that this train knows, in turns."""
     told = known_flags(check)
-    rows = result["variants"] = [{"flags": " ".join(words(variant)) or "as it is", "ms": []}
-                                 for variant in VARIANTS if all(f"--{flag}" in told for flag in variant)]
-    result["skipped"] = sorted({f"--{flag}" for variant in VARIANTS for flag in variant if f"--{flag}" not in told})
     asked = [variant for variant in VARIANTS if all(f"--{flag}" in told for flag in variant)]
-    flags = {**gpt2_124m(check), "batch-size": 2 if check.tiny else 64, "steps": 4 if check.tiny else 15, "benchmark": True}
+    result["skipped"] = sorted({f"--{flag}" for variant in VARIANTS for flag in variant if f"--{flag}" not in told})
+    rows = result["variants"] = [{"flags": " ".join(words(variant)) or "as it is", "ms": []} for variant in asked]
+    flags = {**gpt2_124m(check), "batch-size": 2 if check.tiny else 64, "steps": 4 if check.tiny else 15,
+             "benchmark": True}
     if "--tuning-log" in told:
         asked[0] = {"tuning-log": check.path.with_name(check.path.stem + "-tuning.log")}
     try:
-        for _ in range(ROUNDS):  # in turns, so that a clock that drifts meets all alike
+        for _ in range(ROUNDS):  # a clock that drifts meets all alike
             for row, variant in zip(rows, asked):
                 ab_turn(check, row, {**flags, **variant})
     except Stopped:

@@ -36,7 +36,8 @@ def test_list(check):
     else:
         listed = check.run(["ctest", "--test-dir", check.programs, *archive.CTEST_LISTING])
         tests = archive.tests_of_listing(listed.text) if listed.ok and "{" in listed.text else []
-    return [test for test in tests if re.search(check.args.tests or "", test["name"])]
+    tests = [test for test in tests if re.search(check.args.tests or "", test["name"])]
+    return sorted(tests, key=lambda test: not test["name"].startswith("train_"))  # whole programs take longest
 
 
 # ---- tests ---------------------------------------------------------------------------------------
@@ -45,7 +46,8 @@ def test_list(check):
 def run_test(check, test):
     """One test program; what became of it."""
     try:
-        done = check.run(test["command"], limit=test["limit_s"], env={**check.args.child_env, **test["environment"]}, apart=True)
+        done = check.run(test["command"], limit=test["limit_s"], apart=True,
+                         env={**check.args.child_env, **test["environment"]})
     except Stopped:
         return {"status": "no time", "cases": parse.gtest_cases(""), "end": []}
     cases = parse.gtest_cases(done.text)

@@ -83,7 +83,7 @@ class BareMachine:
         # Symbolic links lead through folders of their own: /usr/bin/c++ is one into /etc/alternatives.
         links = {f"/etc/alternatives/{entry}" for entry in os.listdir("/etc/alternatives")
                  if os.path.realpath(f"/etc/alternatives/{entry}") in files}
-        links |= {f"/usr/bin/{os.path.basename(link)}" for link in links if os.path.islink(f"/usr/bin/{os.path.basename(link)}")}
+        links |= {path for link in links if os.path.islink(path := f"/usr/bin/{os.path.basename(link)}")}
         wanted = "".join(f"{path[1:]}\n" for path in sorted(files | links) if os.path.lexists(path))
         with subprocess.Popen(["tar", "-C", "/", "-c", "--no-recursion", "-T", "-"], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE) as pack:
@@ -104,9 +104,9 @@ class BareMachine:
         for folder in (home / "lib64", home / "targets/x86_64-linux/lib"):
             folder.mkdir(parents=True)
             for name in NVCC_LIBRARIES:
-                found = [path for path in (toolkit / "lib64" / name, toolkit / "targets/x86_64-linux/lib" / name) if path.exists()]
-                if found:
-                    shutil.copy(found[0], folder)
+                found = [path / name for path in (toolkit / "lib64", toolkit / "targets/x86_64-linux/lib")]
+                for path in [path for path in found if path.exists()][:1]:
+                    shutil.copy(path, folder)
         (home / "targets/x86_64-linux/include").symlink_to("../../include")
 
     def lend_libraries(self, paths):
@@ -120,12 +120,13 @@ class BareMachine:
     def run(self, command, folder="/work", timeout=600, **environment):
         """Runs a command on it: nothing of this machine's environment, processes or network."""
         path = "/usr/local/cuda/bin:/usr/bin:/bin:/usr/sbin"
-        words = [f"{key}={value}" for key, value in {"PATH": path, "HOME": "/root", "LC_ALL": "C",
-                                                     "LD_LIBRARY_PATH": ":".join(self.libraries), **environment}.items()]
+        environment = {"PATH": path, "HOME": "/root", "LC_ALL": "C", "LD_LIBRARY_PATH": ":".join(self.libraries),
+                       **environment}
+        words = [f"{key}={value}" for key, value in environment.items()]
         script = 'root=$1; shift; mount -t proc proc "$root/proc"\n'
         script += "".join(f'mount --bind /dev/{name} "$root/dev/{name}"\n' for name in DEVICES)
         script += 'cd /; exec chroot "$root" /usr/bin/env -i "$@"'
         inside = ["/bin/bash", "-c", 'cd "$1" && shift && exec "$@"', "bare", folder]
-        return subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "bash", "-ec", script, "bare",
-                               str(self.root), *words, *inside, *map(str, command)],
+        apart = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "bash", "-ec", script, "bare"]
+        return subprocess.run([*apart, str(self.root), *words, *inside, *map(str, command)],
                               capture_output=True, text=True, timeout=timeout, check=False)

@@ -55,7 +55,8 @@ def copy_repository(machine):
 
 
 def gpu_check(machine, *arguments, **environment):
-    done = machine.run(["python3", "tools/gpu_check.py", *arguments, "--out", "/work/out"], REPOSITORY, timeout=3600, **environment)
+    command = ["python3", "tools/gpu_check.py", *arguments, "--out", "/work/out"]
+    done = machine.run(command, REPOSITORY, timeout=3600, **environment)
     reports = list((machine.root / "work/out").glob("*-gpu-*.md"))
     require(len(reports) == 1, f"one report was expected, not {len(reports)}", done)
     return done, json.loads(reports[0].with_suffix(".json").read_text()), reports[0].read_text()
@@ -68,10 +69,9 @@ def lend_stand_in(machine, build):
     """The libraries that the stand-in for a GPU is linked with here."""
     found = set()
     for program in ("train", "tests/cuda_gpt2_test", "tests/cuda_on_cpu_test"):
-        for line in subprocess.run(["ldd", build / program], capture_output=True, text=True, check=True).stdout.splitlines():
-            match = re.match(r"\s*(\S+?)\.so\S* => (/\S+)", line)
-            if match and match.group(1) not in archive.SYSTEM_LIBRARIES:
-                found.add(match.group(2))
+        told = subprocess.run(["ldd", build / program], capture_output=True, text=True, check=True).stdout
+        found |= {path for name, path in re.findall(r"^\s*(\S+?)\.so\S* => (/\S+)", told, re.MULTILINE)
+                  if name not in archive.SYSTEM_LIBRARIES}
     machine.lend_libraries(sorted(found))
 
 
@@ -106,7 +106,7 @@ def rehearse_gpu_binaries(machine, file):
     into = machine.root / "work/gpu-binaries"
     archive.unpack(file, into)
     known = archive.about(file)
-    for name in sorted({*archive.PROGRAMS, *(test["command"][0].removeprefix("{build}/") for test in known["tests"])}):
+    for name in archive.programs_of(known):
         done = machine.run(["ldd", f"/work/gpu-binaries/{name}"])
         require(done.returncode == 0 and "not found" not in done.stdout, f"{name} lacks a library", done)
     done = machine.run(["/work/gpu-binaries/train", "--help"])
@@ -143,11 +143,13 @@ def rehearse_compiled(machine, nvcc, complete):
 
 def compile_samples(machine):
     deps = f"{REPOSITORY}/deps"
-    configured = machine.run(["cmake", "--preset", "gpu", "-DLATHE_CUDA_ARCHITECTURES=90a-real"], REPOSITORY, LATHE_DEPS=deps)
+    command = ["cmake", "--preset", "gpu", "-DLATHE_CUDA_ARCHITECTURES=90a-real"]
+    configured = machine.run(command, REPOSITORY, LATHE_DEPS=deps)
     require(configured.returncode == 0, "CMake", configured)
     built = machine.run(["cmake", "--build", "build/gpu", "--target", *SAMPLES], REPOSITORY, LATHE_DEPS=deps)
     require(built.returncode == 0, "the compilers", built)
-    require(all((machine.root / REPOSITORY[1:] / "build/gpu" / name).exists() for name in SAMPLES), "an object is missing", built)
+    folder = machine.root / REPOSITORY[1:] / "build/gpu"
+    require(all((folder / name).exists() for name in SAMPLES), "an object is missing", built)
     print(f"configured and compiled {len(SAMPLES)} files with carried headers")
     return re.findall(r"^-- lathe: (.*)$", configured.stdout, re.MULTILINE)
 
