@@ -218,6 +218,8 @@ class Pretended(Machine):
             lines.append(child.stdout.readline())
             self.assertTrue(lines[-1], lines)
         report, text = self.read()
+        self.assertFalse(report["finished"])
+        self.assertIsNone(child.poll())
         child.terminate()
         child.communicate(timeout=20)
         told = "".join(lines)
@@ -354,7 +356,9 @@ class Continued(Machine):
     def test_partial_results_stay_until_they_are_made_again(self):
         self.check("--parts", "talk", "--limits", "talk=2", HANG=str(self.root / "pid"))
         _, report, _ = self.check("--parts", "talk", "--continue", "--budget", "20")
-        self.assertEqual((report["parts"]["talk"]["status"], report["parts"]["talk"]["val_loss"]["100"]), ("timed out", 2.48))
+        talk = report["parts"]["talk"]
+        self.assertEqual((talk["status"], talk["val_loss"]["100"]), ("timed out", 2.48))
+        self.assertIn("stopped after", talk["summary"])
 
     def test_estimates_are_corrected(self):
         self.check("--parts", "steps,talk", "--limits", "talk=2", HANG=str(self.root / "pid"))
@@ -418,6 +422,13 @@ class Carried(Machine):
         (self.root / "src/new.cpp").write_text("int x;\n")
         report = self.refused("the sources differ")
         self.assertEqual(report["parts"]["talk"]["status"], "passed")
+
+    def test_binaries_of_an_earlier_call_are_not_used_for_other_sources(self):
+        self.assertEqual(self.carried()[0].returncode, 0)
+        (self.root / "src").mkdir()
+        (self.root / "src/new.cpp").write_text("int x;\n")
+        report = self.refused("the sources differ")
+        self.assertIn("build/train", report["parts"]["talk"]["command"])
 
     def test_another_gpu_gets_code_of_its_own(self):
         self.pack(architectures=["80-real", "100a-real"])
