@@ -152,7 +152,8 @@ class Machine(unittest.TestCase):
                 *arguments]
 
     def environment(self, **more):
-        return {**os.environ, "PATH": f"{self.root}/bin:{os.environ['PATH']}", "LATHE_CUBLASLT": "/nowhere",
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        return {**inherited, "PATH": f"{self.root}/bin:{os.environ['PATH']}", "LATHE_CUBLASLT": "/nowhere",
                 "LATHE_COMMIT": "abc1234", "LATHE_DEPS": "", **more}
 
     def check(self, *arguments, build=("--no-build",), **env):
