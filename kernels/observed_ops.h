@@ -90,6 +90,9 @@ class ObservedOps : public Ops {
   size_t workspace_bytes(const LinearBackward& args) const override {
     return real_.workspace_bytes(args);
   }
+  size_t workspace_bytes(const GeluBackward& args) const override {
+    return real_.workspace_bytes(args);
+  }
   size_t workspace_bytes(const AttentionForward& args) const override {
     return real_.workspace_bytes(args);
   }

@@ -49,7 +49,8 @@ OpCost cost(const LayerNormForward& args) {
 
 OpCost cost(const LayerNormBackward& args) {
   const double residual = (args.fresh ? 1 : 2) * bytes_of(args.d_residual_btc);
-  const double weights = (args.accumulate ? 2 : 1) * bytes_of(args.dweight_c, args.dbias_c);
+  const double weights =
+      (args.accumulate ? 2 : 1) * bytes_of(args.dweight_c, args.dbias_c, args.dx_sums_c);
   return {0, residual + weights +
                  bytes_of(args.dx_btc, args.dout_btc, args.residual_out_btc, args.mean_bt,
                           args.rstd_bt, args.weight_c)};
@@ -66,7 +67,8 @@ OpCost cost(const LinearBackward& args) {
   const double x = static_cast<double>(args.x_ni.elements());
   const double product = 2 * x * static_cast<double>(args.dy_no.shape[args.dy_no.shape.rank - 1]);
   const bool needs_dx = args.dx_ni.shape.rank > 0;
-  const double weights = (args.accumulate ? 2 : 1) * bytes_of(args.dweight_io, args.dbias_o);
+  const double weights =
+      (args.accumulate ? 2 : 1) * bytes_of(args.dweight_io, args.dbias_o, args.dx_sums_i);
   double bytes = weights + bytes_of(args.dy_no, args.x_ni);
   if (needs_dx) bytes += bytes_of(args.dx_ni, args.weight_io, args.input_pre_activation_ni);
   return {(needs_dx ? 2 : 1) * product, bytes};
@@ -77,7 +79,8 @@ OpCost cost(const GeluForward& args) {
 }
 
 OpCost cost(const GeluBackward& args) {
-  return {0, bytes_of(args.dx, args.dy, args.x)};
+  const double sums = (args.accumulate ? 2 : 1) * bytes_of(args.dx_sums_i);
+  return {0, bytes_of(args.dx, args.dy, args.x) + sums};
 }
 
 // Two products over the causal half of B x T x T scores by C channels.
@@ -90,8 +93,10 @@ OpCost cost(const AttentionForward& args) {
 // Four products; the scores, computed anew, are not work that the model asks for.
 OpCost cost(const AttentionBackward& args) {
   const double x = static_cast<double>(args.out_btc.elements());
+  const double sums = (args.accumulate ? 2 : 1) * bytes_of(args.dqkv_sums_3c);
   return {4 * x * static_cast<double>(args.out_btc.shape[1]),
-          bytes_of(args.dqkv_bt3c, args.dout_btc, args.out_btc, args.logsumexp_bht, args.qkv_bt3c)};
+          bytes_of(args.dqkv_bt3c, args.dout_btc, args.out_btc, args.logsumexp_bht, args.qkv_bt3c) +
+              sums};
 }
 
 // Query t meets past + t + 1 keys.

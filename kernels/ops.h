@@ -89,14 +89,17 @@ struct LayerNormForward {
 // d_residual += LayerNorm'(dout): the gradient of residual_out (with the share that flows through
 // the residual stream, which it holds on entry unless fresh), which is that of residual_in as well.
 // dx = dropout'(d_residual), only where p > 0 (without dropout dx *is* d_residual; dx is absent).
+// dx_sums (+)= the column sums of dx as it is stored, or of d_residual without dropout: the
+// gradient of the bias of the projection whose output was added.
 struct LayerNormBackward {
   Tensor d_residual_btc;      // in and out, T
   Tensor dx_btc;              // out, T, or absent
   Tensor dweight_c, dbias_c;  // acc; dbias absent without bias
+  Tensor dx_sums_c;           // acc, or absent
   Tensor dout_btc, residual_out_btc, mean_bt, rstd_bt, weight_c;
   Dropout dropout;
   bool fresh = false;       // d_residual holds nothing yet (the last LayerNorm)
-  bool accumulate = false;  // of dweight, dbias
+  bool accumulate = false;  // of dweight, dbias, dx_sums
 };
 
 // y = gelu(x weight + bias). With GELU the pre-activation is rounded to T, stored, and read back
@@ -111,10 +114,13 @@ struct LinearForward {
 };
 
 // dx = dy weight^T, dweight (+)= x^T dy, dbias (+)= sum of dy's rows. Where x was gelu(pre), give
-// input_pre_activation and gelu: then dx = round(dy weight^T) gelu'(pre), the gradient of pre.
+// input_pre_activation and gelu: then dx = round(dy weight^T) gelu'(pre), the gradient of pre, and
+// dx_sums (+)= the column sums of dx as it is stored: the gradient of the bias of the layer that
+// made pre. That layer's own backward pass then has no dbias.
 struct LinearBackward {
   Tensor dx_ni;                // out, or absent
   Tensor dweight_io, dbias_o;  // acc; dbias absent without bias
+  Tensor dx_sums_i;            // acc, or absent; only with gelu
   Tensor dy_no, x_ni, weight_io;
   Tensor input_pre_activation_ni;  // or absent
   Gelu gelu = Gelu::none;
@@ -125,9 +131,13 @@ struct GeluForward {
   Tensor y, x;
   Gelu gelu = Gelu::tanh;
 };
-struct GeluBackward {  // dx = dy gelu'(x); dx may be dy
-  Tensor dx, dy, x;
+// dx = dy gelu'(x); dx may be dy. dx_sums (+)= the column sums of dx [N, I] as it is stored.
+struct GeluBackward {
+  Tensor dx;         // out
+  Tensor dx_sums_i;  // acc, or absent
+  Tensor dy, x;
   Gelu gelu = Gelu::tanh;
+  bool accumulate = false;  // of dx_sums
 };
 
 // Causal self-attention over blocks, never storing T x T (Dao et al., FlashAttention, 2022/2023).
@@ -140,11 +150,14 @@ struct AttentionForward {
   int64_t n_head = 1;
   Dropout dropout;
 };
+// dqkv_sums (+)= the column sums of dqkv as it is stored: the gradient of the bias of qkv.
 struct AttentionBackward {
-  Tensor dqkv_bt3c;  // out, T
+  Tensor dqkv_bt3c;     // out, T
+  Tensor dqkv_sums_3c;  // acc, or absent
   Tensor dout_btc, out_btc, logsumexp_bht, qkv_bt3c;
   int64_t n_head = 1;
   Dropout dropout;
+  bool accumulate = false;  // of dqkv_sums
 };
 
 // Attention with a KV cache, for sampling: the T new tokens of each sequence stand at positions
@@ -351,6 +364,7 @@ struct Ops {
   virtual size_t workspace_bytes(const LayerNormBackward& args) const = 0;
   virtual size_t workspace_bytes(const LinearForward& args) const = 0;
   virtual size_t workspace_bytes(const LinearBackward& args) const = 0;
+  virtual size_t workspace_bytes(const GeluBackward& args) const = 0;
   virtual size_t workspace_bytes(const AttentionForward& args) const = 0;
   virtual size_t workspace_bytes(const AttentionBackward& args) const = 0;
   virtual size_t workspace_bytes(const AttentionCached& args) const = 0;

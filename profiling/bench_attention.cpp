@@ -46,6 +46,7 @@ struct Problem {
     const Shape btc{B, T_, C}, bt3c{B, T_, 3 * C}, bht{B, H, T_};
     forward = {tensor_of(out, btc), tensor_of(logsumexp, bht), tensor_of(qkv, bt3c), H, dropout};
     backward = {tensor_of(dqkv, bt3c),
+                {},
                 tensor_of(dout, btc),
                 tensor_of(out, btc),
                 tensor_of(logsumexp, bht),

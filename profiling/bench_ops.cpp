@@ -139,6 +139,7 @@ void layernorm_backward(benchmark::State& state, const Model& m, DType type, boo
   backward.weight_c = memory.make(type, {m.C});
   backward.dweight_c = memory.make(DType::fp32, {m.C});
   if (m.bias) backward.dbias_c = memory.make(DType::fp32, {m.C});
+  if (m.bias) backward.dx_sums_c = memory.make(DType::fp32, {m.C});
   if (dropout) backward.dx_btc = memory.make(type, btc);
   backward.dropout = dropout_if(dropout), backward.fresh = true;
   const Tensor workspace = memory.workspace(ops.workspace_bytes(backward));
@@ -160,9 +161,12 @@ void gelu_backward(benchmark::State& state, const Model& m, DType type, bool exa
   Memory memory(kSmall);
   const Ops& ops = memory.ops(type);
   const Shape shape{m.B * m.T, 4 * m.C};
-  GeluBackward backward{memory.make(type, shape), memory.make(type, shape),
-                        memory.make(type, shape), exact ? Gelu::exact : Gelu::tanh};
-  for (auto _ : state) ops.gelu_backward(backward, {});
+  GeluBackward backward;
+  backward.dx = memory.make(type, shape), backward.dy = memory.make(type, shape);
+  backward.x = memory.make(type, shape), backward.gelu = exact ? Gelu::exact : Gelu::tanh;
+  if (m.bias) backward.dx_sums_i = memory.make(DType::fp32, {4 * m.C});
+  const Tensor workspace = memory.workspace(ops.workspace_bytes(backward));
+  for (auto _ : state) ops.gelu_backward(backward, workspace);
   report(state, cost(backward));
 }
 
@@ -191,7 +195,7 @@ void linear_backward(benchmark::State& state, const Model& m, DType type, bool) 
   backward.dx_ni = memory.make(type, {N, 4 * m.C}), backward.x_ni = memory.make(type, {N, 4 * m.C});
   backward.input_pre_activation_ni = memory.make(type, {N, 4 * m.C});
   backward.dweight_io = memory.make(DType::fp32, {4 * m.C, m.C});
-  if (m.bias) backward.dbias_o = memory.make(DType::fp32, {m.C});
+  if (m.bias) backward.dx_sums_i = memory.make(DType::fp32, {4 * m.C});
   backward.dy_no = memory.make(type, {N, m.C});
   backward.weight_io = memory.make(type, {4 * m.C, m.C}), backward.gelu = Gelu::tanh;
   const Tensor workspace = memory.workspace(ops.workspace_bytes(backward));
@@ -214,9 +218,14 @@ void attention_backward(benchmark::State& state, const Model& m, DType type, boo
   Memory memory(kSmall);
   const Ops& ops = memory.ops(type);
   const Shape btc{m.B, m.T, m.C}, bt3c{m.B, m.T, 3 * m.C};
-  AttentionBackward backward{memory.make(type, bt3c), memory.make(type, btc),
-                             memory.make(type, btc),  memory.make(DType::fp32, {m.B, m.H, m.T}),
-                             memory.make(type, bt3c), m.H,
+  const Tensor sums = m.bias ? memory.make(DType::fp32, {3 * m.C}) : Tensor{};
+  AttentionBackward backward{memory.make(type, bt3c),
+                             sums,
+                             memory.make(type, btc),
+                             memory.make(type, btc),
+                             memory.make(DType::fp32, {m.B, m.H, m.T}),
+                             memory.make(type, bt3c),
+                             m.H,
                              dropout_if(dropout)};
   const Tensor workspace = memory.workspace(ops.workspace_bytes(backward));
   for (auto _ : state) ops.attention_backward(backward, workspace);

@@ -1,5 +1,6 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/attention_block.h"
+#include "kernels/cpu/column_sums.h"
 
 namespace lathe {
 namespace {
@@ -137,6 +138,7 @@ void attention_backward(const AttentionBackward& args, const Tensor& workspace) 
   check_matrix(args.out_btc, dtype_of<T>, s.B * s.T, s.C, "out");
   check_matrix(args.dout_btc, dtype_of<T>, s.B * s.T, s.C, "dout");
   check_vector(args.logsumexp_bht, dtype_of<A>, s.B * s.H * s.T, "logsumexp");
+  if (args.dqkv_sums_3c) check_vector(args.dqkv_sums_3c, dtype_of<A>, 3 * s.C, "dqkv_sums");
   const DropoutMask mask(args.dropout);
   const size_t slice = BackwardScratch<A>(nullptr, s.T, s.D).bytes;
   check_workspace(workspace, slice * static_cast<size_t>(max_threads()));
@@ -157,6 +159,8 @@ void attention_backward(const AttentionBackward& args, const Tensor& workspace) 
     head.mask = &mask, head.mask_element = mask_element_of_head(mask, s, b, h);
     head_backward(head, scratch);
   }
+  if (args.dqkv_sums_3c)
+    column_sums(dqkv, s.B * s.T, 3 * s.C, args.accumulate, args.dqkv_sums_3c.as<A>());
 }
 
 size_t attention_backward_workspace_bytes(const AttentionBackward& args) {

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/cpu/column_sums.h"
 #include "kernels/cpu/operations.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vecmath.h"
@@ -45,6 +46,7 @@ void gelu_backward(const GeluBackward& args) {
   check_vector(args.x, dtype_of<T>, elements, "x");
   check_vector(args.dy, dtype_of<T>, elements, "dy");
   check_vector(args.dx, dtype_of<T>, elements, "dx");
+  if (args.dx_sums_i) check_vector(args.dx_sums_i, dtype_of<A>, columns_of(args.dx), "dx_sums");
   LATHE_CHECK(args.gelu != Gelu::none);
   const T *x = args.x.as<T>(), *dy = args.dy.as<T>();
   T* dx = args.dx.as<T>();
@@ -57,6 +59,8 @@ void gelu_backward(const GeluBackward& args) {
       return static_cast<A>(dy[i]) * gelu_exact_grad(static_cast<A>(x[i]));
     });
   }
+  if (args.dx_sums_i)
+    column_sums(dx, rows_of(args.dx), columns_of(args.dx), args.accumulate, args.dx_sums_i.as<A>());
 }
 
 template void gelu_forward<float>(const GeluForward&);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/check.h"
+#include "kernels/cpu/column_sums.h"
 #include "kernels/cpu/dropout.h"
 #include "kernels/cpu/operations.h"
 #include "kernels/cpu/parallel.h"
@@ -164,6 +165,7 @@ void check_backward(const LayerNormBackward& args, int64_t rows, int64_t channel
   check_vector(args.weight_c, dtype_of<T>, channels, "weight");
   check_vector(args.dweight_c, dtype_of<A>, channels, "dweight");
   if (args.dbias_c) check_vector(args.dbias_c, dtype_of<A>, channels, "dbias");
+  if (args.dx_sums_c) check_vector(args.dx_sums_c, dtype_of<A>, channels, "dx_sums");
   if (args.dropout.p > 0) check_matrix(args.dx_btc, dtype_of<T>, rows, channels, "dx");
   LATHE_CHECK(args.dropout.p > 0 || !args.dx_btc, "without dropout dx is d_residual");
 }
@@ -244,6 +246,8 @@ void layernorm_backward(const LayerNormBackward& args, const Tensor& workspace) 
   if (args.dbias_c)
     add_partials(partials + channels, count, 2 * channels, channels, args.accumulate,
                  args.dbias_c.as<A>());
+  if (args.dx_sums_c)
+    column_sums(dx ? dx : d_residual, rows, channels, args.accumulate, args.dx_sums_c.as<A>());
 }
 
 template void layernorm_forward<float>(const LayerNormForward&);

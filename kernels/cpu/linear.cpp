@@ -1,9 +1,9 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/cpu/column_sums.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/operations.h"
-#include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vecmath.h"
 
 namespace lathe {
@@ -73,29 +73,6 @@ MatmulArgs<T, Accumulator<T>> weight_product(const LinearBackward& args) {
   return product;
 }
 
-// bias (+)= the sum of the rows, first within blocks of rows, so that many rows lose no precision;
-// threads take channels, so that the order is the same for any number of them.
-template <typename T>
-void sum_rows(const T* dy, int64_t rows, int64_t channels, bool accumulate, Accumulator<T>* bias) {
-  using A = Accumulator<T>;
-  constexpr int64_t kChannelBlock = 128, kRowBlock = 64;
-  const int64_t blocks = (channels + kChannelBlock - 1) / kChannelBlock;
-  parallel_for(blocks, rows * channels, [&](int64_t block) {
-    const int64_t c0 = block * kChannelBlock, count = std::min(kChannelBlock, channels - c0);
-    A total[kChannelBlock] = {};
-    for (int64_t n0 = 0; n0 < rows; n0 += kRowBlock) {
-      A sum[kChannelBlock] = {};
-      for (int64_t n = n0; n < std::min(rows, n0 + kRowBlock); ++n) {
-        const T* row = dy + n * channels + c0;
-#pragma omp simd
-        for (int64_t i = 0; i < count; ++i) sum[i] += static_cast<A>(row[i]);
-      }
-      for (int64_t i = 0; i < count; ++i) total[i] += sum[i];
-    }
-    for (int64_t i = 0; i < count; ++i) bias[c0 + i] = (accumulate ? bias[c0 + i] : 0) + total[i];
-  });
-}
-
 template <typename T>
 void check_backward(const LinearBackward& args) {
   using A = Accumulator<T>;
@@ -106,6 +83,7 @@ void check_backward(const LinearBackward& args) {
   check_matrix(args.weight_io, dtype_of<T>, inputs, outputs, "weight");
   check_matrix(args.dweight_io, dtype_of<A>, inputs, outputs, "dweight");
   if (args.dbias_o) check_vector(args.dbias_o, dtype_of<A>, outputs, "dbias");
+  LATHE_CHECK(!args.dx_sums_i || (args.dx_ni && args.gelu != Gelu::none));
   LATHE_CHECK((args.gelu != Gelu::none) == static_cast<bool>(args.input_pre_activation_ni));
   if (!args.dx_ni) return;
   check_matrix(args.dx_ni, dtype_of<T>, rows, inputs, "dx");
@@ -152,13 +130,18 @@ void linear_backward(const LinearBackward& args, MatmulContext& matmul, const Te
   check_backward<T>(args);
   lend(matmul, workspace);
   if (args.dbias_o)
-    sum_rows(args.dy_no.as<T>(), rows_of(args.dy_no), columns_of(args.dy_no), args.accumulate,
-             args.dbias_o.as<A>());
+    column_sums(args.dy_no.as<T>(), rows_of(args.dy_no), columns_of(args.dy_no), args.accumulate,
+                args.dbias_o.as<A>());
   matmul.run(weight_product<T>(args));
   if (!args.dx_ni) return;
   matmul.run(input_product<T>(args));
   if (args.gelu == Gelu::none) return;
-  gelu_backward<T>({args.dx_ni, args.dx_ni, args.input_pre_activation_ni, args.gelu});
+  gelu_backward<T>({.dx = args.dx_ni,
+                    .dx_sums_i = args.dx_sums_i,
+                    .dy = args.dx_ni,
+                    .x = args.input_pre_activation_ni,
+                    .gelu = args.gelu,
+                    .accumulate = args.accumulate});
 }
 
 template size_t linear_forward_workspace<float>(const LinearForward&, MatmulContext&);

@@ -79,6 +79,7 @@ class CpuOps final : public Ops {
   size_t workspace_bytes(const LinearBackward& args) const override {
     return linear_backward_workspace<T>(args, matmul_);
   }
+  size_t workspace_bytes(const GeluBackward&) const override { return 0; }
   size_t workspace_bytes(const AttentionForward& args) const override {
     return attention_forward_workspace_bytes(args);
   }

@@ -21,8 +21,16 @@
 // the three products on 16 rows reads 256 bytes of shared memory, which on an A100 takes just as
 // long as the mma: both bind. Statistics: 4 B T C bytes read, bandwidth.
 //
-// fp32, and head sizes above 128, go to attention_plain.cu after the statistics.
+// Where the column sums of dqkv are asked for, a block of (2) or (3) adds up the columns of the
+// rows that it has just stored, which are still in shared memory. Its sums go to the workspace, [B,
+// blocks of rows, 3 C], and a fourth kernel adds them in a fixed order.
+//
+// fp32, and head sizes above 128, go to attention_plain.cu after the statistics, and their column
+// sums are taken of the finished dqkv.
+#include <algorithm>
+
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/operations.h"
 
@@ -79,13 +87,15 @@ struct FlashBackward {
   const Bf16 *qkv, *dout;
   const RowStatistics* statistics;  // logsumexp times log2 e
   Bf16* dqkv;
+  float* partials;  // of the column sums of dqkv, [B, blocks, 3 C], or null
   DropoutMask mask;
   bool vectorized;
 };
+inline constexpr int kBackwardRows = kWarps * 16;  // of a block
 
 template <int kD>
 struct BackwardTiling {
-  static constexpr int kRows = kWarps * 16;
+  static constexpr int kRows = kBackwardRows;
   static constexpr int kTileRows = kD <= 64 ? 64 : 32;
   static constexpr int kPart = kD <= 96 ? 32 : 16;  // rows of a tile that a warp meets at once
   static constexpr int kTile = kTileRows * kD;
@@ -185,17 +195,76 @@ __device__ __forceinline__ void meet(Gradients<kD, kOfKeys>& sums, const LeftRow
   multiply_by_columns<kD>(sums.dx, fragments, u, first);
 }
 
+// Which rows of which head are a block's.
+template <bool kOfKeys>
+struct BlockPlace {
+  int blocks, head, b, h, first;  // blocks of a head; the first row
+
+  __device__ __forceinline__ BlockPlace(int T, int H, unsigned block)
+      : blocks((T + kBackwardRows - 1) / kBackwardRows) {
+    const int place = static_cast<int>(block) % blocks;
+    head = static_cast<int>(block) / blocks, b = head / H, h = head % H;
+    first = (kOfKeys ? place : blocks - 1 - place) * kBackwardRows;  // the longest first
+  }
+};
+
+// The sums of the columns of the rows that a block has stored and still has in shared memory.
+template <int kD, bool kOfKeys>
+__device__ __forceinline__ void sum_gradients(float* partials, int T, int H, int D) {
+  const BlockPlace<kOfKeys> place(T, H, ptx::block_index());
+  const BackwardShared<kD> shared;
+  const int C = H * D, own = warp_index() * 16, count = T - place.first - own;
+  sum_stored_rows<kD>(shared.x, own, count);
+  if constexpr (kOfKeys) sum_stored_rows<kD>(shared.y, own, count);
+  __syncthreads();
+  const int64_t part = int64_t{place.b} * place.blocks + place.first / kBackwardRows;
+  partials += part * 3 * C + place.h * D;
+  add_up_warps<kD>(shared.x, D, partials + (kOfKeys ? C : 0));
+  if constexpr (kOfKeys) add_up_warps<kD>(shared.y, D, partials + 2 * C);
+}
+
+// The same apart from its caller, whose registers are all taken: nvcc 13.0 would spill some.
+template <int kD>
+__device__ __noinline__ void sum_gradients_of_keys(float* partials, int T, int H, int D) {
+  sum_gradients<kD, true>(partials, T, H, D);
+}
+
+// The end of a block: its rows of dqkv, and the sums of their columns. Whose rows they are is
+// worked out anew, to spare the registers of all that came before.
+template <int kD, bool kOfKeys>
+__device__ __forceinline__ void store_gradients(const FlashBackward& args,
+                                                const BackwardShared<kD>& shared,
+                                                const Gradients<kD, kOfKeys>& sums,
+                                                float keep_scale) {
+  const Sizes& s = args.sizes;
+  const int T = static_cast<int>(s.T), H = static_cast<int>(s.H), D = static_cast<int>(s.D);
+  const BlockPlace<kOfKeys> place(T, H, ptx::block_index());
+  const int C = H * D, stride = 3 * C;
+  const int own = warp_index() * 16, row = place.first + own, count = T - row;
+  Bf16* const to = args.dqkv + (place.b * s.T + row) * stride + place.h * D;
+  store_rows<kD>(sums.dx[0], s.scale, s.scale, shared.x, own, to + (kOfKeys ? C : 0), stride, count,
+                 D, args.vectorized);
+  if constexpr (kOfKeys) {
+    store_rows<kD>(sums.dy[0], keep_scale, keep_scale, shared.y, own, to + 2 * C, stride, count, D,
+                   args.vectorized);
+  }
+  if (args.partials == nullptr) return;
+  if constexpr (kOfKeys) {
+    sum_gradients_of_keys<kD>(args.partials, T, H, D);
+  } else {
+    sum_gradients<kD, false>(args.partials, T, H, D);
+  }
+}
+
 template <int kD, bool kOfKeys, bool kDropout>
 __global__ void __launch_bounds__(kThreads, BackwardTiling<kD>::blocks(kOfKeys))
     flash_backward_kernel(FlashBackward args) {
   using Tiling = BackwardTiling<kD>;
   constexpr int kTileRows = Tiling::kTileRows;
   const Sizes& s = args.sizes;
-  const int T = static_cast<int>(s.T), H = static_cast<int>(s.H), D = static_cast<int>(s.D);
-  const int C = static_cast<int>(s.C), blocks = (T + Tiling::kRows - 1) / Tiling::kRows;
-  const int head = static_cast<int>(blockIdx.x) / blocks, b = head / H, h = head % H;
-  const int place = static_cast<int>(blockIdx.x) % blocks;  // the longest first
-  const int first = (kOfKeys ? place : blocks - 1 - place) * Tiling::kRows;
+  const int T = static_cast<int>(s.T), D = static_cast<int>(s.D), C = static_cast<int>(s.C);
+  const auto [blocks, head, b, h, first] =
+      BlockPlace<kOfKeys>(T, static_cast<int>(s.H), blockIdx.x);
   const int row = first + warp_index() * 16;  // the warp's first
   const HeadMask mask(args.mask, s, head);
   const BackwardShared<kD> shared;
@@ -249,15 +318,7 @@ __global__ void __launch_bounds__(kThreads, BackwardTiling<kD>::blocks(kOfKeys))
     }
   }
 
-  const int own = warp_index() * 16, stride = 3 * C;
-  Bf16* const to = args.dqkv + (static_cast<int64_t>(b) * T + row) * stride + h * D;
-  store_rows<kD>(sums.dx[0], s.scale, s.scale, shared.x, own, to + (kOfKeys ? C : 0), stride,
-                 T - row, D, args.vectorized);
-  if constexpr (kOfKeys) {
-    const float keep_scale = kDropout ? mask.scale() : 1.0f;
-    store_rows<kD>(sums.dy[0], keep_scale, keep_scale, shared.y, own, to + 2 * C, stride, T - row,
-                   D, args.vectorized);
-  }
+  store_gradients<kD, kOfKeys>(args, shared, sums, kDropout ? args.mask.scale : 1.0f);
 }
 
 template <int kD, bool kDropout>
@@ -276,6 +337,16 @@ size_t statistics_bytes(const Sizes& s) {
   return static_cast<size_t>(s.B * s.H * padded_rows(s.T)) * sizeof(RowStatistics);
 }
 
+template <typename T>
+bool is_flash(const Sizes& s) {
+  return sizeof(T) == 2 && s.D <= kLargestFlashHead;
+}
+
+// Rows of partial column sums of the flash kernels.
+int64_t partial_rows(const Sizes& s) {
+  return s.B * ceil_div(s.T, kBackwardRows);
+}
+
 }  // namespace
 }  // namespace attention
 
@@ -289,14 +360,16 @@ void attention_backward(const AttentionBackward& args, const Context& context,
   check_matrix(args.out_btc, kernel_dtype<T>, s.B * s.T, s.C, "out");
   check_matrix(args.dout_btc, kernel_dtype<T>, s.B * s.T, s.C, "dout");
   check_vector(args.logsumexp_bht, DType::fp32, s.B * s.H * s.T, "logsumexp");
+  if (args.dqkv_sums_3c) check_vector(args.dqkv_sums_3c, DType::fp32, 3 * s.C, "dqkv_sums");
   const DropoutMask mask(args.dropout);
-  check_workspace(workspace, statistics_bytes(s));
+  check_workspace(workspace, attention_backward_workspace<T>(args, context));
   auto* const statistics = static_cast<RowStatistics*>(workspace.data);
   LATHE_CHECK(reinterpret_cast<uintptr_t>(statistics) % 16 == 0, "workspace is not aligned");
   const T *const qkv = data<T>(args.qkv_bt3c), *const dout = data<T>(args.dout_btc);
   T* const dqkv = data<T>(args.dqkv_bt3c);
+  auto* const sums = data<float>(args.dqkv_sums_3c);
 
-  const bool flash = sizeof(T) == 2 && s.D <= kLargestFlashHead;
+  const bool flash = is_flash<T>(s);
   const float factor = flash ? kLog2E : 1.0f;
   const bool vectorized = vectorizes<T>(dout, s.D) && vectorizes<T>(data<T>(args.out_btc), s.D);
   if (vectorized) {
@@ -307,19 +380,32 @@ void attention_backward(const AttentionBackward& args, const Context& context,
   if constexpr (sizeof(T) == 2) {
     if (flash) {
       const bool all = vectorized && vectorizes<T>(qkv, s.D) && vectorizes<T>(dqkv, s.D);
-      const FlashBackward flash_args{s, qkv, dout, statistics, dqkv, mask, all};
-      return with_padded_head(s.D, [&]<int kD>() {
+      auto* const partials = reinterpret_cast<float*>(statistics + s.B * s.H * padded_rows(s.T));
+      const FlashBackward flash_args{s,    qkv, dout, statistics, dqkv, sums ? partials : nullptr,
+                                     mask, all};
+      with_padded_head(s.D, [&]<int kD>() {
         mask.active ? flash_backward<kD, true>(flash_args, context.stream)
                     : flash_backward<kD, false>(flash_args, context.stream);
       });
+      if (sums)
+        add_partials({sums}, partials, partial_rows(s), 3 * s.C, args.accumulate, context.stream);
+      return;
     }
   }
   plain_backward(PlainBackward<T>{qkv, dout, statistics, dqkv}, s, mask, context.stream);
+  if (sums)  // the statistics have been used
+    column_sums(sums, dqkv, kernel_dtype<T>, s.B * s.T, 3 * s.C, 3 * s.C, args.accumulate,
+                workspace, context.stream);
 }
 
 template <typename T>
 size_t attention_backward_workspace(const AttentionBackward& args, const Context&) {
-  return attention::statistics_bytes(attention::Sizes(args.qkv_bt3c, args.n_head));
+  const attention::Sizes s(args.qkv_bt3c, args.n_head);
+  const size_t statistics = attention::statistics_bytes(s);
+  if (!is_planned(args.dqkv_sums_3c)) return statistics;
+  if (!attention::is_flash<T>(s))
+    return std::max(statistics, column_sums_workspace(s.B * s.T, 3 * s.C));
+  return statistics + static_cast<size_t>(attention::partial_rows(s) * 3 * s.C) * sizeof(float);
 }
 
 template void attention_backward<float>(const AttentionBackward&, const Context&, const Tensor&);

@@ -237,6 +237,48 @@ __device__ __forceinline__ void store_rows(const float (&sums)[kD / 8][4], float
   }
 }
 
+// After store_rows: the sums of its columns over the first `count` rows, as they were stored, take
+// the place of the rows, kD floats.
+template <int kD>
+__device__ __forceinline__ void sum_stored_rows(Bf16* tile, int first, int count) {
+  constexpr int kPairs = (kD / 2 + kWarp - 1) / kWarp;  // of columns, of a lane
+  float sums[kPairs][2] = {};
+#pragma unroll
+  for (int p = 0; p < kPairs; ++p) {
+    const int column = 2 * (lane_index() + p * kWarp);
+    if (column >= kD) break;
+#pragma unroll 4
+    for (int r = 0; r < 16; ++r) {
+      if (r >= count) break;
+      const auto pair =
+          Vec<Bf16, 2>::load(tile + tile_offset<kD>(first + r, column / kChunk) + column % kChunk);
+      sums[p][0] += to_float(pair.at[0]);
+      sums[p][1] += to_float(pair.at[1]);
+    }
+  }
+  __syncwarp();  // all lanes have read
+  auto* const to = reinterpret_cast<float*>(tile + first * kD);
+#pragma unroll
+  for (int p = 0; p < kPairs; ++p) {
+    const int column = 2 * (lane_index() + p * kWarp);
+    if (column < kD) to[column] = sums[p][0], to[column + 1] = sums[p][1];
+  }
+}
+
+// After sum_stored_rows of all warps and a barrier: adds up their sums, in their order, to D
+// floats.
+template <int kD>
+__device__ __forceinline__ void add_up_warps(const Bf16* tile, int head_size, float* to) {
+  static_assert(kD <= kThreads);
+  const int column = static_cast<int>(threadIdx.x);
+  if (column >= head_size) return;
+  float sum = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w)
+    sum += reinterpret_cast<const float*>(tile + 16 * w * kD)[column];
+  to[column] = sum;
+}
+
 // Which of 16 x 8 kN mask elements are kept: bit 4 n + i is that of sums[n][i], where rows are
 // queries from `query` and columns keys from `key`, a multiple of 8. A Philox draw holds four
 // consecutive keys and a thread's sums two of them: of two neighbouring lanes one draws for the row

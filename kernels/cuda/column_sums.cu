@@ -6,7 +6,10 @@
 // kRowsOfBlock rows; lanes are neighbours along a row, so a warp reads 512 bytes at a time. Thread
 // (l, w) sums rows w, w + 8, ... of the block's rows; the eight sums of a column meet in shared
 // memory and are added in order. The blocks' sums, [G, C] with G = R / kRowsOfBlock, go to the
-// workspace, and the same kernel adds them up. G and all orders follow from the shape alone.
+// workspace, and add_partials adds them up. G and all orders follow from the shape alone.
+//
+// add_partials: a block of 32 x 32 threads takes 32 columns; thread (x, y) adds rows y, y + 32, ...
+// of its column, then the 32 sums of a column are added as a tree.
 //
 // Roofline: R C sizeof(T) bytes read once, one addition each: memory-bound. The second pass reads
 // 4 G C bytes, 1 / 128 (bf16) of that.
@@ -15,20 +18,19 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
 
 namespace lathe::cuda {
 
 namespace {
 
-constexpr int kRowThreads = 8, kRowsOfBlock = 256;
+constexpr int kRowsOfBlock = 256;
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kWarp* kRowThreads)
+__global__ void __launch_bounds__(kWarp* kColumnRows)
     column_sums_kernel(float* sums, const T* x, int64_t rows, int64_t columns, int64_t ld,
                        int64_t rows_of_block, bool accumulate) {
   const int64_t first_column = (int64_t{blockIdx.x} * kWarp + threadIdx.x) * V;
@@ -37,27 +39,37 @@ __global__ void __launch_bounds__(kWarp* kRowThreads)
   float sum[V] = {};
   if (first_column < columns) {
 #pragma unroll 4
-    for (int64_t r = first_row + threadIdx.y; r < last_row; r += kRowThreads) {
+    for (int64_t r = first_row + threadIdx.y; r < last_row; r += kColumnRows) {
       const auto values = Vec<T, V>::load(x + r * ld + first_column);
 #pragma unroll
       for (int i = 0; i < V; ++i) sum[i] += to_float(values.at[i]);
     }
   }
-  // [kRowThreads][V][kWarp]: neighbouring lanes in neighbouring banks.
-  auto* shared = reinterpret_cast<float*>(ptx::shared_memory());
-#pragma unroll
-  for (int i = 0; i < V; ++i) shared[(threadIdx.y * V + i) * kWarp + threadIdx.x] = sum[i];
-  __syncthreads();
-  for (int c = threadIdx.y * kWarp + threadIdx.x; c < V * kWarp; c += kRowThreads * kWarp) {
-    const int64_t column = int64_t{blockIdx.x} * kWarp * V + c;
-    if (column >= columns) continue;
-    const int lane = c / V, i = c % V;
-    float total = 0;
-#pragma unroll
-    for (int w = 0; w < kRowThreads; ++w) total += shared[(w * V + i) * kWarp + lane];
-    float* to = sums + int64_t{blockIdx.y} * columns + column;
-    *to = accumulate ? *to + total : total;
+  add_up_columns(sum, sums + int64_t{blockIdx.y} * columns, columns, accumulate);
+}
+
+struct Partials {
+  float *first, *second, *third;  // outputs
+  const float* partials;          // [count, outputs, columns]
+  int64_t count, columns;
+  bool accumulate;
+};
+__global__ void __launch_bounds__(kWarp* kWarp) add_partials_kernel(Partials p) {
+  float* const output = blockIdx.y == 0 ? p.first : blockIdx.y == 1 ? p.second : p.third;
+  if (output == nullptr) return;
+  auto* sums = reinterpret_cast<float*>(ptx::shared_memory());  // [32, 33]: rows in other banks
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kWarp, column = first + threadIdx.x;
+  const int64_t row = gridDim.y * p.columns;
+  float sum = 0;
+  if (column < p.columns) {
+    for (int64_t n = threadIdx.y; n < p.count; n += kWarp)
+      sum += p.partials[n * row + blockIdx.y * p.columns + column];
   }
+  sums[threadIdx.y * (kWarp + 1) + threadIdx.x] = sum;
+  __syncthreads();
+  sum = warp_reduce(sums[threadIdx.x * (kWarp + 1) + threadIdx.y], Sum());
+  const int64_t c = first + threadIdx.y;
+  if (threadIdx.x == 0 && c < p.columns) output[c] = p.accumulate ? output[c] + sum : sum;
 }
 
 template <typename T>
@@ -80,7 +92,7 @@ void launch_sums(float* sums, const T* x, int64_t rows, int64_t columns, int64_t
                  int64_t block_rows, bool accumulate, cudaStream_t stream) {
   const LaunchShape shape{dim3(static_cast<unsigned>(ceil_div(columns, kWarp * V)),
                                static_cast<unsigned>(ceil_div(rows, block_rows))),
-                          dim3(kWarp, kRowThreads), kRowThreads * kWarp * V * sizeof(float)};
+                          dim3(kWarp, kColumnRows), column_sums_shared<V>};
   launch(column_sums_kernel<T, V>, shape, stream, sums, x, rows, columns, ld, block_rows,
          accumulate);
 }
@@ -100,9 +112,7 @@ void column_sums_of(float* sums, const T* x, int64_t rows, int64_t columns, int6
   } else {
     launch_sums<T, 1>(first, x, rows, columns, ld, block_rows, add, stream);
   }
-  // One column a thread here: few values, so as many threads as can be had.
-  if (blocks > 1)
-    launch_sums<float, 1>(sums, first, blocks, columns, columns, blocks, accumulate, stream);
+  if (blocks > 1) add_partials({sums}, first, blocks, columns, accumulate, stream);
 }
 
 template <typename T>
@@ -132,6 +142,17 @@ void column_sums(float* sums_n, const void* x, DType dtype, int64_t rows, int64_
     column_sums_of(sums_n, static_cast<const __nv_bfloat16*>(x), rows, columns, ld, accumulate,
                    workspace, stream);
   }
+}
+
+void add_partials(std::initializer_list<float*> outputs, const float* partials, int64_t count,
+                  int64_t columns, bool accumulate, cudaStream_t stream) {
+  LATHE_CHECK(outputs.size() <= 3);
+  const auto output = [&](size_t i) { return i < outputs.size() ? outputs.begin()[i] : nullptr; };
+  const Partials p{output(0), output(1), output(2), partials, count, columns, accumulate};
+  const LaunchShape shape{
+      dim3(static_cast<unsigned>(ceil_div(columns, kWarp)), static_cast<unsigned>(outputs.size())),
+      dim3(kWarp, kWarp), sizeof(float) * kWarp * (kWarp + 1)};
+  launch(add_partials_kernel, shape, stream, p);
 }
 
 void broadcast_rows(void* d, const void* row_n, DType dtype, int64_t rows, int64_t columns,

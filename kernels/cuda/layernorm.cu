@@ -4,24 +4,29 @@
 //   backward:  with d = dout, hat = (r - mean) rstd, g = d weight:
 //              d_residual (+)= rstd (g - mean(g) - hat mean(g hat));  dx = dropout'(d_residual)
 //              dweight (+)= sum over rows of d hat;  dbias (+)= sum over rows of d
+//              dx_sums (+)= sum over rows of dx, rounded (of d_residual without dropout)
 //
 // Layout: rows [N, C], dense; mean and rstd fp32 [N].
 //
-// A row is read once and kept in registers: C a multiple of 8 up to 1024 by one warp, up to 8192 by
-// one block of 256 threads; thread t holds elements 8 (t + k threads) .. + 7, 16 bytes a load.
-// Other widths are taken by a block that goes over the row once per pass, which L1 makes bearable.
+// A row is read once and kept in registers, 16 bytes a load. Forward, C a multiple of 8 up to 1024
+// by one warp, up to 8192 by one block of 256 threads. Backward, C a multiple of 8 up to 5120 by as
+// many warps as it fills, two or more rows to a block where these are narrow; every thread issues
+// all loads of a row before its sums, so that a row waits for memory once, and the next block's
+// loads are under way meanwhile. Thread t of a row holds elements 8 (t + k threads) .. + 7. Other
+// widths are taken by a block that goes over the row once per pass, which L1 makes bearable.
 //
 // Roofline: both are bound by memory. With S = sizeof(T), forward moves 4 S N C bytes (2 S without
 // x), backward 4 S N C (3 S where fresh; S more with dropout), for some 10 and 20 FLOPs an element.
 //
-// dweight and dbias: as many blocks as the GPU holds, each with sums of its own in registers over
-// every so-manieth row; they go to the workspace, [blocks, 2, C], and a second kernel adds them in
-// a fixed order. The number of blocks depends on the shape and on the GPU's kind alone.
+// Sums over rows: as many blocks as the GPU holds at once, each with sums of its own in registers
+// over every so-manieth row; they go to the workspace, [blocks, 3, C], and a second kernel adds
+// them in a fixed order. The number of blocks depends on the shape and on the GPU's kind alone.
 #include <cuda_bf16.h>
 
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/dropout.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/operations.h"
@@ -36,8 +41,8 @@ namespace {
 constexpr float kEpsilon = 1e-5f;
 constexpr int kWide = 256;       // threads of a block that shares a row
 constexpr int kForwardRows = 4;  // rows of a block whose warps have a row each
-constexpr int kBackwardRows = 8;
-constexpr int kMaxItems = 4;
+constexpr int kForwardItems = 4;
+constexpr int kSums = 3;  // over rows: of dweight, of dbias, of dx
 
 // ---- What both passes share.
 
@@ -170,7 +175,7 @@ __global__ void __launch_bounds__(kWide) forward_any_kernel(Forward<T> p) {
 template <typename T>
 struct Backward {
   T *d_residual, *dx;  // dx may be null
-  float* partials;     // [blocks, 2, C]: of dweight, of dbias
+  float* partials;     // [blocks, kSums, C]
   const T *dout, *residual, *weight;
   const float *mean, *rstd;
   DropoutMask mask;
@@ -183,110 +188,149 @@ struct RowFactors {
   float mean, rstd, mean_g, mean_g_hat;
 };
 
-// d_residual and dx of kN elements.
+// Stores d_residual and dx of kN elements, d_residual being `d` on entry, and adds to dx_sums.
 template <typename T, int kN>
-__device__ __forceinline__ void store_gradient(const Backward<T>& p, const StepInputs& step,
-                                               const RowFactors& row, const float (&hat)[kN],
-                                               const float (&g)[kN], int64_t at) {
-  float d[kN];
-  if (p.fresh) {
-#pragma unroll
-    for (int i = 0; i < kN; ++i) d[i] = 0;
-  } else {
-    load_floats(p.d_residual + at, d);
-  }
+__device__ __forceinline__ void store_gradient(const Backward<T>& p, const RowFactors& row,
+                                               const float (&hat)[kN], const float (&g)[kN],
+                                               int64_t at, float (&d)[kN], float (&dx_sums)[kN]) {
 #pragma unroll
   for (int i = 0; i < kN; ++i)
     d[i] = rounded<T>(d[i] + row.rstd * (g[i] - row.mean_g - hat[i] * row.mean_g_hat));
   store_floats(d, p.d_residual + at);
-  if (!p.dx) return;
-  float factor[kN];
-  p.mask.factors(step, first_element(step, p.sequence) + static_cast<uint64_t>(at), factor);
+  if (p.dx) {
+    float factor[kN];
+    const StepInputs step = p.mask.read_inputs();
+    p.mask.factors(step, first_element(step, p.sequence) + static_cast<uint64_t>(at), factor);
 #pragma unroll
-  for (int i = 0; i < kN; ++i) d[i] *= factor[i];
-  store_floats(d, p.dx + at);
+    for (int i = 0; i < kN; ++i) d[i] = rounded<T>(d[i] * factor[i]);
+    store_floats(d, p.dx + at);
+  }
+#pragma unroll
+  for (int i = 0; i < kN; ++i) dx_sums[i] += d[i];
 }
 
-// The sums of a block's warps, added in the order of the warps, into the block's partials.
-template <int kThreads, int kItems>
-__device__ void store_partials(float* partials, const float (&dweight)[kItems][kEight],
-                               const float (&dbias)[kItems][kEight], int64_t channels) {
-  float* sums = kThreads == kWarp ? reinterpret_cast<float*>(ptx::shared_memory()) : partials;
-  for (int y = 0; y < static_cast<int>(blockDim.y); ++y) {
+// What a thread sums over its rows, of its items.
+template <int kItems>
+struct RowSums {
+  float at[kSums][kItems][kEight] = {};
+};
+
+// The means of g and of g hat over the threads that share a row, `share` being 1 / C. Two scratches
+// take turns, so one barrier a row is enough.
+__device__ __forceinline__ void take_means(RowFactors& row, float share, float2* scratch) {
+  float2 sum{warp_reduce(row.mean_g, Sum()), warp_reduce(row.mean_g_hat, Sum())};
+  if (blockDim.x > kWarp) {  // the same for the whole block
+    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = sum;
+    __syncthreads();
+    sum = scratch[0];
+#pragma unroll 1
+    for (unsigned w = 1; w < blockDim.x / kWarp; ++w) {
+      sum.x += scratch[w].x;
+      sum.y += scratch[w].y;
+    }
+  }
+  row.mean_g = sum.x * share, row.mean_g_hat = sum.y * share;
+}
+
+// The sums of a block's rows of threads, added in their order, into the block's partials.
+template <int kItems>
+__device__ void store_partials(float* partials, float* shared, const RowSums<kItems>& own,
+                               int64_t channels) {
+  const int rows = static_cast<int>(blockDim.y);
+  float* sums = rows > 1 ? shared : partials;
+  for (int y = 0; y < rows; ++y) {
     if (static_cast<int>(threadIdx.y) == y) {
 #pragma unroll
       for (int k = 0; k < kItems; ++k) {
-        const int64_t c = kEight * (threadIdx.x + k * kThreads);
+        const int64_t c = kEight * (threadIdx.x + k * blockDim.x);
         if (c >= channels) continue;
 #pragma unroll
-        for (int i = 0; i < kEight; ++i) {
-          sums[c + i] = y == 0 ? dweight[k][i] : sums[c + i] + dweight[k][i];
-          float* bias = sums + channels;
-          bias[c + i] = y == 0 ? dbias[k][i] : bias[c + i] + dbias[k][i];
+        for (int i = 0; i < kSums * kEight; ++i) {
+          float& sum = sums[i / kEight * channels + c + i % kEight];
+          const float value = own.at[i / kEight][k][i % kEight];
+          sum = y == 0 ? value : sum + value;
         }
       }
     }
-    if constexpr (kThreads == kWarp) __syncthreads();
+    __syncthreads();
   }
-  if constexpr (kThreads == kWarp) {
-    for (int64_t i = threadIdx.y * kWarp + threadIdx.x; i < 2 * channels; i += kWarp * blockDim.y)
-      partials[i] = sums[i];
-  }
+  if (rows == 1) return;
+  for (int64_t i = threadIdx.y * blockDim.x + threadIdx.x; i < kSums * channels;
+       i += blockDim.x * blockDim.y)
+    partials[i] = sums[i];
 }
 
-template <typename T, int kThreads, int kItems>
-__global__ void __launch_bounds__(kThreads == kWarp ? kWarp * kBackwardRows : kThreads)
+// Threads of a block at most, and how many such blocks a multiprocessor holds at once by its 65,536
+// registers: what the compiler is told and the grid is sized by. GPT-2's widths have one item.
+constexpr int kBackwardThreads = 320, kBackwardItems = 2;
+template <int kItems>
+constexpr int kBackwardBlocks = kItems == 1 ? 2 : 1;
+constexpr int kAnyBlocks = 2;  // of the kernel for any width
+
+template <typename T, int kItems>
+__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kItems>)
     backward_kernel(Backward<T> p) {
-  const StepInputs step = p.mask.read_inputs();
-  const float size = static_cast<float>(p.channels);
-  float dweight[kItems][kEight] = {}, dbias[kItems][kEight] = {};
-  for (int64_t row = row_of_thread(); row < p.rows; row += gridDim.x * blockDim.y) {
-    RowFactors factors{p.mean[row], p.rstd[row], 0, 0};
+  auto* scratch = reinterpret_cast<float2*>(ptx::shared_memory());  // [2, rows, warps of a row]
+  const int warps = static_cast<int>(blockDim.x * blockDim.y) / kWarp;
+  const float share = 1.0f / static_cast<float>(p.channels);
+  RowSums<kItems> sums;
+  int turn = 0;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < p.rows;
+       first += gridDim.x * blockDim.y, turn ^= 1) {
+    const int64_t row = first + threadIdx.y, at = row * p.channels;
+    const int64_t end = row < p.rows ? p.channels : 0;
+    Stored<T, kEight> residual[kItems], dout[kItems], d_residual[kItems];
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const int64_t c = kEight * (threadIdx.x + k * blockDim.x);
+      if (c >= end) continue;
+      residual[k].load(p.residual + at + c);
+      dout[k].load(p.dout + at + c);
+      if (!p.fresh) d_residual[k].load(p.d_residual + at + c);
+    }
+    RowFactors factors{};
+    if (end > 0) factors = {p.mean[row], p.rstd[row], 0, 0};
     float hat[kItems][kEight], g[kItems][kEight];
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
-      const int64_t c = kEight * (threadIdx.x + k * kThreads);
-      if (c >= p.channels) continue;
-      load_floats(p.residual + row * p.channels + c, hat[k]);
-      load_floats(p.dout + row * p.channels + c, g[k]);
-    }
-#pragma unroll
-    for (int k = 0; k < kItems; ++k) {
-      const int64_t c = kEight * (threadIdx.x + k * kThreads);
-      if (c >= p.channels) continue;
+      const int64_t c = kEight * (threadIdx.x + k * blockDim.x);
+      if (c >= end) continue;
       float weight[kEight];
       load_floats(p.weight + c, weight);
 #pragma unroll
       for (int i = 0; i < kEight; ++i) {
-        hat[k][i] = (hat[k][i] - factors.mean) * factors.rstd;
-        dweight[k][i] += g[k][i] * hat[k][i];
-        dbias[k][i] += g[k][i];
-        g[k][i] *= weight[i];
+        const float d = dout[k].at(i);
+        hat[k][i] = (residual[k].at(i) - factors.mean) * factors.rstd;
+        sums.at[0][k][i] += d * hat[k][i];
+        sums.at[1][k][i] += d;
+        g[k][i] = d * weight[i];
         factors.mean_g += g[k][i];
         factors.mean_g_hat += g[k][i] * hat[k][i];
       }
     }
-    factors.mean_g = row_sum<kThreads>(factors.mean_g) / size;
-    factors.mean_g_hat = row_sum<kThreads>(factors.mean_g_hat) / size;
+    take_means(factors, share, scratch + turn * warps + threadIdx.y * (blockDim.x / kWarp));
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
-      const int64_t c = kEight * (threadIdx.x + k * kThreads);
-      if (c < p.channels) store_gradient(p, step, factors, hat[k], g[k], row * p.channels + c);
+      const int64_t c = kEight * (threadIdx.x + k * blockDim.x);
+      if (c >= end) continue;
+      float d[kEight];
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) d[i] = p.fresh ? 0.0f : d_residual[k].at(i);
+      store_gradient(p, factors, hat[k], g[k], at + c, d, sums.at[2][k]);
     }
   }
-  store_partials<kThreads>(p.partials + static_cast<int64_t>(blockIdx.x) * 2 * p.channels, dweight,
-                           dbias, p.channels);
+  store_partials(p.partials + static_cast<int64_t>(blockIdx.x) * kSums * p.channels,
+                 reinterpret_cast<float*>(scratch + 2 * warps), sums, p.channels);
 }
 
 // Any width: a block takes a row at a time and keeps its sums in its partials, each of which only
 // one thread touches.
 template <typename T>
-__global__ void __launch_bounds__(kWide) backward_any_kernel(Backward<T> p) {
-  const StepInputs step = p.mask.read_inputs();
+__global__ void __launch_bounds__(kWide, kAnyBlocks) backward_any_kernel(Backward<T> p) {
   const float size = static_cast<float>(p.channels);
-  float* dweight = p.partials + static_cast<int64_t>(blockIdx.x) * 2 * p.channels;
-  float* dbias = dweight + p.channels;
-  for (int64_t c = threadIdx.x; c < 2 * p.channels; c += kWide) dweight[c] = 0;
+  float* dweight = p.partials + static_cast<int64_t>(blockIdx.x) * kSums * p.channels;
+  float *dbias = dweight + p.channels, *dx_sums = dbias + p.channels;
+  for (int64_t c = threadIdx.x; c < kSums * p.channels; c += kWide) dweight[c] = 0;
   __syncthreads();
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     RowFactors factors{p.mean[row], p.rstd[row], 0, 0};
@@ -307,35 +351,11 @@ __global__ void __launch_bounds__(kWide) backward_any_kernel(Backward<T> p) {
     for (int64_t c = threadIdx.x; c < p.channels; c += kWide) {
       const float hat[1] = {hat_of(c)};
       const float g[1] = {to_float(p.dout[at + c]) * to_float(p.weight[c])};
-      store_gradient(p, step, factors, hat, g, at + c);
+      float d[1] = {p.fresh ? 0.0f : to_float(p.d_residual[at + c])}, sum[1] = {dx_sums[c]};
+      store_gradient(p, factors, hat, g, at + c, d, sum);
+      dx_sums[c] = sum[0];
     }
   }
-}
-
-// Column c of [count, 2 C]: thread (x, y) adds rows y, y + 32, ... of column 32 block + x, then the
-// 32 sums of a column are added as a tree.
-constexpr int kColumnThreads = 32;
-struct Partials {
-  const float* partials;
-  float *dweight, *dbias;  // dbias may be null
-  int64_t count, channels;
-  bool accumulate;
-};
-__global__ void __launch_bounds__(kColumnThreads* kColumnThreads) add_partials_kernel(Partials p) {
-  auto* sums = reinterpret_cast<float*>(ptx::shared_memory());  // [32, 33]: rows in other banks
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnThreads + threadIdx.x;
-  float sum = 0;
-  if (column < 2 * p.channels) {
-    for (int64_t n = threadIdx.y; n < p.count; n += kColumnThreads)
-      sum += p.partials[n * 2 * p.channels + column];
-  }
-  sums[threadIdx.y * (kColumnThreads + 1) + threadIdx.x] = sum;
-  __syncthreads();
-  sum = warp_reduce(sums[threadIdx.x * (kColumnThreads + 1) + threadIdx.y], Sum());
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kColumnThreads + threadIdx.y;
-  if (threadIdx.x != 0 || c >= 2 * p.channels) return;
-  float* out = c < p.channels ? p.dweight + c : p.dbias + (c - p.channels);
-  if (c < p.channels || p.dbias) *out = p.accumulate ? *out + sum : sum;
 }
 
 // ---- Launchers.
@@ -365,6 +385,7 @@ void check_backward(const LayerNormBackward& args, int64_t rows, int64_t channel
   check_vector(args.weight_c, kType, channels, "weight");
   check_vector(args.dweight_c, DType::fp32, channels, "dweight");
   if (args.dbias_c) check_vector(args.dbias_c, DType::fp32, channels, "dbias");
+  if (args.dx_sums_c) check_vector(args.dx_sums_c, DType::fp32, channels, "dx_sums");
   if (args.dropout.p > 0) check_matrix(args.dx_btc, kType, rows, channels, "dx");
   LATHE_CHECK(args.dropout.p > 0 || !args.dx_btc, "without dropout dx is d_residual");
 }
@@ -380,7 +401,7 @@ int64_t sequence_elements(const DropoutMask& mask, const Tensor& x_btc) {
 // holds a row of so many channels.
 template <typename Visit>
 bool with_instance(int64_t channels, const Visit& visit) {
-  const int threads = channels <= kWarp * kEight * kMaxItems ? kWarp : kWide;
+  const int threads = channels <= kWarp * kEight * kForwardItems ? kWarp : kWide;
   const int64_t items = ceil_div(channels, threads * kEight);
   const auto of_items = [&]<int kThreads>() {
     if (items == 1) visit.template operator()<kThreads, 1>();
@@ -393,7 +414,7 @@ bool with_instance(int64_t channels, const Visit& visit) {
   } else {
     of_items.template operator()<kWide>();
   }
-  return items <= kMaxItems;
+  return items <= kForwardItems;
 }
 
 constexpr size_t kReductionBytes = kWide / kWarp * sizeof(float);
@@ -402,13 +423,29 @@ unsigned grid_of(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-// Blocks of the backward pass, each with partials of its own. Chosen by the shape alone, so that
-// planning, which has no addresses, comes to the same number.
-int64_t backward_blocks(int64_t rows, int64_t channels, const Context& context) {
-  const bool warps = channels % kEight == 0 && channels <= kWarp * kEight * kMaxItems;
-  constexpr int kBlocksOfMultiprocessor = 2;
-  return std::min(warps ? ceil_div(rows, kBackwardRows) : rows,
-                  int64_t{context.multiprocessors} * kBlocksOfMultiprocessor);
+// The blocks of the backward pass, each with partials of its own. Chosen by the shape alone, so
+// that planning, which has no addresses, comes to the same number.
+struct BackwardGrid {
+  int items;  // of a thread; 0: the kernel for any width
+  dim3 block;
+  int64_t blocks;
+};
+BackwardGrid backward_grid(int64_t rows, int64_t channels, const Context& context) {
+  const int64_t loads = ceil_div(channels, kEight), items = ceil_div(loads, kBackwardThreads);
+  const int64_t multiprocessors = context.multiprocessors;
+  if (channels % kEight != 0 || items > kBackwardItems)
+    return {0, dim3(kWide), std::min(rows, multiprocessors * kAnyBlocks)};
+  // Narrow rows share a block, so that there are fewer partials; not too many, as they wait for
+  // each other at its barriers.
+  constexpr int64_t kShared = 192;
+  const int64_t threads = ceil_div(ceil_div(loads, items), kWarp) * kWarp;
+  const int64_t rows_of_block = std::max<int64_t>(1, kShared / threads);
+  const int64_t held =
+      int64_t{kBackwardThreads} * (items == 1 ? kBackwardBlocks<1> : kBackwardBlocks<2>);
+  return {static_cast<int>(items),
+          dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows_of_block)),
+          std::min(ceil_div(rows, rows_of_block),
+                   multiprocessors * (held / (threads * rows_of_block)))};
 }
 
 }  // namespace
@@ -446,7 +483,7 @@ void layernorm_forward(const LayerNormForward& args, const Context& context) {
 template <typename T>
 size_t layernorm_backward_workspace(const LayerNormBackward& args, const Context& context) {
   const int64_t channels = columns_of(args.dout_btc), rows = rows_of(args.dout_btc);
-  return static_cast<size_t>(backward_blocks(rows, channels, context) * 2 * channels) *
+  return static_cast<size_t>(backward_grid(rows, channels, context).blocks * kSums * channels) *
          sizeof(float);
 }
 
@@ -471,26 +508,22 @@ void layernorm_backward(const LayerNormBackward& args, const Context& context,
                       channels,
                       sequence_elements(mask, args.dx_btc),
                       args.fresh};
-  const int64_t blocks = backward_blocks(rows, channels, context);
-  const auto launch_rows = [&]<int kThreads, int kItems>() {
-    constexpr int kRows = kThreads == kWarp ? kBackwardRows : 1;
-    const size_t sums = kThreads == kWarp ? static_cast<size_t>(2 * channels) * sizeof(float) : 0;
-    launch(backward_kernel<T, kThreads, kItems>,
-           {dim3(grid_of(blocks)), dim3(kThreads, kRows), std::max(sums, kReductionBytes)},
-           context.stream, p);
+  const BackwardGrid grid = backward_grid(rows, channels, context);
+  const auto launch_rows = [&](auto* kernel, dim3 block) {
+    const size_t scratch = 2 * (block.x * block.y / kWarp) * sizeof(float2);
+    const size_t sums = block.y > 1 ? static_cast<size_t>(kSums * channels) * sizeof(float) : 0;
+    launch(kernel, {dim3(grid_of(grid.blocks)), block, scratch + sums}, context.stream, p);
   };
-  if (!eights(channels, p.d_residual, p.dx, p.dout, p.residual, p.weight) ||
-      !with_instance(channels, launch_rows)) {
-    launch(backward_any_kernel<T>, {dim3(grid_of(blocks)), dim3(kWide), kReductionBytes},
-           context.stream, p);
+  if (grid.items == 0 || !eights(channels, p.d_residual, p.dx, p.dout, p.residual, p.weight)) {
+    launch_rows(backward_any_kernel<T>, dim3(kWide));
+  } else if (grid.items == 1) {
+    launch_rows(backward_kernel<T, 1>, grid.block);
+  } else {
+    launch_rows(backward_kernel<T, 2>, grid.block);
   }
-  launch(
-      add_partials_kernel,
-      {dim3(grid_of(ceil_div(2 * channels, kColumnThreads))), dim3(kColumnThreads, kColumnThreads),
-       kColumnThreads * (kColumnThreads + 1) * sizeof(float)},
-      context.stream,
-      Partials{partials, data<float>(args.dweight_c), data<float>(args.dbias_c), blocks, channels,
-               args.accumulate});
+  add_partials(
+      {data<float>(args.dweight_c), data<float>(args.dbias_c), data<float>(args.dx_sums_c)},
+      partials, grid.blocks, channels, args.accumulate, context.stream);
 }
 
 template void layernorm_forward<float>(const LayerNormForward&, const Context&);

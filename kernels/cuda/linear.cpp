@@ -3,7 +3,9 @@
 //   forward   pre = round(x W + b)            2 N I O FLOPs; the bias is the product's epilogue
 //             y = gelu(pre)                   a kernel: 2 N O elements over the bus
 //   backward  dW (+)= x^T dy, db (+)= sum dy  2 N I O FLOPs; column sums with it or after it
-//             dx = round(dy W^T) gelu'(pre)   2 N I O FLOPs; gelu' in place, a kernel
+//             dx = round(dy W^T) gelu'(pre)   2 N I O FLOPs; gelu' in place, a kernel, which sums
+//             the
+//                                             columns of dx as well
 //
 // Roofline: at N, I, O in the thousands the products are bound by arithmetic (N I O / (N I + I O +
 // N O) / 2 FLOPs a byte in bf16), the GELU kernels by memory.
@@ -79,11 +81,22 @@ void check_backward(const LinearBackward& args) {
   check_matrix(args.weight_io, kType, inputs, outputs, "weight");
   check_matrix(args.dweight_io, DType::fp32, inputs, outputs, "dweight");
   if (args.dbias_o) check_vector(args.dbias_o, DType::fp32, outputs, "dbias");
+  LATHE_CHECK(!args.dx_sums_i || (args.dx_ni && args.gelu != Gelu::none));
   LATHE_CHECK((args.gelu != Gelu::none) == static_cast<bool>(args.input_pre_activation_ni));
   if (!args.dx_ni) return;
   check_matrix(args.dx_ni, kType, rows, inputs, "dx");
   if (args.input_pre_activation_ni)
     check_matrix(args.input_pre_activation_ni, kType, rows, inputs, "input_pre_activation");
+}
+
+// dx = dx gelu'(pre), in place.
+GeluBackward gelu_of(const LinearBackward& args) {
+  return {.dx = args.dx_ni,
+          .dx_sums_i = args.dx_sums_i,
+          .dy = args.dx_ni,
+          .x = args.input_pre_activation_ni,
+          .gelu = args.gelu,
+          .accumulate = args.accumulate};
 }
 
 }  // namespace
@@ -107,13 +120,14 @@ void linear_forward(const LinearForward& args, const Context& context, const Ten
 }
 
 template <typename T>
-size_t linear_backward_workspace(const LinearBackward& args, const Context&) {
+size_t linear_backward_workspace(const LinearBackward& args, const Context& context) {
   float some = 0;  // only the absence of a pointer is read
   MatmulArgs weights = weight_product<T>(args);
   if (is_planned(args.dbias_o)) weights.sum_of_b_n = &some;
   const size_t bytes = Matmul::workspace_bytes(weights);
   if (!is_planned(args.dx_ni)) return bytes;
-  return std::max(bytes, Matmul::workspace_bytes(input_product<T>(args)));
+  return std::max({bytes, Matmul::workspace_bytes(input_product<T>(args)),
+                   gelu_backward_workspace<T>(gelu_of(args), context)});
 }
 
 template <typename T>
@@ -123,9 +137,9 @@ void linear_backward(const LinearBackward& args, const Context& context, const T
   if (!args.dx_ni) return;
   run_part(context, "input gradient", input_product<T>(args), workspace);
   if (args.gelu == Gelu::none) return;
-  const GeluBackward gelu{args.dx_ni, args.dx_ni, args.input_pre_activation_ni, args.gelu};
+  const GeluBackward gelu = gelu_of(args);
   begin_part(context, "GELU backward", sizes(gelu), cost(gelu));
-  gelu_backward<T>(gelu, context);
+  gelu_backward<T>(gelu, context, workspace);
 }
 
 template size_t linear_forward_workspace<float>(const LinearForward&, const Context&);

@@ -27,7 +27,9 @@ size_t layernorm_backward_workspace(const LayerNormBackward& args, const Context
 template <typename T>
 void gelu_forward(const GeluForward& args, const Context& context);
 template <typename T>
-void gelu_backward(const GeluBackward& args, const Context& context);
+void gelu_backward(const GeluBackward& args, const Context& context, const Tensor& workspace);
+template <typename T>
+size_t gelu_backward_workspace(const GeluBackward& args, const Context& context);
 
 template <typename T>
 void linear_forward(const LinearForward& args, const Context& context, const Tensor& workspace);

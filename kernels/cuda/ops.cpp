@@ -35,8 +35,8 @@ class CudaOps final : public Ops {
   void gelu_forward(const GeluForward& args, const Tensor&) const override {
     cuda::gelu_forward<T>(args, context_);
   }
-  void gelu_backward(const GeluBackward& args, const Tensor&) const override {
-    cuda::gelu_backward<T>(args, context_);
+  void gelu_backward(const GeluBackward& args, const Tensor& workspace) const override {
+    cuda::gelu_backward<T>(args, context_, workspace);
   }
   void attention_forward(const AttentionForward& args, const Tensor& workspace) const override {
     cuda::attention_forward<T>(args, context_, workspace);
@@ -77,6 +77,9 @@ class CudaOps final : public Ops {
   }
   size_t workspace_bytes(const LinearBackward& args) const override {
     return linear_backward_workspace<T>(args, context_);
+  }
+  size_t workspace_bytes(const GeluBackward& args) const override {
+    return gelu_backward_workspace<T>(args, context_);
   }
   size_t workspace_bytes(const AttentionForward& args) const override {
     return attention_forward_workspace<T>(args, context_);

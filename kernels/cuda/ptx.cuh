@@ -52,6 +52,21 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// blockIdx.x, read anew: what is computed from it need not stay in registers since the last time.
+__device__ __forceinline__ unsigned block_index() {
+  unsigned index;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+  return index;
+}
+
+// Stores 16 bytes to global memory, aligned to 16, in one instruction: nvcc may cut a vector of
+// two-byte elements into pieces.
+__device__ __forceinline__ void store_16(void* global, const uint32_t (&words)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)),
+               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
 // Starts to copy 16 bytes from global to shared memory, both aligned to 16; zeros where !valid
 // (then `global` is not read, but must be an address). It has arrived once the group that it was
 // committed with is waited for *and* the block has met at a barrier.

@@ -5,6 +5,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
+
+#include "kernels/cuda/ptx.cuh"
 
 namespace lathe::cuda {
 
@@ -45,29 +48,54 @@ struct alignas(sizeof(T) * N) Vec {
 template <typename T>
 inline constexpr int kVec = 16 / static_cast<int>(sizeof(T));
 
-// kN neighbours as floats: 16 bytes at a time where kN is 8, one by one where it is 1.
+// kN neighbours as they are stored, for loads ahead of the arithmetic: 16 bytes at a time where kN
+// is 8, one by one where it is 1.
 inline constexpr int kEight = 8;
+template <typename T, int kN>
+struct Stored {
+  static constexpr int kPart = kN < kVec<T> ? kN : kVec<T>;
+  Vec<T, kPart> parts[kN / kPart];
+
+  __device__ __forceinline__ void load(const T* from) {
+#pragma unroll
+    for (int p = 0; p < kN / kPart; ++p) parts[p] = Vec<T, kPart>::load(from + p * kPart);
+  }
+  // To global memory.
+  __device__ __forceinline__ void store(T* to) const {
+#pragma unroll
+    for (int p = 0; p < kN / kPart; ++p) {
+      if constexpr (sizeof(parts[p]) == 16) {
+        uint32_t words[4];
+        memcpy(words, parts[p].at, sizeof(words));
+        ptx::store_16(to + p * kPart, words);
+      } else {
+        parts[p].store(to + p * kPart);
+      }
+    }
+  }
+  __device__ __forceinline__ float at(int i) const {
+    return to_float(parts[i / kPart].at[i % kPart]);
+  }
+  // Rounds x to T.
+  __device__ __forceinline__ void set(int i, float x) {
+    parts[i / kPart].at[i % kPart] = from_float<T>(x);
+  }
+};
+// The same as floats.
 template <int kN, typename T>
 __device__ __forceinline__ void load_floats(const T* from, float (&x)[kN]) {
-  constexpr int kPart = kN < kVec<T> ? kN : kVec<T>;
+  Stored<T, kN> stored;
+  stored.load(from);
 #pragma unroll
-  for (int first = 0; first < kN; first += kPart) {
-    const auto part = Vec<T, kPart>::load(from + first);
-#pragma unroll
-    for (int i = 0; i < kPart; ++i) x[first + i] = to_float(part.at[i]);
-  }
+  for (int i = 0; i < kN; ++i) x[i] = stored.at(i);
 }
 // Each rounded to T.
 template <int kN, typename T>
 __device__ __forceinline__ void store_floats(const float (&x)[kN], T* to) {
-  constexpr int kPart = kN < kVec<T> ? kN : kVec<T>;
+  Stored<T, kN> stored;
 #pragma unroll
-  for (int first = 0; first < kN; first += kPart) {
-    Vec<T, kPart> part;
-#pragma unroll
-    for (int i = 0; i < kPart; ++i) part.at[i] = from_float<T>(x[first + i]);
-    part.store(to + first);
-  }
+  for (int i = 0; i < kN; ++i) stored.set(i, x[i]);
+  stored.store(to);
 }
 
 // Whether rows of `columns` elements that start at `data` can be read 16 bytes at a time. Host code

@@ -248,6 +248,7 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
        .dx_btc = d_branch_,
        .dweight_c = gradients_.ln_f_weight,
        .dbias_c = gradients_.ln_f_bias,
+       .dx_sums_c = gradients_.layers.back().mlp_proj_bias,
        .dout_btc = d_c_,
        .residual_out_btc = layers_.back().residual_out,
        .mean_bt = ln_f_mean_,
@@ -275,7 +276,9 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
   finished(gradients_.wte);
 }
 
-// On entry d_residual_ is the gradient of the layer's output, on exit that of its input.
+// On entry d_residual_ is the gradient of the layer's output, on exit that of its input. The
+// gradient of a bias is made by the operation that makes the gradient of what the bias was added
+// to.
 void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate,
                           Announcer& finished) {
   const auto linear = [&](LinearBackward args) {
@@ -292,7 +295,7 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate,
   // residual_out = residual_mid + mlp_proj(gelu(fc(ln_2(residual_mid))))
   linear({.dx_ni = d_4c_,
           .dweight_io = g.mlp_proj_weight,
-          .dbias_o = g.mlp_proj_bias,
+          .dx_sums_i = g.fc_bias,
           .dy_no = flat(branch_gradient()),
           .x_ni = a.gelu,
           .weight_io = w.mlp_proj_weight,
@@ -301,7 +304,6 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate,
   finished(g.mlp_proj_weight);
   linear({.dx_ni = flat(d_c_),
           .dweight_io = g.fc_weight,
-          .dbias_o = g.fc_bias,
           .dy_no = d_4c_,
           .x_ni = flat(a.ln_2),
           .weight_io = w.fc_weight});
@@ -309,6 +311,7 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate,
              .dx_btc = d_branch_,
              .dweight_c = g.ln_2_weight,
              .dbias_c = g.ln_2_bias,
+             .dx_sums_c = g.attn_proj_bias,
              .dout_btc = d_c_,
              .residual_out_btc = a.residual_mid,
              .mean_bt = a.ln_2_mean,
@@ -322,22 +325,22 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate,
   d_qkv.shape = {batch_size_, seq_len_, 3 * config_.n_embd};
   linear({.dx_ni = flat(d_c_),
           .dweight_io = g.attn_proj_weight,
-          .dbias_o = g.attn_proj_bias,
           .dy_no = flat(branch_gradient()),
           .x_ni = flat(a.attention),
           .weight_io = w.attn_proj_weight});
   finished(g.attn_proj_weight);
   ops_->attention_backward({.dqkv_bt3c = d_qkv,
+                            .dqkv_sums_3c = g.attn_bias,
                             .dout_btc = d_c_,
                             .out_btc = a.attention,
                             .logsumexp_bht = a.logsumexp,
                             .qkv_bt3c = a.qkv,
                             .n_head = config_.n_head,
-                            .dropout = dropout(l, DropoutSite::attention, batch, true)},
+                            .dropout = dropout(l, DropoutSite::attention, batch, true),
+                            .accumulate = accumulate},
                            workspace_);
   linear({.dx_ni = flat(d_c_),
           .dweight_io = g.attn_weight,
-          .dbias_o = g.attn_bias,
           .dy_no = flat(d_qkv),
           .x_ni = flat(a.ln_1),
           .weight_io = w.attn_weight});
@@ -348,6 +351,7 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate,
              .dx_btc = l > 0 ? d_branch_ : Tensor{},
              .dweight_c = g.ln_1_weight,
              .dbias_c = g.ln_1_bias,
+             .dx_sums_c = l > 0 ? gradients_.layers[l - 1].mlp_proj_bias : Tensor{},
              .dout_btc = d_c_,
              .residual_out_btc = layer_input(l),
              .mean_bt = a.ln_1_mean,

@@ -67,6 +67,7 @@ size_t training_workspace(const GPT2Config& config, const RunShape& shape, const
                         .dx_btc = dropped,
                         .dweight_c = dvector,
                         .dbias_c = config.bias ? dvector : none,
+                        .dx_sums_c = config.bias ? dvector : none,
                         .dout_btc = x,
                         .residual_out_btc = x,
                         .mean_bt = statistics,
@@ -91,7 +92,7 @@ size_t training_workspace(const GPT2Config& config, const RunShape& shape, const
                       .gelu = gelu_out ? config.gelu : Gelu::none});
     ask(LinearBackward{.dx_ni = input,
                        .dweight_io = imagined(acc, {in, out}),
-                       .dbias_o = config.bias ? imagined(acc, {out}) : none,
+                       .dx_sums_i = config.bias && gelu_in ? imagined(acc, {in}) : none,
                        .dy_no = y,
                        .x_ni = input,
                        .weight_io = weight,
@@ -108,12 +109,14 @@ size_t training_workspace(const GPT2Config& config, const RunShape& shape, const
                        .n_head = config.n_head,
                        .dropout = attention_dropout});
   ask(AttentionBackward{.dqkv_bt3c = qkv,
+                        .dqkv_sums_3c = config.bias ? imagined(acc, {3 * c}) : none,
                         .dout_btc = x,
                         .out_btc = x,
                         .logsumexp_bht = lse,
                         .qkv_bt3c = qkv,
                         .n_head = config.n_head,
-                        .dropout = attention_dropout});
+                        .dropout = attention_dropout,
+                        .accumulate = true});
   for (bool backward : {false, true}) {
     ask(LinearCrossEntropy{.losses_n = imagined(acc, {n}),
                            .dx_nc = backward ? x_nc : none,

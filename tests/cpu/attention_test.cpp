@@ -40,10 +40,12 @@ std::vector<unsigned char> results(int64_t B, int64_t tokens, int64_t H, int64_t
   std::vector<T> out(dout.size()), dqkv(qkv.size()), cached(out.size());
   std::vector<T> keys(out.size()), values(out.size());
   std::vector<Accumulator<T>> logsumexp(static_cast<size_t>(B * H * tokens));
+  std::vector<Accumulator<T>> sums(static_cast<size_t>(3 * C));
   const Tensor qkv_t = tensor_of(qkv, {B, tokens, 3 * C}), out_t = tensor_of(out, {B, tokens, C});
   const Tensor logsumexp_t = tensor_of(logsumexp, {B, H, tokens});
   const AttentionForward forward{out_t, logsumexp_t, qkv_t, H, dropout};
   const AttentionBackward backward{tensor_of(dqkv, {B, tokens, 3 * C}),
+                                   tensor_of(sums, {3 * C}),
                                    tensor_of(dout, {B, tokens, C}),
                                    out_t,
                                    logsumexp_t,
@@ -67,7 +69,7 @@ std::vector<unsigned char> results(int64_t B, int64_t tokens, int64_t H, int64_t
     const auto* const data = reinterpret_cast<const unsigned char*>(v.data());
     bytes.insert(bytes.end(), data, data + v.size() * sizeof(v[0]));
   };
-  append(out), append(dqkv), append(logsumexp), append(cached);
+  append(out), append(dqkv), append(sums), append(logsumexp), append(cached);
   return bytes;
 }
 

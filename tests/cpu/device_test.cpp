@@ -97,6 +97,11 @@ TEST(Costs, CountTheWorkThatTheModelAsksFor) {
   backward.x_ni = backward.dx_ni = tensor({10, 20}), backward.dy_no = tensor({10, 30});
   backward.weight_io = backward.dweight_io = tensor({20, 30});
   EXPECT_EQ(cost(backward).flops, 4.0 * 10 * 20 * 30);
+  const double bytes = cost(backward).bytes;
+  backward.dx_sums_i = tensor({20});
+  EXPECT_EQ(cost(backward).bytes, bytes + 4.0 * 20);
+  backward.accumulate = true;  // dweight and the sums are read as well
+  EXPECT_EQ(cost(backward).bytes, bytes + 4.0 * (2 * 20 + 20 * 30));
   // The causal half of attention: 2 C T a token forward, 6 C T in all.
   AttentionForward attention;
   attention.out_btc = tensor({2, 8, 6}), attention.qkv_bt3c = tensor({2, 8, 18});
@@ -105,6 +110,9 @@ TEST(Costs, CountTheWorkThatTheModelAsksFor) {
   attention_back.out_btc = attention_back.dout_btc = tensor({2, 8, 6});
   attention_back.qkv_bt3c = attention_back.dqkv_bt3c = tensor({2, 8, 18});
   EXPECT_EQ(cost(attention).flops + cost(attention_back).flops, 6.0 * 6 * 8 * 16);
+  const double without_sums = cost(attention_back).bytes;
+  attention_back.dqkv_sums_3c = tensor({18});
+  EXPECT_EQ(cost(attention_back).bytes, without_sums + 4.0 * 18);
 }
 
 }  // namespace

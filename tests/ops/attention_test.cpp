@@ -57,7 +57,7 @@ uint64_t mask_element(const Sizes& s, const Dropout& dropout, int64_t b, int64_t
 template <typename T>
 struct Results {
   std::vector<T> out, dqkv;
-  std::vector<Accumulator<T>> logsumexp;
+  std::vector<Accumulator<T>> logsumexp, sums;  // sums: of the columns of dqkv
 };
 
 template <typename T>
@@ -69,12 +69,13 @@ Results<T> attend(const Sizes& s, const std::vector<T>& qkv_values,
   if (misaligned) misalign(qkv, out);
   const Buffer<Accumulator<T>> logsumexp({s.B, s.H, s.T});
   testing::run(ops<T>(), AttentionForward{out.tensor, logsumexp.tensor, qkv.tensor, s.H, dropout});
-  if (!backward) return {out.values(), {}, logsumexp.values()};
+  if (!backward) return {out.values(), {}, logsumexp.values(), {}};
   Buffer<T> dqkv(bt3c), dout(btc, dout_values);
-  if (misaligned) misalign(dqkv, dout);
-  testing::run(ops<T>(), AttentionBackward{dqkv.tensor, dout.tensor, out.tensor, logsumexp.tensor,
-                                           qkv.tensor, s.H, dropout});
-  return {out.values(), dqkv.values(), logsumexp.values()};
+  Buffer<Accumulator<T>> sums({3 * s.C()});
+  if (misaligned) misalign(dqkv, dout, sums);
+  testing::run(ops<T>(), AttentionBackward{dqkv.tensor, sums.tensor, dout.tensor, out.tensor,
+                                           logsumexp.tensor, qkv.tensor, s.H, dropout});
+  return {out.values(), dqkv.values(), logsumexp.values(), sums.values()};
 }
 
 // ---- The plain implementation: one T x T matrix per head, sums in A, and every step's result
@@ -210,6 +211,7 @@ void check_against_plain(const Sizes& s, double p, std::vector<T> qkv = {}) {
   expect_close(r.out, doubles(exact.out), simple.out, what + " out");
   expect_close(r.logsumexp, doubles(exact.logsumexp), simple.logsumexp, what + " logsumexp");
   expect_close(r.dqkv, doubles(exact.dqkv), simple.dqkv, what + " dqkv");
+  expect_column_sums<T>(r.sums, r.dqkv, what + " sums");
 }
 
 // Around blocks of 32, 64 and 128; T that four divides and not; every padded head size and what
@@ -287,7 +289,8 @@ void check_gradient(const Sizes& s, double p) {
   const auto qkv = normal_values<double>(s.B * s.T * 3 * s.C(), 3);
   const auto dout = normal_values<double>(s.B * s.T * s.C(), 4);
   const AttentionDropout dropout(p);
-  const auto gradient = attend<double>(s, qkv, dout, dropout).dqkv;
+  const auto results = attend<double>(s, qkv, dout, dropout);
+  const auto& gradient = results.dqkv;
   double norm = 0;
   for (double g : gradient) norm += g * g;
   norm = std::sqrt(norm);
@@ -296,6 +299,15 @@ void check_gradient(const Sizes& s, double p) {
   for (size_t i = 0; i < along.size(); ++i) expected += along[i] * gradient[i];
   EXPECT_NEAR(difference(s, qkv, along, dout, dropout), expected, 1e-7 * norm)
       << name_of(s) << " dropout " << p;
+  // A bias of qkv.
+  std::vector<double> bias = normal_values<double>(3 * s.C(), 7);
+  double by_bias = 0;
+  for (size_t i = 0; i < bias.size(); ++i) by_bias += bias[i] * results.sums[i];
+  const size_t columns = bias.size();
+  bias.resize(qkv.size());
+  for (size_t i = columns; i < bias.size(); ++i) bias[i] = bias[i - columns];
+  EXPECT_NEAR(difference(s, qkv, bias, dout, dropout), by_bias, 1e-7 * norm)
+      << name_of(s) << " dropout " << p << " bias";
   std::mt19937_64 generator(6);
   for (int sample = 0; sample < 3; ++sample) {
     std::vector<double> one(qkv.size());
@@ -450,6 +462,7 @@ TYPED_TEST(AttentionOf, RepeatsBitwise) {
     const auto again = attend<T>(s, qkv, dout, AttentionDropout(0.1));
     ASSERT_TRUE(same_bits(first.out, again.out));
     ASSERT_TRUE(same_bits(first.dqkv, again.dqkv));
+    ASSERT_TRUE(same_bits(first.sums, again.sums));
     ASSERT_TRUE(same_bits(first.logsumexp, again.logsumexp));
   }
 }
@@ -467,6 +480,30 @@ TYPED_TEST(AttentionOf, AlignmentOfTensorsChangesNothing) {
     const auto simple = plain<T>(s, qkv, dout, AttentionDropout(0.1));
     const auto exact = reference<T>(s, qkv, dout, AttentionDropout(0.1));
     expect_close(shifted.dqkv, doubles(exact.dqkv), simple.dqkv, name_of(s));
+    expect_column_sums<T>(shifted.sums, shifted.dqkv, name_of(s));
+  }
+}
+
+TYPED_TEST(AttentionOf, SumsOfTheGradientAccumulateOrAreAbsent) {
+  using T = TypeParam;
+  for (const Sizes& s : {Sizes{2, 70, 2, 40}, Sizes{3, 5, 1, 200}}) {
+    const Shape btc{s.B, s.T, s.C()}, bt3c{s.B, s.T, 3 * s.C()};
+    const Buffer<T> qkv(bt3c, normal_values<T>(s.B * s.T * 3 * s.C(), 30)), out(btc), dqkv(bt3c);
+    const Buffer<T> dout(btc, normal_values<T>(s.B * s.T * s.C(), 31));
+    const Buffer<Accumulator<T>> logsumexp({s.B, s.H, s.T}), sums({3 * s.C()});
+    testing::run(ops<T>(), AttentionForward{out.tensor, logsumexp.tensor, qkv.tensor, s.H, {}});
+    AttentionBackward args{dqkv.tensor,      sums.tensor, dout.tensor, out.tensor,
+                           logsumexp.tensor, qkv.tensor,  s.H,         {}};
+    testing::run(ops<T>(), args);
+    const std::vector<T> once = dqkv.values();
+    auto twice = sums.values();
+    for (auto& sum : twice) sum *= 2;
+    args.accumulate = true;
+    testing::run(ops<T>(), args);
+    EXPECT_TRUE(same_bits(sums.values(), twice)) << name_of(s);
+    args.dqkv_sums_3c = {};
+    testing::run(ops<T>(), args);
+    EXPECT_TRUE(same_bits(dqkv.values(), once)) << name_of(s);
   }
 }
 
@@ -475,9 +512,9 @@ TYPED_TEST(AttentionOf, TooSmallAWorkspaceIsRefused) {
   const Sizes s{1, 70, 1, 40};
   const Buffer<T> qkv({1, s.T, 3 * s.C()}), dqkv({1, s.T, 3 * s.C()});
   const Buffer<T> out({1, s.T, s.C()}), dout({1, s.T, s.C()});
-  const Buffer<Accumulator<T>> logsumexp({1, 1, s.T});
-  const AttentionBackward args{dqkv.tensor, dout.tensor, out.tensor, logsumexp.tensor,
-                               qkv.tensor,  1,           {}};
+  const Buffer<Accumulator<T>> logsumexp({1, 1, s.T}), sums({3 * s.C()});
+  const AttentionBackward args{dqkv.tensor,      sums.tensor, dout.tensor, out.tensor,
+                               logsumexp.tensor, qkv.tensor,  1,           {}};
   const auto scratch = workspace_for(ops<T>(), args);
   Tensor workspace = scratch.tensor;
   workspace.shape.dim[0] -= 1;

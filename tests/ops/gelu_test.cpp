@@ -10,7 +10,7 @@ TEST(Gelu, GradientByFiniteDifferences) {
     const Shape shape{3, 67};
     Buffer<double> x(shape, random_values<double>(201, 1, 6)), y(shape), dx(shape);
     Buffer<double> dy(shape, random_values<double>(201, 2));
-    run(ops<double>(), GeluBackward{dx.tensor, dy.tensor, x.tensor, gelu});
+    run(ops<double>(), GeluBackward{dx.tensor, {}, dy.tensor, x.tensor, gelu});
     const auto loss = [&] {
       run(ops<double>(), GeluForward{y.tensor, x.tensor, gelu});
       return dot(y.values(), dy.values());
@@ -48,7 +48,7 @@ void compare(int64_t count, double magnitude, bool misaligned = false) {
     Buffer<T> dy(shape, random_values<T>(count, 2)), y(shape), dx(shape);
     if (misaligned) misalign(x, dy, y, dx);
     run(ops<T>(), GeluForward{y.tensor, x.tensor, gelu});
-    run(ops<T>(), GeluBackward{dx.tensor, dy.tensor, x.tensor, gelu});
+    run(ops<T>(), GeluBackward{dx.tensor, {}, dy.tensor, x.tensor, gelu});
     std::vector<double> y_reference, dx_reference;
     std::vector<T> y_plain, dx_plain;
     for (int64_t i = 0; i < count; ++i) {
@@ -62,7 +62,7 @@ void compare(int64_t count, double magnitude, bool misaligned = false) {
     }
     expect_close<T>(y.values(), y_reference, y_plain, "y");
     expect_close<T>(dx.values(), dx_reference, dx_plain, "dx");
-    run(ops<T>(), GeluBackward{dy.tensor, dy.tensor, x.tensor, gelu});
+    run(ops<T>(), GeluBackward{dy.tensor, {}, dy.tensor, x.tensor, gelu});
     expect_same_bits(dy.values(), dx.values(), "in place");
   }
 }
@@ -81,6 +81,63 @@ TEST(Gelu, ObeysTheToleranceRuleWhereNothingIsAligned) {
   compare<bf16>(2057, 9, true);
 }
 
+template <typename T>
+struct Summed {
+  using A = Accumulator<T>;
+  int64_t rows, columns;
+  Shape shape{rows, columns};
+  Buffer<T> x{shape, random_values<T>(rows* columns, 1, 3)};
+  Buffer<T> dy{shape, random_values<T>(rows*columns, 2)}, dx{shape};
+  Buffer<A> sums{{columns}};
+
+  Summed(int64_t rows, int64_t columns) : rows(rows), columns(columns) {}
+  void backward(Gelu gelu, bool with_sums = true, bool accumulate = false) {
+    const Tensor to = with_sums ? sums.tensor : Tensor{};
+    run(ops<T>(), GeluBackward{dx.tensor, to, dy.tensor, x.tensor, gelu, accumulate});
+  }
+};
+// Odd sizes, few rows and many, more columns than a block has.
+template <typename T>
+void sums_columns() {
+  using A = Accumulator<T>;
+  for (const auto& [rows, columns] : {std::pair{1, 1},
+                                      {2, 8},
+                                      {17, 24},
+                                      {65, 33},
+                                      {700, 40},
+                                      {9, 520},
+                                      {3, 1032},
+                                      {2100, 8},
+                                      {1, 2048}}) {
+    for (const bool misaligned : {false, true}) {
+      for (const Gelu gelu : kBoth) {
+        SCOPED_TRACE(fmt::format("{} x {}", rows, columns));
+        Summed<T> c(rows, columns);
+        if (misaligned) misalign(c.x, c.dy, c.dx, c.sums);
+        c.backward(gelu, false);
+        const std::vector<T> dx = c.dx.values();
+        c.backward(gelu);
+        expect_same_bits(c.dx.values(), dx, "dx with and without sums");
+        expect_column_sums<T>(c.sums.values(), dx, "sums");
+        std::vector<A> twice = c.sums.values();
+        for (A& sum : twice) sum *= 2;
+        c.backward(gelu, true, true);
+        expect_same_bits(c.sums.values(), twice, "accumulated");
+      }
+    }
+  }
+}
+TEST(Gelu, SumsTheColumnsOfItsGradient) {
+  sums_columns<double>();
+  sums_columns<float>();
+  sums_columns<bf16>();
+}
+TEST(Gelu, RefusesSumsOfAnotherWidth) {
+  Summed<float> c(3, 8);
+  c.sums.tensor.shape = {4};
+  EXPECT_THROW(c.backward(Gelu::tanh), CheckError);
+}
+
 // Far from zero it is x or nothing, and its slope 1 or 0, however far.
 template <typename T>
 void reaches_its_limits() {
@@ -95,7 +152,7 @@ void reaches_its_limits() {
   x.data()[2 * far.size()] = static_cast<T>(A(NAN));
   for (Gelu gelu : kBoth) {
     run(ops<T>(), GeluForward{y.tensor, x.tensor, gelu});
-    run(ops<T>(), GeluBackward{dx.tensor, dy.tensor, x.tensor, gelu});
+    run(ops<T>(), GeluBackward{dx.tensor, {}, dy.tensor, x.tensor, gelu});
     for (size_t i = 0; i < far.size(); ++i) {
       EXPECT_EQ(static_cast<A>(y.data()[2 * i]), static_cast<A>(x.data()[2 * i])) << far[i];
       EXPECT_EQ(static_cast<A>(dx.data()[2 * i]), static_cast<A>(dy.data()[2 * i])) << far[i];

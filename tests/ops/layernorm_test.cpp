@@ -11,12 +11,14 @@ struct Sizes {
 const Sizes kSizes[] = {{1, 1, 2, true, true, 0},      {2, 2, 7, true, false, 0.5f},
                         {3, 17, 65, true, true, 0.2f}, {2, 65, 33, false, true, 0},
                         {2, 65, 128, true, false, 0},  {1, 65, 384, true, true, 0.1f}};
-// Widths for which a GPU takes other instances of its kernels.
+// Widths for which a GPU takes other instances of its kernels, and other numbers of rows a block.
 const Sizes kWide[] = {
-    {1, 5, 520, true, true, 0.1f},  {2, 5, 776, true, false, 0},    {1, 3, 1024, true, true, 0.2f},
-    {1, 3, 1600, false, true, 0},   {1, 3, 2056, true, true, 0.1f}, {1, 2, 4104, true, false, 0},
-    {1, 2, 8192, true, true, 0.5f}, {1, 2, 8200, true, true, 0.1f}, {2, 150, 40, true, true, 0.1f},
-    {1, 3, 1999, true, true, 0.1f}, {1, 2048, 8, true, true, 0.1f}, {1, 515, 21, true, false, 0}};
+    {1, 7, 256, true, true, 0},     {3, 7, 768, true, true, 0.1f},  {1, 3, 2560, true, true, 0},
+    {1, 3, 5120, true, true, 0},    {1, 3, 5128, true, true, 0},    {1, 5, 520, true, true, 0.1f},
+    {2, 5, 776, true, false, 0},    {1, 3, 1024, true, true, 0.2f}, {1, 3, 1600, false, true, 0},
+    {1, 3, 2056, true, true, 0.1f}, {1, 2, 4104, true, false, 0},   {1, 2, 8192, true, true, 0.5f},
+    {1, 2, 8200, true, true, 0.1f}, {2, 150, 40, true, true, 0.1f}, {1, 3, 1999, true, true, 0.1f},
+    {1, 2048, 8, true, true, 0.1f}, {1, 515, 21, true, false, 0}};
 
 template <typename T>
 struct Case {
@@ -33,7 +35,7 @@ struct Case {
   Buffer<A> mean{{s.B, s.T}}, rstd{{s.B, s.T}};
   Buffer<T> dout{btc, random_values<T>(elements, 5, magnitude)};
   Buffer<T> d_residual{btc, random_values<T>(elements, 6, magnitude)}, dx{btc};
-  Buffer<A> dweight{{s.C}}, dbias{{s.C}};
+  Buffer<A> dweight{{s.C}}, dbias{{s.C}}, dx_sums{{s.C}};
 
   explicit Case(const Sizes& sizes, double times = 1) : s(sizes), magnitude(times) {}
   Dropout dropout() const {
@@ -49,11 +51,14 @@ struct Case {
     run(ops<T>(), a);
   }
   const Buffer<T>& normalised() const { return s.residual ? residual_out : residual_in; }
-  void backward(bool fresh, bool accumulate) {
+  // What the layer below got, as it was stored: the gradient of what was added.
+  const Buffer<T>& added() const { return s.p > 0 ? dx : d_residual; }
+  void backward(bool fresh, bool accumulate, bool sums = true) {
     LayerNormBackward a;
     a.d_residual_btc = d_residual.tensor, a.dweight_c = dweight.tensor;
     if (s.p > 0) a.dx_btc = dx.tensor;
     if (s.bias) a.dbias_c = dbias.tensor;
+    if (s.bias && sums) a.dx_sums_c = dx_sums.tensor;
     a.dout_btc = dout.tensor, a.residual_out_btc = normalised().tensor;
     a.mean_bt = mean.tensor, a.rstd_bt = rstd.tensor, a.weight_c = weight.tensor;
     a.dropout = dropout(), a.fresh = fresh, a.accumulate = accumulate;
@@ -77,7 +82,20 @@ TEST(LayerNorm, GradientsByFiniteDifferences) {
       expect_gradient(c.residual_in, d_residual, loss, "residual");
       if (s.residual) expect_gradient(c.x, s.p > 0 ? c.dx.values() : d_residual, loss, "x");
       expect_gradient(c.weight, c.dweight.values(), loss, "weight");
-      if (s.bias) expect_gradient(c.bias, c.dbias.values(), loss, "bias");
+      if (!s.bias) continue;
+      expect_gradient(c.bias, c.dbias.values(), loss, "bias");
+      // A bias of the projection whose output is added.
+      const Buffer<double> projection_bias({s.C}, std::vector<double>(static_cast<size_t>(s.C)));
+      const Buffer<double>& output = s.residual ? c.x : c.residual_in;
+      const std::vector<double> unbiased = output.values();
+      const auto loss_with_bias = [&] {
+        for (int64_t i = 0; i < c.elements; ++i)
+          output.data()[i] += projection_bias.data()[i % s.C];
+        const double result = loss();
+        std::copy(unbiased.begin(), unbiased.end(), output.data());
+        return result;
+      };
+      expect_gradient(projection_bias, c.dx_sums.values(), loss_with_bias, "dx_sums");
     }
   }
 }
@@ -88,18 +106,37 @@ void accumulates() {
     Case<T> c({3, 17, channels, true, true, 0});
     c.forward();
     c.backward(true, false);
-    auto dweight = c.dweight.values(), dbias = c.dbias.values();
+    auto dweight = c.dweight.values(), dbias = c.dbias.values(), dx_sums = c.dx_sums.values();
     c.backward(true, true);
-    for (auto* once : {&dweight, &dbias})
+    for (auto* once : {&dweight, &dbias, &dx_sums})
       for (auto& sum : *once) sum *= 2;
     expect_same_bits(c.dweight.values(), dweight, "dweight");
     expect_same_bits(c.dbias.values(), dbias, "dbias");
+    expect_same_bits(c.dx_sums.values(), dx_sums, "dx_sums");
   }
 }
 TEST(LayerNorm, AccumulatesItsWeights) {
   accumulates<double>();
   accumulates<float>();
   accumulates<bf16>();
+}
+
+template <typename T>
+void sums_may_be_absent() {
+  for (int64_t channels : {65, 64}) {
+    Case<T> with({3, 17, channels, true, true, 0.1f}), without(with.s);
+    with.forward(), without.forward();
+    with.backward(false, false), without.backward(false, false, false);
+    expect_same_bits(with.d_residual.values(), without.d_residual.values(), "d_residual");
+    expect_same_bits(with.dx.values(), without.dx.values(), "dx");
+    expect_same_bits(with.dweight.values(), without.dweight.values(), "dweight");
+    expect_same_bits(with.dbias.values(), without.dbias.values(), "dbias");
+  }
+}
+TEST(LayerNorm, TheSumsOfDxMayBeAbsent) {
+  sums_may_be_absent<double>();
+  sums_may_be_absent<float>();
+  sums_may_be_absent<bf16>();
 }
 
 // A plain implementation in the number type, operation by operation.
@@ -176,7 +213,7 @@ void compare(std::span<const Sizes> sizes, double magnitude = 1, double offset =
     Case<T> c(s, magnitude);
     if (misaligned) {
       misalign(c.x, c.residual_in, c.weight, c.bias, c.out, c.residual_out, c.mean, c.rstd, c.dout,
-               c.d_residual, c.dx, c.dweight, c.dbias);
+               c.d_residual, c.dx, c.dweight, c.dbias, c.dx_sums);
     }
     for (int64_t i = 0; i < c.elements; ++i) {
       T& r = c.residual_in.data()[i];
@@ -200,7 +237,9 @@ void compare(std::span<const Sizes> sizes, double magnitude = 1, double offset =
     expect_close<T>(c.d_residual.values(), r.d_residual.values(), plain.d_residual, "d_residual");
     if (s.p > 0) expect_close<T>(c.dx.values(), r.dx.values(), plain.dx, "dx");
     expect_close<A>(c.dweight.values(), r.dweight.values(), plain.dweight, "dweight");
-    if (s.bias) expect_close<A>(c.dbias.values(), r.dbias.values(), plain.dbias, "dbias");
+    if (!s.bias) continue;
+    expect_close<A>(c.dbias.values(), r.dbias.values(), plain.dbias, "dbias");
+    expect_column_sums<T>(c.dx_sums.values(), c.added().values(), "dx_sums");
   }
 }
 TEST(LayerNorm, FloatObeysTheToleranceRule) {

@@ -48,11 +48,12 @@ struct Case {
     a.weight_io = w2.tensor, a.gelu = s.gelu, a.accumulate = accumulate;
     if (has_gelu()) a.input_pre_activation_ni = pre.tensor;
     if (s.bias) a.dbias_o = db2.tensor;
+    if (s.bias && has_gelu()) a.dx_sums_i = db1.tensor;
     run(ops<T>(), a);
     LinearBackward b;
     b.dx_ni = dx.tensor, b.dweight_io = dw1.tensor, b.dy_no = dpre.tensor, b.x_ni = x.tensor;
     b.weight_io = w1.tensor, b.accumulate = accumulate;
-    if (s.bias) b.dbias_o = db1.tensor;
+    if (s.bias && !has_gelu()) b.dbias_o = db1.tensor;
     run(ops<T>(), b);
   }
 };
@@ -81,12 +82,13 @@ void accumulates() {
   Case<T> c(kSizes[3]);
   c.forward();
   c.backward(false);
-  std::vector<A> dw = c.dw1.values(), db = c.db2.values();
+  std::vector<A> dw = c.dw1.values(), db1 = c.db1.values(), db = c.db2.values();
   c.backward(true);
-  for (std::vector<A>* once : {&dw, &db})
+  for (std::vector<A>* once : {&dw, &db1, &db})
     for (A& sum : *once) sum *= 2;
   expect_close<A>(c.dw1.values(), converted<double>(dw), dw, "dweight");
   expect_close<A>(c.db2.values(), converted<double>(db), db, "dbias");
+  expect_same_bits(c.db1.values(), db1, "dx_sums");
 }
 TEST(Linear, AccumulatesItsWeights) {
   accumulates<double>();
@@ -245,13 +247,7 @@ void compare_dbias() {
   a.dweight_io = dw.tensor, a.dbias_o = db.tensor, a.dy_no = dy.tensor, a.x_ni = x.tensor;
   a.weight_io = w.tensor;
   run(ops<T>(), a);
-  std::vector<A> plain(kColumns);
-  std::vector<double> reference(kColumns);
-  for (size_t i = 0; i < kRows * kColumns; ++i) {
-    plain[i % kColumns] += static_cast<A>(dy.data()[i]);
-    reference[i % kColumns] += static_cast<double>(dy.data()[i]);
-  }
-  expect_close<A>(db.values(), reference, plain, "dbias");
+  expect_column_sums<T>(db.values(), dy.values(), "dbias");
 }
 TEST(Linear, BiasGradientObeysTheToleranceRule) {
   compare_dbias<float>();
@@ -281,7 +277,7 @@ void fused_equals_unfused() {
     a.dx_ni = c.dpre.tensor, a.dweight_io = c.dw2.tensor, a.dy_no = c.dy.tensor;
     a.x_ni = c.h.tensor, a.weight_io = c.w2.tensor;
     run(ops<T>(), a);
-    run(ops<T>(), GeluBackward{c.dpre.tensor, c.dpre.tensor, c.pre.tensor, s.gelu});
+    run(ops<T>(), GeluBackward{c.dpre.tensor, {}, c.dpre.tensor, c.pre.tensor, s.gelu});
     expect_same_bits(dpre, c.dpre.values(), "gelu backward");
   }
 }
@@ -300,6 +296,10 @@ TEST(Linear, RefusesWrongShapes) {
   a = c.first();
   a.gelu = Gelu::none;  // with a pre-activation
   EXPECT_THROW(run(ops<float>(), a), CheckError);
+  LinearBackward sums;  // of dx, without GELU
+  sums.dx_ni = c.dpre.tensor, sums.dweight_io = c.dw2.tensor, sums.dy_no = c.dy.tensor;
+  sums.x_ni = c.h.tensor, sums.weight_io = c.w2.tensor, sums.dx_sums_i = c.db1.tensor;
+  EXPECT_THROW(run(ops<float>(), sums), CheckError);
 }
 
 }  // namespace

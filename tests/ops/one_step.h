@@ -52,12 +52,13 @@ class OneStep {
     t.layernorm_forward({normed_, residual_, mean_, rstd_, x_, x_, ln_weight_, ln_bias_, dropout},
                         workspace_);
     t.gelu_forward({h_, pre_, Gelu::exact}, workspace_);
-    t.gelu_backward({dpre_, h_, pre_, Gelu::exact}, workspace_);
+    t.gelu_backward({dpre_, sums({4 * C}, C), h_, pre_, Gelu::exact, false}, workspace_);
     t.attention_forward({h_out_, logsumexp_, attention_in_, 4, dropout}, workspace_);
-    t.attention_backward({dqkv_, normed_, h_out_, logsumexp_, attention_in_, 4, dropout},
+    t.attention_backward({dqkv_, sums({3 * C}, 5 * C), normed_, h_out_, logsumexp_, attention_in_,
+                          4, dropout, false},
                          workspace_);
-    t.layernorm_backward({d_residual_, dx_, gradient({C}, 0), gradient({C}, C), normed_, residual_,
-                          mean_, rstd_, ln_weight_, dropout, true, false},
+    t.layernorm_backward({d_residual_, dx_, gradient({C}, 0), gradient({C}, C), sums({C}, 0),
+                          normed_, residual_, mean_, rstd_, ln_weight_, dropout, true, false},
                          workspace_);
     t.embedding_backward(
         {gradient({V, C}, 2 * C), gradient({L, C}, 2 * C + V * C), dx_, tokens_, dropout, true},
@@ -83,6 +84,7 @@ class OneStep {
     t.linear_backward({dpre_,
                        gradient({4 * C, C}, 5 * C * C),
                        {},
+                       sums({4 * C}, 8 * C),
                        x_.reshaped({N, C}),
                        h_,
                        w2_,
@@ -91,7 +93,7 @@ class OneStep {
                        false},
                       workspace_);
     t.linear_backward(
-        {dx_.reshaped({N, C}), dw1, db1, dpre_, x_.reshaped({N, C}), w1_, {}, Gelu::none, true},
+        {dx_.reshaped({N, C}), dw1, db1, {}, dpre_, x_.reshaped({N, C}), w1_, {}, Gelu::none, true},
         workspace_);
     t.linear_cross_entropy(
         {losses_, dnormed_.reshaped({N, C}), gradient({V, C}, 10 * C * C), h_out_.reshaped({N, C}),
@@ -132,6 +134,8 @@ class OneStep {
   Tensor gradient(Shape shape, int64_t offset) const {
     return gradients_.rows(offset, shape.elements()).reshaped(shape);
   }
+  // Behind all the others.
+  Tensor sums(Shape shape, int64_t offset) const { return gradient(shape, 13 * C * C + offset); }
 
   Arena arena_;
   uint64_t stream_ = 1;

@@ -322,6 +322,20 @@ void expect_same_bits(const std::vector<T>& a, const std::vector<T>& b, const st
   EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(T)), 0) << what;
 }
 
+// EXPECTs, by the tolerance rule, that `sums` are the column sums of what an operation has stored.
+template <typename T>
+void expect_column_sums(const std::vector<Accumulator<T>>& sums, const std::vector<T>& stored,
+                        const std::string& what) {
+  using A = Accumulator<T>;
+  std::vector<A> plain(sums.size());
+  std::vector<long double> exact(sums.size());
+  for (size_t i = 0; i < stored.size(); ++i) {
+    plain[i % sums.size()] += static_cast<A>(stored[i]);
+    exact[i % sums.size()] += static_cast<A>(stored[i]);
+  }
+  expect_close<A>(sums, std::vector<double>(exact.begin(), exact.end()), plain, what);
+}
+
 // Whether the definition of Dropout keeps an element.
 inline bool is_kept(const Dropout& dropout, uint64_t element) {
   const uint64_t group = element / 4;

@@ -52,6 +52,17 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
   cuda_on_cpu::meet_warp(0xffffffffu, "mma", &record, detail::multiply_add, site);
 }
 
+inline unsigned block_index() {
+  return blockIdx.x;
+}
+
+inline void store_16(void* global, const uint32_t (&words)[4]) {
+  struct [[gnu::may_alias]] alignas(16) Words {
+    uint32_t at[4];
+  };
+  *static_cast<Words*>(global) = {{words[0], words[1], words[2], words[3]}};
+}
+
 inline void cp_async_16(void* shared, const void* global, bool valid = true) {
   cuda_on_cpu::copy_async(shared, global, valid);
 }
