@@ -225,7 +225,7 @@ __device__ __forceinline__ void sum_gradients(float* partials, int T, int H, int
 
 // The same apart from its caller, whose registers are all taken: nvcc 13.0 would spill some.
 template <int kD>
-__device__ __noinline__ void sum_gradients_of_keys(float* partials, int T, int H, int D) {
+[[gnu::noinline]] __device__ void sum_gradients_of_keys(float* partials, int T, int H, int D) {
   sum_gradients<kD, true>(partials, T, H, D);
 }
 
