@@ -149,11 +149,13 @@ void add_layernorm(std::vector<Case>& cases, const Sizes& s, DType type) {
                      args.weight_c = t.make(type, {s.C});
                      args.dweight_c = t.make(DType::fp32, {s.C});
                      args.dbias_c = t.make(DType::fp32, {s.C});
+                     args.dx_sums_c = t.make(DType::fp32, {s.C});
                      return call(ops, args, &Ops::layernorm_backward);
                    }});
 }
 
-// The four linear layers of a block: from `inputs` to `outputs` channels, in multiples of C.
+// The four linear layers of a block: from `inputs` to `outputs` channels, in multiples of C. Their
+// biases' gradients come from the operations before them, as in the model.
 struct Linear {
   const char* name;
   int64_t inputs, outputs;
@@ -180,8 +182,8 @@ void add_linear(std::vector<Case>& cases, const Sizes& s, DType type, const Line
                      args.dx_ni = t.make(type, {N, I}), args.dy_no = t.make(type, {N, O});
                      args.x_ni = t.make(type, {N, I}), args.weight_io = t.make(type, {I, O});
                      args.dweight_io = t.make(DType::fp32, {I, O});
-                     args.dbias_o = t.make(DType::fp32, {O});
                      if (gelu_in) {
+                       args.dx_sums_i = t.make(DType::fp32, {I});
                        args.input_pre_activation_ni = t.make(type, {N, I});
                        args.gelu = Gelu::tanh;
                      }
@@ -199,8 +201,11 @@ void add_gelu(std::vector<Case>& cases, const Sizes& s, DType type) {
          }});
     cases.push_back(
         {std::string("gelu_backward ") + kind, [=, gelu = gelu](Tensors& t, const Ops& ops) {
-           const GeluBackward args{t.make(type, shape), t.make(type, shape), t.make(type, shape),
-                                   gelu};
+           const GeluBackward args{.dx = t.make(type, shape),
+                                   .dx_sums_i = t.make(DType::fp32, {4 * s.C}),
+                                   .dy = t.make(type, shape),
+                                   .x = t.make(type, shape),
+                                   .gelu = gelu};
            return call(ops, args, &Ops::gelu_backward);
          }});
   }
@@ -216,6 +221,7 @@ void add_attention(std::vector<Case>& cases, const Sizes& s, DType type) {
   cases.push_back({"attention_backward", [=](Tensors& t, const Ops& ops) {
                      AttentionBackward args;
                      args.dqkv_bt3c = t.make(type, bt3c), args.dout_btc = t.make(type, btc);
+                     args.dqkv_sums_3c = t.make(DType::fp32, {3 * s.C});
                      args.out_btc = t.make(type, btc), args.qkv_bt3c = t.make(type, bt3c);
                      args.logsumexp_bht = t.make(DType::fp32, bht), args.n_head = s.H;
                      return call(ops, args, &Ops::attention_backward);
