@@ -117,26 +117,28 @@ struct SortPass {
   }
 };
 
-// The sum of `value` over the threads before this one. All kSortThreads call it; `scratch` holds a
-// value for each warp and may be reused after the call. *total, if asked for, is the sum over all.
-__device__ __forceinline__ unsigned sum_before(unsigned value, unsigned* scratch,
-                                               unsigned* total = nullptr) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  unsigned sum = value;  // up to and with this lane
+// The sum of `value` over the lanes up to and with this one. All lanes call it.
+__device__ __forceinline__ unsigned sum_to_lane(unsigned value) {
+  const int lane = threadIdx.x % kWarp;
   for (int offset = 1; offset < kWarp; offset *= 2) {
-    const unsigned below = __shfl_up_sync(kAllLanes, sum, offset);
-    if (lane >= offset) sum += below;
+    const unsigned below = __shfl_up_sync(kAllLanes, value, offset);
+    if (lane >= offset) value += below;
   }
+  return value;
+}
+
+// The sum of `value` over the threads before this one. All kSortThreads call it; `scratch` holds a
+// value for each warp and may be reused after the call.
+__device__ __forceinline__ unsigned sum_before(unsigned value, unsigned* scratch) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const unsigned sum = sum_to_lane(value);
   if (lane == kWarp - 1) scratch[warp] = sum;
   __syncthreads();
-  unsigned before = 0, all = 0;
+  unsigned before = 0;
 #pragma unroll
-  for (int w = 0; w < kSortWarps; ++w) {
+  for (int w = 0; w < kSortWarps; ++w)
     if (w < warp) before += scratch[w];
-    all += scratch[w];
-  }
   __syncthreads();
-  if (total) *total = all;
   return before + sum - value;
 }
 
@@ -154,19 +156,20 @@ __global__ void __launch_bounds__(kSortThreads) count_digits_kernel(SortPass p) 
   p.counts[static_cast<size_t>(threadIdx.x) * p.tiles + blockIdx.x] = counts[threadIdx.x];
 }
 
-// A block for each digit.
+// A warp for each digit.
 __global__ void __launch_bounds__(kSortThreads) scan_counts_kernel(SortPass p) {
-  auto* scratch = reinterpret_cast<unsigned*>(ptx::shared_memory());  // [kSortWarps]
-  unsigned* counts = p.counts + static_cast<size_t>(blockIdx.x) * p.tiles;
-  unsigned before = 0, total;
-  for (uint32_t first = 0; first < p.tiles; first += kSortThreads) {
-    const uint32_t tile = first + threadIdx.x;
+  const uint32_t lane = threadIdx.x % kWarp;
+  const uint32_t digit = blockIdx.x * kSortWarps + threadIdx.x / kWarp;
+  unsigned* counts = p.counts + static_cast<size_t>(digit) * p.tiles;
+  unsigned before = 0;
+  for (uint32_t first = 0; first < p.tiles; first += kWarp) {
+    const uint32_t tile = first + lane;
     const unsigned count = tile < p.tiles ? counts[tile] : 0;
-    const unsigned place = before + sum_before(count, scratch, &total);
-    if (tile < p.tiles) counts[tile] = place;
-    before += total;
+    const unsigned sum = sum_to_lane(count);
+    if (tile < p.tiles) counts[tile] = before + sum - count;
+    before += __shfl_sync(kAllLanes, sum, kWarp - 1);
   }
-  if (threadIdx.x == 0) p.totals[blockIdx.x] = before;
+  if (lane == 0) p.totals[digit] = before;
 }
 
 // A block for each tile. A row goes behind all rows of lower digits, and those of its own digit in
@@ -380,8 +383,7 @@ struct Parts {
 void sort_rows(SortPass pass, SortedRow* sorted, SortedRow* other, cudaStream_t stream) {
   const dim3 threads(kSortThreads);
   const LaunchShape tiles{dim3(pass.tiles), threads, kDigits * sizeof(unsigned)};
-  const LaunchShape digits{dim3(pass.tiles > 0 ? kDigits : 0), threads,
-                           kSortWarps * sizeof(unsigned)};
+  const LaunchShape digits{dim3(pass.tiles > 0 ? kDigits / kSortWarps : 0), threads};
   const LaunchShape places{dim3(pass.tiles), threads,
                            (kSortWarps + kSortWarps * kDigits) * sizeof(unsigned)};
   const int passes = static_cast<int>(ceil_div(std::bit_width(pass.vocabulary), kDigitBits));
