@@ -134,11 +134,8 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
   if (communicator.size() > 1 && options.writes()) require_one_out(communicator, options.out);
 }
 
-// The plan, with as many logits at once as fit beside the rest: each chunk of them reads and writes
-// all of the embeddings' gradient. A run that goes on keeps its number, which bits depend on.
+// A run that goes on keeps its number of logits at once, which bits depend on.
 void Setup::plan_memory(Device& device) {
-  constexpr int64_t kMost = int64_t{1} << 29, kLeast = int64_t{1} << 26;
-  const Ops& ops = device.ops(shape.dtype);
   shape.logits_at_once = options.chunk_logits;
   if (shape.logits_at_once == 0 && !resume_from.empty()) {
     const TrainerState before = read_trainer_state(resume_from / "trainer.json");
@@ -146,13 +143,7 @@ void Setup::plan_memory(Device& device) {
     if (found != before.config.end() && before.layout.cpu == device.name())
       shape.logits_at_once = std::stoll(found->second);
   }
-  const bool choose = shape.logits_at_once == 0 && device.memory_bytes() > 0;
-  if (choose) shape.logits_at_once = kMost;
-  plan = plan_training(options.gpt2, shape, ops);
-  while (choose && plan.total() > device.memory_bytes() && shape.logits_at_once > kLeast) {
-    shape.logits_at_once /= 2;
-    plan = plan_training(options.gpt2, shape, ops);
-  }
+  plan = plan_training_within(device.memory_bytes(), options.gpt2, shape, device.ops(shape.dtype));
   options.resolve("chunk-logits", fmt::format("{}", shape.logits_at_once));
 }
 

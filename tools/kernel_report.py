@@ -64,7 +64,7 @@ def predicted_steps(program, kernels):
     for name, (model, batch) in STEPS.items():
         lines = launches.listing(program, ["--model", model, "--batch-size", str(batch)],
                                  step_model.ARCHITECTURE)
-        steps[name] = step_model.predict(lines, (), starved)
+        steps[name] = step_model.predict(lines, starved)
         for unknown in steps[name].unknown:
             print(f"kernel-report: step_model.py has no model of {unknown}", file=sys.stderr)
     return steps

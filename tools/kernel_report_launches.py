@@ -62,10 +62,17 @@ def listing(program, arguments, architecture, extra_multiprocessors=0):
 
 @dataclass
 class Use:
-    """Of a kernel, over all its launches."""
+    """Of a kernel, over all its launches: the most of each; but of those whose grids are made for so
+    many blocks of a multiprocessor, the one that wants most threads of it."""
     threads: int = 0
-    dynamic: int = 0      # bytes of shared memory; of the launch that takes most
+    dynamic: int = 0      # bytes of shared memory
     grid_blocks: int = 0  # of a multiprocessor, as the grid assumes; 0: the grid does not ask
+
+    def add(self, threads, dynamic, grid_blocks):
+        if grid_blocks == 0 == self.grid_blocks:
+            self.threads, self.dynamic = max(self.threads, threads), max(self.dynamic, dynamic)
+        elif (threads * grid_blocks, dynamic) > (self.threads * self.grid_blocks, self.dynamic):
+            self.threads, self.dynamic, self.grid_blocks = threads, dynamic, grid_blocks
 
 
 def blocks_of(line):
@@ -91,10 +98,8 @@ def add_run(uses, lines, others):
                       f"{len(kernels)}")
     for line, other in zip(kernels, others):
         use = uses.setdefault(line["name"], Use())
-        use.threads = max(use.threads, math.prod(line["block"]))
-        use.dynamic = max(use.dynamic, line["shared"])
-        use.grid_blocks = max(use.grid_blocks,
-                              grid_assumption(line, other, run["multiprocessors"]))
+        use.add(math.prod(line["block"]), line["shared"],
+                grid_assumption(line, other, run["multiprocessors"]))
 
 
 def uses_of(program, architecture):

@@ -2,14 +2,13 @@
 """How long a training step should take on one H100 SXM: a sum over all that it launches. PREDICTED,
 measured nowhere.
 
-usage: tools/step_model.py [--model NAME] [--batch-size N] [--seq-len N] [--plan CHANGE,... | all]
-                           [--list-launches PROGRAM] [--report FILE]
+usage: tools/step_model.py [--model NAME] [--batch-size N] [--seq-len N] [--list-launches PROGRAM]
+                           [--report FILE]
 
 The launches are the real ones (tests/cuda_on_cpu/list_launches), so sizes, chunks of logits and what
 is fused follow the code. Bytes and FLOPs of a kernel follow its formula (MODELS), those of a whole
 operation are OpCost's. How much of the GPU's peak a kernel gets is a guess: it stands in MODELS and
-in the constants above it, with its reason, and nowhere else. --plan shows what changes to the code
-would be worth that have not been made (PLAN); one that has been made changes nothing."""
+in the constants above it, with its reason, and nowhere else."""
 import argparse
 import json
 import math
@@ -117,14 +116,6 @@ def causal_products(count):
     return lambda launch: count * launch.rows * launch.run["T"] * launch.run["C"]
 
 
-SORT_NS = 3.0  # a token and pass, of one block: two uncoalesced accesses of 8 bytes
-
-
-def sort_us(launch):
-    passes = math.ceil(launch.run["V"].bit_length() / 4)
-    return SORT_NS * launch.rows * passes / 1e3
-
-
 def nothing(_):
     return 0.0
 
@@ -132,7 +123,7 @@ def nothing(_):
 @dataclass(frozen=True)
 class Model:
     """Of the kernels whose "operation/file.cu: kernel" has `pattern`. The time is the longest of bytes and
-    FLOPs, each at its share of the peak, of `serial_us`, and of `least_us`."""
+    FLOPs, each at its share of the peak, and of `least_us`."""
     pattern: str
     why: str
     bytes: Callable = nothing
@@ -141,7 +132,6 @@ class Model:
     flops: Callable = nothing
     floor_flops: Callable | None = None
     flops_share: float = 1.0  # of PEAK_FLOPS
-    serial_us: Callable = nothing
     least_us: float = 2.0
 
 
@@ -159,15 +149,18 @@ MODELS = [
           flops=causal_products(4), floor_flops=causal_products(2.5), flops_share=0.209),
     Model(r"flash_backward_kernel<\d+, false", "dq: 3 products, of which the model asks for 1.5",
           flops=causal_products(3), floor_flops=causal_products(1.5), flops_share=0.209),
-    Model(r"backward/gelu.cu: gelu_kernel", "dy's load waits for the exponentials of x",
-          result_of_product(3), 0.72),
-    Model(r"forward/gelu.cu: gelu_kernel", "16 bytes a load, all warps", result_of_product(2), 0.85),
+    Model(r"gelu.cu: backward_(sums_)?kernel", "both loads before the arithmetic",
+          result_of_product(3), 0.85),
+    Model(r"gelu.cu: forward_kernel", "16 bytes a load, all warps", result_of_product(2), 0.85),
     Model(r"column_sums.cu: column_sums_kernel<\w+, 1>", "what blocks left", least_us=6),
     Model(r"column_sums.cu: column_sums_kernel", "four loads of 16 bytes under way", summed_bytes, 0.83),
-    Model(r"cross_entropy_kernel", "the second pass over a row finds it in L2 only partly",
+    Model(r"resident_rows_kernel", "a logit is read once, and the next row while this one is written",
+          logits_bytes(1), 0.85),
+    Model(r"streamed_rows_kernel", "the second pass over a row finds it in L2 only partly",
           logits_bytes(2), 0.84, logits_bytes(1)),
     Model(r"add_losses_kernel", "one block", least_us=12),
-    Model(r"embedding.cu: sort_kernel", "one block, 4 bits a pass", serial_us=sort_us),
+    Model(r"(count_digits|scan_counts|place_rows)_kernel", "a few MB, all multiprocessors",
+          least_us=4),
     Model(r"embedding.cu: sum_tokens_kernel", "16 bytes a load, 16 warps; rows of dwte at random "
           "places", token_sum_bytes, 0.5),
     Model(r"embedding.cu: sum_borders_kernel", "few stretches have borders", least_us=6),
@@ -201,10 +194,10 @@ def product_time(line, run):
     return Time(1e6 * seconds, 1e6 * max(flops / FLOOR_FLOPS, bytes_moved / FLOOR_BYTES))
 
 
-def kernel_time(launch, models, starved):
+def kernel_time(launch, starved):
     """`starved`: the names of kernels of which fewer blocks fit than their grids assume."""
     name = launch.line["name"]
-    model = next((m for m in models if re.search(m.pattern, f"{launch.op['op']}/{name}")), None)
+    model = next((m for m in MODELS if re.search(m.pattern, f"{launch.op['op']}/{name}")), None)
     if model is None:
         return Time(UNKNOWN_US, 0.0, known=False)
     share = model.share * (STARVED if name in starved else 1)
@@ -212,91 +205,7 @@ def kernel_time(launch, models, starved):
                    model.flops(launch) / (PEAK_FLOPS * model.flops_share))
     floor = 1e6 * max((model.floor_bytes or model.bytes)(launch) / FLOOR_BYTES,
                       (model.floor_flops or model.flops)(launch) / FLOOR_FLOPS)
-    return Time(max(us, model.serial_us(launch), model.least_us), floor)
-
-
-# ---- what has not been done yet -----------------------------------------------------------------
-
-
-def without(pattern):
-    """The listing without some kernels."""
-    def change(lines):
-        return [line for line in lines if not re.search(pattern, line.get("name", ""))]
-    return change
-
-
-LONG_CHUNK = 2 ** 29  # logits
-
-
-def with_long_chunks(lines):
-    """The head's chunks of rows made one where they are shorter than LONG_CHUNK logits: products of
-    more rows, and fewer passes over dwte."""
-    changed, at = [], 0
-    while at < len(lines):
-        changed.append(lines[at])
-        at += 1
-        if lines[at - 1].get("op") != "linear_cross_entropy":
-            continue
-        end = at
-        while end < len(lines) and "op" not in lines[end] and "phase" not in lines[end]:
-            end += 1
-        changed += merged_chunks(lines[at:end])
-        at = end
-    return changed
-
-
-def merged_chunks(body):
-    """`body`: chunks of four lines (logits, rows, dx, dwte), then the sum of the losses."""
-    chunks = [body[i:i + 4] for i in range(0, len(body) - 1, 4)]
-    if any(len([line for line in chunk if "product" in line]) != 3 for chunk in chunks):
-        return body  # loss only, or another order than is known here
-    rows, vocabulary, _ = chunks[0][0]["product"]
-    total = sum(chunk[0]["product"][0] for chunk in chunks)
-    count = min(len(chunks), math.ceil(total / max(rows, LONG_CHUNK // vocabulary)))
-    merged = []
-    for i in range(count):
-        rows = total // count + (i < total % count)
-        logits, kernel, dx, dwte = (dict(line) for line in chunks[min(i, 1)])
-        logits["product"] = [rows, *logits["product"][1:]]
-        dx["product"] = [rows, *dx["product"][1:]]
-        dwte["product"] = [*dwte["product"][:2], rows]
-        merged += [logits, kernel, dx, dwte]
-    return merged + body[-1:]
-
-
-@dataclass(frozen=True)
-class Change:
-    what: str
-    lines: Callable = list   # a listing to another
-    model: Model | None = None  # comes before MODELS
-
-
-PLAN = {
-    "long-chunks": Change("chunks of 2^29 logits in place of 2^26", with_long_chunks),
-    "one-pass-cross-entropy": Change(
-        "a row of logits stays in shared memory between its two passes",
-        model=Model(r"cross_entropy_kernel", "read once", logits_bytes(1), 0.85)),
-    "gelu-backward": Change(
-        "both loads before the arithmetic",
-        model=Model(r"backward/gelu.cu: gelu_kernel", "as forward", result_of_product(3), 0.85)),
-    "fused-bias-sums": Change("the sums of biases' gradients come out of the kernels that write those "
-                              "gradients", without(r"column_sums.cu: column_sums_kernel")),
-    "layernorm-backward": Change(
-        "as many blocks fit as the grid assumes",
-        model=Model(r"layernorm.cu: backward", "all loads of a row under way", op_bytes, 0.85)),
-    "parallel-sort": Change("the tokens are sorted by all multiprocessors",
-                            model=Model(r"sort_kernel", "a few MB", least_us=60)),
-}
-
-
-def apply_plan(lines, names):
-    """The listing and the models with these changes made, and which kernels they cure."""
-    models = list(MODELS)
-    for name in names:
-        lines = PLAN[name].lines(lines)
-        if PLAN[name].model:
-            models.insert(0, PLAN[name].model)
-    return lines, models
+    return Time(max(us, model.least_us), floor)
 
 
 # ---- the step ----------------------------------------------------------------------------------
@@ -351,14 +260,11 @@ def description(line):
     return line["name"].split(": ")[1].removeprefix("attention::")
 
 
-def predict(lines, names=(), starved=frozenset()):
-    """The Step that a listing (of list_launches) describes, with the changes of the plan in `names`."""
+def predict(lines, starved=frozenset()):
+    """The Step that a listing (of list_launches) describes."""
     run = lines[0]["run"]
     if run["dtype"] != "bf16":
         raise Problem("the model knows products in bf16 alone")
-    lines, models = apply_plan(lines, names)
-    if "layernorm-backward" in names:
-        starved = [name for name in starved if "layernorm.cu: backward" not in name]
     rows, step, phase, op, product = {}, Step(run, []), None, None, None
     for line in lines[1:]:
         phase = line.get("phase", phase)
@@ -369,7 +275,7 @@ def predict(lines, names=(), starved=frozenset()):
         if "product" in line:
             product, time = line, product_time(line, run)
         else:
-            time = kernel_time(Launch(line, op, product, run), models, starved)
+            time = kernel_time(Launch(line, op, product, run), starved)
         key = (op["op"], description(line))
         row = rows.setdefault(key, Row(*key))
         row.calls, row.us, row.floor_us = row.calls + 1, row.us + time.us, row.floor_us + time.floor_us
@@ -408,8 +314,6 @@ def arguments():
     parser.add_argument("--model", default="gpt2-124m")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=1024)
-    parser.add_argument("--plan", default="", help="all, or some of: " + "; ".join(
-        f"{name} ({change.what})" for name, change in PLAN.items()))
     parser.add_argument("--list-launches", type=Path,
                         default=ROOT / "build/cuda-on-cpu/tests/list_launches")
     parser.add_argument("--report", type=Path, default=ROOT / "profiling/kernel-report.json")
@@ -418,19 +322,13 @@ def arguments():
 
 def main():
     args = arguments()
-    names = list(PLAN) if args.plan == "all" else [name for name in args.plan.split(",") if name]
-    if wrong := [name for name in names if name not in PLAN]:
-        raise Problem(f"--plan {wrong[0]}: there are {', '.join(PLAN)}")
     lines = launches.listing(args.list_launches, ["--model", args.model, "--batch-size",
                                                   str(args.batch_size), "--seq-len",
                                                   str(args.seq_len)], ARCHITECTURE)
     starved = starved_kernels(json.loads(args.report.read_text(encoding="utf-8"))["kernels"])
-    now = predict(lines, (), starved)
-    print(markdown(now if not names else predict(lines, names, starved)))
-    print(f"\nPREDICTED: {summary(now)}")
-    for count in range(1, len(names) + 1):
-        step = predict(lines, names[:count], starved)
-        print(f"PREDICTED, with {', '.join(names[:count])}: {summary(step)}")
+    step = predict(lines, starved)
+    print(markdown(step))
+    print(f"\nPREDICTED: {summary(step)}")
 
 
 if __name__ == "__main__":

@@ -46,10 +46,10 @@ struct Call {
     const int64_t chunks = even_chunks(std::max<int64_t>(1, ceil_div(rows, most)));
     chunk = std::min(rows, ceil_div(ceil_div(rows, chunks), kRowUnit) * kRowUnit);
   }
-  // Some more chunks than `least` where these are all of one length: then their products have one
+  // One chunk more than `least` where these are all of one length: then their products have one
   // plan.
   int64_t even_chunks(int64_t least) const {
-    for (int64_t count = least; count <= least + ceil_div(least, 4); ++count)
+    for (int64_t count = least; count <= least + 1; ++count)
       if (rows % (count * kRowUnit) == 0) return count;
     return least;
   }

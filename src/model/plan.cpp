@@ -268,6 +268,20 @@ MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const 
   return plan;
 }
 
+// Each chunk of logits reads and writes all of the embeddings' gradient.
+MemoryPlan plan_training_within(size_t memory, const GPT2Config& config, RunShape& shape,
+                                const Ops& ops) {
+  constexpr int64_t kMost = int64_t{1} << 29, kLeast = int64_t{1} << 26;
+  const bool choose = shape.logits_at_once == 0 && memory > 0;
+  if (choose) shape.logits_at_once = kMost;
+  MemoryPlan plan = plan_training(config, shape, ops);
+  while (choose && plan.total() > memory && shape.logits_at_once > kLeast) {
+    shape.logits_at_once /= 2;
+    plan = plan_training(config, shape, ops);
+  }
+  return plan;
+}
+
 MemoryPlan plan_decoding(const GPT2Config& config, DType dtype, int64_t chunk, const Ops& ops) {
   MemoryPlan plan;
   plan.add(MemoryCategory::weights, dtype, flat_elements(config));

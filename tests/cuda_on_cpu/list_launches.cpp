@@ -109,14 +109,16 @@ void list(const Flags& flags) {
   print_run(config, flags);
 
   constexpr int64_t kDecodeLength = 8;
-  const RunShape shape{.dtype = flags.dtype == "bf16" ? DType::bf16 : DType::fp32,
-                       .batch_size = flags.batch_size,
-                       .seq_len = config.seq_len,
-                       .decode_len = kDecodeLength};
+  RunShape shape{.dtype = flags.dtype == "bf16" ? DType::bf16 : DType::fp32,
+                 .batch_size = flags.batch_size,
+                 .seq_len = config.seq_len,
+                 .decode_len = kDecodeLength};
   // What is timed would be listed several times.
   const std::unique_ptr<Device> device = make_cuda_device({.autotune = false});
-  Arena arena(*device, plan_training(config, shape, device->ops(shape.dtype)).total());
-  GPT2 model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena);
+  const Ops& table = device->ops(shape.dtype);
+  Arena arena(*device, plan_training_within(device->memory_bytes(), config, shape, table).total());
+  GPT2 model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena, Recompute::none,
+             {}, shape.logits_at_once);
   const Optimizer optimizer({.stochastic_rounding = flags.stochastic_rounding}, model.weights(),
                             model.gradients(), model.layout(), *device, arena);
   StepState state(*device, arena, shape.micro_steps);
