@@ -271,7 +271,7 @@ MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const 
 // Each chunk of logits reads and writes all of the embeddings' gradient.
 MemoryPlan plan_training_within(size_t memory, const GPT2Config& config, RunShape& shape,
                                 const Ops& ops) {
-  constexpr int64_t kMost = int64_t{1} << 29, kLeast = int64_t{1} << 26;
+  constexpr int64_t kMost = int64_t{1} << 30, kLeast = int64_t{1} << 26;
   const bool choose = shape.logits_at_once == 0 && memory > 0;
   if (choose) shape.logits_at_once = kMost;
   MemoryPlan plan = plan_training(config, shape, ops);

@@ -227,7 +227,7 @@ TEST_F(Cuda, AsManyLogitsAtOnceAsMemoryAllows) {
     const size_t at = result.out.find("chunk-logits=");
     return at == std::string::npos ? 0 : std::stoll(result.out.substr(at + 13));
   };
-  EXPECT_EQ(planned("80000000000", {}), int64_t{1} << 29);
+  EXPECT_EQ(planned("80000000000", {}), int64_t{1} << 30);
   EXPECT_EQ(planned("9000000000", {}), int64_t{1} << 27);
   EXPECT_EQ(planned("2000000000", {}), int64_t{1} << 26);
   EXPECT_EQ(planned("9000000000", {{"chunk-logits", "1000000"}}), 1000000);
