@@ -79,8 +79,29 @@ def parse():
     return parser.parse_args()
 
 
-def train(model, args, synchronize):
-    """Seconds and loss of each timed step."""
+class Clock:
+    """Times that a device passes by, read at the end: nothing waits while steps are under way."""
+
+    def __init__(self, on_gpu):
+        self.on_gpu, self.times = on_gpu, []
+
+    def tick(self):
+        if self.on_gpu:
+            self.times.append(torch.cuda.Event(enable_timing=True))
+            self.times[-1].record()
+        else:
+            self.times.append(time.perf_counter())
+
+    def seconds(self):
+        """Between each tick and the next."""
+        if not self.on_gpu:
+            return [end - begin for begin, end in zip(self.times, self.times[1:])]
+        torch.cuda.synchronize()
+        return [begin.elapsed_time(end) / 1e3 for begin, end in zip(self.times, self.times[1:])]
+
+
+def train(model, args):
+    """Seconds of each timed step, and the losses of all."""
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1},
@@ -90,10 +111,9 @@ def train(model, args, synchronize):
     tokens = torch.randint(args.vocab_size, (args.batch_size, args.seq_len + 1))
     batch = tokens.pin_memory() if on_gpu else tokens
     kind = torch.device(args.device).type
-    seconds, losses = [], []
-    for step in range(args.warmup + args.steps):
-        synchronize()
-        begin = time.perf_counter()
+    clock, losses = Clock(on_gpu), []
+    for _ in range(args.warmup + args.steps):
+        clock.tick()
         on_device = batch.to(args.device, non_blocking=True)
         with torch.autocast(kind, torch.bfloat16, enabled=args.dtype == "bf16"):
             loss = model(on_device[:, :-1], on_device[:, 1:])
@@ -101,14 +121,13 @@ def train(model, args, synchronize):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        synchronize()
-        seconds.append(time.perf_counter() - begin)
-    return seconds[args.warmup:], losses
+        losses.append(loss.detach())
+    clock.tick()
+    return clock.seconds()[args.warmup:], [loss.item() for loss in losses]
 
 
-def report(variant, model, args, synchronize):
-    seconds, losses = train(model, args, synchronize)
+def report(variant, model, args):
+    seconds, losses = train(model, args)
     median = statistics.median(seconds)
     on_gpu = args.device != "cpu"
     print(json.dumps({
@@ -127,14 +146,13 @@ def main():
     args = parse()
     torch.manual_seed(1337)
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
-    synchronize = (lambda: None) if args.device == "cpu" else torch.cuda.synchronize
     model = GPT2(args.n_layer, args.n_head, args.n_embd, args.vocab_size, args.seq_len)
     model = model.to(args.device)
-    report("eager", model, args, synchronize)
+    report("eager", model, args)
     if args.eager_only:
         return
     try:
-        report("compiled", torch.compile(model), args, synchronize)
+        report("compiled", torch.compile(model), args)
     except Exception as error:  # whatever the compiler lacks on this machine, eager has been told
         print(f"torch.compile: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
 

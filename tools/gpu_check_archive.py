@@ -27,7 +27,7 @@ import gpu_check_parse as parse  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 LIST = "carried.json"
 FORMAT = 1
-PROGRAMS = ("train", "sample", "prepare", "corpus")
+PROGRAMS = ("train", "sample", "prepare", "corpus", "bench_device")
 # What Linux with a C++ compiler has, and nothing else.
 SYSTEM_LIBRARIES = {"linux-vdso", "ld-linux-x86-64", "libc", "libm", "libgcc_s", "libstdc++", "libgomp"}
 CPU_FLAGS = {"avx2", "bmi2", "fma"}  # what x86-64-v3 adds that a program would die of

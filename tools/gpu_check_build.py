@@ -93,7 +93,7 @@ def compile_here(check, result):
         result["errors"] = parse.compiler_errors(configured.text)
         return stopped(configured, "CMake failed")
     check.save()
-    targets = ["train", "sample", "prepare", "corpus"]
+    targets = [*archive.PROGRAMS]
     if not any("GoogleTest" in note for note in result["notes"]):
         targets.append("cuda_tests")
     cores = len(os.sched_getaffinity(0))

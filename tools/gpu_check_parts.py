@@ -13,6 +13,7 @@ PARTS = {
     "tests": Part(tests.tests, estimate=90, least=10, most=240),
     "torch": Part(speed.torch, estimate=90, least=8, most=180),
     "ncu": Part(speed.ncu, estimate=40, least=15, most=120),
+    "bench": Part(speed.bench, estimate=30, least=8, most=90),
     "talk": Part(runs.talk, estimate=140, least=60, most=900),
     "ab": Part(speed.ab, estimate=110, least=20, most=240),
     "sanitizer": Part(tests.sanitizer, estimate=120, least=25, most=240),

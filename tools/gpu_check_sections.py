@@ -204,6 +204,6 @@ def talk_section(part):
 
 
 SECTIONS = {"build": build_section, "steps": steps_section, "roofline": printed_table, "tests": tests_section,
-            "torch": torch_section, "ncu": printed_table, "talk": talk_section, "ab": ab_section,
+            "torch": torch_section, "ncu": printed_table, "bench": printed_table, "talk": talk_section, "ab": ab_section,
             "sanitizer": sanitizer_section, "ranks": ranks_section, "fp32": torch_section}
 PRINTED = ("steps", "roofline", "torch", "ncu", "ab", "fp32")

@@ -1,7 +1,8 @@
 """The parts of `make gpu-check` that tell how fast lathe is and why: `steps`, `roofline`, `torch`,
-`fp32`, `ncu` and `ab`."""
+`fp32`, `ncu`, `bench` and `ab`."""
 import contextlib
 import json
+import re
 import shlex
 import shutil
 import statistics
@@ -14,9 +15,8 @@ import gpu_check_sections as sections
 from gpu_check_run import ROOT, Stopped, last_line
 from gpu_check_train import TINY, gpt2_124m, known_flags, shown, train, train_fitting, words
 
-# Milliseconds of a bf16 step of GPT-2 124M, T 1024, by batch: bytes and FLOPs of each kernel over
-# rates that registers, instructions and other people's measurements suggest. Not measured.
-PREDICTED_MS = {"H100": {16: 38.7, 64: 146.8}}
+# Milliseconds of a bf16 step of GPT-2 124M, T 1024, by batch, as tools/step_model.py predicts them.
+PREDICTED_MS = {"H100": {16: 34.8, 64: 132.0}}
 
 
 def predicted_ms(check, batch):
@@ -189,6 +189,24 @@ def ncu(check, result):
     if not done.ok or not counters.exists():
         return ("timed out" if done.timed_out else "failed"), f"ncu.sh: {last_line(done.text)}"
     return told_by(check, result, [sys.executable, scripts[1], counters], "kernels")
+
+
+# ---- operations ----------------------------------------------------------------------------------
+
+
+def bench(check, result):
+    """Every operation alone, at the shapes of GPT-2 124M."""
+    program = check.program("bench_device")
+    if not program.exists():
+        return "not run", "not available: no bench_device"
+    flags = {"device": "cuda", **({"tiny": True} if check.tiny else {"batch-size": "16,64"})}
+    done = check.run([program, *words(flags)], env=check.args.child_env)
+    lines = [line for line in done.text.splitlines() if line.strip()]
+    result["table"] = ["```", *lines, "```"]
+    rows = sum(bool(re.search(r" \d+\.\d +\d+\.\d ", line)) for line in lines)  # median and least
+    if not done.ok:
+        return ("timed out" if done.timed_out else "failed"), f"{rows} operations, then {last_line(done.text)}"
+    return ("passed" if rows else "failed"), f"{rows} operations in the table"
 
 
 # ---- A/B -----------------------------------------------------------------------------------------

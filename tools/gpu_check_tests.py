@@ -12,7 +12,7 @@ from gpu_check_run import Stopped, last_line
 # What runs under compute-sanitizer: (tool, test, filter), the most telling first. Kernels are ten to
 # a hundred times slower there, so the longest cases are left out; racecheck, the slowest, sees each
 # kernel of attention once or twice. Of the products only the column sums are kernels of lathe.
-# initcheck is not among them: it takes what the host wrote into managed memory for uninitialised.
+# initcheck is not among them: the tests fill all memory before an operation sees it.
 ONE_OF_EACH_ATTENTION = ("AttentionOf/0.*:AttentionOf/1.*-*AnyMagnitude*:*SharpScores*:"
                          "*RisingScores*:*AgreesWithPlain:*IsSplit:*Refused")
 SANITIZED = [
