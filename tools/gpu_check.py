@@ -7,11 +7,11 @@
 
 Parts, in this order: build (takes carried binaries, else compiles), steps (GPT-2 124M beside what
 was predicted), roofline (the operations of a traced step), tests, torch (PyTorch beside lathe), ncu
-(hardware counters), bench (every operation alone), talk (the run that the project must reproduce), ab (open questions, both ways),
-sanitizer, ranks (what NCCL costs one, and two that share the GPU), fp32. Each has a time limit inside
-the budget, and is stopped at it. A report for people (.md), the same for programs (.json), the log
-(.log) and a step's trace go to --out. They are written again after each step, so that a run that is
-cut off leaves what it has.
+(hardware counters), bench (every operation alone), talk (the run that the project must reproduce), ab
+(open questions, both ways), sanitizer, ranks (what NCCL costs one, and two that share the GPU), fp32.
+Each has a time limit inside the budget, and is stopped at it. A report for people (.md), the same for
+programs (.json), the log (.log) and a step's trace go to --out. They are written again after each
+step, so that a run that is cut off leaves what it has.
 
 Exit code 0: every part passed. 1: one failed or ran out of time. 3: none failed, but one was not
 run, for want of time or tools. 2: wrong usage.
