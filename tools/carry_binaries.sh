@@ -18,6 +18,6 @@ cmake --preset gpu -B "$folder" -DLATHE_DEPS="$LATHE_DEPS" -DLATHE_MPI=OFF -DLAT
   -DCMAKE_CUDA_FLAGS=-Xptxas=-v "${@:2}" >"$folder/configure.log" 2>&1 || { cat "$folder/configure.log" >&2; exit 1; }
 echo "building $folder"
 # The log has the registers of every kernel, also of those that an earlier call compiled.
-cmake --build "$folder" --target train sample prepare corpus cuda_tests >>"$folder/compile.log" 2>&1 ||
+cmake --build "$folder" --target train sample prepare corpus bench_device cuda_tests >>"$folder/compile.log" 2>&1 ||
   { grep -E 'error|FAILED' "$folder/compile.log" | tail -n 20 >&2; exit 1; }
 python3 tools/gpu_check_archive.py "$folder" "$file"
