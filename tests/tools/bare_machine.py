@@ -69,7 +69,7 @@ class BareMachine:
     def __init__(self, folder):
         self.root = Path(folder)
         self.libraries = []
-        for name in ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "proc", "dev", "tmp", "root", "work"):
+        for name in ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "proc", "dev", "tmp", "root", "srv"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         for name in ("bin", "sbin", "lib", "lib64"):
             (self.root / name).symlink_to(f"usr/{name}")
@@ -117,7 +117,7 @@ class BareMachine:
             shutil.copy(path, folder)
         self.libraries = ["/lent"]
 
-    def run(self, command, folder="/work", timeout=600, **environment):
+    def run(self, command, folder="/srv", timeout=600, **environment):
         """Runs a command on it: nothing of this machine's environment, processes or network."""
         path = "/usr/local/cuda/bin:/usr/bin:/bin:/usr/sbin"
         environment = {"PATH": path, "HOME": "/root", "LC_ALL": "C", "LD_LIBRARY_PATH": ":".join(self.libraries),

@@ -30,7 +30,7 @@ import gpu_check_archive as archive  # noqa: E402
 
 SKIPPED = 77
 TESTS = "^(cuda_on_cpu_test|cuda_device_test|cuda_gpt2_test)$"
-REPOSITORY = "/work/lathe"
+REPOSITORY = "/srv/lathe"
 # A file for each kind of what a build needs: CLI11 and fmt; cuBLASLt's header; NCCL's; a kernel by nvcc.
 SAMPLES = ["src/CMakeFiles/lathe_options.dir/options.cpp.o", "kernels/cuda/CMakeFiles/lathe_cuda.dir/matmul.cpp.o",
            "src/parallel/CMakeFiles/lathe_parallel.dir/nccl_communicator.cpp.o",
@@ -55,9 +55,9 @@ def copy_repository(machine):
 
 
 def gpu_check(machine, *arguments, **environment):
-    command = ["python3", "tools/gpu_check.py", *arguments, "--out", "/work/out"]
+    command = ["python3", "tools/gpu_check.py", *arguments, "--out", "/srv/out"]
     done = machine.run(command, REPOSITORY, timeout=3600, **environment)
-    reports = list((machine.root / "work/out").glob("*-gpu-*.md"))
+    reports = list((machine.root / "srv/out").glob("*-gpu-*.md"))
     require(len(reports) == 1, f"one report was expected, not {len(reports)}", done)
     return done, json.loads(reports[0].with_suffix(".json").read_text()), reports[0].read_text()
 
@@ -103,15 +103,15 @@ def rehearse_carried(machine, build):
 
 def rehearse_gpu_binaries(machine, file):
     """The programs for a GPU run on the bare machine, as far as that goes without a GPU."""
-    into = machine.root / "work/gpu-binaries"
+    into = machine.root / "srv/gpu-binaries"
     archive.unpack(file, into)
     known = archive.about(file)
     for name in archive.programs_of(known):
-        done = machine.run(["ldd", f"/work/gpu-binaries/{name}"])
+        done = machine.run(["ldd", f"/srv/gpu-binaries/{name}"])
         require(done.returncode == 0 and "not found" not in done.stdout, f"{name} lacks a library", done)
-    done = machine.run(["/work/gpu-binaries/train", "--help"])
+    done = machine.run(["/srv/gpu-binaries/train", "--help"])
     require(done.returncode == 0 and "--device" in done.stdout, "train --help", done)
-    done = machine.run(["/work/gpu-binaries/tests/cuda_device_test"])
+    done = machine.run(["/srv/gpu-binaries/tests/cuda_device_test"])
     require("no NVIDIA driver" in done.stdout, "the tests start, and say what they lack", done)
     print(f"the programs of {file.name} start on the bare machine")
 
@@ -129,7 +129,7 @@ def rehearse_compiled(machine, nvcc, complete):
     require(not list(machine.root.glob("usr/include/fmt")), "the bare machine has fmt")
     require(not (machine.root / "usr/local/cuda/include/cublasLt.h").exists(), "the bare machine has cublasLt.h")
     if complete:
-        shutil.rmtree(machine.root / "work/out", ignore_errors=True)
+        shutil.rmtree(machine.root / "srv/out", ignore_errors=True)
         done, report, _ = gpu_check(machine, "--binaries", "none", "--parts", "build", "--budget", "3500",
                                     "--limits", "build=3500", LATHE_COMMIT="abc1234")
         require(report["parts"]["build"]["status"] == "passed", "the build", done)
