@@ -21,8 +21,8 @@
 // the three products on 16 rows reads 256 bytes of shared memory, which on an A100 takes just as
 // long as the mma: both bind. Statistics: 4 B T C bytes read, bandwidth.
 //
-// Where the column sums of dqkv are asked for, a block of (2) or (3) adds up the columns of the
-// rows that it has just stored, which are still in shared memory. Its sums go to the workspace, [B,
+// If the caller wants the column sums of dqkv, a block of (2) or (3) sums the columns of the rows
+// that it has just stored, which are still in shared memory. Its sums go to the workspace, [B,
 // blocks of rows, 3 C], and a fourth kernel adds them in a fixed order.
 //
 // fp32, and head sizes above 128, go to attention_plain.cu after the statistics, and their column

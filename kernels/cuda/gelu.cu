@@ -1,12 +1,12 @@
-// GELU and its backward pass, elementwise: y = gelu(x), dx = dy gelu'(x). With it the column sums
-// of dx, rounded.
+// GELU and its backward pass, elementwise: y = gelu(x), dx = dy gelu'(x); and the column sums of
+// the rounded dx, if the caller wants them.
 //
 // Layout: flat. Each thread takes 8 neighbours, 16 bytes a load; the last ones of an odd number one
-// by one. With sums a block of 32 x 8 threads takes 32 V columns (V = 8, or 1 where rows are not
-// aligned) and every so-manieth eight of rows, two rows of a thread at a time; its sums go to the
-// workspace, [blocks, columns], and add_partials adds them. As many blocks as the GPU holds at
-// once: their number depends on the shape and on the GPU's kind alone. All loads come before the
-// arithmetic.
+// by one. With sums a block of 32 x 8 threads takes 32 V columns (V = 8, or 1 if rows are not
+// aligned) and strides over groups of eight rows; a thread loads two of its rows at a time. The
+// block's sums go to the workspace, [blocks, columns], and add_partials adds them. There are as
+// many blocks as the GPU holds at once: their number depends on the shape and the kind of GPU
+// alone. All loads come before the arithmetic.
 //
 // Roofline: bound by memory, 2 S bytes an element forward and 3 S backward with S = sizeof(T), for
 // some 25 and 40 FLOPs.
