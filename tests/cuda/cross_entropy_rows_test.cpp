@@ -176,6 +176,7 @@ void compare(double magnitude, size_t shared_bytes) {
   const std::vector<int32_t> targets = random_tokens(s.rows, 5, s.vocabulary);
   const Call<KernelT> call(s, logits, targets, shared_bytes);
   call.run();
+  const std::vector<float> after = call.logits.values();
   std::vector<float> losses(3), row(static_cast<size_t>(s.padded));
   std::vector<double> exact_losses(3), exact(row.size());
   for (size_t r = 0; r < 3; ++r) {
@@ -183,7 +184,7 @@ void compare(double magnitude, size_t shared_bytes) {
     plain_row(of, targets[r], s, &losses[r], row.data());
     plain_row(of, targets[r], s, &exact_losses[r], exact.data());
     const auto* written =
-        reinterpret_cast<const T*>(call.logits.data() + static_cast<int64_t>(r) * s.padded);
+        reinterpret_cast<const T*>(after.data() + static_cast<int64_t>(r) * s.padded);
     expect_close<T>({written, written + s.padded}, exact, converted<T>(row), "gradient");
   }
   expect_close<float>(call.losses.values(), exact_losses, losses, "losses");
