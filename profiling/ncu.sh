@@ -10,30 +10,14 @@
 # ERR_NVGPUCTRPERM page tells of. NCU names another ncu than that of the PATH.
 set -euo pipefail
 
-usage() {
-  echo "usage: profiling/ncu.sh OUT.csv -- build/train ARGS..." >&2
-  exit 2
-}
-[[ $# -ge 3 && $2 == -- ]] || usage
-out=$1
-shift 2
-ncu=${NCU:-ncu}
-if ! command -v "$ncu" >/dev/null; then
-  echo "ncu.sh: $ncu is not found: install NVIDIA Nsight Compute, or name it in NCU" >&2
-  exit 2
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/nsight.sh"
 
-has() {
-  local argument
-  for argument in "${command[@]}"; do [[ $argument != "$1" && $argument != "$1="* ]] || return 0; done
-  return 1
-}
-command=("$@")
-has --n-layer || command+=(--n-layer 1)
-has --profile || command+=(--profile 3:4)
-has --steps || command+=(--steps 4)
-has --device || command+=(--device cuda)
-has --eval-interval || command+=(--eval-interval 0)
+begin ncu "Nsight Compute" "$@"
+default --n-layer 1
+default --profile 3:4
+default --steps 4
+default --device cuda
+default --eval-interval 0
 
 metrics=(
   gpu__time_duration.sum
@@ -48,5 +32,5 @@ metrics=(
   l1tex__data_bank_conflicts_pipe_lsu.sum
 )
 list=$(IFS=,; echo "${metrics[*]}")
-exec "$ncu" --clock-control none --profile-from-start off --graph-profiling node --metrics "$list" \
+exec "$tool" --clock-control none --profile-from-start off --graph-profiling node --metrics "$list" \
   --csv --print-units base --log-file "$out" "${command[@]}"
