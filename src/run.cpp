@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstdlib>
 #include <iostream>
 #include <sstream>
@@ -141,7 +142,8 @@ void Setup::plan_memory(Device& device) {
     const TrainerState before = read_trainer_state(resume_from / "trainer.json");
     const auto found = before.config.find("chunk-logits");
     if (found != before.config.end() && before.layout.cpu == device.name())
-      shape.logits_at_once = std::stoll(found->second);
+      std::from_chars(found->second.data(), found->second.data() + found->second.size(),
+                      shape.logits_at_once);  // stays 0 if that is no number
   }
   plan = plan_training_within(device.memory_bytes(), options.gpt2, shape, device.ops(shape.dtype));
   options.resolve("chunk-logits", fmt::format("{}", shape.logits_at_once));
@@ -277,8 +279,10 @@ void Run::compare_replicas() {
 void Run::share_plans() {
   const std::string mine = device.plans();
   const std::string shared = communicator.exchange_text(rank() == 0 ? mine : "").front();
-  if (shared == mine) return;
-  device.load_plans(shared);
+  const std::vector<std::string> differ = communicator.exchange_text(shared == mine ? "" : "x");
+  if (std::ranges::all_of(differ, &std::string::empty)) return;
+  if (shared != mine) device.load_plans(shared);
+  // On every rank: a collective of a recording must not meet one that is enqueued.
   device.forget_recordings();
 }
 
