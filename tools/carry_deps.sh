@@ -25,8 +25,9 @@ copy_header() {
 for header in CLI nlohmann fmt xxhash.h utf8proc.h; do
   copy_header "$header" "$folder/include" /usr/include /usr/local/include
 done
-nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
-toolkit=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
+nvcc=$(readlink -f "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")
+# nvcc is asked for its toolkit: the one in PATH may be a script that calls the real one.
+toolkit=$("$nvcc" --dryrun -x cu -c /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p') || true
 for header in cublasLt.h cublas_api.h cuda_profiler_api.h nvtx3 nccl.h; do
   copy_header "$header" "$folder/cuda/include" "$toolkit/include" /usr/include /usr/local/include
 done

@@ -62,13 +62,27 @@ def gpu():
     return {key: value[0] for key, value in found.items() if value}
 
 
+def cuda_toolkit():
+    """The folder above nvcc's own bin/, or None without nvcc. The nvcc in PATH may be a link to it or a
+    script that calls it, so it is asked itself."""
+    if not (nvcc := shutil.which("nvcc")):
+        return None
+    nvcc = os.path.realpath(nvcc)
+    try:
+        told = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True,
+                              timeout=20, check=False).stderr
+    except (OSError, subprocess.SubprocessError):
+        told = ""
+    match = re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE)
+    return os.path.realpath(match.group(1)) if match else os.path.dirname(os.path.dirname(nvcc))
+
+
 def compute_capability(python):
     """"90" for 9.0, from the driver, else from nvcc's own query, else from PyTorch; or None."""
     text = (nvidia_smi("compute_cap") or [""])[0]
     if not text:
-        nvcc = shutil.which("nvcc")
-        query = os.path.join(os.path.dirname(os.path.realpath(nvcc)), "__nvcc_device_query") if nvcc else ""
-        text = output_of(query) if query and os.path.exists(query) else ""
+        query = os.path.join(cuda_toolkit() or "", "bin/__nvcc_device_query")
+        text = output_of(query) if os.path.exists(query) else ""
     if not re.search(r"\d\d|\d\.\d", text):
         text = output_of(python, "-c", "import torch; print('%d.%d' % torch.cuda.get_device_capability())",
                          timeout=60)
@@ -79,8 +93,7 @@ def compute_capability(python):
 def library(name):
     """Path of a library of NVIDIA's: the toolkit's, else the one that came with PyTorch; or None."""
     folders = []
-    if nvcc := shutil.which("nvcc"):
-        home = os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))
+    if home := cuda_toolkit():
         folders += [f"{home}/lib64", f"{home}/targets/x86_64-linux/lib", f"{home}/lib"]
     folders += [f"{entry}/nvidia/*/lib" for entry in sys.path if entry]
     found = [path for folder in folders for path in sorted(glob.glob(f"{folder}/{name}.so.[0-9]*"))]

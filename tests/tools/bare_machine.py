@@ -96,6 +96,8 @@ class BareMachine:
 
     def install_nvcc(self, toolkit):
         """nvcc's own files: compilers, the runtime with its headers, none of CUDA's other libraries."""
+        if not (toolkit / "bin" / "ptxas").exists():
+            raise FileNotFoundError(f"{toolkit} is not nvcc's toolkit: it has no bin/ptxas")
         home = self.root / "usr/local/cuda"
         for name in ("bin", "nvvm"):
             shutil.copytree(toolkit / name, home / name, symlinks=True)

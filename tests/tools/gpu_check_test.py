@@ -14,12 +14,14 @@ import tarfile
 import tempfile
 import time
 import unittest
+import unittest.mock
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(ROOT / "tools"))
 import gpu_check_archive as archive  # noqa: E402
+import gpu_check_machine as machine  # noqa: E402
 import gpu_check_parse as parse  # noqa: E402
 import gpu_check_plan as plan  # noqa: E402
 
@@ -525,6 +527,26 @@ class Archive(unittest.TestCase):
         self.assertEqual(archive.tests_of_listing(listing), [
             {"name": "a", "command": ["/b/tests/a", "--x"], "environment": {"OMP_NUM_THREADS": "1"}, "limit_s": 60.0}])
         self.assertEqual(archive.placed({"command": ["{build}/a", "{root}/b"]}, "/x", "/y"), {"command": ["/x/a", "/y/b"]})
+
+
+class Toolkit(unittest.TestCase):
+    def test_nvcc_in_path_may_be_a_link_or_a_script(self):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(os.path.realpath(folder))
+            toolkit = root / "cuda-13"
+            for name in ("cuda-13/bin", "link", "script", "none"):
+                (root / name).mkdir(parents=True)
+            nvcc = toolkit / "bin/nvcc"
+            nvcc.write_text('#!/bin/sh\necho "#\\$ TOP=$(dirname "$0")/.." >&2\n')
+            nvcc.chmod(0o755)
+            (root / "link/nvcc").symlink_to(nvcc)
+            (root / "script/nvcc").write_text(f'#!/bin/sh\nexec {nvcc} "$@"\n')
+            (root / "script/nvcc").chmod(0o755)
+            for first, expected in (("cuda-13/bin", str(toolkit)), ("link", str(toolkit)), ("script", str(toolkit)),
+                                    ("none", None)):
+                path = f"{root / first}:/usr/bin:/bin" if expected else str(root / first)
+                with self.subTest(first), unittest.mock.patch.dict(os.environ, PATH=path):
+                    self.assertEqual(machine.cuda_toolkit(), expected)
 
 
 class Logs(unittest.TestCase):

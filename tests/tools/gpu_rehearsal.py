@@ -27,6 +27,7 @@ sys.dont_write_bytecode = True
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests" / "tools")]
 import bare_machine  # noqa: E402
 import gpu_check_archive as archive  # noqa: E402
+import gpu_check_machine  # noqa: E402
 
 SKIPPED = 77
 TESTS = "^(cuda_on_cpu_test|cuda_device_test|cuda_gpt2_test)$"
@@ -119,11 +120,11 @@ def rehearse_gpu_binaries(machine, file):
 # ---- compiled ------------------------------------------------------------------------------------
 
 
-def rehearse_compiled(machine, nvcc, complete):
+def rehearse_compiled(machine, toolkit, complete):
     """The fallback: no archive, but carried headers."""
     machine.libraries = []
     machine.install("g++", "cmake", "ninja-build", "binutils")
-    machine.install_nvcc(nvcc.parent.parent)
+    machine.install_nvcc(toolkit)
     deps = machine.root / REPOSITORY[1:] / "deps"
     subprocess.run([ROOT / "tools" / "carry_deps.sh", deps], check=True)
     require(not list(machine.root.glob("usr/include/fmt")), "the bare machine has fmt")
@@ -169,11 +170,12 @@ def main():
         rehearse_carried(machine, args.build_dir.resolve())
         if args.binaries:
             rehearse_gpu_binaries(machine, args.binaries)
-        nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-        if not Path(nvcc).exists():
+        gpu_check_machine.add_tools_to_path()
+        toolkit = gpu_check_machine.cuda_toolkit()
+        if not toolkit:
             print("gpu_rehearsal: no nvcc here, so nothing is compiled there")
             return 0
-        rehearse_compiled(machine, Path(nvcc).resolve(), args.compile == "complete")
+        rehearse_compiled(machine, Path(toolkit), args.compile == "complete")
     return 0
 
 
