@@ -100,7 +100,7 @@ tidy:
 	@tools/tidy.sh build/cuda-on-cpu $(TIDY_FILES)
 
 # Compiles the kernels by the commands of build/, and asks the launchers of the build for the CPU.
-# KERNEL_REPORT_ARGS="--nvdisasm PROGRAM" counts instructions where nvdisasm is not on the PATH.
+# KERNEL_REPORT_ARGS="--nvdisasm PROGRAM" counts instructions if nvdisasm is not on the PATH.
 kernel-report:
 	@tools/setup.sh test
 	@[[ -f build/compile_commands.json ]] || cmake --preset release >/dev/null

@@ -6,7 +6,7 @@
 //
 // Operations go round through several sets of buffers, so that none finds its inputs in a cache
 // (--rotate-mb), and are recorded, so that the host is not in the way. `share` is the time that the
-// work takes at least over the time that it took: FLOPs at the device's peak where that is known,
+// work takes at least over the time that it took: FLOPs at the device's peak if that is known,
 // bytes at the rate of a copy that is measured first.
 #include <algorithm>
 #include <cmath>

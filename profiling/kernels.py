@@ -48,7 +48,7 @@ def classify(names):
     """The class of each kernel of one step, in the order of their launches. Products have names that
     tell nothing, so places do. The head begins with the LayerNorm before the first cross-entropy
     and ends before the first product behind the sum of the losses; the layers' backward pass ends
-    with its last LayerNorm. ValueError where this is no step of one micro-step."""
+    with its last LayerNorm. ValueError if this is no step of one micro-step."""
     losses, summed = places(names, [r"cross_entropy\w*"]), places(names, ["add_losses_kernel"])
     squares = places(names, ["squares_kernel", "adamw_kernel"])
     if not losses or len(summed) != 1 or not squares:

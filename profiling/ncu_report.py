@@ -6,7 +6,7 @@
 Reads what `ncu --csv` prints: a line for each metric of each kernel (--page details, and metrics by
 name), or a line for each kernel (--page raw), after whatever the program itself has printed. `of
 peak` is the larger of what the memory and the tensor cores were kept busy: by the device's peaks
-where it is known, else by ncu's own percentages. A profile of a model with one layer stands for one
+if it is known, else by ncu's own percentages. A profile of a model with one layer stands for one
 of N: kernels of the layers count N times (--layers)."""
 import argparse
 import csv

@@ -31,7 +31,7 @@ class Peaks:
     bytes: float = 0  # bytes/s; 0: not known
 
     def floor_ms(self, flops, bytes_):
-        """The least time that this work can take; None where a rate is not known."""
+        """The least time that this work can take; None if a rate is not known."""
         if not self.flops or not self.bytes:
             return None
         return 1e3 * max(flops / self.flops, bytes_ / self.bytes)

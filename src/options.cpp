@@ -253,9 +253,8 @@ void parse_profile(TrainOptions& o) {
   const bool numbers = number(text.substr(0, colon), begin) && number(text.substr(colon + 1), end);
   if (!numbers || begin < 1 || begin >= end || end > o.steps) {
     throw UserError(
-        "--profile is '{}', but must be A:B for the steps A to B-1, counted from 0, with 1 <= A < "
-        "B "
-        "<= {} (--steps); in step 0 the device chooses its matrix products",
+        "--profile is '{}', but must be A:B for the steps A to B-1, counted from 0, with "
+        "1 <= A < B <= {} (--steps); in step 0 the device chooses its matrix products",
         o.profile, o.steps);
   }
   if (!o.trace.empty())

@@ -60,7 +60,7 @@ struct TrainOptions {
   std::string trace;                           // file
   std::string tuning_log;                      // file
   std::string profile;                         // A:B
-  int64_t profile_begin = 0, profile_end = 0;  // the same: steps; none where they are equal
+  int64_t profile_begin = 0, profile_end = 0;  // the same: steps; none if they are equal
   std::string out;
   std::string resume = "auto";
   int64_t checkpoint_interval = 0;  // 0: only at the end

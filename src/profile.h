@@ -33,7 +33,7 @@ class RangedOps final : public ObservedOps, public PartObserver {
 
 class StepProfile {
  public:
-  // Does nothing where no steps were asked for, or where they are not this run's, which is said.
+  // Does nothing if no steps were asked for, or if they are not this run's, which is said.
   explicit StepProfile(Run& run);
   ~StepProfile();
   StepProfile(const StepProfile&) = delete;
@@ -52,7 +52,7 @@ class StepProfile {
   Run& run_;
   const Ops& plain_;
   RangedOps ops_;
-  int64_t first_, last_;  // steps; none where last_ < first_
+  int64_t first_, last_;  // steps; none if last_ < first_
   bool profiling_ = false;
 };
 

@@ -55,7 +55,7 @@ bool TracingOps::before(const Call& call) const {
   return true;
 }
 
-// The first part begins with its operation; where another begins, the one before it ends.
+// The first part begins with its operation; when another begins, the one before it ends.
 void TracingOps::part(std::string_view name, const Shape& sizes, const OpCost& cost) {
   if (!splitting_) return;
   const bool first = stretches_.size() == operation_ + 1;

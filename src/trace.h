@@ -15,7 +15,7 @@
 
 namespace lathe {
 
-// A table of operations that marks where each begins and ends, and where each of its parts begins.
+// A table of operations that marks when each begins and ends, and when each of its parts begins.
 class TracingOps final : public ObservedOps, public PartObserver {
  public:
   TracingOps(const Ops& real, Device& device, int first_mark)

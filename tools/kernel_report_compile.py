@@ -88,7 +88,7 @@ def digest(source, root, arguments, architecture, version):
 
 def launch_bounds(ptx):
     """{mangled name: (most threads of a block, least blocks of a multiprocessor)}, by
-    __launch_bounds__; None where it says nothing."""
+    __launch_bounds__; None if it says nothing."""
     bounds = {}
     for name, said in re.findall(r"\.entry\s+(\w+)\s*\([^)]*\)([^{]*)\{", ptx):
         threads = re.search(r"\.maxntid\s+([\d, ]+)", said)

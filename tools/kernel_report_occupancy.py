@@ -41,7 +41,7 @@ LIMITS = {
 
 
 def limits_of(architecture):
-    """Of "sm_90a", say. KeyError where nothing is known of it."""
+    """Of "sm_90a", say. KeyError if nothing is known of it."""
     return LIMITS[int("".join(c for c in architecture if c.isdigit()))]
 
 

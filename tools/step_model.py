@@ -30,7 +30,7 @@ PEAK_BYTES, PEAK_FLOPS = 3.35e12, 989.4e12
 FLOOR_BYTES, FLOOR_FLOPS = 3.0e12, 800e12
 
 # A product on tensor cores: of the peak that cuBLASLt gets for large layers of GPT-2 (llm.c's steps
-# leave room for 550 to 650 TFLOP/s), less where whole waves of its tiles do not fill the GPU.
+# leave room for 550 to 650 TFLOP/s), less if whole waves of its tiles do not fill the GPU.
 PRODUCT_SHARE = 0.68
 TILE = (128, 256)
 # Of that if there are fewer tiles than multiprocessors: the sum over k is split and added up after.

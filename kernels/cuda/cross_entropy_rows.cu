@@ -3,7 +3,7 @@
 //   top = max over v of l_v;  sum = sum over v of exp(l_v - top)
 //   loss = (top - l_target) + log(sum);  dl_v = scale (exp(l_v - top) / sum - [v == target])
 //
-// top and log(sum) stay apart: where logits are large, rounding their sum would cost every
+// top and log(sum) stay apart: if logits are large, rounding their sum would cost every
 // probability as much as an ulp of it.
 //
 // Layout: logits fp32 [rows, padded_vocab], dense; dlogits of T over the same rows (see the
@@ -16,7 +16,7 @@
 //   row while it writes the gradient of this one.
 //
 // Roofline, a row: 4 V bytes in, sizeof(T) V out, some 10 V FLOPs: bound by memory. The rows that
-// streaming blocks hold at once outgrow L2 where the vocabulary is large, and then the second read
+// streaming blocks hold at once outgrow L2 if the vocabulary is large, and then the second read
 // costs 4 V bytes more: there a row has to be resident, if shared memory holds it.
 #include <cuda_bf16.h>
 
@@ -165,7 +165,7 @@ struct RowGradient {
   }
 };
 
-// The thread that takes the target's column writes the loss. `total` may be anything where the
+// The thread that takes the target's column writes the loss. `total` may be anything if the
 // target is below 0.
 template <int kThreads, int kN>
 __device__ __forceinline__ RowGradient write_loss(const RowsOfLogits& p, int64_t r, int32_t target,
@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, kStreamingThreads / kThreads)
   store_target(gradient, to);
 }
 
-constexpr int kLargeBlock = 512;            // threads where vocabularies are large
+constexpr int kLargeBlock = 512;            // threads if the vocabulary is large
 constexpr int kBlocksOfMultiprocessor = 1;  // with a row each in shared memory
 constexpr int kRounds = 8;                  // of the longest row that can be resident
 constexpr size_t kScratchBytes = kLargeBlock / kWarp * sizeof(float);

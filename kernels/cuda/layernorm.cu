@@ -10,7 +10,7 @@
 //
 // A row is read once and kept in registers, 16 bytes a load. Forward, C a multiple of 8 up to 1024
 // by one warp, up to 8192 by one block of 256 threads. Backward, C a multiple of 8 up to 5120 by as
-// many warps as it fills, two or more rows to a block where these are narrow; every thread issues
+// many warps as it fills, two or more rows to a block if these are narrow; every thread issues
 // all loads of a row before its sums, so that a row waits for memory once, and the next block's
 // loads are under way meanwhile. Thread t of a row holds elements 8 (t + k threads) .. + 7. Other
 // widths are taken by a block that goes over the row once per pass, which L1 makes bearable.
@@ -19,7 +19,7 @@
 // x), backward 4 S N C (3 S where fresh; S more with dropout), for some 10 and 20 FLOPs an element.
 //
 // Sums over rows: as many blocks as the GPU holds at once, each with sums of its own in registers
-// over every so-manieth row; they go to the workspace, [blocks, 3, C], and a second kernel adds
+// over the rows that it took; they go to the workspace, [blocks, 3, C], and a second kernel adds
 // them in a fixed order. The number of blocks depends on the shape and on the GPU's kind alone.
 #include <cuda_bf16.h>
 

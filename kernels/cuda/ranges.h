@@ -13,7 +13,7 @@ class Ranges {
  public:
   Ranges();
   // Of one thread, nested. The cost goes along as a payload {double flops, double bytes}, and,
-  // where there is one, in the name, for the reports that show no payload: "NAME (F GFLOP, B GB)".
+  // if there is one, in the name, for the reports that show no payload: "NAME (F GFLOP, B GB)".
   void push(std::string_view name, const OpCost& cost);
   void pop();
 

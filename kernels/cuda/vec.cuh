@@ -48,8 +48,8 @@ struct alignas(sizeof(T) * N) Vec {
 template <typename T>
 inline constexpr int kVec = 16 / static_cast<int>(sizeof(T));
 
-// kN neighbours as they are stored, for loads ahead of the arithmetic: 16 bytes at a time where kN
-// is 8, one by one where it is 1.
+// kN neighbours as they are stored, for loads ahead of the arithmetic: 16 bytes at a time if kN
+// is 8, one by one if it is 1.
 inline constexpr int kEight = 8;
 template <typename T, int kN>
 struct Stored {

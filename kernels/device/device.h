@@ -75,7 +75,7 @@ class Device {
   virtual void observe_parts(PartObserver*) {}
 
   // A profiler that watches the process (Nsight) sees what happens between start and stop, both of
-  // which wait for the device. False where nobody could watch: then nothing is started.
+  // which wait for the device. False if nobody could watch: then nothing is started.
   virtual bool start_profile() { return false; }
   virtual void stop_profile() {}
   // Named stretches of the host's enqueueing, nested, with what they cost, for that profiler to
@@ -84,7 +84,7 @@ class Device {
   virtual void pop_range() {}
 
   // Bytes of memory that a run may plan with: the device's, less what drivers and libraries take.
-  // 0 where that is not known.
+  // 0 if that is not known.
   virtual size_t memory_bytes() const { return 0; }
 
   // How this device computes matrix products, where it chose by trying: text for a checkpoint, so

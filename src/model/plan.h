@@ -28,7 +28,7 @@ struct RunShape {
 // DataParallel and Decoder together.
 MemoryPlan plan_training(const GPT2Config& config, const RunShape& shape, const Ops& ops);
 
-// The same with as many logits at once as `memory` bytes allow, 2^26 to 2^30, where the shape
+// The same with as many logits at once as `memory` bytes allow, 2^26 to 2^30, if the shape
 // leaves that open (0) and memory is known (not 0); the shape then says how many.
 MemoryPlan plan_training_within(size_t memory, const GPT2Config& config, RunShape& shape,
                                 const Ops& ops);

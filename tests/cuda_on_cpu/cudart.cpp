@@ -310,7 +310,7 @@ class Runtime {
   static size_t room_of(size_t bytes) {
     return (bytes + kAlignment - 1) / kAlignment * kAlignment + 2 * kRedZone;
   }
-  // Where work is only listed, addresses that need no memory before they are written to.
+  // If work is only listed, addresses that need no memory before they are written to.
   void* pages(size_t room) const {
     void* start = nullptr;
     if (!listener_) return posix_memalign(&start, kAlignment, room) == 0 ? start : nullptr;

@@ -31,9 +31,10 @@ void meet_block(const Site& site);  // __syncthreads
 
 unsigned char* shared_memory();
 
-// cp.async: done at once or when it is waited for, by seed.
 // Whether [address, address + bytes) lies in the block's shared memory.
 bool is_shared_memory(const void* address, size_t bytes);
+
+// cp.async: done at once or when it is waited for, by seed.
 void copy_async(void* shared, const void* global, bool valid);
 void copy_async_commit();
 void copy_async_wait(int pending);

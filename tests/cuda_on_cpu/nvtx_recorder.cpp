@@ -1,4 +1,4 @@
-// A profiler in place of Nsight: NVTX loads it where NVTX_INJECTION64_PATH names it. It adds a line
+// A profiler in place of Nsight: NVTX loads it if NVTX_INJECTION64_PATH names it. It adds a line
 // for each range to the file of LATHE_CUDA_PROFILE, in which the stand-in for the CUDA runtime
 // tells of cudaProfilerStart and Stop (runtime.h): "push NAME" or "push NAME | FLOPs bytes", and
 // "pop".

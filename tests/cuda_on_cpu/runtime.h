@@ -7,8 +7,8 @@
 //   LATHE_CUDA_MEMORY=N     bytes of device memory (default: no bound of its own)
 //   LATHE_CUDA_PATIENCE=S   seconds in which nothing moves and a wait is an error (backoff.h)
 //   LATHE_CUDA_PROFILE=F    a file that cudaProfilerStart and Stop each add a line to, with what
-//   the
-//                           counters say by then, and in between each kernel, copy, event, ...
+//                           the counters say by then; each kernel, copy, event, ... in between
+//                           adds one, too
 //   LATHE_CUDA_FAULT=WORD   no-driver, old-driver, no-device or old-architecture: what a machine
 //                           that cannot run lathe would answer
 #pragma once

@@ -186,7 +186,7 @@ class Buffer {
     std::memset(&value, 0xff, sizeof(T));  // NaN in every floating type
     return std::vector<T>(static_cast<size_t>(count), value);
   }
-  // The device's memory is guarded, which is the host's where there is no other.
+  // The device's memory is guarded, which is the host's if there is no other.
   void guard() const {
     copy_only(tensor.data, count_ * sizeof(T));
     const auto* data = static_cast<const unsigned char*>(twin_of(tensor.data));
