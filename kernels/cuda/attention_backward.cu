@@ -394,8 +394,8 @@ void attention_backward(const AttentionBackward& args, const Context& context,
   }
   plain_backward(PlainBackward<T>{qkv, dout, statistics, dqkv}, s, mask, context.stream);
   if (sums)  // the statistics have been used
-    column_sums(sums, dqkv, kernel_dtype<T>, s.B * s.T, 3 * s.C, 3 * s.C, args.accumulate,
-                workspace, context.stream);
+    column_sums(sums, dqkv, kernel_dtype<T>, s.B * s.T, 3 * s.C, args.accumulate, workspace,
+                context.stream);
 }
 
 template <typename T>

@@ -31,7 +31,7 @@ constexpr int kRowsOfBlock = 256;
 
 template <typename T, int V>
 __global__ void __launch_bounds__(kWarp* kColumnRows)
-    column_sums_kernel(float* sums, const T* x, int64_t rows, int64_t columns, int64_t ld,
+    column_sums_kernel(float* sums, const T* x, int64_t rows, int64_t columns,
                        int64_t rows_of_block, bool accumulate) {
   const int64_t first_column = (int64_t{blockIdx.x} * kWarp + threadIdx.x) * V;
   const int64_t first_row = int64_t{blockIdx.y} * rows_of_block;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kWarp* kColumnRows)
   if (first_column < columns) {
 #pragma unroll 4
     for (int64_t r = first_row + threadIdx.y; r < last_row; r += kColumnRows) {
-      const auto values = Vec<T, V>::load(x + r * ld + first_column);
+      const auto values = Vec<T, V>::load(x + r * columns + first_column);
 #pragma unroll
       for (int i = 0; i < V; ++i) sum[i] += to_float(values.at[i]);
     }
@@ -88,18 +88,17 @@ int64_t rows_of_block(int64_t rows) {
 }
 
 template <typename T, int V>
-void launch_sums(float* sums, const T* x, int64_t rows, int64_t columns, int64_t ld,
-                 int64_t block_rows, bool accumulate, cudaStream_t stream) {
+void launch_sums(float* sums, const T* x, int64_t rows, int64_t columns, int64_t block_rows,
+                 bool accumulate, cudaStream_t stream) {
   const LaunchShape shape{dim3(static_cast<unsigned>(ceil_div(columns, kWarp * V)),
                                static_cast<unsigned>(ceil_div(rows, block_rows))),
                           dim3(kWarp, kColumnRows), column_sums_shared<V>};
-  launch(column_sums_kernel<T, V>, shape, stream, sums, x, rows, columns, ld, block_rows,
-         accumulate);
+  launch(column_sums_kernel<T, V>, shape, stream, sums, x, rows, columns, block_rows, accumulate);
 }
 
 template <typename T>
-void column_sums_of(float* sums, const T* x, int64_t rows, int64_t columns, int64_t ld,
-                    bool accumulate, const Tensor& workspace, cudaStream_t stream) {
+void column_sums_of(float* sums, const T* x, int64_t rows, int64_t columns, bool accumulate,
+                    const Tensor& workspace, cudaStream_t stream) {
   const int64_t block_rows = rows_of_block(rows), blocks = ceil_div(rows, block_rows);
   float* first = sums;
   if (blocks > 1) {
@@ -107,10 +106,10 @@ void column_sums_of(float* sums, const T* x, int64_t rows, int64_t columns, int6
     first = static_cast<float*>(workspace.data);
   }
   const bool add = accumulate && blocks == 1;
-  if (vectorizes<T>(x, columns) && ld % kVec<T> == 0) {
-    launch_sums<T, kVec<T>>(first, x, rows, columns, ld, block_rows, add, stream);
+  if (vectorizes<T>(x, columns)) {
+    launch_sums<T, kVec<T>>(first, x, rows, columns, block_rows, add, stream);
   } else {
-    launch_sums<T, 1>(first, x, rows, columns, ld, block_rows, add, stream);
+    launch_sums<T, 1>(first, x, rows, columns, block_rows, add, stream);
   }
   if (blocks > 1) add_partials({sums}, first, blocks, columns, accumulate, stream);
 }
@@ -132,14 +131,14 @@ size_t column_sums_workspace(int64_t rows, int64_t columns) {
 }
 
 void column_sums(float* sums_n, const void* x, DType dtype, int64_t rows, int64_t columns,
-                 int64_t ld, bool accumulate, const Tensor& workspace, cudaStream_t stream) {
+                 bool accumulate, const Tensor& workspace, cudaStream_t stream) {
   LATHE_CHECK(dtype == DType::fp32 || dtype == DType::bf16, "{}", name_of(dtype));
-  LATHE_CHECK(rows > 0 && ld >= columns);
+  LATHE_CHECK(rows > 0);
   if (dtype == DType::fp32) {
-    column_sums_of(sums_n, static_cast<const float*>(x), rows, columns, ld, accumulate, workspace,
+    column_sums_of(sums_n, static_cast<const float*>(x), rows, columns, accumulate, workspace,
                    stream);
   } else {
-    column_sums_of(sums_n, static_cast<const __nv_bfloat16*>(x), rows, columns, ld, accumulate,
+    column_sums_of(sums_n, static_cast<const __nv_bfloat16*>(x), rows, columns, accumulate,
                    workspace, stream);
   }
 }

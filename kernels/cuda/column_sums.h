@@ -12,9 +12,9 @@ namespace lathe::cuda {
 // What column_sums may use of workspace at most for this many columns.
 size_t column_sums_workspace(int64_t rows, int64_t columns);
 
-// sums_n (+)= sum over rows of x [rows, columns], fp32 or bf16, leading dimension `ld`; in fp32.
+// sums_n (+)= sum over rows of x [rows, columns], fp32 or bf16; in fp32.
 void column_sums(float* sums_n, const void* x, DType dtype, int64_t rows, int64_t columns,
-                 int64_t ld, bool accumulate, const Tensor& workspace, cudaStream_t stream);
+                 bool accumulate, const Tensor& workspace, cudaStream_t stream);
 
 // outputs[i][c] (+)= sum over n of partials [count, outputs, columns]: what the blocks of a kernel
 // have summed, each on its own. Up to three outputs, of which some may be null.

@@ -8,7 +8,7 @@
 //
 // Roofline: the products are bound by arithmetic where r and C are in the hundreds; each chunk
 // reads and writes dwte once (8 V C bytes against 2 r V C FLOPs), so chunks are as long as
-// logits_at_once allows; the row kernel moves 4 + sizeof(T) bytes a logit where a row fits into
+// logits_at_once allows; the row kernel moves 4 + sizeof(T) bytes a logit if a row fits into
 // shared memory.
 #include <algorithm>
 
@@ -46,7 +46,7 @@ struct Call {
     const int64_t chunks = even_chunks(std::max<int64_t>(1, ceil_div(rows, most)));
     chunk = std::min(rows, ceil_div(ceil_div(rows, chunks), kRowUnit) * kRowUnit);
   }
-  // One chunk more than `least` where these are all of one length: then their products have one
+  // One chunk more than `least` if these are all of one length: then their products have one
   // plan.
   int64_t even_chunks(int64_t least) const {
     for (int64_t count = least; count <= least + 1; ++count)
@@ -117,7 +117,7 @@ void check_arguments(const LinearCrossEntropy& args, const Call<T>& call) {
 
 template <typename T>
 size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, const Context&) {
-  return Call<T>(args).logits_bytes() + Matmul::workspace_bytes({});
+  return Call<T>(args).logits_bytes() + Matmul::kWorkspaceBytes;
 }
 
 template <typename T>

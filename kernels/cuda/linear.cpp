@@ -2,16 +2,17 @@
 //
 //   forward   pre = round(x W + b)            2 N I O FLOPs; the bias is the product's epilogue
 //             y = gelu(pre)                   a kernel: 2 N O elements over the bus
-//   backward  dW (+)= x^T dy, db (+)= sum dy  2 N I O FLOPs; column sums with it or after it
-//             dx = round(dy W^T) gelu'(pre)   2 N I O FLOPs; gelu' in place, a kernel, which sums
-//             the
-//                                             columns of dx as well
+//   backward  dW (+)= x^T dy                  2 N I O FLOPs
+//             db (+)= sum of dy's rows        a kernel, if dbias is asked for: N O elements
+//             dx = round(dy W^T) gelu'(pre)   2 N I O FLOPs; gelu' in place, by a kernel that sums
+//                                             the columns of dx as well
 //
 // Roofline: at N, I, O in the thousands the products are bound by arithmetic (N I O / (N I + I O +
 // N O) / 2 FLOPs a byte in bf16), the GELU kernels by memory.
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/parts.h"
@@ -43,14 +44,13 @@ MatmulArgs input_product(const LinearBackward& args) {
   return product;
 }
 
-// dW (+)= x^T dy, db (+)= sum of dy's rows.
+// dW (+)= x^T dy.
 template <typename T>
 MatmulArgs weight_product(const LinearBackward& args) {
   MatmulArgs product;
   product.m = columns_of(args.x_ni), product.k = rows_of(args.x_ni);
   product.n = columns_of(args.dy_no);
   product.a = args.x_ni.data, product.b = args.dy_no.data, product.d = args.dweight_io.data;
-  product.sum_of_b_n = data<float>(args.dbias_o);
   product.transpose_a = true;
   product.accumulate = args.accumulate;
   product.input = kernel_dtype<T>, product.output = DType::fp32;
@@ -89,6 +89,16 @@ void check_backward(const LinearBackward& args) {
     check_matrix(args.input_pre_activation_ni, kType, rows, inputs, "input_pre_activation");
 }
 
+// db (+)= sum of dy's rows.
+template <typename T>
+void bias_gradient(const LinearBackward& args, const Context& context, const Tensor& workspace) {
+  const int64_t rows = rows_of(args.dy_no), columns = columns_of(args.dy_no);
+  const size_t bytes = args.dy_no.bytes() + (args.accumulate ? 2 : 1) * args.dbias_o.bytes();
+  begin_part(context, "bias gradient", {rows, columns}, {0, static_cast<double>(bytes)});
+  column_sums(data<float>(args.dbias_o), args.dy_no.data, kernel_dtype<T>, rows, columns,
+              args.accumulate, workspace, context.stream);
+}
+
 // dx = dx gelu'(pre), in place.
 GeluBackward gelu_of(const LinearBackward& args) {
   return {.dx = args.dx_ni,
@@ -102,8 +112,8 @@ GeluBackward gelu_of(const LinearBackward& args) {
 }  // namespace
 
 template <typename T>
-size_t linear_forward_workspace(const LinearForward& args, const Context&) {
-  return Matmul::workspace_bytes(forward_product<T>(args, args.y_no));
+size_t linear_forward_workspace(const LinearForward&, const Context&) {
+  return Matmul::kWorkspaceBytes;
 }
 
 template <typename T>
@@ -121,19 +131,18 @@ void linear_forward(const LinearForward& args, const Context& context, const Ten
 
 template <typename T>
 size_t linear_backward_workspace(const LinearBackward& args, const Context& context) {
-  float some = 0;  // only the absence of a pointer is read
-  MatmulArgs weights = weight_product<T>(args);
-  if (is_planned(args.dbias_o)) weights.sum_of_b_n = &some;
-  const size_t bytes = Matmul::workspace_bytes(weights);
+  size_t bytes = Matmul::kWorkspaceBytes;
+  if (is_planned(args.dbias_o))
+    bytes = std::max(bytes, column_sums_workspace(rows_of(args.dy_no), columns_of(args.dy_no)));
   if (!is_planned(args.dx_ni)) return bytes;
-  return std::max({bytes, Matmul::workspace_bytes(input_product<T>(args)),
-                   gelu_backward_workspace<T>(gelu_of(args), context)});
+  return std::max(bytes, gelu_backward_workspace<T>(gelu_of(args), context));
 }
 
 template <typename T>
 void linear_backward(const LinearBackward& args, const Context& context, const Tensor& workspace) {
   check_backward<T>(args);
   run_part(context, "weight gradient", weight_product<T>(args), workspace);
+  if (args.dbias_o) bias_gradient<T>(args, context, workspace);
   if (!args.dx_ni) return;
   run_part(context, "input gradient", input_product<T>(args), workspace);
   if (args.gelu == Gelu::none) return;

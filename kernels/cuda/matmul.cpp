@@ -3,17 +3,14 @@
 // Layout: cuBLASLt thinks column-major. A row-major matrix [r, c] is, in memory, the column-major
 // matrix [c, r], its transpose. So d = a b is asked for as d' = b' a': cuBLASLt's A is our b, its B
 // our a, its D has n rows and m columns, and nothing is ever transposed in memory. Its vectors
-// along the rows of D (the bias; the gradient of a bias that epilogue BGRADA sums over A) have n
-// elements.
+// along the rows of D, as the bias, have n elements.
 //
-// Epilogues. The bias is added by the library, in fp32 before the one rounding. Where it cannot (a
+// Epilogues. The bias is added by the library, in fp32 before the one rounding. If it cannot (a
 // bias that is not aligned to 16 bytes), d is filled with it and the product added, which rounds
-// once as well. Column sums come from epilogue BGRADA or from column_sums.cu, whichever was
-// measured to be faster; without measuring, from the latter. The epilogue overwrites its vector, so
-// where sums accumulate it writes to the workspace, and a kernel adds them. GELU epilogues are not
-// used: they apply GELU (only the tanh form) to the unrounded sum, while the contract of
-// LinearForward wants GELU of the rounded pre-activation, so that fused and unfused, and what is
-// recomputed, give the same bits. GELU is a kernel of its own.
+// once as well. Epilogues that sum a bias' gradient are not used: what makes dy has summed it
+// already. Nor are GELU epilogues: they apply GELU (only the tanh form) to the unrounded sum, while
+// the contract of LinearForward wants GELU of the rounded pre-activation, so that fused and
+// unfused, and what is recomputed, give the same bits. GELU is a kernel of its own.
 //
 // Sums that are split over k must meet in fp32: of cuBLASLt's reduction schemes only COMPUTE_TYPE
 // is allowed (the others keep partial sums in the type of d, or add them in any order).
@@ -36,12 +33,7 @@ namespace lathe::cuda {
 
 namespace {
 
-constexpr size_t kLibraryWorkspace = size_t{32} << 20;  // as cuBLAS takes on Hopper
 constexpr int kCandidates = 32;
-
-constexpr size_t aligned(size_t bytes) {
-  return (bytes + 255) / 256 * 256;
-}
 
 cudaDataType_t cuda_type(DType dtype) {
   LATHE_CHECK(dtype == DType::fp32 || dtype == DType::bf16, "product in {}", name_of(dtype));
@@ -73,8 +65,7 @@ void check(const MatmulArgs& args) {
   LATHE_CHECK(
       args.input == args.output || (args.input == DType::bf16 && args.output == DType::fp32),
       "product of {} in {}", name_of(args.input), name_of(args.output));
-  LATHE_CHECK(!args.bias_n || (!args.accumulate && !args.sum_of_b_n));
-  LATHE_CHECK(!args.sum_of_b_n || (args.output == DType::fp32 && !args.transpose_b));
+  LATHE_CHECK(!args.bias_n || !args.accumulate);
 }
 
 MatmulArgs dense(MatmulArgs args) {
@@ -133,7 +124,7 @@ struct Matmul::Impl {
   }
 
   Preference preference(const MatmulKey& key) const;
-  // A number that an algorithm is made up of; 0 where the library does not tell.
+  // A number that an algorithm is made up of; 0 if the library does not tell.
   int32_t config_of(const cublasLtMatmulAlgo_t& algorithm,
                     cublasLtMatmulAlgoConfigAttributes_t attribute) const;
   bool has_fixed_order(const cublasLtMatmulAlgo_t& algorithm) const;
@@ -188,8 +179,7 @@ Plan Matmul::Impl::describe(const MatmulKey& key) const {
 }
 
 void Matmul::Impl::set_choice(Plan& plan, const MatmulKey& key, const MatmulChoice& choice) const {
-  uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-  if (choice.fused) epilogue = key.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_BGRADA;
+  const uint32_t epilogue = choice.fused ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
   set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
   if (choice.fused) {
     const int32_t type = cuda_type(key.output);
@@ -202,7 +192,7 @@ Preference Matmul::Impl::preference(const MatmulKey& key) const {
   cublasLtMatmulPreference_t made = nullptr;
   check_status(lt.preference_create(&made), "preference");
   Preference preference(made, lt.preference_destroy);
-  set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kLibraryWorkspace});
+  set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
   const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
   set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(key.align_b));
@@ -242,7 +232,7 @@ Matmul::Impl::Candidates Matmul::Impl::candidates(Plan& plan, const MatmulKey& k
   if (all.status != CUBLAS_STATUS_SUCCESS) return all;
   for (int i = 0; i < found; ++i) {
     const cublasLtMatmulHeuristicResult_t& result = results[static_cast<size_t>(i)];
-    if (result.state != CUBLAS_STATUS_SUCCESS || result.workspaceSize > kLibraryWorkspace) continue;
+    if (result.state != CUBLAS_STATUS_SUCCESS || result.workspaceSize > kWorkspaceBytes) continue;
     if (options.deterministic && !has_fixed_order(result.algo)) continue;
     all.choices.push_back({result.algo, fused});
   }
@@ -254,18 +244,17 @@ bool Matmul::Impl::take_loaded(Plan& plan, const MatmulKey& key) const {
   const auto record = loaded.find(shape);
   if (record == loaded.end()) return false;
   const std::optional<MatmulChoice> choice = read_plan(shape, record->second, version);
-  if (!choice || (choice->fused && !key.bias && !key.sums)) return false;
+  if (!choice || (choice->fused && !key.bias)) return false;
   set_choice(plan, key, *choice);
   cublasLtMatmulHeuristicResult_t result{};
   const cublasStatus_t status =
       lt.algo_check(handle, plan.description.get(), plan.b.get(), plan.a.get(), plan.d.get(),
                     plan.d.get(), &choice->algorithm, &result);
-  if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > kLibraryWorkspace) return false;
+  if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > kWorkspaceBytes) return false;
   return !options.deterministic || has_fixed_order(choice->algorithm);
 }
 
-// The heuristic's first choice, or its first whose bits repeat. Deterministic and untuned plans
-// leave column sums to our kernel.
+// The heuristic's first choice, or its first whose bits repeat.
 void Matmul::Impl::choose(Plan& plan, const MatmulKey& key, const MatmulArgs& args,
                           const Tensor& workspace, cudaStream_t stream) const {
   cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
@@ -301,7 +290,6 @@ Plan& Matmul::Impl::plan_of(const MatmulKey& key, const MatmulArgs& args, const 
   Plan plan = describe(key);
   // The heuristic reads alignment off the pointer.
   if (key.bias) set_vector(plan, args.bias_n);
-  if (key.sums) set_vector(plan, args.sum_of_b_n);
   if (!take_loaded(plan, key)) {
     choose(plan, key, args, workspace, stream);
     if (options.autotune && !options.deterministic) tune(plan, key, args, workspace, stream);
@@ -313,26 +301,11 @@ cublasStatus_t Matmul::Impl::enqueue(Plan& plan, const MatmulArgs& args, const T
                                      cudaStream_t stream) const {
   const bool fill = args.bias_n && !plan.choice.fused;
   if (fill) broadcast_rows(args.d, args.bias_n, args.output, args.m, args.n, args.ld_d, stream);
-  auto* const staged_sums =
-      reinterpret_cast<float*>(static_cast<char*>(workspace.data) + kLibraryWorkspace);
-  if (plan.choice.fused) {
-    const void* sums = args.accumulate ? staged_sums : args.sum_of_b_n;
-    set_vector(plan, args.bias_n ? args.bias_n : sums);
-  }
+  if (plan.choice.fused) set_vector(plan, args.bias_n);
   const float alpha = 1, beta = args.accumulate || fill ? 1 : 0;
-  const cublasStatus_t status =
-      lt.matmul(handle, plan.description.get(), &alpha, args.b, plan.b.get(), args.a, plan.a.get(),
-                &beta, args.d, plan.d.get(), args.d, plan.d.get(), &plan.choice.algorithm,
-                workspace.data, kLibraryWorkspace, stream);
-  if (status != CUBLAS_STATUS_SUCCESS || !args.sum_of_b_n) return status;
-  if (!plan.choice.fused) {
-    column_sums(args.sum_of_b_n, args.b, args.input, args.k, args.n, args.ld_b, args.accumulate,
-                workspace, stream);
-  } else if (args.accumulate) {
-    column_sums(args.sum_of_b_n, staged_sums, DType::fp32, 1, args.n, args.n, true, workspace,
-                stream);
-  }
-  return status;
+  return lt.matmul(handle, plan.description.get(), &alpha, args.b, plan.b.get(), args.a,
+                   plan.a.get(), &beta, args.d, plan.d.get(), args.d, plan.d.get(),
+                   &plan.choice.algorithm, workspace.data, kWorkspaceBytes, stream);
 }
 
 // What trying leaves in d is overwritten by the product that was asked for, which comes after.
@@ -341,15 +314,10 @@ void Matmul::Impl::tune(Plan& plan, const MatmulKey& key, const MatmulArgs& args
   std::vector<MatmulCandidate> tried = {{plan.choice}};
   const MatmulTrial trial(args, stream);
   if (trial.possible()) {
-    const auto add = [&](bool fused) {
-      for (const MatmulChoice& choice : candidates(plan, key, fused, kCandidates).choices)
-        if (std::memcmp(&choice.algorithm, &tried[0].choice.algorithm, sizeof(choice.algorithm)) ||
-            choice.fused != tried[0].choice.fused)
-          tried.push_back({choice});
-    };
-    const bool first_fused = plan.choice.fused;
-    add(first_fused);
-    if (key.sums) add(true);
+    const MatmulChoice first = plan.choice;
+    for (const MatmulChoice& choice : candidates(plan, key, first.fused, kCandidates).choices)
+      if (std::memcmp(&choice.algorithm, &first.algorithm, sizeof(choice.algorithm)))
+        tried.push_back({choice});
   }
   const auto run = [&](const MatmulChoice& choice) {
     set_choice(plan, key, choice);
@@ -378,16 +346,10 @@ void Matmul::Impl::log_tuning(const MatmulKey& key, const std::vector<MatmulCand
 Matmul::Matmul(const MatmulOptions& options) : impl_(std::make_unique<Impl>(options)) {}
 Matmul::~Matmul() = default;
 
-size_t Matmul::workspace_bytes(const MatmulArgs& args) {
-  if (!args.sum_of_b_n) return kLibraryWorkspace;
-  return std::max(kLibraryWorkspace + aligned(static_cast<size_t>(args.n) * sizeof(float)),
-                  column_sums_workspace(args.k, args.n));
-}
-
 void Matmul::run(const MatmulArgs& given, const Tensor& workspace, cudaStream_t stream) {
   const MatmulArgs args = dense(given);
   check(args);
-  check_workspace(workspace, workspace_bytes(args));
+  check_workspace(workspace, kWorkspaceBytes);
   LATHE_CHECK(reinterpret_cast<uintptr_t>(workspace.data) % 256 == 0);
   const MatmulKey key(args, impl_->options);
   Plan& plan = impl_->plan_of(key, args, workspace, stream);

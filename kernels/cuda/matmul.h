@@ -19,10 +19,7 @@ struct MatmulArgs {
   const void* a = nullptr;
   const void* b = nullptr;
   const void* bias_n = nullptr;  // of d's type, or absent; not with accumulate
-  // Out, fp32 [n], or absent: the column sums of b (the gradient of a bias, where b is dy), added
-  // where accumulate. Only for an fp32 d and b not transposed.
-  float* sum_of_b_n = nullptr;
-  int64_t m = 0, n = 0, k = 0;  // all positive
+  int64_t m = 0, n = 0, k = 0;   // all positive
   int64_t ld_d = 0, ld_a = 0, ld_b = 0;
   bool transpose_a = false, transpose_b = false;
   bool accumulate = false;
@@ -34,7 +31,7 @@ struct MatmulOptions {
   // The heuristic's first choice whose order of sums is fixed: in one piece, or in parts that are
   // added in order and that gave the same bits three times.
   bool deterministic = false;
-  bool autotune = true;   // times the heuristic's candidates; not where deterministic
+  bool autotune = true;   // times the heuristic's candidates; not if deterministic
   size_t alignment = 16;  // bytes: the most that the heuristic is told of operands, 16 to 256
 };
 
@@ -49,7 +46,7 @@ struct MatmulPlanRecord {
 // Products with a plan for each shape: descriptors, algorithm, epilogue. A call that adds to d has
 // another shape than one that overwrites it. A plan is made when its shape is met first, which must
 // not be while a graph is captured; from then on a call allocates nothing on the host. With
-// autotune, or where deterministic, that first call tries algorithms: it waits for the device, and
+// autotune, or if deterministic, that first call tries algorithms: it waits for the device, and
 // writes d several times, the last time as if it were the only one; what it adds to is left as it
 // is, and copied for the trial.
 // Not for several threads at once.
@@ -61,11 +58,10 @@ class Matmul {
   Matmul(const Matmul&) = delete;
   Matmul& operator=(const Matmul&) = delete;
 
-  // What a call wants of workspace, aligned to 256 bytes. Only sizes and which pointers are absent
-  // count.
-  static size_t workspace_bytes(const MatmulArgs& args);
+  // What a call wants of workspace, aligned to 256 bytes: as cuBLAS takes on Hopper.
+  static constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
-  // Enqueues. Throws CheckError, naming the shape, where cuBLASLt knows no way, or where a shape is
+  // Enqueues. Throws CheckError, naming the shape, if cuBLASLt knows no way, or if a shape is
   // met first in a capture.
   void run(const MatmulArgs& args, const Tensor& workspace, cudaStream_t stream);
 
@@ -77,7 +73,7 @@ class Matmul {
   void load_plans(const std::vector<MatmulPlanRecord>& records);
 
   // What tuning measured, as a table with tabs between the columns: shape, candidate, algorithm,
-  // tile, stages, splits, whether fused, milliseconds (the least), whether chosen. "" where nothing
+  // tile, stages, splits, whether fused, milliseconds (the least), whether chosen. "" if nothing
   // was tuned.
   const std::string& tuning_log() const;
 

@@ -34,7 +34,6 @@ MatmulKey::MatmulKey(const MatmulArgs& args, const MatmulOptions& options)
       input(args.input),
       output(args.output),
       bias(args.bias_n && alignment_of(args.bias_n, kLeastAlignment) == kLeastAlignment),
-      sums(args.sum_of_b_n && alignment_of(args.sum_of_b_n, kLeastAlignment) == kLeastAlignment),
       align_d(alignment_of(args.d, options.alignment)),
       align_a(alignment_of(args.a, options.alignment)),
       align_b(alignment_of(args.b, options.alignment)) {}
@@ -45,9 +44,9 @@ size_t MatmulKeyHash::operator()(const MatmulKey& key) const {
   for (int64_t word :
        {key.m, key.n, key.k, key.ld_d, key.ld_a, key.ld_b,
         int64_t{key.transpose_a} | int64_t{key.transpose_b} << 1 | int64_t{key.bias} << 2 |
-            int64_t{key.sums} << 3 | int64_t{key.accumulate} << 4 |
-            static_cast<int64_t>(key.input) << 8 | static_cast<int64_t>(key.output) << 12 |
-            bits(key.align_d) << 16 | bits(key.align_a) << 28 | bits(key.align_b) << 40}) {
+            int64_t{key.accumulate} << 3 | static_cast<int64_t>(key.input) << 8 |
+            static_cast<int64_t>(key.output) << 12 | bits(key.align_d) << 16 |
+            bits(key.align_a) << 28 | bits(key.align_b) << 40}) {
     hash = (hash ^ static_cast<uint64_t>(word)) * 0x9e3779b97f4a7c15;
     hash ^= hash >> 29;
   }
@@ -55,11 +54,11 @@ size_t MatmulKeyHash::operator()(const MatmulKey& key) const {
 }
 
 std::string to_string(const MatmulKey& key, bool tf32) {
-  return fmt::format("{}{} to {} m {} n {} k {} {}{} ld {} {} {} align {} {} {}{}{}{}",
+  return fmt::format("{}{} to {} m {} n {} k {} {}{} ld {} {} {} align {} {} {}{}{}",
                      name_of(key.input), tf32 && key.input == DType::fp32 ? " (tf32)" : "",
                      name_of(key.output), key.m, key.n, key.k, key.transpose_a ? "t" : "n",
                      key.transpose_b ? "t" : "n", key.ld_d, key.ld_a, key.ld_b, key.align_d,
-                     key.align_a, key.align_b, key.bias ? " bias" : "", key.sums ? " sums" : "",
+                     key.align_a, key.align_b, key.bias ? " bias" : "",
                      key.accumulate ? " added" : "");
 }
 

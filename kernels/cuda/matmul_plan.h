@@ -22,7 +22,7 @@ struct MatmulKey {
   int64_t m, n, k, ld_d, ld_a, ld_b;
   bool transpose_a, transpose_b, accumulate;
   DType input, output;
-  bool bias, sums;  // that an epilogue could handle
+  bool bias;  // that an epilogue can add
   size_t align_d, align_a, align_b;
 
   bool operator==(const MatmulKey&) const = default;
@@ -40,11 +40,11 @@ std::string to_string(const MatmulKey& key, bool tf32);
 
 struct MatmulChoice {
   cublasLtMatmulAlgo_t algorithm{};
-  bool fused = false;  // the epilogue handles bias or sums
+  bool fused = false;  // the epilogue adds the bias
 };
 
 // A choice as a checkpoint keeps it: the library's version, whether fused, the algorithm's bytes,
-// and a checksum of these and the shape. Nothing where the text is another version's, another
+// and a checksum of these and the shape. Nothing if the text is another version's, another
 // shape's, or damaged: cuBLASLt does not say what it makes of bytes that are no algorithm.
 std::string plan_text(const std::string& shape, const MatmulChoice& choice, size_t version);
 std::optional<MatmulChoice> read_plan(const std::string& shape, const std::string& text,

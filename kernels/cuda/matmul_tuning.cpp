@@ -23,27 +23,18 @@ constexpr int kRounds = 3, kTimedRuns = 3;
 
 constexpr size_t kRepeats = 3;
 
-constexpr size_t aligned(size_t bytes) {
-  return (bytes + 255) / 256 * 256;
-}
-
 }  // namespace
 
 MatmulTrial::MatmulTrial(const MatmulArgs& args, cudaStream_t stream)
-    : original_(args),
-      args_(args),
+    : args_(args),
+      original_d_(args.d),
       stream_(stream),
-      d_bytes_(static_cast<size_t>((args.m - 1) * args.ld_d + args.n) * size_of(args.output)),
-      sums_bytes_(args.sum_of_b_n ? static_cast<size_t>(args.n) * sizeof(float) : 0) {
+      d_bytes_(static_cast<size_t>((args.m - 1) * args.ld_d + args.n) * size_of(args.output)) {
   if (!args.accumulate) return;
-  copy_ = allocate(aligned(d_bytes_) + sums_bytes_);
+  copy_ = allocate(d_bytes_);
   possible_ = copy_ != nullptr;
   if (!possible_) return;
   args_.d = copy_.get();
-  if (sums_bytes_ > 0) {
-    args_.sum_of_b_n =
-        reinterpret_cast<float*>(static_cast<char*>(copy_.get()) + aligned(d_bytes_));
-  }
   reset();
 }
 
@@ -60,11 +51,8 @@ MatmulTrial::Memory MatmulTrial::allocate(size_t bytes) {
 
 void MatmulTrial::reset() {
   if (!copy_) return;
-  const auto copy = [this](void* to, const void* from, size_t bytes) {
-    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy");
-  };
-  copy(args_.d, original_.d, d_bytes_);
-  if (sums_bytes_ > 0) copy(args_.sum_of_b_n, original_.sum_of_b_n, sums_bytes_);
+  check_cuda(cudaMemcpyAsync(args_.d, original_d_, d_bytes_, cudaMemcpyDeviceToDevice, stream_),
+             "copy");
 }
 
 bool MatmulTrial::repeats(const std::function<bool()>& run) {

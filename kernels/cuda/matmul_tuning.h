@@ -20,9 +20,9 @@ class MatmulTrial {
 
   bool possible() const { return possible_; }  // false: no memory for the copy
   const MatmulArgs& args() const { return args_; }
-  // The copies are again as at the beginning.
+  // The copy is again as at the beginning.
   void reset();
-  // Whether `run`, which enqueues args(), gives the same bits each of three times. False where it
+  // Whether `run`, which enqueues args(), gives the same bits each of three times. False if it
   // returns false. Waits for the stream.
   bool repeats(const std::function<bool()>& run);
 
@@ -31,11 +31,12 @@ class MatmulTrial {
     void operator()(void* memory) const { cudaFree(memory); }
   };
   using Memory = std::unique_ptr<void, Free>;
-  static Memory allocate(size_t bytes);  // null where there is not enough
+  static Memory allocate(size_t bytes);  // null if there is not enough
 
-  MatmulArgs original_, args_;
+  MatmulArgs args_;
+  const void* original_d_;
   cudaStream_t stream_;
-  size_t d_bytes_, sums_bytes_;
+  size_t d_bytes_;
   bool possible_ = true;
   Memory copy_;
 };
@@ -52,7 +53,7 @@ class MatmulTuner {
   MatmulTuner(const MatmulTuner&) = delete;
   MatmulTuner& operator=(const MatmulTuner&) = delete;
 
-  // Enqueues the product by that choice on the stream; false where the library refuses.
+  // Enqueues the product by that choice on the stream; false if the library refuses.
   using Run = std::function<bool(const MatmulChoice&)>;
 
   // Fills in the candidates' times and returns the index of the best. The first is what the library
@@ -63,7 +64,7 @@ class MatmulTuner {
 
  private:
   void warm_up(const MatmulChoice& choice, const Run& run, cudaStream_t stream);
-  // Milliseconds of one run, by the mean of `runs`; infinite where the library refuses.
+  // Milliseconds of one run, by the mean of `runs`; infinite if the library refuses.
   float time(const MatmulChoice& choice, int runs, const Run& run, cudaStream_t stream) const;
 
   cudaEvent_t start_ = nullptr, stop_ = nullptr;

@@ -10,7 +10,6 @@ OpCost cost(const MatmulArgs& args) {
   const double times = args.accumulate ? 2 : 1;
   double bytes = (m * k + k * n) * input + times * m * n * output;
   if (args.bias_n != nullptr) bytes += n * output;
-  if (args.sum_of_b_n != nullptr) bytes += times * n * sizeof(float);
   return {2 * m * n * k, bytes};
 }
 

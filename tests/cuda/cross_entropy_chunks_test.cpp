@@ -55,7 +55,7 @@ void compare() {
 
   const size_t bytes = cuda::linear_cross_entropy_workspace<KernelT>(ours.args(), context);
   const size_t logits = 128 * kPadded * sizeof(float);
-  EXPECT_EQ(bytes, logits + cuda::Matmul::workspace_bytes({}));
+  EXPECT_EQ(bytes, logits + cuda::Matmul::kWorkspaceBytes);
   const Workspace workspace(bytes);
   {
     const OnDevice<LinearCrossEntropy> on(ours.args(), workspace.tensor);

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <map>
-#include <optional>
 #include <sstream>
 
 #include "kernels/cuda/cublaslt_library.h"
@@ -27,9 +26,9 @@ constexpr MatmulOptions kUntuned{.autotune = false};
 struct Sizes {
   int64_t m, n, k, padding = 0;  // padding: of every leading dimension
   bool transpose_a = false, transpose_b = false;
-  bool accumulate = false, bias = false, sums = false;
-  // Elements by which a, b, d and the vectors miss an aligned address.
-  size_t offset_a = 0, offset_b = 0, offset_d = 0, offset_vector = 0;
+  bool accumulate = false, bias = false;
+  // Elements by which a, b, d and the bias miss an aligned address.
+  size_t offset_a = 0, offset_b = 0, offset_d = 0, offset_bias = 0;
 };
 
 // One product with its operands, T to D.
@@ -39,10 +38,8 @@ struct Case {
   int64_t rows_a, columns_a, rows_b, columns_b;
   DeviceArray<T> a, b;
   DeviceArray<D> d, bias;
-  DeviceArray<float> sums;
   std::vector<T> a_values, b_values;
   std::vector<D> bias_values, d_before;
-  std::vector<float> sums_before;
   Stream stream;
 
   explicit Case(const Sizes& sizes)
@@ -54,13 +51,11 @@ struct Case {
         a(random_values<T>(rows_a * columns_a, 1), s.offset_a),
         b(random_values<T>(rows_b * columns_b, 2), s.offset_b),
         d(random_values<D>(s.m * (s.n + s.padding), 3), s.offset_d),
-        bias(random_values<D>(s.n, 4), s.offset_vector),
-        sums(random_values<float>(s.n, 5), s.offset_vector),
+        bias(random_values<D>(s.n, 4), s.offset_bias),
         a_values(a.values()),
         b_values(b.values()),
         bias_values(bias.values()),
-        d_before(d.values()),
-        sums_before(sums.values()) {}
+        d_before(d.values()) {}
 
   MatmulArgs args() const {
     MatmulArgs args;
@@ -68,16 +63,14 @@ struct Case {
     args.a = a.data(), args.b = b.data(), args.d = d.data();
     if (s.padding) args.ld_a = columns_a, args.ld_b = columns_b, args.ld_d = s.n + s.padding;
     if (s.bias) args.bias_n = bias.data();
-    if (s.sums) args.sum_of_b_n = sums.data();
     args.transpose_a = s.transpose_a, args.transpose_b = s.transpose_b;
     args.accumulate = s.accumulate;
     args.input = dtype_of<T>, args.output = dtype_of<D>;
     return args;
   }
   void run(Matmul& matmul) {
-    static const Workspace workspace(size_t{40} << 20);  // large, so not made anew each time
-    const auto bytes = static_cast<int64_t>(Matmul::workspace_bytes(args()));
-    matmul.run(args(), workspace.tensor.rows(0, bytes), stream);
+    static const Workspace workspace(Matmul::kWorkspaceBytes);  // large: not made anew each time
+    matmul.run(args(), workspace.tensor, stream);
     stream.wait();
   }
 
@@ -110,17 +103,6 @@ struct Case {
       }
     return result;
   }
-  template <typename A>
-  std::vector<A> expected_sums() const {
-    std::vector<A> result;
-    for (int64_t j = 0; j < s.n; ++j) {
-      A sum = 0;
-      for (int64_t l = 0; l < s.k; ++l) sum += element_b<A>(l, j);
-      if (s.accumulate) sum += static_cast<A>(sums_before[static_cast<size_t>(j)]);
-      result.push_back(sum);
-    }
-    return result;
-  }
   // EXPECTs the tolerance rule, and that nothing was written between the rows of d.
   void expect_right(const std::string& what) const {
     std::vector<D> inside;
@@ -135,17 +117,14 @@ struct Case {
         }
       }
     expect_close<D>(inside, expected<double, double>(), expected<float, D>(), what);
-    if (s.sums)
-      expect_close<float>(sums.values(), expected_sums<double>(), expected_sums<float>(),
-                          what + " sums");
   }
 };
 
 std::string describe(const Sizes& s) {
-  return fmt::format("m {} n {} k {} padding {} {}{}{}{}{} offsets {} {} {} {}", s.m, s.n, s.k,
+  return fmt::format("m {} n {} k {} padding {} {}{}{}{} offsets {} {} {} {}", s.m, s.n, s.k,
                      s.padding, s.transpose_a ? "t" : "n", s.transpose_b ? "t" : "n",
-                     s.accumulate ? " accumulate" : "", s.bias ? " bias" : "",
-                     s.sums ? " sums" : "", s.offset_a, s.offset_b, s.offset_d, s.offset_vector);
+                     s.accumulate ? " accumulate" : "", s.bias ? " bias" : "", s.offset_a,
+                     s.offset_b, s.offset_d, s.offset_bias);
 }
 
 template <typename T, typename D>
@@ -190,13 +169,12 @@ TEST_F(MatmulTest, ServesOperandsThatAreNotAligned) {
   for (Sizes s : kSizes)
     for (const unsigned which : {1, 2, 4, 8, 15}) {
       s.offset_a = which & 1, s.offset_b = which >> 1 & 1;
-      s.offset_d = which >> 2 & 1, s.offset_vector = which >> 3 & 1;
+      s.offset_d = which >> 2 & 1, s.offset_bias = which >> 3 & 1;
       s.bias = true;
       compare<float, float>(s, matmul);
       compare<bf16, bf16>(s, matmul);
-      s.bias = false, s.sums = true;
+      s.bias = false;
       compare<bf16, float>(s, matmul);
-      s.sums = false;
     }
 }
 
@@ -207,93 +185,6 @@ TEST_F(MatmulTest, AddsABias) {
     compare<float, float>(s, matmul);
     compare<bf16, bf16>(s, matmul);
   }
-}
-
-// Long enough for several blocks of rows.
-TEST_F(MatmulTest, SumsColumns) {
-  for (const bool autotune : {false, true}) {
-    Matmul matmul({.autotune = autotune});
-    for (Sizes s : {Sizes{3, 5, 1}, Sizes{8, 40, 700}, Sizes{9, 33, 300}, Sizes{16, 264, 520, 8}}) {
-      s.transpose_a = s.sums = true;
-      for (const bool accumulate : {false, true}) {
-        s.accumulate = accumulate;
-        compare<float, float>(s, matmul);
-        compare<bf16, float>(s, matmul);
-      }
-    }
-  }
-}
-
-// The library's first choice for a bf16 product a^T b with an fp32 result whose epilogue sums the
-// columns of b. Its handles and descriptors live as long as the process.
-std::optional<cublasLtMatmulAlgo_t> choice_with_epilogue(const Sizes& s, const void* vector) {
-  const cuda::CublasLt lt = cuda::load_cublaslt();
-  static cublasLtHandle_t handle = nullptr;
-  static cublasLtMatmulDesc_t product = nullptr;
-  static cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
-  static cublasLtMatmulPreference_t wanted = nullptr;
-  const auto n = static_cast<uint64_t>(s.n), m = static_cast<uint64_t>(s.m);
-  const auto k = static_cast<uint64_t>(s.k);
-  cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
-  const auto call = [&status](cublasStatus_t result) {
-    if (status == CUBLAS_STATUS_SUCCESS) status = result;
-  };
-  const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
-    call(lt.matmul_desc_set_attribute(product, attribute, &value, sizeof(value)));
-  };
-  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
-    call(lt.preference_set_attribute(wanted, attribute, &value, sizeof(value)));
-  };
-  call(lt.create(&handle));
-  call(lt.matmul_desc_create(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-  set(CUBLASLT_MATMUL_DESC_TRANSB, int32_t{CUBLAS_OP_T});
-  set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{CUBLASLT_EPILOGUE_BGRADA});
-  set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t{CUDA_R_32F});
-  set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector);
-  call(lt.matrix_layout_create(&a, CUDA_R_16BF, n, k, s.n));
-  call(lt.matrix_layout_create(&b, CUDA_R_16BF, m, k, s.m));
-  call(lt.matrix_layout_create(&d, CUDA_R_32F, n, m, s.n));
-  call(lt.preference_create(&wanted));
-  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{32} << 20);
-  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
-  for (const auto attribute :
-       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-    prefer(attribute, uint32_t{16});
-  cublasLtMatmulHeuristicResult_t result{};
-  int found = 0;
-  call(lt.algo_get_heuristic(handle, product, a, b, d, d, wanted, 1, &result, &found));
-  if (status != CUBLAS_STATUS_SUCCESS || found == 0) return {};
-  return result.algo;
-}
-
-// By the library's epilogue, whatever tuning would have chosen.
-TEST_F(MatmulTest, SumsColumnsInTheEpilogue) {
-  Sizes s{32, 40, 128};
-  s.transpose_a = s.sums = true;
-  const Case<bf16, float> any(s);
-  const auto algorithm = choice_with_epilogue(s, any.sums.data());
-  if (!algorithm) GTEST_SKIP() << "this cuBLASLt has no such epilogue";
-  std::vector<MatmulPlanRecord> records;
-  {
-    Matmul matmul(kUntuned);
-    for (const bool accumulate : {false, true}) {
-      s.accumulate = accumulate;
-      compare<bf16, float>(s, matmul);
-    }
-    records = matmul.plans();
-  }
-  ASSERT_EQ(records.size(), 2u);
-  const size_t version = cuda::load_cublaslt().get_version();
-  for (MatmulPlanRecord& record : records)
-    record.plan = cuda::plan_text(record.shape, {*algorithm, /*fused=*/true}, version);
-  Matmul matmul;
-  matmul.load_plans(records);
-  for (const bool accumulate : {false, true}) {
-    s.accumulate = accumulate;
-    compare<bf16, float>(s, matmul);
-  }
-  EXPECT_EQ(matmul.plans(), records);
 }
 
 TEST_F(MatmulTest, PlansComeBackAsTheyWere) {
@@ -351,22 +242,20 @@ TEST_F(MatmulTest, PassesOverPlansThatAreNone) {
 
 // It is tried on a copy: d itself is added to once.
 TEST_F(MatmulTest, AccumulatingIsTunedToo) {
-  for (const bool sums : {false, true}) {
-    Sizes s{48, 64, 256};
-    s.sums = s.transpose_a = sums;
-    Matmul matmul;
-    for (const bool accumulate : {true, false, true}) {
-      s.accumulate = accumulate;
-      compare<bf16, float>(s, matmul);
-    }
-    ASSERT_EQ(matmul.plans().size(), 2u);
-    std::istringstream log(matmul.tuning_log());
-    std::map<std::string, int> chosen;
-    for (std::string line; std::getline(log, line);)
-      chosen[line.substr(0, line.find('\t'))] += line.ends_with("chosen");
-    ASSERT_EQ(chosen.size(), 2u) << matmul.tuning_log();
-    for (const MatmulPlanRecord& record : matmul.plans()) EXPECT_EQ(chosen[record.shape], 1);
+  Sizes s{48, 64, 256};
+  s.transpose_a = true;
+  Matmul matmul;
+  for (const bool accumulate : {true, false, true}) {
+    s.accumulate = accumulate;
+    compare<bf16, float>(s, matmul);
   }
+  ASSERT_EQ(matmul.plans().size(), 2u);
+  std::istringstream log(matmul.tuning_log());
+  std::map<std::string, int> chosen;
+  for (std::string line; std::getline(log, line);)
+    chosen[line.substr(0, line.find('\t'))] += line.ends_with("chosen");
+  ASSERT_EQ(chosen.size(), 2u) << matmul.tuning_log();
+  for (const MatmulPlanRecord& record : matmul.plans()) EXPECT_EQ(chosen[record.shape], 1);
 }
 
 TEST_F(MatmulTest, IsCapturedIntoAGraph) {
@@ -374,7 +263,7 @@ TEST_F(MatmulTest, IsCapturedIntoAGraph) {
   s.accumulate = true;
   Matmul matmul;
   Case<float, float> c(s);
-  const Workspace workspace(Matmul::workspace_bytes(c.args()));
+  const Workspace workspace(Matmul::kWorkspaceBytes);
   MatmulArgs overwrite = c.args();
   overwrite.accumulate = false;
   cudaGraph_t graph = nullptr;
@@ -409,22 +298,21 @@ TEST_F(MatmulTest, IsCapturedIntoAGraph) {
 
 TEST_F(MatmulTest, TheSameBitsAgain) {
   Sizes s{40, 64, 2048};
-  s.transpose_a = s.sums = true;
+  s.transpose_a = true;
   for (const MatmulOptions& options : {MatmulOptions{}, MatmulOptions{.deterministic = true}}) {
     Matmul matmul(options);
     Case<bf16, float> c(s);
     c.run(matmul);
-    const auto d = c.d.values(), sums = c.sums.values();
+    const auto d = c.d.values();
     c.run(matmul);
     expect_same_bits(d, c.d.values(), "d");
-    expect_same_bits(sums, c.sums.values(), "sums");
   }
 }
 
 TEST_F(MatmulTest, RefusesWhatItCannotDo) {
   Matmul matmul(kUntuned);
   const Case<bf16, float> c({8, 8, 8});
-  const Workspace workspace(Matmul::workspace_bytes(c.args()));
+  const Workspace workspace(Matmul::kWorkspaceBytes);
   const auto refused = [&](const MatmulArgs& args) {
     EXPECT_THROW(matmul.run(args, workspace.tensor, c.stream), CheckError);
   };
@@ -438,8 +326,6 @@ TEST_F(MatmulTest, RefusesWhatItCannotDo) {
   args = c.args(), args.input = args.output = DType::fp64;
   refused(args);
   args = c.args(), args.bias_n = c.bias.data(), args.accumulate = true;
-  refused(args);
-  args = c.args(), args.sum_of_b_n = c.sums.data(), args.transpose_b = true;
   refused(args);
   EXPECT_THROW(matmul.run(c.args(), workspace.tensor.rows(0, 100), c.stream), CheckError);
 }

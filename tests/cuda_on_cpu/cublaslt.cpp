@@ -99,13 +99,6 @@ struct Request {
   uint64_t m, n, k;
 
   bool has_vector() const { return description->epilogue != CUBLASLT_EPILOGUE_DEFAULT; }
-  bool is_gradient() const {
-    return description->epilogue == CUBLASLT_EPILOGUE_BGRADA ||
-           description->epilogue == CUBLASLT_EPILOGUE_BGRADB;
-  }
-  uint64_t vector_length() const {
-    return description->epilogue == CUBLASLT_EPILOGUE_BGRADB ? n : m;
-  }
   size_t workspace(const Algorithm& algorithm) const {
     if (algorithm.splits == 1) return algorithm.scratch;
     const size_t element =
@@ -129,8 +122,7 @@ cublasStatus_t check_types(const Request& r) {
   const bool supported = (how.compute == CUBLAS_COMPUTE_32F && (fp32 || bf16)) ||
                          (how.compute == CUBLAS_COMPUTE_32F_FAST_TF32 && fp32);
   if (!supported) return CUBLAS_STATUS_NOT_SUPPORTED;
-  if (how.epilogue != CUBLASLT_EPILOGUE_DEFAULT && how.epilogue != CUBLASLT_EPILOGUE_BIAS &&
-      how.epilogue != CUBLASLT_EPILOGUE_BGRADA && how.epilogue != CUBLASLT_EPILOGUE_BGRADB)
+  if (how.epilogue != CUBLASLT_EPILOGUE_DEFAULT && how.epilogue != CUBLASLT_EPILOGUE_BIAS)
     return CUBLAS_STATUS_NOT_SUPPORTED;
   const bool has_type = how.vector_type != -1;
   if (r.has_vector() && has_type && how.vector_type != static_cast<int32_t>(r.d->type))
@@ -168,8 +160,6 @@ bool serves(const Algorithm& algorithm, const Request& r) {
     if (static_cast<size_t>(layout->ld) * layout->element() % algorithm.alignment != 0)
       return false;
   if (!is_aligned(r.description->vector, r.has_vector() ? algorithm.alignment : 1)) return false;
-  // The first choice for a product alone has no kernel that sums a gradient as well.
-  if (algorithm.id == kAlgorithms[0].id && r.is_gradient()) return false;
   return algorithm.splits == 1 || r.k >= 8 * algorithm.splits;
 }
 
@@ -199,11 +189,10 @@ cublasStatus_t check_operands(const Request& r, const Algorithm& algorithm, cons
   if (o.workspace_bytes < wanted || !o.workspace || !is_aligned(o.workspace, 256))
     return CUBLAS_STATUS_INVALID_VALUE;
   std::vector<Range> read{{o.a, r.a->bytes()}, {o.b, r.b->bytes()}};
-  std::vector<Range> written{{o.d, r.d->bytes()}, {o.workspace, wanted}};
+  const std::vector<Range> written{{o.d, r.d->bytes()}, {o.workspace, wanted}};
   if (r.has_vector()) {
     if (!r.description->vector) return CUBLAS_STATUS_INVALID_VALUE;
-    (r.is_gradient() ? written : read)
-        .push_back({r.description->vector, r.vector_length() * r.d->element()});
+    read.push_back({r.description->vector, r.m * r.d->element()});
   }
   for (size_t i = 0; i < written.size(); ++i) {
     if (!is_device_memory(written[i].start, written[i].bytes))
@@ -244,8 +233,6 @@ struct Work {
           store_tile(row, column, split);
         }
     if (algorithm.splits > 1) join_splits();
-    if (epilogue == CUBLASLT_EPILOGUE_BGRADA) sum_gradient(product.a, product.m, false);
-    if (epilogue == CUBLASLT_EPILOGUE_BGRADB) sum_gradient(product.b, product.n, true);
   }
 
   void store_tile(int64_t row, int64_t column, int64_t split) const {
@@ -280,18 +267,6 @@ struct Work {
     if (epilogue == CUBLASLT_EPILOGUE_BIAS) value += load(vector, bf16_out, row);
     store(operands.d, bf16_out, at, value);
   }
-  // Overwrites the vector with the sums over k of op(a)'s rows or op(b)'s columns.
-  void sum_gradient(const MatrixView& x, int64_t length, bool columns) const {
-    std::vector<float> sums(static_cast<size_t>(length));
-    for (int64_t k = 0; k < product.k; ++k)
-      for (int64_t i = 0; i < length; ++i) {
-        const bool along = columns != x.transpose;  // k runs along columns in memory
-        sums[static_cast<size_t>(i)] +=
-            load(x.data, x.is_bf16, along ? i * x.ld + k : k * x.ld + i);
-      }
-    for (int64_t i = 0; i < length; ++i) store(vector, bf16_out, i, sums[static_cast<size_t>(i)]);
-  }
-
   static float load(const void* from, bool bf16, int64_t at) {
     return bf16 ? __bfloat162float(static_cast<const __nv_bfloat16*>(from)[at])
                 : static_cast<const float*>(from)[at];

@@ -227,19 +227,6 @@ TEST_F(CublasLtTest, RefusesEpiloguesThatAreNotSetUp) {
   EXPECT_TRUE(heuristic().empty());
 }
 
-TEST_F(CublasLtTest, BiasGradientsOverwrite) {
-  for (const auto& [epilogue, length, each] :
-       {std::tuple{CUBLASLT_EPILOGUE_BGRADA, m_, 1.0f}, {CUBLASLT_EPILOGUE_BGRADB, n_, 2.0f}}) {
-    DeviceArray<float> vector(std::vector<float>(length, 77.0f));
-    set(CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<uint32_t>(epilogue));
-    void* pointer = vector.data();
-    set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, pointer);
-    EXPECT_EQ(multiply(heuristic().at(0).algo), CUBLAS_STATUS_SUCCESS);
-    stream_.wait();
-    for (float value : vector.values()) EXPECT_EQ(value, each * k_);
-  }
-}
-
 TEST_F(CublasLtTest, RefusesBytesThatAreNoAlgorithm) {
   cublasLtMatmulAlgo_t algorithm = heuristic().at(0).algo;
   ++algorithm.data[2];

@@ -17,16 +17,14 @@ struct Watched {
   int heuristics = 0;
   int products = 0;
   bool compute = true;     // or the product is only counted
-  bool vectors = true;     // whether epilogues other than the default find algorithms
+  bool biases = true;      // whether the epilogue that adds a bias finds algorithms
   bool algorithms = true;  // whether there are any
   uint64_t fast = 0;       // this algorithm is fast and all others slow, 0: as they are
-  bool slow_vectors = false, slow_default = false;  // epilogues
-  bool vectors_overwrite = false;  // epilogues other than the default are refused with beta
-  uint64_t fails = 0;              // this algorithm is refused when it is to run
-  int slow_at_first = 0;           // so many runs of the fast algorithm are slow, too
-  int slow_products = 0;           // so many products take twice as long as those after them
-  uint64_t unsteady = 0;           // this algorithm gives other bits each time
-  int32_t schemes = 0;             // what split algorithms say of their reduction, 0: the truth
+  uint64_t fails = 0;      // this algorithm is refused when it is to run
+  int slow_at_first = 0;   // so many runs of the fast algorithm are slow, too
+  int slow_products = 0;   // so many products take twice as long as those after them
+  uint64_t unsteady = 0;   // this algorithm gives other bits each time
+  int32_t schemes = 0;     // what split algorithms say of their reduction, 0: the truth
   uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;  // set last
 };
 Watched watched;
@@ -63,7 +61,7 @@ cublasStatus_t watching_heuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t 
   ++watched.heuristics;
   *found = 0;
   if (!watched.algorithms) return CUBLAS_STATUS_NOT_SUPPORTED;
-  if (!watched.vectors && watched.epilogue != CUBLASLT_EPILOGUE_DEFAULT)
+  if (!watched.biases && watched.epilogue != CUBLASLT_EPILOGUE_DEFAULT)
     return CUBLAS_STATUS_NOT_SUPPORTED;
   return cublasLtMatmulAlgoGetHeuristic(handle, description, a, b, c, d, preference, wanted,
                                         results, found);
@@ -90,16 +88,12 @@ cublasStatus_t watching_matmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t des
   ++watched.products;
   if (!watched.compute) return CUBLAS_STATUS_SUCCESS;
   if (watched.fails == id_of(algorithm)) return CUBLAS_STATUS_NOT_SUPPORTED;
-  const bool vector = watched.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
-  if (vector && watched.vectors_overwrite && *static_cast<const float*>(beta) != 0)
-    return CUBLAS_STATUS_NOT_SUPPORTED;
   if (watched.slow_products > 0) {
     const double time = watched.products <= watched.slow_products ? 2e6 : 1e6;
     cuda_on_cpu::enqueue(stream, "clock", [time] { cuda_on_cpu::pretend_to_take(time); });
   }
   if ((watched.fast != 0 && watched.fast != id_of(algorithm)) ||
-      (watched.fast == id_of(algorithm) && watched.slow_at_first-- > 0) ||
-      (vector ? watched.slow_vectors : watched.slow_default))
+      (watched.fast == id_of(algorithm) && watched.slow_at_first-- > 0))
     cuda_on_cpu::enqueue(stream, "slow", [] { cuda_on_cpu::pretend_to_take(1e6); });
   const float factor = watched.unsteady == id_of(algorithm)
                            ? 1 + static_cast<float>(watched.products) / 1024
@@ -145,8 +139,7 @@ class MatmulCalls : public ::testing::Test {
         b_(std::vector<__nv_bfloat16>(1024 * 24, __float2bfloat16_rn(2))),
         bias_(std::vector<float>(24, 5.0f)),
         d_(16 * 24),
-        sums_(24),
-        workspace_(size_t{34} << 20) {
+        workspace_(Matmul::kWorkspaceBytes) {
     watched = {};
     args_.m = 16, args_.n = 24, args_.k = 1024;
     args_.a = a_.data(), args_.b = b_.data(), args_.d = d_.data();
@@ -169,7 +162,7 @@ class MatmulCalls : public ::testing::Test {
   }
 
   DeviceArray<__nv_bfloat16> a_, b_;
-  DeviceArray<float> bias_, d_, sums_;
+  DeviceArray<float> bias_, d_;
   Workspace workspace_;
   Stream stream_;
   MatmulArgs args_;
@@ -205,30 +198,6 @@ TEST_F(MatmulCalls, TheFastestCandidateWins) {
     run(matmul);
     EXPECT_EQ(watched.products, products + 1);
   }
-}
-
-// Epilogues are slow here and our kernel is not, or the other way round.
-TEST_F(MatmulCalls, SumsColumnsWhereItIsFastest) {
-  args_.sum_of_b_n = sums_.data();
-  for (const bool slow : {false, true}) {
-    watched = {.slow_vectors = slow, .slow_default = !slow};
-    Matmul matmul;
-    run(matmul);
-    expect_all(d_, 2048);
-    expect_all(sums_, 2048);
-    EXPECT_EQ(matmul.plans().at(0).plan.find("fused") == std::string::npos, slow);
-  }
-}
-
-TEST_F(MatmulCalls, AnEpilogueThatCannotAccumulateIsNotTaken) {
-  args_.sum_of_b_n = sums_.data();
-  watched = {.slow_default = true, .vectors_overwrite = true};
-  Matmul matmul;
-  run(matmul);
-  args_.accumulate = true;
-  run(matmul);
-  expect_all(d_, 4096);
-  expect_all(sums_, 4096);
 }
 
 TEST_F(MatmulCalls, ACandidateThatFailsIsPassedOver) {
@@ -356,17 +325,13 @@ TEST_F(MatmulCalls, ALoadedPlanIsNotMeasured) {
   EXPECT_EQ(watched.products, 1);
 }
 
-TEST_F(MatmulCalls, WithoutEpiloguesBiasAndSumsAreRightAllTheSame) {
+TEST_F(MatmulCalls, WithoutAnEpilogueABiasIsAddedAllTheSame) {
   for (const bool autotune : {false, true}) {
-    watched = {.vectors = false};
+    watched = {.biases = false};
     Matmul matmul({.autotune = autotune});
-    args_.bias_n = bias_.data(), args_.sum_of_b_n = nullptr;
+    args_.bias_n = bias_.data();
     run(matmul);
     expect_all(d_, 2053);
-    args_.bias_n = nullptr, args_.sum_of_b_n = sums_.data();
-    run(matmul);
-    expect_all(d_, 2048);
-    expect_all(sums_, 2048);
   }
 }
 

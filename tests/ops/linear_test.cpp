@@ -248,6 +248,11 @@ void compare_dbias() {
   a.weight_io = w.tensor;
   run(ops<T>(), a);
   expect_column_sums<T>(db.values(), dy.values(), "dbias");
+  std::vector<A> twice = db.values();
+  for (A& sum : twice) sum *= 2;
+  a.accumulate = true;
+  run(ops<T>(), a);
+  expect_same_bits(db.values(), twice, "added dbias");
 }
 TEST(Linear, BiasGradientObeysTheToleranceRule) {
   compare_dbias<float>();
