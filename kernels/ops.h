@@ -26,7 +26,8 @@ struct StepInputs {
   uint64_t first_sequence = 0;  // global index of the micro-batch's first sequence within the step
   uint32_t step = 0;            // training step, from 0; a word of the Philox counter
   float learning_rate = 0;
-  double stop_vote = 0;  // 1: this rank was asked to end the run after the step
+  double stop_vote = 0;   // 1: this rank was asked to end the run after the step
+  double first_loss = 0;  // what the loss begins with; NaN if the step must not update anything
 };
 
 // What the device knows of the step in flight. Lives in device memory, survives from step to step.
@@ -198,7 +199,8 @@ struct LinearCrossEntropy {
   StepResults* results = nullptr;  // device memory
 };
 
-// results->loss = 0, stop_votes = inputs->stop_vote. The first operation of a step.
+// results->loss = inputs->first_loss, stop_votes = inputs->stop_vote. The first operation of a
+// step.
 struct BeginStep {
   StepResults* results = nullptr;
   const StepInputs* inputs = nullptr;

@@ -10,7 +10,12 @@
 
 namespace lathe {
 
+namespace fs = std::filesystem;
+
 namespace {
+
+// So that nobody else's file is replaced.
+constexpr std::string_view kConfigHead = "# Written by train: every flag with its value.\n";
 
 std::string counts_line(const GPT2Config& config) {
   const ParameterCounts counts = count_parameters(config);
@@ -162,9 +167,21 @@ Report::Report(Run& run)
                 .log_interval = run.options().log_interval}) {
   const TrainOptions& o = run.options();
   if (!o.writes() || !tells()) return;
-  make_directories(o.out);
-  write_file(std::filesystem::path(o.out) / "config.toml", o.resolved);
+  const fs::path config = fs::path(o.out) / "config.toml";
+  const fs::path& from = run.setup().resume_from;
+  const bool goes_on = !from.empty() && fs::equivalent(from / "..", o.out);
+  if (!goes_on && fs::exists(config) &&
+      !read_whole_file(config, 1 << 20).starts_with(kConfigHead)) {
+    throw UserError("{} was not written by train: move it away, or name another --out",
+                    config.string());
+  }
+  write_config();
   metrics_.emplace(o.out, run.setup().resume_from.empty() ? -1 : run.first_step);
+}
+
+void Report::write_config() const {
+  write_file(fs::path(run_.options().out) / "config.toml",
+             std::string(kConfigHead) + run_.options().resolved);
 }
 
 void Report::step(int64_t steps_done, const StepResults& results, double lr,
@@ -213,17 +230,27 @@ void Report::validation(int64_t steps_done, double loss) {
   console_.print(fmt::format("step {}/{} | val {:.4f}", steps_done, run_.options().steps, loss));
 }
 
-void Report::sample(Run& run) {
+void Report::sample(Run& run, const std::function<bool()>& stop) {
   if (!tells()) return;
   std::string text;
-  generate_text(*run.decoder, *run.setup().tokenizer, "\n", run.options().sample_tokens,
-                {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
-                [&](std::string_view part) { text += part; });
+  generate_text(
+      *run.decoder, *run.setup().tokenizer, "\n", run.options().sample_tokens,
+      {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
+      [&](std::string_view part) { text += part; }, stop);
+  if (stop()) return;
   console_.print("sample:" + (text.starts_with('\n') ? text : "\n" + text));
 }
 
 void Report::before_save() {
-  if (metrics_) metrics_->sync();
+  if (!metrics_) return;
+  metrics_->sync();
+  if (!fs::exists(fs::path(run_.options().out) / "config.toml")) write_config();
+}
+
+void Report::save_left_out(int64_t steps_done, int64_t bad_steps) {
+  if (!tells()) return;
+  console_.print(
+      fmt::format("step {}: no checkpoint after {} bad steps in a row", steps_done, bad_steps));
 }
 
 void Report::spread() {

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -69,9 +70,12 @@ class Report {
   // since it began where there was none under way.
   void step(int64_t steps_done, const StepResults& results, double lr, const StepClock& clock);
   void validation(int64_t steps_done, double loss);
-  void sample(Run& run);
+  // `stop` may end it before its last token; then nothing is shown.
+  void sample(Run& run, const std::function<bool()>& stop);
   // No step that a checkpoint has done may be missing from metrics.jsonl, even if the power fails.
   void before_save();
+  // A checkpoint that was due is not written.
+  void save_left_out(int64_t steps_done, int64_t bad_steps);
   // All ranks together: how long the steps since the last call took them, without the waiting for
   // each other. Nothing with one rank.
   void spread();
@@ -80,6 +84,7 @@ class Report {
 
  private:
   bool tells() const { return run_.rank() == 0; }
+  void write_config() const;
 
   const Run& run_;
   double flops_per_step_, peak_flops_;

@@ -4,7 +4,7 @@
 #include <set>
 #include <sstream>
 
-#include "src/io/checkpoint.h"
+#include "src/model/weights.h"
 
 namespace lathe {
 
@@ -67,11 +67,20 @@ const std::set<std::string>& changeable() {
   return keys;
 }
 
-// The newest checkpoint of --out. Where there are only damaged ones a fresh run would write over
-// what else the directory holds, so that is refused.
+// That the manifest vouches for all that a run reads.
+void require_whole(const fs::path& checkpoint, const Manifest& manifest) {
+  require_files(checkpoint, manifest, {"config.json", "model.safetensors", "trainer.json"});
+  optimizer_ranks(checkpoint, manifest);
+}
+
+// The newest checkpoint of --out. Damaged ones beside it are set aside by a run that will write
+// there. If there are only damaged ones a fresh run would write over what else the directory holds,
+// so that is refused.
 fs::path newest_checkpoint(const TrainOptions& options) {
   if (options.out.empty() || !fs::exists(options.out)) return {};
-  if (const auto newest = find_latest_checkpoint(options.out)) return *newest;
+  const Damaged damaged = options.writes() ? Damaged::set_aside : Damaged::leave;
+  if (const auto newest = find_latest_checkpoint(options.out, damaged, require_whole))
+    return *newest;
   for (const auto& entry : fs::directory_iterator(options.out)) {
     if (!options.writes() || !checkpoint_step(entry.path().filename().string())) continue;
     throw UserError(
@@ -109,7 +118,7 @@ fs::path checkpoint_to_resume(const TrainOptions& options) {
       throw UserError("--resume is '{}', but must be auto, never or a checkpoint's directory",
                       options.resume);
     }
-    verify_checkpoint(chosen);
+    require_whole(chosen, verify_checkpoint(chosen));
   }
   const fs::path newest = options.writes() ? newest_checkpoint(options) : fs::path{};
   if (newest.empty() || (!chosen.empty() && fs::equivalent(chosen, newest))) return chosen;
@@ -117,6 +126,21 @@ fs::path checkpoint_to_resume(const TrainOptions& options) {
       "--out {} holds {}, which --resume {} would leave behind: continue from it with --resume "
       "auto, or name another --out",
       options.out, newest.filename().string(), options.resume);
+}
+
+void refuse_unfit(const TrainerState& state, const Manifest& manifest, const TrainOptions& options,
+                  const fs::path& checkpoint) {
+  const auto refuse = [&](std::string_view what, auto found, auto expected) {
+    throw UserError("{} does not fit: {} is {}, expected {}; use another checkpoint",
+                    (checkpoint / "trainer.json").string(), what, found, expected);
+  };
+  if (state.step != manifest.step) refuse("step", state.step, manifest.step);
+  if (state.loader.step != state.step) refuse("loader.step", state.loader.step, state.step);
+  if (state.loader.sampling != options.sampling)
+    refuse("loader.sampling", state.loader.sampling, options.sampling);
+  if (state.skipped_steps > state.step)
+    refuse("skipped_steps", state.skipped_steps, fmt::format("at most {}", state.step));
+  if (state.seed != options.seed) refuse("seed", state.seed, options.seed);
 }
 
 void refuse_changes(const ConfigKeys& before, const ConfigKeys& now, const fs::path& checkpoint) {
@@ -149,12 +173,15 @@ bool same_products(const ConfigKeys& before, const ConfigKeys& now, const Device
          (same("tf32", "") && same("deterministic", "") && same("matmul-alignment", "16"));
 }
 
-std::string difference_to(const TrainerState& s, const ConfigKeys& now, int64_t ranks,
+std::string difference_to(const TrainerState& s, const ConfigKeys& now,
+                          const std::string& data_fingerprint, int64_t ranks,
                           const Device& device) {
   const auto was = [&](const char* key) {
     const auto found = s.config.find(key);
     return found == s.config.end() || same_value(found->second, now.at(key));
   };
+  if (!s.data_fingerprint.empty() && s.data_fingerprint != data_fingerprint)
+    return fmt::format("was made with other data than {} holds now", now.at("data"));
   if (s.layout.world_size != ranks) {
     return fmt::format("was made by {} rank{}, this is a run of {}", s.layout.world_size,
                        s.layout.world_size == 1 ? "" : "s", ranks);

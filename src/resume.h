@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/device/device.h"
+#include "src/io/checkpoint.h"
 #include "src/io/trainer_state.h"
 #include "src/options.h"
 
@@ -20,6 +21,10 @@ ConfigKeys keys_of(const std::string& resolved);
 // would leave a run's own past behind.
 std::filesystem::path checkpoint_to_resume(const TrainOptions& options);
 
+// UserError if step, seed, tokens or loader position cannot be those of this checkpoint and run.
+void refuse_unfit(const TrainerState& state, const Manifest& manifest, const TrainOptions& options,
+                  const std::filesystem::path& checkpoint);
+
 // UserError where a flag that makes a run what it is has changed since `checkpoint`; what may
 // change is listed in resume.cpp.
 void refuse_changes(const ConfigKeys& before, const ConfigKeys& now,
@@ -30,7 +35,7 @@ bool same_products(const ConfigKeys& before, const ConfigKeys& now, const Device
 
 // Why the run will go on with other bits, as the end of a sentence about the checkpoint; empty: it
 // will not.
-std::string difference_to(const TrainerState& before, const ConfigKeys& now, int64_t ranks,
-                          const Device& device);
+std::string difference_to(const TrainerState& before, const ConfigKeys& now,
+                          const std::string& data_fingerprint, int64_t ranks, const Device& device);
 
 }  // namespace lathe

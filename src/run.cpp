@@ -79,8 +79,8 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
              Communicator& communicator)
     : options(given) {
   if (options.reader == "mpi-io") open = mpi_shard_files(world);
-  if (communicator.size() > 1)
-    require_same_world(communicator, options.resolved, data_fingerprint(options.data));
+  data_fingerprint = lathe::data_fingerprint(options.data);
+  if (communicator.size() > 1) require_same_world(communicator, options.resolved, data_fingerprint);
   GPT2Config& gpt2 = options.gpt2;
   if (!options.data.empty()) {
     if (gpt2.vocab_size == 0 && fs::is_directory(options.data) && !has_tokenizer(options.data)) {
@@ -93,12 +93,6 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
     if (has_tokenizer(options.data) || gpt2.vocab_size == 0)
       tokenizer = load_tokenizer(options.data);
     if (gpt2.vocab_size == 0) gpt2.vocab_size = tokenizer->vocab_size();
-    if (!tokenizer && options.sample_interval > 0) {
-      throw UserError(
-          "--sample-interval: {} holds no tokenizer to write samples with; put one beside the "
-          "shards",
-          options.data);
-    }
     if (tokenizer && tokenizer->vocab_size() > gpt2.vocab_size) {
       throw UserError("--vocab-size {} is too small: the data in {} use {} tokens", gpt2.vocab_size,
                       options.data, tokenizer->vocab_size());
@@ -106,10 +100,22 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
   }
   // One rank looks through the disk and reads what a checkpoint's manifest vouches for.
   std::string chosen;
-  if (communicator.rank() == 0) chosen = checkpoint_to_resume(options).string();
+  if (communicator.rank() == 0) {
+    if (options.writes()) {
+      make_directories(options.out);
+      lock = std::make_unique<DirectoryLock>(options.out);
+      remove_leftovers(options.out);
+    }
+    chosen = checkpoint_to_resume(options).string();
+  }
   resume_from = communicator.exchange_text(chosen).front();
-  if (options.init != "random") {
-    take_sizes(resume_from.empty() ? fs::path(options.init) : resume_from);
+  const fs::path weights = resume_from.empty() ? fs::path(options.init) : resume_from;
+  if (options.init != "random") take_sizes(weights);
+  if (weights != "random") take_tokenizer(weights);
+  if (!tokenizer && options.sample_interval > 0) {
+    throw UserError(
+        "--sample-interval: {} holds no tokenizer to write samples with; put one beside the shards",
+        options.data);
   }
   validate(gpt2);
   for (const auto& [key, value] :
@@ -147,6 +153,23 @@ void Setup::plan_memory(Device& device) {
   }
   plan = plan_training_within(device.memory_bytes(), options.gpt2, shape, device.ops(shape.dtype));
   options.resolve("chunk-logits", fmt::format("{}", shape.logits_at_once));
+}
+
+// Token ids must mean the same to the weights and to the data.
+void Setup::take_tokenizer(const fs::path& weights) {
+  if (!has_tokenizer(weights)) return;
+  std::unique_ptr<Tokenizer> known = load_tokenizer(weights);
+  if (!tokenizer) {  // of shards from elsewhere: the one that the weights came with goes on with
+                     // them
+    if (known->vocab_size() <= options.gpt2.vocab_size) tokenizer = std::move(known);
+    return;
+  }
+  if (same_tokens(*known, *tokenizer)) return;
+  throw UserError(
+      "{} was made with another tokenizer than the data in {}: the same ids mean other texts; "
+      "prepare "
+      "the data with the tokenizer of {}",
+      weights.string(), options.data, weights.string());
 }
 
 // Context length and dropout stay the user's to say; all else is what the weights are.
@@ -302,7 +325,7 @@ int64_t Run::tokens_per_step() const {
   return setup_.shape.batch_size * setup_.shape.seq_len * setup_.shape.micro_steps * ranks();
 }
 
-void Run::begin(int64_t step, bool stop) {
+void Run::begin(int64_t step, const StepVote& vote) {
   step_inputs_.resize(setup_.shape.micro_steps);  // allocates in the first step only
   for (size_t m = 0; m < step_inputs_.size(); ++m) {
     step_inputs_[m] = {.seed = options().seed,
@@ -311,7 +334,8 @@ void Run::begin(int64_t step, bool stop) {
                            setup_.shape.batch_size),
                        .step = static_cast<uint32_t>(step),
                        .learning_rate = static_cast<float>(learning_rate(options(), step)),
-                       .stop_vote = stop ? 1.0 : 0.0};
+                       .stop_vote = vote.stop,
+                       .first_loss = m == 0 ? vote.loss : 0};
   }
   state.begin(model.ops(), step_inputs_);
 }
@@ -320,6 +344,14 @@ void Run::upload(const Batch& from, int64_t micro_step) {
   const MicroBatch to = batch(micro_step);
   device.upload(to.tokens_bt, from.inputs.data());
   device.upload(to.targets_bt, from.targets.data());
+}
+
+void Run::upload_blanks() {
+  const auto tokens = static_cast<size_t>(setup_.shape.batch_size * setup_.shape.seq_len);
+  Batch blank;
+  blank.inputs.assign(tokens, 0);
+  blank.targets.assign(tokens, kIgnoredTarget);
+  for (int64_t m = 0; m < micro_steps(); ++m) upload(blank, m);
 }
 
 MicroBatch Run::batch(int64_t micro_step) const {
@@ -335,7 +367,7 @@ TrainerState Run::trainer_state(int64_t step) const {
   s.tokens = step * tokens_per_step();
   s.skipped_steps = skipped_steps;
   s.seed = o.seed;
-  s.loader = {.sampling = o.sampling, .step = loader.position().step};
+  s.loader = {.sampling = o.sampling, .step = step};
   s.layout = {.world_size = ranks(),
               .zero_stage = optimizer.sharded() ? 1 : 0,
               .threads = o.threads,
@@ -343,27 +375,38 @@ TrainerState Run::trainer_state(int64_t step) const {
               .dtype = o.dtype,
               .device = std::string(device.kind())};
   s.matmul_plans = device.plans();
+  s.data_fingerprint = setup_.data_fingerprint;
   s.config = keys_of(o.resolved);
   return s;
 }
 
 // Rank 0 makes the directory, everybody writes a file of moments into it, rank 0 also the weights;
-// when it knows the digests of all files the checkpoint appears under its name.
-void Run::save(int64_t step) {
+// when it knows the digests of all files the checkpoint appears under its name. What fails on one
+// rank, as on a disk that is full, fails on all, and rank 0 removes what is half done before it
+// ends.
+void Run::save(int64_t step, bool prune) {
   share_plans();  // what was met since the first step, too
   const Tensor masters = gathered_masters();
   std::optional<CheckpointWriter> writer;
-  if (rank() == 0) writer.emplace(options().out, step);
-  communicator.barrier();
+  const auto together = [&](const std::function<void()>& part) {
+    do_together(communicator, part, [&] { writer.reset(); });
+  };
+  together([&] {
+    if (rank() == 0) writer.emplace(options().out, step);
+  });
   const fs::path directory = checkpoint_partial_path(options().out, step);
-  WrittenFiles written = write_optimizer(directory, model.layout(), optimizer, device, rank());
-  if (writer)
-    written.merge(write_model(directory, options().gpt2, model.layout(), masters, device));
   std::string lines;
-  for (const auto& [name, digest] : written)
-    lines += fmt::format("{} {} {}\n", name, digest.size, digest.xxh128);
+  together([&] {
+    WrittenFiles written = write_optimizer(directory, model.layout(), optimizer, device, rank());
+    if (writer)
+      written.merge(write_model(directory, options().gpt2, model.layout(), masters, device));
+    for (const auto& [name, digest] : written)
+      lines += fmt::format("{} {} {}\n", name, digest.size, digest.xxh128);
+  });
   const std::vector<std::string> all = communicator.exchange_text(lines);
-  if (writer) {
+  // Nobody ends, or saves the next, before this one is there.
+  together([&] {
+    if (!writer) return;
     for (const std::string& text : all) {
       std::istringstream words(text);
       FileDigest digest;
@@ -373,9 +416,8 @@ void Run::save(int64_t step) {
     if (setup_.tokenizer) writer->write("tokenizer.json", setup_.tokenizer->to_json());
     writer->write("trainer.json", to_json(trainer_state(step)));
     writer->commit();
-    prune_checkpoints(options().out, static_cast<int>(options().keep));
-  }
-  communicator.barrier();  // nobody ends, or saves the next, before this one is there
+    if (prune) prune_checkpoints(options().out, options().keep, step);
+  });
 }
 
 // Why the continuation of `s` cannot have the same bits; "" where it has them.
@@ -383,7 +425,9 @@ void Run::restore() {
   const fs::path& from = setup_.resume_from;
   const TrainerState s = read_trainer_state(from / "trainer.json");
   const ConfigKeys now = keys_of(options().resolved);
+  const Manifest manifest = read_manifest(from);
   refuse_changes(s.config, now, from);
+  refuse_unfit(s, manifest, options(), from);
   if (s.step > 0 && s.tokens != s.step * tokens_per_step()) {
     throw UserError(
         "{} was made with {} tokens a step, now they are {} (--batch-size {} x --seq-len {} x {} "
@@ -394,7 +438,7 @@ void Run::restore() {
         setup_.shape.seq_len, ranks(), ranks() == 1 ? "" : "s", micro_steps(),
         micro_steps() == 1 ? "" : "s", s.tokens / s.step);
   }
-  const std::string difference = difference_to(s, now, ranks(), device);
+  const std::string difference = difference_to(s, now, setup_.data_fingerprint, ranks(), device);
   if (!difference.empty() && rank() == 0) {
     std::cerr << fmt::format("train: {} {}: the run goes on, but not bit for bit\n", from.string(),
                              difference);
@@ -403,7 +447,7 @@ void Run::restore() {
     device.load_plans(s.matmul_plans);
   set_masters(
       [&](const Tensor& all) { read_model(from, options().gpt2, model.layout(), all, device); });
-  read_optimizer(from, model.layout(), optimizer, device);
+  read_optimizer(from, optimizer_ranks(from, manifest), model.layout(), optimizer, device);
   first_step = s.step;
   skipped_steps = s.skipped_steps;
   state.set_results({.updates = s.step - s.skipped_steps});

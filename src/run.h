@@ -11,6 +11,7 @@
 #include "kernels/device/arena.h"
 #include "src/data/loader.h"
 #include "src/data/tokenizer.h"
+#include "src/io/directory_lock.h"
 #include "src/io/trainer_state.h"
 #include "src/model/decoder.h"
 #include "src/model/gpt2.h"
@@ -38,10 +39,19 @@ struct Setup {
   std::filesystem::path resume_from;     // empty: a fresh run
   RunShape shape;
   MemoryPlan plan;
+  std::string data_fingerprint;         // "" without --data
+  std::unique_ptr<DirectoryLock> lock;  // of --out, held by rank 0
 
  private:
   void take_sizes(const std::filesystem::path& weights);
+  void take_tokenizer(const std::filesystem::path& weights);
   void plan_memory(Device& device);
+};
+
+// What a rank says with a step.
+struct StepVote {
+  double stop = 0;  // not 0: the run should end after it
+  double loss = 0;  // NaN: no rank may update anything
 };
 
 class Run {
@@ -55,19 +65,21 @@ class Run {
   int rank() const { return communicator.rank(); }
   int ranks() const { return communicator.size(); }
 
-  // Writes OUT/step-N with all that Run(resume) needs, keeps the newest --keep. `step` steps are
-  // done. All ranks write, each its share.
-  void save(int64_t step);
+  // Writes OUT/step-N with all that Run(resume) needs. `step` steps are done. All ranks write, each
+  // its share. `prune`: the newest --keep are kept.
+  void save(int64_t step, bool prune = true);
 
   // After the first step of this process, when its products are planned: all ranks compute them as
   // rank 0 does, and --tuning-log is written.
   void settle_products();
 
-  // Starts a step: the loss is 0, the device knows learning rate, step and seed, and whether this
-  // rank was asked to end the run after it.
-  void begin(int64_t step, bool stop = false);
+  // Starts a step: the loss is 0, the device knows learning rate, step and seed, and this rank's
+  // vote.
+  void begin(int64_t step, const StepVote& vote = {});
   // Copies a batch to the device as micro-step m's.
   void upload(const Batch& batch, int64_t micro_step);
+  // One without targets for each micro-step: this rank has none, and the others wait for it.
+  void upload_blanks();
   // Where micro-step m's is, in every step.
   MicroBatch batch(int64_t micro_step) const;
 

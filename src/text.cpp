@@ -7,13 +7,14 @@ namespace lathe {
 
 void generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_view prompt,
                    int64_t tokens, const SamplingConfig& config,
-                   const std::function<void(std::string_view)>& emit) {
+                   const std::function<void(std::string_view)>& emit,
+                   const std::function<bool()>& stop) {
   std::vector<int32_t> context = tokenizer.encode(prompt);
   if (context.empty()) context.push_back(tokenizer.end_of_text().value_or(0));
   StreamDecoder stream(tokenizer);
   decoder.reset();
   size_t known = 0;  // tokens of the context that the decoder has seen
-  for (int64_t i = 0; i < tokens; ++i) {
+  for (int64_t i = 0; i < tokens && !(stop && stop()); ++i) {
     const size_t capacity = static_cast<size_t>(decoder.capacity());
     if (context.size() > capacity) {
       context.erase(context.begin(), context.end() - static_cast<int64_t>((capacity + 1) / 2));

@@ -6,12 +6,14 @@
 //   src/model/gpt2.h   forward and backward
 //   src/parallel/      several ranks: data_parallel.h
 //   src/report.h       console lines, metrics.jsonl
+//   src/ending.h       when a run ends early, and that it saves
 //   src/text.h         samples
 //   src/trace.h        one step in detail
 //   src/profile.h      some steps for a profiler
 #include <iostream>
+#include <optional>
 
-#include "src/io/signals.h"
+#include "src/ending.h"
 #include "src/parallel/world.h"
 #include "src/profile.h"
 #include "src/report.h"
@@ -28,8 +30,9 @@ constexpr int kSets = DataParallel::kSets;
 constexpr int kEvaluation = kSets;
 
 // Mean loss over the validation set, or its first --eval-batches batches, shared out among the
-// ranks.
-double evaluate(Run& run) {
+// ranks. Nothing if the run is to end.
+std::optional<double> evaluate(Run& run, Ending& ending) {
+  constexpr int64_t kBatchesBetweenQuestions = 8;  // to all ranks
   run.parallel.gather_weights();
   const int64_t wanted = run.options().eval_batches;
   const int64_t batches =
@@ -37,28 +40,32 @@ double evaluate(Run& run) {
   int64_t targets = 0;  // of all ranks
   run.begin(0);
   for (int64_t b = 0; b < batches; ++b) {
-    const Batch& batch = run.validation->batch(b);
-    run.upload(batch, 0);
+    if ((run.ranks() == 1 || b % kBatchesBetweenQuestions == 0) && ending.ask_all()) return {};
+    if (!ending.tried([&] { run.upload(run.validation->batch(b), 0); })) continue;
     run.device.replay(kEvaluation, [&run] {
       run.model.forward(run.batch(0), /*training=*/false);
       run.model.loss(run.batch(0), 1.0, run.state.device_results());
     });
     targets += run.validation->counted_targets(b);
   }
+  if (ending.ask_all()) return {};
   run.parallel.add_up_loss();
   return run.state.results().loss / static_cast<double>(targets);
 }
 
 // One step: gradients of --total-batch-size tokens, in micro-steps; then AdamW. A loss or gradient
 // norm that is not finite leaves the weights as they are (results.skip). Nothing here waits for the
-// device. `stop`: this rank was asked to end the run; the results tell whether any was.
-void train_step(Run& run, int64_t step, bool stop, StepClock& clock, StepTrace& trace,
+// device. A rank that is to end the run, or has no batch, says so with the step.
+void train_step(Run& run, int64_t step, Ending& ending, StepClock& clock, StepTrace& trace,
                 StepProfile& profile) {
   clock.begin();
   trace.begin(step);
   profile.begin(step);
-  run.begin(step, stop);
-  for (int64_t m = 0; m < run.micro_steps(); ++m) run.upload(run.loader.next(), m);
+  const bool ready = ending.tried([&run] {
+    for (int64_t m = 0; m < run.micro_steps(); ++m) run.upload(run.loader.next(), m);
+  });
+  if (!ready) run.upload_blanks();
+  run.begin(step, ending.vote(ready));
   profile.replay(trace.key(clock.set()), [&run, &clock] {
     run.parallel.begin_step(clock.set());
     const double scale = 1.0 / static_cast<double>(run.tokens_per_step());
@@ -84,6 +91,7 @@ void train_step(Run& run, int64_t step, bool stop, StepClock& clock, StepTrace& 
 }
 
 int train(World& world, int argc, char** argv) {
+  ignore_write_signals();
   int exit_code = -1;
   const TrainOptions given =
       parse_train_options(argc, argv, &exit_code, world.size(), world.rank());
@@ -96,12 +104,14 @@ int train(World& world, int argc, char** argv) {
 
   Run run(std::move(setup), *device, *communicator);
   const TrainOptions& o = run.options();
+  Ending ending(run, /*signals=*/!o.eval_only);
   if (o.eval_only) {
-    const double loss = evaluate(run);
-    if (run.rank() == 0) std::cout << fmt::format("val_loss {:.4f}\n", loss);
+    const std::optional<double> loss = evaluate(run, ending);
+    ending.rethrow();
+    if (!loss) communicator->barrier();  // which the rank that failed does not reach
+    if (run.rank() == 0) std::cout << fmt::format("val_loss {:.4f}\n", *loss);
     return 0;
   }
-  const StopSignal stop;
   Report report(run);
   StepClock clocks[kSets] = {{*device, run.micro_steps(), 0}, {*device, run.micro_steps(), 1}};
   StepTrace trace(run, o.trace);
@@ -112,51 +122,56 @@ int train(World& world, int argc, char** argv) {
 
   // Steps that are known to be done; the device may be at work on those behind them.
   int64_t done = run.first_step, saved = done, bad_in_a_row = 0;
-  bool voted = false;  // some rank was asked to stop, and all know it
   const auto collect_all_but = [&](int64_t under_way) {
     while (run.state.requested() > under_way) {
       const StepResults results = run.state.collect_results();
-      report.step(done + 1, results, learning_rate(o, done), clocks[done % kSets]);
-      trace.end(done, clocks[done % kSets]);
+      if (!ending.count(results)) continue;
+      ending.tried([&] {
+        report.step(done + 1, results, learning_rate(o, done), clocks[done % kSets]);
+        trace.end(done, clocks[done % kSets]);
+      });
       ++done;
-      voted = voted || results.stop_votes > 0;
       bad_in_a_row = results.skip ? bad_in_a_row + 1 : 0;
       run.skipped_steps += results.skip;
     }
   };
+  // While steps are bad the weights are those of the last good one, whose checkpoints must stay.
   const auto save = [&] {
     if (!o.writes() || done == saved) return;
-    report.before_save();
-    run.save(done);
+    ending.tried([&] { report.before_save(); });
+    run.save(done, /*prune=*/bad_in_a_row == 0);
     saved = done;
   };
-  // One rank stops when it is asked to; several at the step in which they all learn of it.
-  const auto stopping = [&] { return run.ranks() > 1 ? voted : stop.requested(); };
   for (int64_t step = run.first_step;; ++step) {
     const bool last = step >= o.steps;
-    if (!stopping() && run.validation && (due(o.eval_interval, step) || last)) {
+    if (!ending.agreed() && run.validation && (due(o.eval_interval, step) || last)) {
       collect_all_but(0);
-      report.validation(step, evaluate(run));
-      report.spread();
+      const std::optional<double> loss = evaluate(run, ending);
+      if (loss) ending.tried([&] { report.validation(step, *loss); });
+      if (loss) report.spread();
     }
-    if (!stopping() && run.decoder && (due(o.sample_interval, step) || last)) {
+    if (!ending.agreed() && run.decoder && (due(o.sample_interval, step) || last)) {
       collect_all_but(0);
       run.parallel.gather_weights();
-      report.sample(run);
+      ending.tried([&] { report.sample(run, [&] { return ending.wanted(); }); });
     }
     if (due(o.replica_check_interval, step) && step > run.first_step) {
       collect_all_but(0);
       run.parallel.gather_weights();
       run.compare_replicas();
     }
-    const bool leave = last || stopping();
+    const bool leave = last || ending.agreed();
     if (leave || due(o.checkpoint_interval, step)) {
       collect_all_but(0);
-      save();
+      if (leave || bad_in_a_row == 0) {
+        save();
+      } else {
+        report.save_left_out(done, bad_in_a_row);
+      }
     }
     if (leave) break;
 
-    train_step(run, step, stop.requested(), clocks[step % kSets], trace, profile);
+    train_step(run, step, ending, clocks[step % kSets], trace, profile);
     if (step == run.first_step) run.settle_products();
     // The device goes on with this step while the one before it is told, unless this may be one bad
     // step too many: nothing is trained behind that.
@@ -170,7 +185,8 @@ int train(World& world, int argc, char** argv) {
                       bad_in_a_row, o.out.empty() ? "" : ", saved in " + o.out));
     }
   }
-  report.finish(stopping());
+  report.finish(ending.agreed());
+  ending.rethrow();
   return 0;
 }
 

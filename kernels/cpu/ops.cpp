@@ -57,7 +57,7 @@ class CpuOps final : public Ops {
   }
   void begin_step(const BeginStep& args, const Tensor&) const override {
     LATHE_CHECK(args.results != nullptr && args.inputs != nullptr);
-    args.results->loss = 0;
+    args.results->loss = args.inputs->first_loss;
     args.results->stop_votes = args.inputs->stop_vote;
   }
   void square_sums(const SquareSums& args, const Tensor&) const override {

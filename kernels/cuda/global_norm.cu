@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kTreeThreads)
 }
 
 __global__ void begin_step_kernel(StepResults* results, const StepInputs* inputs) {
-  results->loss = 0;
+  results->loss = inputs->first_loss;
   results->stop_votes = inputs->stop_vote;
 }
 

@@ -23,7 +23,7 @@ class MappedShardFile final : public ShardFile {
   explicit MappedShardFile(const std::filesystem::path& path) : file_(path) {}
   uint64_t size() const override { return file_.size(); }
   void read(uint64_t offset, void* out, size_t bytes) const override {
-    std::memcpy(out, file_.data() + offset, bytes);
+    file_.read(offset, out, bytes);
   }
 
  private:

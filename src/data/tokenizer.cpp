@@ -107,6 +107,14 @@ std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& path) {
   return parse_tokenizer_json(read_whole_file(path, kMaxFileBytes), path.string());
 }
 
+bool same_tokens(const Tokenizer& a, const Tokenizer& b) {
+  if (a.vocab_size() != b.vocab_size()) return false;
+  for (int32_t id = 0; id < a.vocab_size(); ++id) {
+    if (a.token(id) != b.token(id)) return false;
+  }
+  return true;
+}
+
 void save_tokenizer(const Tokenizer& tokenizer, const fs::path& directory) {
   write_file(directory / "tokenizer.json", tokenizer.to_json());
 }

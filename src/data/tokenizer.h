@@ -87,6 +87,9 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path);
 // Whether load_tokenizer would find anything in this directory.
 bool has_tokenizer(const std::filesystem::path& directory);
 
+// Whether the same ids mean the same texts to both.
+bool same_tokens(const Tokenizer& a, const Tokenizer& b);
+
 // Writes directory/tokenizer.json, atomically.
 void save_tokenizer(const Tokenizer& tokenizer, const std::filesystem::path& directory);
 

@@ -77,9 +77,14 @@ std::vector<Entry> entries_of(const fs::path& dir) {
   return entries;
 }
 
-// Removes a directory of ours and the files in it. UserError, and nothing deleted, where it holds a
-// directory, for we make none.
+// Removes a directory of ours and the files in it; a link, and not what it leads to. UserError, and
+// nothing deleted, if it holds a directory or is a file, for we make none.
 void remove_flat_directory(const fs::path& dir) {
+  const fs::file_type type = fs::symlink_status(dir).type();
+  if (type == fs::file_type::symlink) return remove_file(dir);
+  if (type != fs::file_type::directory) {
+    throw UserError("{} is no directory, so no save has left it; move it away", dir.string());
+  }
   const std::vector<Entry> entries = entries_of(dir);
   for (const Entry& entry : entries) {
     if (entry.is_directory) {
@@ -96,15 +101,12 @@ bool path_exists(const fs::path& path) {
   return ::lstat(path.c_str(), &status) == 0;
 }
 
-Manifest read_manifest(const fs::path& dir) {
-  const fs::path path = dir / kManifest;
-  Manifest manifest = parse_manifest(read_whole_file(path, kManifestMaxBytes), path.string());
-  const std::optional<int64_t> step = checkpoint_step(dir.filename().string());
-  if (step && *step != manifest.step) {
-    throw UserError("{} is of step {}, but the directory's name says {}; restore its name",
-                    path.string(), manifest.step, *step);
-  }
-  return manifest;
+// Renames it to PATH.damaged, or PATH.damaged-2, ..., and says so.
+void set_aside(const fs::path& path, std::string_view reason) {
+  fs::path aside = path.string() + ".damaged";
+  for (int i = 2; path_exists(aside); ++i) aside = fmt::format("{}.damaged-{}", path.string(), i);
+  rename_path(path, aside);
+  fmt::print(stderr, "{} is now {}: {}\n", path.string(), aside.filename().string(), reason);
 }
 
 void check_size(const fs::path& path, const FileDigest& expected) {
@@ -148,7 +150,7 @@ Manifest parse_manifest(std::string_view text, std::string_view file) {
   }
   const int64_t version = object.take_integer("version", 0, INT64_MAX);
   if (version != kCheckpointVersion) {
-    throw UserError(
+    throw OtherVersion(
         "{} has format version {}, this program reads version {}; use the program that "
         "wrote it",
         file, version, kCheckpointVersion);
@@ -179,6 +181,17 @@ Manifest parse_manifest(std::string_view text, std::string_view file) {
   return manifest;
 }
 
+Manifest read_manifest(const fs::path& dir) {
+  const fs::path path = dir / kManifest;
+  Manifest manifest = parse_manifest(read_whole_file(path, kManifestMaxBytes), path.string());
+  const std::optional<int64_t> step = checkpoint_step(dir.filename().string());
+  if (step && *step != manifest.step) {
+    throw UserError("{} is of step {}, but the directory's name says {}; restore its name",
+                    path.string(), manifest.step, *step);
+  }
+  return manifest;
+}
+
 std::string checkpoint_name(int64_t step) {
   LATHE_CHECK(step >= 0, "step {}", step);
   return fmt::format("step-{:08}", step);
@@ -205,7 +218,13 @@ CheckpointWriter::CheckpointWriter(const fs::path& out_dir, int64_t step)
       final_(out_dir / checkpoint_name(step)) {
   manifest_.step = step;
   make_directories(out_dir_);
-  if (path_exists(partial_)) remove_flat_directory(partial_);
+  if (path_exists(partial_)) {
+    try {
+      remove_flat_directory(partial_);
+    } catch (const UserError& error) {  // a save must not fail for it
+      set_aside(partial_, error.what());
+    }
+  }
   make_directory(partial_);
 }
 
@@ -254,12 +273,7 @@ bool CheckpointWriter::commit() {
                  final_.string());
       return false;
     } catch (const std::runtime_error& error) {
-      fs::path aside = final_.string() + ".damaged";
-      for (int i = 2; path_exists(aside); ++i)
-        aside = fmt::format("{}.damaged-{}", final_.string(), i);
-      fmt::print(stderr, "{} was damaged and is now {}: {}\n", final_.string(), aside.string(),
-                 error.what());
-      rename_path(final_, aside);
+      set_aside(final_, error.what());
     }
   }
   rename_path(partial_, final_);
@@ -281,6 +295,15 @@ void check_digest(const fs::path& path, const FileDigest& expected) {
 
 }  // namespace
 
+void require_files(const fs::path& dir, const Manifest& manifest,
+                   const std::vector<std::string>& names) {
+  for (const std::string& name : names) {
+    if (manifest.files.contains(name)) continue;
+    throw UserError("{} does not list {}, so the checkpoint is not whole; use another one",
+                    (dir / kManifest).string(), name);
+  }
+}
+
 Manifest verify_checkpoint(const fs::path& dir) {
   Manifest manifest = read_manifest(dir);
   for (const auto& [name, expected] : manifest.files) check_size(dir / name, expected);
@@ -290,22 +313,34 @@ Manifest verify_checkpoint(const fs::path& dir) {
 
 void verify_model(const fs::path& dir) {
   if (!path_exists(dir / kManifest)) return;
-  for (const auto& [name, expected] : read_manifest(dir).files) {
+  const Manifest manifest = read_manifest(dir);
+  require_files(dir, manifest, {"config.json", "model.safetensors"});
+  for (const auto& [name, expected] : manifest.files) {
     if (!name.starts_with("optimizer-")) check_digest(dir / name, expected);
   }
 }
 
-std::optional<fs::path> find_latest_checkpoint(const fs::path& out_dir) {
+std::optional<fs::path> find_latest_checkpoint(const fs::path& out_dir, Damaged damaged,
+                                               const CompletenessCheck& complete) {
   if (!path_exists(out_dir)) return {};
+  std::vector<std::pair<fs::path, std::string>> unusable;
   for (int64_t step : steps_in(entries_of(out_dir), true)) {
     const fs::path dir = out_dir / checkpoint_name(step);
     try {
-      verify_checkpoint(dir);
-      return dir;
+      const Manifest manifest = verify_checkpoint(dir);
+      if (complete) complete(dir, manifest);
+    } catch (const OtherVersion&) {
+      throw;
     } catch (const std::runtime_error& error) {  // a read error is no better than wrong bytes
       fmt::print(stderr, "{} is not a valid checkpoint and is passed over: {}\n", dir.string(),
                  error.what());
+      unusable.emplace_back(dir, error.what());
+      continue;
     }
+    if (damaged == Damaged::set_aside) {
+      for (const auto& [path, reason] : unusable) set_aside(path, reason);
+    }
+    return dir;
   }
   return {};
 }
@@ -331,6 +366,15 @@ std::optional<std::string> foreign_entry(const fs::path& dir) {
   return {};
 }
 
+void remove_unless_foreign(const fs::path& dir, std::vector<fs::path>& removed) {
+  try {
+    remove_flat_directory(dir);
+    removed.push_back(dir);
+  } catch (const UserError& error) {
+    fmt::print(stderr, "{} is kept: {}\n", dir.string(), error.what());
+  }
+}
+
 // Whether the name is that of a save or a removal that a crash cut short.
 bool is_leftover(std::string_view name) {
   for (std::string_view suffix : {kPartial, kPruned}) {
@@ -343,25 +387,21 @@ bool is_leftover(std::string_view name) {
 
 }  // namespace
 
-std::vector<fs::path> prune_checkpoints(const fs::path& out_dir, int keep) {
+std::vector<fs::path> remove_leftovers(const fs::path& out_dir) {
+  std::vector<fs::path> removed;
+  for (const Entry& entry : entries_of(out_dir)) {
+    if (is_leftover(entry.name)) remove_unless_foreign(out_dir / entry.name, removed);
+  }
+  return removed;
+}
+
+std::vector<fs::path> prune_checkpoints(const fs::path& out_dir, int64_t keep, int64_t committed) {
   LATHE_CHECK(keep >= 1, "keep {}", keep);
   std::vector<fs::path> removed;
-  const auto remove = [&](const fs::path& dir) {
-    try {
-      remove_flat_directory(dir);
-      removed.push_back(dir);
-    } catch (const UserError& error) {
-      fmt::print(stderr, "{} is kept: {}\n", dir.string(), error.what());
-    }
-  };
-  const std::vector<Entry> entries = entries_of(out_dir);
-  for (const Entry& entry : entries) {
-    if (entry.is_directory && is_leftover(entry.name)) remove(out_dir / entry.name);
-  }
-  int kept = 0;
-  for (int64_t step : steps_in(entries, false)) {
+  int64_t kept = 1;  // the committed one
+  for (int64_t step : steps_in(entries_of(out_dir), false)) {
     const fs::path dir = out_dir / checkpoint_name(step);
-    if (!looks_valid(dir) || kept++ < keep) continue;
+    if (step >= committed || !looks_valid(dir) || kept++ < keep) continue;
     if (const std::optional<std::string> foreign = foreign_entry(dir)) {
       fmt::print(stderr, "{} is kept: it holds {}, which is none of the checkpoint's files\n",
                  dir.string(), *foreign);
@@ -370,7 +410,7 @@ std::vector<fs::path> prune_checkpoints(const fs::path& out_dir, int keep) {
     const fs::path pruned = dir.string() + std::string(kPruned);
     rename_path(dir, pruned);
     sync_directory(out_dir);
-    remove(pruned);
+    remove_unless_foreign(pruned, removed);
   }
   return removed;
 }

@@ -10,12 +10,14 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "kernels/device/error.h"
 #include "src/io/file.h"
 
 namespace lathe {
@@ -28,11 +30,18 @@ struct Manifest {
   bool operator==(const Manifest&) const = default;
 };
 
+// A checkpoint of another version of lathe: not damaged, but not to be read.
+struct OtherVersion : UserError {
+  using UserError::UserError;
+};
+
 // The text of manifest.json; it carries a checksum of itself.
 std::string to_json(const Manifest& manifest);
 // Throws UserError that names `file` and the key: other format or version, unknown, missing or
 // mistyped keys, file names that lead out of the directory, a wrong checksum.
 Manifest parse_manifest(std::string_view text, std::string_view file);
+// That of a directory, whose name must not say another step. The files are not looked at.
+Manifest read_manifest(const std::filesystem::path& dir);
 
 // step-00001000; and back, nothing for another name.
 std::string checkpoint_name(int64_t step);
@@ -42,7 +51,8 @@ std::optional<int64_t> checkpoint_step(std::string_view name);
 // with AtomicFile into checkpoint_partial_path() after rank 0 has made it, and send it the digests.
 class CheckpointWriter {
  public:
-  // Makes out_dir/step-N.partial, empty: what a crash left there is removed. UserError where
+  // Makes out_dir/step-N.partial, empty. What a crash left there is removed, a link itself and not
+  // what it leads to; what no save can have left is moved to step-N.partial.damaged. UserError if
   // out_dir cannot be written.
   CheckpointWriter(const std::filesystem::path& out_dir, int64_t step);
   // Without a successful commit() the partial directory is removed.
@@ -77,25 +87,44 @@ class CheckpointWriter {
 
 std::filesystem::path checkpoint_partial_path(const std::filesystem::path& out_dir, int64_t step);
 
+// Throws UserError if the manifest does not list all of them.
+void require_files(const std::filesystem::path& dir, const Manifest& manifest,
+                   const std::vector<std::string>& names);
+
 // Reads the manifest and every file. Throws UserError that names the file, what was expected and
 // what was found. Files that the manifest does not name are not looked at.
 Manifest verify_checkpoint(const std::filesystem::path& dir);
 
-// The same for what a model needs to be used: the moments, twice the size of the weights, are not
-// read and may be gone. A directory without a manifest comes from elsewhere and is not verified.
+// The same for what a model needs to be used: config.json and model.safetensors must be there; the
+// moments, twice the size of the weights, are not read and may be gone. A directory without a
+// manifest comes from elsewhere and is not verified.
 void verify_model(const std::filesystem::path& dir);
 
-// The newest step whose checkpoint verify_checkpoint() passes, or nothing. Newer ones that it does
-// not pass are named on stderr with the reason. UserError where out_dir is there but unreadable.
-std::optional<std::filesystem::path> find_latest_checkpoint(const std::filesystem::path& out_dir);
+// What find_latest_checkpoint does with a damaged checkpoint that is newer than the one it found.
+enum class Damaged { leave, set_aside };
+// Throws UserError if a checkpoint lacks a file that its reader needs.
+using CompletenessCheck =
+    std::function<void(const std::filesystem::path& dir, const Manifest& manifest)>;
 
-// Keeps the newest `keep` (at least 1) checkpoints and removes older ones: each is first renamed to
-// step-N.pruned, so that a crash leaves it whole or not a checkpoint at all, then its files are
-// deleted. Also removes what a crash left as step-N.partial or step-N.pruned, so no save may be
-// under way. Valid means here: manifest sound, all files there with their sizes; contents are not
-// read again. Never deletes a directory that holds something that the manifest does not name, nor
-// one without a valid manifest. Returns what was removed.
+// The newest step whose checkpoint passes verify_checkpoint() and `complete`, or nothing. Newer
+// ones that do not are named on stderr with the reason and, if wanted, renamed to step-N.damaged: a
+// run that goes on from an older one would meet their names again. UserError if out_dir is there
+// but unreadable; OtherVersion if a newer one was written by another version.
+std::optional<std::filesystem::path> find_latest_checkpoint(const std::filesystem::path& out_dir,
+                                                            Damaged damaged = Damaged::leave,
+                                                            const CompletenessCheck& complete = {});
+
+// After the commit of step `committed`: keeps it and the newest `keep` - 1 (at least 0) before it,
+// and removes older ones. Each is first renamed to step-N.pruned, so that a crash leaves it whole
+// or not a checkpoint at all, then its files are deleted. Valid means here: manifest sound, all
+// files there with their sizes; contents are not read again. Never deletes a directory that holds
+// something that the manifest does not name, nor one without a valid manifest. Returns what was
+// removed.
 std::vector<std::filesystem::path> prune_checkpoints(const std::filesystem::path& out_dir,
-                                                     int keep);
+                                                     int64_t keep, int64_t committed);
+
+// Removes what a crash left as step-N.partial or step-N.pruned, so no save may be under way. What
+// holds something that no save leaves is named on stderr and stays. Returns what was removed.
+std::vector<std::filesystem::path> remove_leftovers(const std::filesystem::path& out_dir);
 
 }  // namespace lathe

@@ -1,13 +1,16 @@
 #include "src/io/file.h"
 
 #include <fcntl.h>
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <system_error>
 #include <utility>
@@ -257,7 +260,57 @@ void make_directories(const fs::path& path) {
   sync_directory(parent);
 }
 
-MappedFile::MappedFile(const fs::path& path) {
+namespace {
+
+// Where this thread goes on if the memory that it copies is no longer there.
+thread_local sigjmp_buf* volatile copy_failed = nullptr;
+
+extern "C" void lathe_on_bus_error(int signal) {
+  if (copy_failed) ::siglongjmp(*copy_failed, 1);
+  std::signal(signal, SIG_DFL);  // not ours: it comes again as soon as this handler returns
+}
+
+void catch_bus_errors() {
+  static const bool installed = [] {
+    struct sigaction action {};
+    action.sa_handler = lathe_on_bus_error;
+    sigemptyset(&action.sa_mask);
+    return ::sigaction(SIGBUS, &action, nullptr) == 0;
+  }();
+  static_cast<void>(installed);
+}
+
+// False if the memory at `from` is not there. Nothing with a destructor may live between the two.
+bool copy_mapped(void* to, const void* from, size_t bytes) {
+  sigjmp_buf failed;
+  if (::sigsetjmp(failed, /*savemask=*/1) != 0) {
+    copy_failed = nullptr;
+    return false;
+  }
+  copy_failed = &failed;
+  std::atomic_signal_fence(std::memory_order_seq_cst);  // the copy stays between the two
+  std::memcpy(to, from, bytes);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  copy_failed = nullptr;
+  return true;
+}
+
+}  // namespace
+
+void MappedFile::read(uint64_t offset, void* out, size_t bytes) const {
+  LATHE_CHECK(offset <= size_ && bytes <= size_ - offset, "{} + {} of {}", offset, bytes, size_);
+  if (bytes == 0 || copy_mapped(out, data_ + offset, bytes)) return;
+  struct stat status {};
+  const bool there = ::stat(path_.c_str(), &status) == 0;
+  throw CheckError(fmt::format(
+      "cannot read {}: {}", path_.string(),
+      there && static_cast<uint64_t>(status.st_size) < size_
+          ? fmt::format("it had {} bytes when it was opened, and now has {}", size_, status.st_size)
+          : "its pages cannot be read any more; the file was changed or its disk fails"));
+}
+
+MappedFile::MappedFile(const fs::path& path) : path_(path) {
+  catch_bus_errors();
   const FileHandle file = open_regular_file(path, &size_);
   if (size_ == 0) return;
   void* memory = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
@@ -270,6 +323,8 @@ MappedFile::~MappedFile() {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
 
 }  // namespace lathe

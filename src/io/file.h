@@ -120,8 +120,9 @@ void make_directory(const std::filesystem::path& path);
 // Makes a directory and those above it, as far as they are missing, durably.
 void make_directories(const std::filesystem::path& path);
 
-// A regular file mapped read-only. An empty file has data() == nullptr. The file must not shrink
-// while it is mapped: the kernel would end the program with SIGBUS.
+// A regular file mapped read-only. An empty file has data() == nullptr. If the file shrinks, or the
+// disk under it fails, the kernel answers a read of data() with SIGBUS; read() makes that a
+// CheckError.
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);
@@ -131,8 +132,11 @@ class MappedFile {
 
   const std::byte* data() const { return data_; }
   uint64_t size() const { return size_; }
+  // Copies bytes [offset, offset + bytes), which lie inside size(), to `out`.
+  void read(uint64_t offset, void* out, size_t bytes) const;
 
  private:
+  std::filesystem::path path_;
   const std::byte* data_ = nullptr;
   uint64_t size_ = 0;
 };

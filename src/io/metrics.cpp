@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -41,6 +42,20 @@ std::optional<Line> parse_line(const std::string& line) {
   return Line{step->get<int64_t>(), value.contains("val_loss")};
 }
 
+// Whether it can be the beginning of one of our lines, or what power loss leaves in its place.
+bool may_be_torn(std::string_view line) {
+  constexpr std::string_view kBeginning = "{\"step\":";
+  const size_t length = std::min(line.size(), kBeginning.size());
+  return line.substr(0, length) == kBeginning.substr(0, length) ||
+         line.find_first_not_of('\0') == std::string_view::npos;
+}
+
+[[noreturn]] void refuse(const fs::path& path, uint64_t number_of_line) {
+  throw UserError(
+      "{} is not a file of metrics: line {} is no JSON object with a step; move it away",
+      path.string(), number_of_line);
+}
+
 // How many bytes of the file are kept, and the last validation among them.
 uint64_t bytes_up_to(const fs::path& path, int64_t resume_step,
                      std::optional<int64_t>* last_validation) {
@@ -50,19 +65,37 @@ uint64_t bytes_up_to(const fs::path& path, int64_t resume_step,
   uint64_t number_of_line = 0;
   for (std::string line; std::getline(file, line);) {
     ++number_of_line;
-    if (file.eof()) break;  // no newline: the line that a crash tore
-    const std::optional<Line> found = parse_line(line);
-    if (!found) {
-      throw UserError(
-          "{} is not a file of metrics: line {} is no JSON object with a step; move it "
-          "away",
-          path.string(), number_of_line);
+    if (file.eof()) {  // no newline: the line that a crash tore
+      if (!may_be_torn(line)) refuse(path, number_of_line);
+      break;
     }
+    const std::optional<Line> found = parse_line(line);
+    if (!found) refuse(path, number_of_line);
     if (found->step > resume_step) break;
     if (found->validation) *last_validation = found->step;
     kept += line.size() + 1;
   }
   return kept;
+}
+
+// To metrics.jsonl.1, or .2, ...
+void set_aside(const fs::path& path) {
+  std::error_code error;
+  for (int i = 1;; ++i) {
+    const fs::path aside = fmt::format("{}.{}", path.string(), i);
+    if (fs::exists(fs::symlink_status(aside, error))) continue;
+    rename_path(path, aside);
+    fmt::print(stderr, "{} of an earlier run is now {}\n", path.string(),
+               aside.filename().string());
+    return;
+  }
+}
+
+// Read again only if it loses its name.
+FileHandle open_to_append(const fs::path& path) {
+  FileHandle file(::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+  if (!file) throw_io_error("open", path, errno);
+  return file;
 }
 
 }  // namespace
@@ -99,9 +132,9 @@ MetricsWriter::MetricsWriter(const fs::path& out_dir, int64_t resume_step)
     uint64_t size = 0;
     open_regular_file(path_, &size);
     if (size > 0) size_ = bytes_up_to(path_, resume_step, &last_validation_);
+    if (size > 0 && size_ == 0) set_aside(path_);
   }
-  file_ = FileHandle(::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
-  if (!file_) throw_io_error("open", path_, errno);
+  file_ = open_to_append(path_);
   if (::ftruncate(file_.get(), static_cast<off_t>(size_)) != 0) {
     throw_io_error("truncate", path_, errno);
   }
@@ -122,7 +155,29 @@ void MetricsWriter::write(const StepMetrics& metrics) {
 }
 
 void MetricsWriter::sync() {
+  struct stat open {
+  }, named{};
+  if (::fstat(file_.get(), &open) != 0) throw_io_error("stat", path_, errno);
+  const bool there = ::stat(path_.c_str(), &named) == 0;
+  if (!there || open.st_dev != named.st_dev || open.st_ino != named.st_ino) write_again();
   if (::fsync(file_.get()) != 0) throw_io_error("fsync", path_, errno);
+}
+
+// From the file that is still open, although it has lost its name.
+void MetricsWriter::write_again() {
+  std::string text(size_, '\0');
+  size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t got =
+        ::pread(file_.get(), text.data() + done, text.size() - done, static_cast<off_t>(done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) throw_io_error("read", path_, got < 0 ? errno : EIO);
+    done += static_cast<size_t>(got);
+  }
+  fmt::print(stderr, "{} was removed or replaced, and is written again\n", path_.string());
+  make_directories(parent_of(path_));
+  write_file(path_, text);
+  file_ = open_to_append(path_);
 }
 
 }  // namespace lathe

@@ -41,15 +41,17 @@ std::string to_json(const StepMetrics& metrics);
 class MetricsWriter {
  public:
   // Keeps the lines of steps up to resume_step (-1: none) that an earlier part of the run wrote, up
-  // to the first line of a later step or the torn last line, and cuts the rest off. UserError where
-  // the file cannot be written or holds something else.
+  // to the first line of a later step or the torn last line, and cuts the rest off. But a file of
+  // which nothing would be kept is renamed to metrics.jsonl.1 (.2, ...), and stderr tells so.
+  // UserError if the file cannot be written or holds something else.
   MetricsWriter(const std::filesystem::path& out_dir, int64_t resume_step);
 
   // CheckError where the line cannot be written; then no part of it stays.
   void write(const StepMetrics& metrics);
 
   // What was written survives a loss of power: to be called before a checkpoint is saved, so that
-  // no step that it has done is missing here.
+  // no step that it has done is missing here. If the file was removed or replaced, it is written
+  // again, and stderr tells so.
   void sync();
 
   // The step of the last line with a val_loss, those of earlier parts of the run included.
@@ -58,6 +60,8 @@ class MetricsWriter {
   const std::filesystem::path& path() const { return path_; }
 
  private:
+  void write_again();
+
   std::filesystem::path path_;
   FileHandle file_;
   uint64_t size_ = 0;

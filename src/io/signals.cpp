@@ -29,6 +29,10 @@ extern "C" void lathe_note_stop_signal(int signal) {
 
 }  // namespace
 
+void ignore_write_signals() {
+  for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
+}
+
 StopSignal::StopSignal() {
   LATHE_CHECK(!installed.exchange(true), "there is a StopSignal already");
   first_signal = 0;
@@ -37,11 +41,16 @@ StopSignal::StopSignal() {
   action.sa_handler = lathe_note_stop_signal;
   action.sa_flags = SA_RESTART;  // a read or write under way goes on
   sigemptyset(&action.sa_mask);
-  for (int i = 0; i < 3; ++i) ::sigaction(kSignals[i], &action, &former_[i]);
+  for (size_t i = 0; i < std::size(kSignals); ++i) {
+    ::sigaction(kSignals[i], nullptr, &former_[i]);
+    const bool ignored =
+        (former_[i].sa_flags & SA_SIGINFO) == 0 && former_[i].sa_handler == SIG_IGN;
+    if (kSignals[i] != SIGHUP || !ignored) ::sigaction(kSignals[i], &action, nullptr);
+  }
 }
 
 StopSignal::~StopSignal() {
-  for (int i = 0; i < 3; ++i) ::sigaction(kSignals[i], &former_[i], nullptr);
+  for (size_t i = 0; i < std::size(kSignals); ++i) ::sigaction(kSignals[i], &former_[i], nullptr);
   installed = false;
 }
 
@@ -59,6 +68,8 @@ std::string_view StopSignal::name() const {
       return "SIGINT";
     case SIGUSR1:
       return "SIGUSR1";
+    case SIGHUP:
+      return "SIGHUP";
     default:
       return "?";
   }

@@ -1,14 +1,20 @@
-// Stopping a run from outside: SIGTERM, SIGINT and SIGUSR1 ask for a save and an end at the next
-// step boundary.
+// Stopping a run from outside: SIGTERM, SIGINT, SIGUSR1 and, from a terminal that is gone, SIGHUP
+// ask for a save and an end at the next step boundary.
 #pragma once
 
 #include <csignal>
+#include <iterator>
 #include <string_view>
 
 namespace lathe {
 
-// While it lives the three signals only leave a note; then the former handlers are back. A second
-// SIGINT ends the program at once, as if there were no handler. At most one at a time.
+// Writing to a pipe that nobody reads, or beyond the limit of a file's size, is an error of the
+// call from now on (EPIPE, EFBIG) and no longer a signal that ends the program.
+void ignore_write_signals();
+
+// While it lives these signals only leave a note; then the former handlers are back. A SIGHUP that
+// is ignored (nohup) stays so. A second SIGINT ends the program at once, as if there were no
+// handler. At most one at a time.
 class StopSignal {
  public:
   StopSignal();
@@ -23,8 +29,8 @@ class StopSignal {
   std::string_view name() const;
 
  private:
-  static constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1};
-  struct sigaction former_[3];
+  static constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1, SIGHUP};
+  struct sigaction former_[std::size(kSignals)];
 };
 
 }  // namespace lathe

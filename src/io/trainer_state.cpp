@@ -57,6 +57,7 @@ std::string to_json(const TrainerState& state) {
         {"device", state.layout.device}}},
       {"config", state.config}};
   if (!state.matmul_plans.empty()) value["matmul_plans"] = state.matmul_plans;
+  if (!state.data_fingerprint.empty()) value["data_fingerprint"] = state.data_fingerprint;
   try {
     return value.dump(2) + "\n";
   } catch (const json::type_error&) {
@@ -88,6 +89,8 @@ TrainerState parse_trainer_state(std::string_view text, std::string_view file) {
   state.loader = parse_loader(object.take("loader"), file);
   state.layout = parse_layout(object.take("layout"), file);
   if (value.contains("matmul_plans")) state.matmul_plans = object.take_string("matmul_plans");
+  if (value.contains("data_fingerprint"))
+    state.data_fingerprint = object.take_string("data_fingerprint");
   StrictObject config(object.take("config"), file, "config");
   for (const auto& [key, unused] : config.items()) state.config[key] = config.take_string(key);
   object.finish();

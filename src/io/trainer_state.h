@@ -37,6 +37,7 @@ struct TrainerState {
   LoaderState loader{};
   RunLayout layout{};
   std::string matmul_plans{};                   // Device::plans(); not in the file where empty
+  std::string data_fingerprint{};               // of --data; not in the file if empty
   std::map<std::string, std::string> config{};  // the resolved configuration, flag -> value
   bool operator==(const TrainerState&) const = default;
 };

@@ -342,21 +342,6 @@ std::string optimizer_file(int64_t rank, int64_t ranks) {
   return fmt::format("optimizer-{:05}-of-{:05}.safetensors", rank, ranks);
 }
 
-// All of a checkpoint's files of moments, by rank.
-std::vector<SafetensorsReader> open_optimizer(const fs::path& dir) {
-  std::vector<SafetensorsReader> files;
-  for (const fs::directory_entry& entry : fs::directory_iterator(dir)) {
-    const std::string name = entry.path().filename().string();
-    const size_t of = name.find("-of-");
-    if (!name.starts_with("optimizer-00000-of-") || !name.ends_with(".safetensors")) continue;
-    const int64_t ranks = std::atoll(name.c_str() + of + 4);
-    for (int64_t r = 0; r < ranks; ++r) files.emplace_back(dir / optimizer_file(r, ranks));
-    return files;
-  }
-  throw UserError("{} holds no optimizer-00000-of-NNNNN.safetensors, so it cannot be resumed",
-                  dir.string());
-}
-
 // Copies what a file has of a piece to the device; returns the number of elements.
 int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, const Piece& piece,
                    const Tensor& to, Device& device) {
@@ -412,9 +397,32 @@ WrittenFiles write_optimizer(const fs::path& dir, const ParameterLayout& layout,
   return {{name, file.finish()}};
 }
 
-void read_optimizer(const fs::path& dir, const ParameterLayout& layout, const Optimizer& optimizer,
-                    Device& device) {
-  const std::vector<SafetensorsReader> files = open_optimizer(dir);
+int64_t optimizer_ranks(const fs::path& dir, const Manifest& manifest) {
+  std::vector<std::string> found;
+  for (const auto& [name, digest] : manifest.files) {
+    if (name.starts_with("optimizer-")) found.push_back(name);
+  }
+  const auto ranks = static_cast<int64_t>(found.size());
+  for (int64_t rank = 0; rank < ranks; ++rank) {  // the manifest's names are sorted
+    if (found[static_cast<size_t>(rank)] == optimizer_file(rank, ranks)) continue;
+    throw UserError("{} lists {}, expected {}, so the checkpoint is not whole; use another one",
+                    (dir / "manifest.json").string(), found[static_cast<size_t>(rank)],
+                    optimizer_file(rank, ranks));
+  }
+  if (ranks == 0) {
+    throw UserError(
+        "{} does not list optimizer-00000-of-00001.safetensors, so the checkpoint is not whole; "
+        "use another one",
+        (dir / "manifest.json").string());
+  }
+  return ranks;
+}
+
+void read_optimizer(const fs::path& dir, int64_t ranks, const ParameterLayout& layout,
+                    const Optimizer& optimizer, Device& device) {
+  std::vector<SafetensorsReader> files;
+  for (int64_t rank = 0; rank < ranks; ++rank)
+    files.emplace_back(dir / optimizer_file(rank, ranks));
   const std::pair<std::string, const Tensor*> moments[] = {{"m.", &optimizer.m()},
                                                            {"v.", &optimizer.v()}};
   for (const Piece& piece : pieces_of(layout, optimizer.shard())) {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/device/device.h"
+#include "src/io/checkpoint.h"
 #include "src/io/file.h"
 #include "src/model/config.h"
 #include "src/model/optimizer.h"
@@ -44,9 +45,12 @@ void read_model(const std::filesystem::path& dir, const GPT2Config& config,
 // place of its first element.
 WrittenFiles write_optimizer(const std::filesystem::path& dir, const ParameterLayout& layout,
                              const Optimizer& optimizer, Device& device, int64_t rank = 0);
-// Reads what this optimizer owns, however many ranks have written it. Throws UserError where
-// anything is missing.
-void read_optimizer(const std::filesystem::path& dir, const ParameterLayout& layout,
+// How many ranks have written a checkpoint's moments. UserError if its manifest does not list the
+// file of each.
+int64_t optimizer_ranks(const std::filesystem::path& dir, const Manifest& manifest);
+// Reads what this optimizer owns of the files of so many ranks. Throws UserError if anything is
+// missing.
+void read_optimizer(const std::filesystem::path& dir, int64_t ranks, const ParameterLayout& layout,
                     const Optimizer& optimizer, Device& device);
 
 }  // namespace lathe

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <random>
 #include <thread>
 #include <vector>
@@ -78,6 +79,24 @@ void require_same_world(Communicator& communicator, std::string_view configurati
                "give every rank the same flags and --config");
   require_same(communicator, "the data", data,
                "--data must hold the same shards and tokenizer on every host");
+}
+
+void do_together(Communicator& communicator, const std::function<void()>& part,
+                 const std::function<void()>& undo) {
+  std::exception_ptr failure;
+  try {
+    part();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  const char mine = failure ? 1 : 0;
+  std::vector<char> all(static_cast<size_t>(communicator.size()));
+  communicator.exchange(all.data(), &mine, sizeof(mine));
+  if (std::ranges::count(all, 0) == communicator.size()) return;
+  undo();
+  communicator.barrier();
+  if (failure) std::rethrow_exception(failure);
+  communicator.barrier();  // which a rank that ends does not reach
 }
 
 void require_one_out(Communicator& communicator, const fs::path& out) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -29,5 +30,11 @@ void require_same_world(Communicator& communicator, std::string_view configurati
 // All ranks write into one checkpoint, so they must see one --out: better known now than at the
 // first save.
 void require_one_out(Communicator& communicator, const std::filesystem::path& out);
+
+// All ranks do their part; it is done on all when the call returns. If it throws on one, `undo`
+// runs on every rank, then that rank's error is thrown there, and the others wait for the job's
+// end.
+void do_together(Communicator& communicator, const std::function<void()>& part,
+                 const std::function<void()>& undo);
 
 }  // namespace lathe

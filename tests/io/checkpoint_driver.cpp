@@ -25,7 +25,8 @@ void save(const std::filesystem::path& out, int64_t step, int keep) {
   checkpoint.write("trainer.json", lathe::to_json(state));
   lathe::write_file(checkpoint.path("config.json"), "{\"n_layer\": 2}\n");  // not added on purpose
   checkpoint.commit();
-  lathe::prune_checkpoints(out, keep);
+  lathe::prune_checkpoints(out, keep, step);
+  lathe::remove_leftovers(out);
 }
 
 }  // namespace

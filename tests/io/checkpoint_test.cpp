@@ -170,15 +170,35 @@ TEST(CheckpointWriter, MovesADamagedCheckpointOfTheSameStepAside) {
   }
 }
 
-TEST(CheckpointWriter, ReplacesWhatACrashLeftButNothingForeign) {
+TEST(CheckpointWriter, ReplacesWhatACrashLeftAndSetsAsideWhatItDidNot) {
   const Scratch scratch;
   fs::create_directory(scratch / "step-00000005.partial");
   spill(scratch / "step-00000005.partial/rubbish", "x");
   const fs::path dir = save(scratch.path(), 5);
   EXPECT_FALSE(fs::exists(dir / "rubbish"));
   fs::create_directories(scratch / "step-00000006.partial/mine");
-  EXPECT_CONTAINS(message_of<UserError>([&] { save(scratch.path(), 6); }), "directory mine");
-  EXPECT_TRUE(fs::exists(scratch / "step-00000006.partial/mine"));
+  spill(scratch / "step-00000007.partial", "a file");
+  testing::internal::CaptureStderr();
+  save(scratch.path(), 6);
+  save(scratch.path(), 7);
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_CONTAINS(said, "directory mine");
+  EXPECT_CONTAINS(said, "step-00000007.partial.damaged");
+  EXPECT_TRUE(fs::exists(scratch / "step-00000006.partial.damaged/mine"));
+  EXPECT_EQ(slurp(scratch / "step-00000007.partial.damaged"), "a file");
+}
+
+TEST(CheckpointWriter, FollowsNoLink) {
+  const Scratch scratch;
+  fs::create_directory(scratch / "precious");
+  spill(scratch / "precious/thesis.tex", "text");
+  for (const char* name : {"step-00000005.partial", "step-00000004.pruned"})
+    fs::create_directory_symlink(scratch / "precious", scratch / name);
+  save(scratch.path(), 5);
+  EXPECT_EQ(remove_leftovers(scratch.path()),
+            std::vector<fs::path>{scratch / "step-00000004.pruned"});
+  EXPECT_EQ(slurp(scratch / "precious/thesis.tex"), "text");
+  EXPECT_EQ(names_in(scratch.path()), (Names{"precious", "step-00000005"}));
 }
 
 TEST(CheckpointWriter, AnOutThatCannotBeWrittenIsTheUsersMistake) {
@@ -275,40 +295,99 @@ TEST(FindLatestCheckpoint, PassesOverWhatIsNotValidAndSaysSo) {
   testing::internal::GetCapturedStderr();
 }
 
+TEST(FindLatestCheckpoint, SetsDamagedOnesAsideIfThereIsAnOlderOne) {
+  const Scratch scratch;
+  save(scratch.path(), 3);
+  spill(scratch / "step-00000003/trainer.json", "{}");
+  testing::internal::CaptureStderr();
+  EXPECT_FALSE(find_latest_checkpoint(scratch.path(), Damaged::set_aside));
+  EXPECT_TRUE(fs::exists(scratch / "step-00000003"));
+  const fs::path old = save(scratch.path(), 2);
+  EXPECT_EQ(find_latest_checkpoint(scratch.path(), Damaged::leave), old);
+  EXPECT_TRUE(fs::exists(scratch / "step-00000003"));
+  EXPECT_EQ(find_latest_checkpoint(scratch.path(), Damaged::set_aside), old);
+  testing::internal::GetCapturedStderr();
+  EXPECT_EQ(names_in(scratch.path()), (Names{"step-00000002", "step-00000003.damaged"}));
+}
+
+TEST(FindLatestCheckpoint, PassesOverWhatIsNotComplete) {
+  const Scratch scratch;
+  const fs::path old = save(scratch.path(), 2), newer = save(scratch.path(), 3);
+  testing::internal::CaptureStderr();
+  const auto latest = find_latest_checkpoint(
+      scratch.path(), Damaged::leave, [&](const fs::path& dir, const Manifest& m) {
+        require_files(dir, m, {"trainer.json"});
+        if (dir == newer) require_files(dir, m, {"trainer.json", "config.json"});
+      });
+  EXPECT_EQ(latest, old);
+  EXPECT_CONTAINS(testing::internal::GetCapturedStderr(), "does not list config.json");
+}
+
+TEST(FindLatestCheckpoint, DoesNotPassOverOneOfAnotherVersion) {
+  const Scratch scratch;
+  save(scratch.path(), 2);
+  save(scratch.path(), 3);
+  std::string text = slurp(scratch / "step-00000003/manifest.json");
+  text.replace(text.find("\"version\": 1"), 12, "\"version\": 2");
+  spill(scratch / "step-00000003/manifest.json", text);
+  EXPECT_THROW(find_latest_checkpoint(scratch.path()), OtherVersion);
+}
+
 TEST(PruneCheckpoints, KeepsTheNewestAndWhatItDoesNotKnow) {
   const Scratch scratch;
   for (int step : {1, 2, 3, 4, 5}) save(scratch.path(), step);
   fs::remove(scratch / "step-00000004/manifest.json");  // not a checkpoint: neither kept nor lost
   spill(scratch / "step-00000001/notes.txt", "the best run");
-  fs::create_directory(scratch / "step-00000009.partial");
-  spill(scratch / "step-00000009.partial/model.safetensors.partial", "x");
-  fs::create_directory(scratch / "step-00000000.pruned");
-  fs::create_directory(scratch / "step-9.partial");
-  fs::create_directories(scratch / "step-00000007.partial/mine");
   spill(scratch / "metrics.jsonl", "");
   testing::internal::CaptureStderr();
-  const std::vector<fs::path> removed = prune_checkpoints(scratch.path(), 2);
-  const std::string said = testing::internal::GetCapturedStderr();
-  EXPECT_EQ(removed, (std::vector<fs::path>{scratch / "step-00000000.pruned",
-                                            scratch / "step-00000009.partial",
-                                            scratch / "step-00000002.pruned"}));
-  EXPECT_CONTAINS(said, "notes.txt");
-  EXPECT_CONTAINS(said, "mine");
-  EXPECT_EQ(names_in(scratch.path()),
-            (Names{"metrics.jsonl", "step-00000001", "step-00000003", "step-00000004",
-                   "step-00000005", "step-00000007.partial", "step-9.partial"}));
-  EXPECT_THROW(prune_checkpoints(scratch.path(), 0), CheckError);
+  const std::vector<fs::path> removed = prune_checkpoints(scratch.path(), 2, 5);
+  EXPECT_EQ(removed, (std::vector<fs::path>{scratch / "step-00000002.pruned"}));
+  EXPECT_CONTAINS(testing::internal::GetCapturedStderr(), "notes.txt");
+  EXPECT_EQ(names_in(scratch.path()), (Names{"metrics.jsonl", "step-00000001", "step-00000003",
+                                             "step-00000004", "step-00000005"}));
+  EXPECT_THROW(prune_checkpoints(scratch.path(), 0, 5), CheckError);
   verify_checkpoint(scratch / "step-00000003");
   verify_checkpoint(scratch / "step-00000005");
+  EXPECT_TRUE(prune_checkpoints(scratch.path(), int64_t{1} << 40, 5).empty());
+}
+
+TEST(PruneCheckpoints, NeverRemovesWhatWasJustCommitted) {
+  const Scratch scratch;
+  for (int step : {1, 3}) save(scratch.path(), step);
+  spill(scratch / "step-00000003/model.safetensors",
+        std::string(fs::file_size(scratch / "step-00000003/model.safetensors"), 'x'));
+  save(scratch.path(), 2);  // with the damaged one, whose size is right, beside it
+  EXPECT_EQ(prune_checkpoints(scratch.path(), 1, 2),
+            std::vector<fs::path>{scratch / "step-00000001.pruned"});
+  verify_checkpoint(scratch / "step-00000002");
 }
 
 TEST(PruneCheckpoints, DoesNotCountADamagedOneAsKept) {
   const Scratch scratch;
   for (int step : {1, 2, 3}) save(scratch.path(), step);
-  spill(scratch / "step-00000003/model.safetensors", "short");
-  EXPECT_TRUE(prune_checkpoints(scratch.path(), 2).empty());
-  EXPECT_EQ(prune_checkpoints(scratch.path(), 1).size(), 1u);
-  verify_checkpoint(scratch / "step-00000002");
+  spill(scratch / "step-00000002/model.safetensors", "short");
+  EXPECT_TRUE(prune_checkpoints(scratch.path(), 2, 3).empty());
+  verify_checkpoint(scratch / "step-00000001");
+}
+
+TEST(RemoveLeftovers, TakesWhatACrashLeftAndNothingElse) {
+  const Scratch scratch;
+  save(scratch.path(), 5);
+  fs::create_directory(scratch / "step-00000009.partial");
+  spill(scratch / "step-00000009.partial/model.safetensors.partial", "x");
+  fs::create_directory(scratch / "step-00000000.pruned");
+  fs::create_directory(scratch / "step-9.partial");
+  fs::create_directories(scratch / "step-00000007.partial/mine");
+  spill(scratch / "step-00000008.partial", "a file");
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(
+      remove_leftovers(scratch.path()),
+      (std::vector<fs::path>{scratch / "step-00000000.pruned", scratch / "step-00000009.partial"}));
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_CONTAINS(said, "mine");
+  EXPECT_CONTAINS(said, "step-00000008.partial");
+  EXPECT_EQ(names_in(scratch.path()), (Names{"step-00000005", "step-00000007.partial",
+                                             "step-00000008.partial", "step-9.partial"}));
 }
 
 }  // namespace

@@ -188,6 +188,25 @@ TEST(MappedFile, ShowsTheFile) {
   EXPECT_THROW(MappedFile(scratch / "none"), UserError);
 }
 
+TEST(MappedFile, ThatShrinksIsACheckErrorAndNoSignal) {
+  const Scratch scratch;
+  spill(scratch / "a", std::string(100000, 'a'));
+  const MappedFile file(scratch / "a");
+  std::string part(10, ' ');
+  file.read(99990, part.data(), part.size());
+  EXPECT_EQ(part, "aaaaaaaaaa");
+  EXPECT_THROW(file.read(99991, part.data(), part.size()), CheckError);
+  std::filesystem::resize_file(scratch / "a", 10);
+  for (int i = 0; i < 3; ++i) {
+    const std::string message =
+        message_of<CheckError>([&] { file.read(99990, part.data(), part.size()); });
+    EXPECT_CONTAINS(message, (scratch / "a").string());
+    EXPECT_CONTAINS(message, "had 100000 bytes when it was opened, and now has 10");
+  }
+  file.read(0, part.data(), part.size());
+  EXPECT_EQ(part, "aaaaaaaaaa");
+}
+
 TEST(Directories, AreMadeOnceAndErrorsNamed) {
   const Scratch scratch;
   make_directory(scratch / "d");

@@ -106,8 +106,40 @@ TEST(MetricsWriter, CutsATornLastLineWhereverItIsTorn) {
   EXPECT_EQ(slurp(writer.path()), whole);
 }
 
+TEST(MetricsWriter, SetsAsideWhatItWouldNotKeep) {
+  const Scratch scratch;
+  for (const char* aside : {"metrics.jsonl.1", "metrics.jsonl.2"}) {
+    spill(scratch / "metrics.jsonl", lines(0, 3));
+    testing::internal::CaptureStderr();
+    const MetricsWriter writer(scratch.path(), -1);
+    EXPECT_CONTAINS(testing::internal::GetCapturedStderr(), aside);
+    EXPECT_EQ(slurp(scratch / "metrics.jsonl"), "");
+    EXPECT_EQ(slurp(scratch / aside), lines(0, 3));
+  }
+}
+
+TEST(MetricsWriter, WritesAFileAgainThatLostItsName) {
+  const Scratch scratch;
+  std::filesystem::create_directory(scratch / "out");
+  MetricsWriter writer(scratch / "out", -1);
+  writer.write(at_step(0));
+  std::filesystem::remove_all(scratch / "out");
+  writer.write(at_step(1));
+  testing::internal::CaptureStderr();
+  writer.sync();
+  EXPECT_CONTAINS(testing::internal::GetCapturedStderr(), "is written again");
+  writer.write(at_step(2));
+  writer.sync();
+  EXPECT_EQ(slurp(writer.path()), lines(0, 2));
+}
+
 TEST(MetricsWriter, LeavesAFileThatIsNotOurs) {
   const Scratch scratch;
+  for (const char* foreign : {"one line", "{\"loss\":1}", "[1]", "{\"stop\""}) {
+    spill(scratch / "metrics.jsonl", foreign);
+    EXPECT_THROW(MetricsWriter(scratch.path(), -1), UserError) << foreign;
+    EXPECT_EQ(slurp(scratch / "metrics.jsonl"), foreign);
+  }
   for (const char* foreign : {"my notes\nmore\n", "{\"loss\":1}\n", "{\"step\":-1}\n", "[]\n",
                               "{\"step\":1.5}\n", "\n"}) {
     spill(scratch / "metrics.jsonl", lines(0, 1) + foreign);

@@ -3,14 +3,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
+
 #include "tests/io/scratch.h"
 
 namespace lathe {
 namespace {
 
-TEST(StopSignal, NotesEachOfTheThreeSignals) {
+TEST(StopSignal, NotesEachOfItsSignals) {
   for (const auto& [signal, name] : {std::pair(SIGTERM, "SIGTERM"), std::pair(SIGINT, "SIGINT"),
-                                     std::pair(SIGUSR1, "SIGUSR1")}) {
+                                     std::pair(SIGUSR1, "SIGUSR1"), std::pair(SIGHUP, "SIGHUP")}) {
     StopSignal stop;
     EXPECT_FALSE(stop.requested());
     EXPECT_EQ(stop.name(), "");
@@ -41,6 +43,31 @@ TEST(StopSignal, GivesTheFormerHandlersBack) {
   ::raise(SIGUSR1);
   EXPECT_EQ(noted, SIGUSR1);
   std::signal(SIGUSR1, former);
+}
+
+TEST(StopSignal, LeavesAHangupThatIsIgnored) {
+  auto* const former = std::signal(SIGHUP, SIG_IGN);
+  {
+    StopSignal stop;
+    ::raise(SIGHUP);
+    EXPECT_FALSE(stop.requested());
+  }
+  std::signal(SIGHUP, former);
+}
+
+TEST(IgnoreWriteSignals, MakesThemErrorsOfTheCall) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ignore_write_signals();
+    int pipes[2];
+    if (::pipe(pipes) != 0) ::_exit(1);
+    ::close(pipes[0]);
+    ::_exit(::write(pipes[1], "x", 1) < 0 && errno == EPIPE && ::raise(SIGXFSZ) == 0 ? 7 : 8);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 7);
 }
 
 TEST(StopSignal, ThereIsOneAtATime) {

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <thread>
 
+#include "tests/io/crash_harness.h"
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -195,6 +196,59 @@ TEST_F(Survival, SigtermToMpirunSavesWhereItIsGivenTime) {
   ASSERT_FALSE(last_checkpoint(out).empty());
   const std::string steps = std::to_string(std::stoll(last_checkpoint(out).substr(5)) + 2);
   expect_success(train(2, with(endless(out), {{"steps", steps}})));
+}
+
+// The rank that has no batch takes part in the step, and all save what is done.
+TEST_F(Survival, DataThatOneRankCannotReadCostNoStep) {
+  const fs::path bad = scratch / "bad", out = scratch / "out";
+  fs::copy(data(), bad);
+  for (const auto& [split, at] : {std::pair<std::string, size_t>{"train", 2000}, {"val", 900}}) {
+    std::string bytes = read_text(bad / (split + "_000000.bin"));
+    bytes.replace(1024 + 2 * at, 2, "\xff\xff");
+    write_text(bad / (split + "_000000.bin"), bytes);
+  }
+  const Flags flags = endless(out, {{"comm-timeout", "20"}});
+  const ProcessResult result = train(2, with(flags, {{"data", bad}}));
+  EXPECT_EQ(result.exit_code, 2) << result.err;
+  EXPECT_NE(result.err.find("train_000000.bin holds token 65535"), std::string::npos) << result.err;
+  const std::string last = last_checkpoint(out);
+  ASSERT_FALSE(last.empty()) << result.err;
+  EXPECT_EQ(loss_steps(out).back(), std::stoll(last.substr(5)));
+  const Flags more = {{"steps", std::to_string(loss_steps(out).back() + 4)}};
+  expect_success(train(2, with(flags, more)));
+  expect_success(train(2, with(endless(scratch / "whole"), more)));
+  expect_same_run(scratch / "whole", out);
+  // In an evaluation, which is the first thing: nothing is done yet, and nobody waits.
+  const ProcessResult evaluation = train(2, with(flags, {{"data", bad},
+                                                         {"out", scratch / "evaluation"},
+                                                         {"eval-interval", "1"},
+                                                         {"eval-batches", "0"}}));
+  EXPECT_EQ(evaluation.exit_code, 2) << evaluation.err;
+  EXPECT_NE(evaluation.err.find("val_000000.bin holds token 65535"), std::string::npos)
+      << evaluation.err;
+}
+
+TEST_F(Survival, ADiskThatIsFullForOneRankLeavesNothingHalfDone) {
+  const fs::path out = scratch / "out";
+  fs::create_directory(out);
+  CrashRun job_of_two{.command = ranks_command(2, job(out)),
+                      .directory = out,
+                      .rank = 1,
+                      .environment = kRanks.environment};
+  const std::vector<CrashCall> calls = run_with_crash(job_of_two).calls;
+  const auto write = std::ranges::find_if(calls, [](const CrashCall& call) {
+    return call.name == "write" && call.path.find("optimizer-00001") != std::string::npos;
+  });
+  ASSERT_NE(write, calls.end());
+  fs::remove_all(out);
+  fs::create_directory(out);
+  job_of_two.at = static_cast<size_t>(write - calls.begin()) + 1;
+  job_of_two.when = "error";
+  const CrashResult result = run_with_crash(job_of_two);
+  EXPECT_NE(result.exit_code, 0);
+  EXPECT_NE(result.output.find("rank 1: cannot write"), std::string::npos) << result.output;
+  for (const fs::directory_entry& entry : fs::directory_iterator(out))
+    EXPECT_FALSE(entry.path().filename().string().starts_with("step-")) << entry.path();
 }
 
 // Flips a bit of every place in a process's memory that holds these bytes; how many there were.

@@ -1,0 +1,99 @@
+#include "src/io/directory_lock.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <string>
+#include <thread>
+
+#include "kernels/device/error.h"
+
+namespace lathe {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// "process 123 on host a", as the holder has written it.
+std::string holder_of(const fs::path& path) {
+  constexpr uint64_t kLongest = 4096;
+  try {
+    std::string text = read_whole_file(path, kLongest);
+    if (!text.empty() && text.back() == '\n') text.pop_back();
+    if (text.starts_with("process ") && text.find('\n') == std::string::npos) return text;
+  } catch (const std::runtime_error&) {
+    // It has not written it yet, or has just removed it.
+  }
+  return "another process";
+}
+
+bool is_same_file(int fd, const fs::path& path) {
+  struct stat open {
+  }, named{};
+  return ::fstat(fd, &open) == 0 && ::lstat(path.c_str(), &named) == 0 &&
+         open.st_dev == named.st_dev && open.st_ino == named.st_ino;
+}
+
+}  // namespace
+
+DirectoryLock::DirectoryLock(const fs::path& directory, double patience_seconds)
+    : path_(directory / "lock") {
+  using Clock = std::chrono::steady_clock;
+  const auto until = Clock::now() + std::chrono::duration<double>(patience_seconds);
+  bool told = false;
+  while (!try_lock()) {
+    const std::string holder = holder_of(path_);
+    if (Clock::now() >= until) {
+      throw UserError("{} is in use by {}: wait until it ends, or name another directory",
+                      directory.string(), holder);
+    }
+    if (!told) {
+      fmt::print(stderr, "{} is in use by {}; waiting {:.0f} s for its end\n", directory.string(),
+                 holder, patience_seconds);
+    }
+    told = true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+}
+
+// False if another process holds it.
+bool DirectoryLock::try_lock() {
+  for (;;) {
+    FileHandle file(
+        ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666));
+    if (!file) throw_io_error("open", path_, errno);
+    if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
+      if (errno == EWOULDBLOCK) return false;
+      if (errno == EINTR) continue;
+      fmt::print(stderr, "{} cannot be locked ({}): see to it that no other process writes there\n",
+                 path_.string(), std::generic_category().message(errno));
+      return true;
+    }
+    // The former holder may have removed the file between our two calls: another process would not
+    // meet us there.
+    if (!is_same_file(file.get(), path_)) continue;
+    file_ = std::move(file);
+    tell_who();
+    return true;
+  }
+}
+
+void DirectoryLock::tell_who() const {
+  char host[256] = {};
+  if (::gethostname(host, sizeof(host) - 1) != 0) host[0] = '?';
+  const std::string text = fmt::format("process {} on host {}\n", ::getpid(), host);
+  // It locks without its text, too: on a full disk there is none.
+  if (::ftruncate(file_.get(), 0) != 0 || ::write(file_.get(), text.data(), text.size()) < 0)
+    return;
+}
+
+DirectoryLock::~DirectoryLock() {
+  if (file_ && is_same_file(file_.get(), path_)) ::unlink(path_.c_str());
+}
+
+}  // namespace lathe
