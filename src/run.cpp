@@ -373,7 +373,7 @@ void Run::save(int64_t step) {
     if (setup_.tokenizer) writer->write("tokenizer.json", setup_.tokenizer->to_json());
     writer->write("trainer.json", to_json(trainer_state(step)));
     writer->commit();
-    prune_checkpoints(options().out, static_cast<int>(options().keep));
+    prune_checkpoints(options().out, options().keep);
   }
   communicator.barrier();  // nobody ends, or saves the next, before this one is there
 }

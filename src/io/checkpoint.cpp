@@ -343,7 +343,7 @@ bool is_leftover(std::string_view name) {
 
 }  // namespace
 
-std::vector<fs::path> prune_checkpoints(const fs::path& out_dir, int keep) {
+std::vector<fs::path> prune_checkpoints(const fs::path& out_dir, int64_t keep) {
   LATHE_CHECK(keep >= 1, "keep {}", keep);
   std::vector<fs::path> removed;
   const auto remove = [&](const fs::path& dir) {
@@ -358,7 +358,7 @@ std::vector<fs::path> prune_checkpoints(const fs::path& out_dir, int keep) {
   for (const Entry& entry : entries) {
     if (entry.is_directory && is_leftover(entry.name)) remove(out_dir / entry.name);
   }
-  int kept = 0;
+  int64_t kept = 0;
   for (int64_t step : steps_in(entries, false)) {
     const fs::path dir = out_dir / checkpoint_name(step);
     if (!looks_valid(dir) || kept++ < keep) continue;

@@ -96,6 +96,6 @@ std::optional<std::filesystem::path> find_latest_checkpoint(const std::filesyste
 // read again. Never deletes a directory that holds something that the manifest does not name, nor
 // one without a valid manifest. Returns what was removed.
 std::vector<std::filesystem::path> prune_checkpoints(const std::filesystem::path& out_dir,
-                                                     int keep);
+                                                     int64_t keep);
 
 }  // namespace lathe

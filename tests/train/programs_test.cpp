@@ -67,6 +67,14 @@ TEST_F(Programs, TheSavedConfigurationReproducesTheRun) {
   expect_same_run(a, b);
 }
 
+TEST_F(Programs, ManyCheckpointsMayBeKept) {
+  for (const std::string keep : {"3000000000", "4294967297"}) {
+    const fs::path out = scratch / keep;
+    expect_success(train(with(tiny(out), {{"checkpoint-interval", "4"}, {"keep", keep}})));
+    EXPECT_EQ(checkpoints(out).size(), 3u) << keep;
+  }
+}
+
 TEST_F(Programs, AnEvaluationAloneSaysWhatTheRunSaid) {
   const std::string checkpoint = trained();
   const std::string last = repeatable_metrics(scratch / "run").back();
