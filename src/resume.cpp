@@ -70,7 +70,7 @@ const std::set<std::string>& changeable() {
 // The newest checkpoint of --out. Where there are only damaged ones a fresh run would write over
 // what else the directory holds, so that is refused.
 fs::path newest_checkpoint(const TrainOptions& options) {
-  if (options.out.empty() || !fs::exists(options.out)) return {};
+  if (options.out.empty() || !is_there(options.out)) return {};
   if (const auto newest = find_latest_checkpoint(options.out)) return *newest;
   for (const auto& entry : fs::directory_iterator(options.out)) {
     if (!options.writes() || !checkpoint_step(entry.path().filename().string())) continue;
@@ -105,7 +105,7 @@ fs::path checkpoint_to_resume(const TrainOptions& options) {
   fs::path chosen;
   if (options.resume != "never") {
     chosen = options.resume;
-    if (!fs::is_directory(chosen)) {
+    if (!is_there(chosen) || !fs::is_directory(chosen)) {
       throw UserError("--resume is '{}', but must be auto, never or a checkpoint's directory",
                       options.resume);
     }

@@ -49,6 +49,17 @@ Sharding sharding_of(const TrainOptions& o, int64_t ranks) {
   return {.ranks = ranks, .bucket_elements = std::max(wanted, least)};
 }
 
+// Before anything is said of what the directory lacks.
+void require_readable_data(const std::string& data) {
+  if (data.empty()) return;
+  std::error_code error;
+  const fs::directory_iterator readable(data, error);
+  if (!error) return;
+  throw UserError(
+      "cannot read the data directory {}: {}; --data names one that build/prepare wrote", data,
+      error.message());
+}
+
 }  // namespace
 
 std::unique_ptr<Device> make_rank_device(const TrainOptions& options, const Place& place) {
@@ -78,12 +89,13 @@ CommunicatorOptions communicator_options(const TrainOptions& options) {
 Setup::Setup(const TrainOptions& given, Device& device, const World& world,
              Communicator& communicator)
     : options(given) {
+  require_readable_data(options.data);
   if (options.reader == "mpi-io") open = mpi_shard_files(world);
   if (communicator.size() > 1)
     require_same_world(communicator, options.resolved, data_fingerprint(options.data));
   GPT2Config& gpt2 = options.gpt2;
   if (!options.data.empty()) {
-    if (gpt2.vocab_size == 0 && fs::is_directory(options.data) && !has_tokenizer(options.data)) {
+    if (gpt2.vocab_size == 0 && !has_tokenizer(options.data)) {
       throw UserError(
           "--vocab-size is missing: {} holds no tokenizer that tells it; give it, or put a "
           "tokenizer.json, encoder.json + vocab.bpe or vocab.json + merges.txt beside the shards",

@@ -23,7 +23,7 @@ struct Bad {
 std::map<std::string, std::string> contents(const fs::path& directory) {
   std::map<std::string, std::string> files;
   for (const auto& entry : fs::recursive_directory_iterator(directory)) {
-    if (entry.is_regular_file()) files[entry.path()] = read_text(entry.path());
+    if (!entry.is_symlink() && entry.is_regular_file()) files[entry.path()] = read_text(entry.path());
   }
   return files;
 }
@@ -183,6 +183,26 @@ TEST_F(BadInput, Flags) {
     fs::create_directory(scratch / "read-only");
     fs::permissions(scratch / "read-only", fs::perms::owner_read | fs::perms::owner_exec);
     table.push_back(flag("out", scratch / "read-only/out", "read-only"));
+  }
+  expect_refused(table);
+}
+
+TEST_F(BadInput, DirectoriesThatCannotBeRead) {
+  fs::create_symlink("loop", scratch / "loop");
+  const fs::path in_a_loop = broken_data("in a loop", "none", [](std::string&) {});
+  fs::remove(in_a_loop / "tokenizer.json");
+  fs::create_symlink("tokenizer.json", in_a_loop / "tokenizer.json");
+  std::vector<Bad> table = {flag("data", scratch / "loop", "loop: Too many levels"),
+                            flag("out", scratch / "loop", "loop: Too many levels"),
+                            flag("resume", scratch / "loop", "loop: Too many levels"),
+                            flag("data", in_a_loop, "tokenizer.json: Too many levels")};
+  if (::geteuid() != 0) {  // root may do anything
+    for (const auto& [name, kept] : std::map<std::string, fs::perms>{
+             {"closed", fs::perms::none}, {"names alone", fs::perms::owner_read}}) {
+      const fs::path copy = broken_data(name, "none", [](std::string&) {});
+      fs::permissions(copy, kept);
+      table.push_back(flag("data", copy, "Permission denied"));
+    }
   }
   expect_refused(table);
 }
