@@ -18,7 +18,7 @@ constexpr uint64_t kMaxPromptBytes = 1 << 24;
 
 struct SampleOptions {
   std::string checkpoint;
-  std::string prompt = "\n";
+  std::optional<std::string> prompt;
   int64_t tokens = 256;
   SamplingConfig sampling{.seed = 1337};
   std::string dtype = "fp32";
@@ -32,7 +32,9 @@ bool parse(int argc, char** argv, SampleOptions& o) {
   app.add_option("--checkpoint", o.checkpoint,
                  "Directory with config.json, model.safetensors and a tokenizer")
       ->required();
-  app.add_option("--prompt", o.prompt, "Text, or @FILE");
+  app.add_option_function<std::string>(
+      "--prompt", [&o](const std::string& text) { o.prompt = text; },
+      "Text, or @FILE; a newline when not given");
   app.add_option("--tokens", o.tokens, "Tokens to make")->check(CLI::Range(0, 1 << 30));
   app.add_option("--temperature", o.sampling.temperature, "0 takes the likeliest token")
       ->check(finite_in(0, 1e6));
@@ -62,9 +64,8 @@ int sample(int argc, char** argv) {
     throw UserError("{}: the tokenizer has {} tokens, but the model only {}", directory.string(),
                     tokenizer->vocab_size(), config.vocab_size);
   }
-  if (options.prompt.starts_with('@')) {
-    options.prompt = read_whole_file(options.prompt.substr(1), kMaxPromptBytes);
-  }
+  std::string prompt = options.prompt.value_or(default_prompt(*tokenizer));
+  if (prompt.starts_with('@')) prompt = read_whole_file(prompt.substr(1), kMaxPromptBytes);
 
   const auto device = make_device(options.device, options.threads);
   const DType dtype = options.dtype == "bf16" ? DType::bf16 : DType::fp32;
@@ -76,8 +77,8 @@ int sample(int argc, char** argv) {
   read_model(directory, config, layout, weights.flat, *device);
   Decoder decoder(config, weights, config.seq_len, chunk, *device, arena);
 
-  std::cout << options.prompt << std::flush;
-  generate_text(decoder, *tokenizer, options.prompt, options.tokens, options.sampling,
+  std::cout << prompt << std::flush;
+  generate_text(decoder, *tokenizer, prompt, options.tokens, options.sampling,
                 [](std::string_view text) { std::cout << text << std::flush; });
   std::cout << "\n";
   if (!std::cout) throw CheckError("cannot write to standard output");

@@ -98,7 +98,7 @@ int train(World& world, int argc, char** argv) {
   const TrainOptions& o = run.options();
   if (o.eval_only) {
     const double loss = evaluate(run);
-    if (run.rank() == 0) std::cout << fmt::format("val_loss {:.4f}\n", loss);
+    if (run.rank() == 0) std::cout << fmt::format("val_loss {}\n", loss);
     return 0;
   }
   const StopSignal stop;
