@@ -1,10 +1,11 @@
 #include "src/resume.h"
 
 #include <charconv>
+#include <cmath>
 #include <set>
-#include <sstream>
 
 #include "src/io/checkpoint.h"
+#include "src/io/toml.h"
 
 namespace lathe {
 
@@ -67,6 +68,18 @@ const std::set<std::string>& changeable() {
   return keys;
 }
 
+// No learning rate of a run that was to end within its warm-up has depended on the decay.
+bool within_warm_up(const ConfigKeys& config) {
+  const auto steps = [&](const char* key) {
+    const auto found = config.find(key);
+    double value = HUGE_VAL;
+    if (found != config.end())
+      std::from_chars(found->second.data(), found->second.data() + found->second.size(), value);
+    return value;
+  };
+  return steps("steps") <= steps("warmup-steps") && steps("lr-decay-steps") < steps("warmup-steps");
+}
+
 // The newest checkpoint of --out. Where there are only damaged ones a fresh run would write over
 // what else the directory holds, so that is refused.
 fs::path newest_checkpoint(const TrainOptions& options) {
@@ -86,14 +99,8 @@ fs::path newest_checkpoint(const TrainOptions& options) {
 
 ConfigKeys keys_of(const std::string& resolved) {
   ConfigKeys keys;
-  std::istringstream lines(resolved);
-  for (std::string line; std::getline(lines, line);) {
-    const size_t equals = line.find('=');
-    if (equals == std::string::npos || line.starts_with('#')) continue;
-    std::string value = line.substr(equals + 1);
-    std::erase(value, '"');
-    keys[line.substr(0, equals)] = value;
-  }
+  for (const TomlEntry& entry : parse_flat_toml(resolved, "the resolved configuration"))
+    keys[entry.key] = entry.value;
   return keys;
 }
 
@@ -125,7 +132,7 @@ void refuse_changes(const ConfigKeys& before, const ConfigKeys& now, const fs::p
     if (changeable().contains(key) || (found != before.end() && same_value(found->second, value)))
       continue;
     if (key == "lr-decay-steps" && found != before.end()) {
-      if (now.at("schedule") == "constant") continue;
+      if (now.at("schedule") == "constant" || within_warm_up(before)) continue;
       throw UserError(
           "{} was made with a learning rate that falls until step {}, but now it would until step "
           "{}: add --lr-decay-steps {} to go on as before, to any number of --steps",

@@ -12,6 +12,7 @@
 
 #include "src/io/checkpoint.h"
 #include "src/io/file.h"
+#include "src/io/toml.h"
 #include "src/model/weights.h"
 #include "src/parallel/agreement.h"
 #include "src/parallel/mpi_file.h"
@@ -58,6 +59,35 @@ void require_readable_data(const std::string& data) {
   throw UserError(
       "cannot read the data directory {}: {}; --data names one that build/prepare wrote", data,
       error.message());
+}
+
+// Nobody wants to know the loss of random weights unless they say so: a mistyped --out has none.
+void require_weights_to_evaluate(const TrainOptions& o, const fs::path& resume_from) {
+  const bool asked = o.init != "random" || o.source_of("init") == FlagSource::command_line;
+  if (!o.eval_only || !resume_from.empty() || asked) return;
+  const std::string found = o.out.empty() ? "" : ", for --out " + o.out + " holds no checkpoint";
+  throw UserError(
+      "--eval-only has no weights to evaluate{}: name a run by --out, a checkpoint by --resume "
+      "or a model by --init, which may be random",
+      o.resume == "never" ? "" : found);
+}
+
+// Sizes are those of the weights. A flag that says otherwise is an error, unless it stands in a
+// file and --init on the command line.
+void refuse_other_sizes(const TrainOptions& o, const GPT2Config& asked, const GPT2Config& opened,
+                        const fs::path& weights) {
+  const auto refuse = [&](const char* flag, const auto& wanted, const auto& found) {
+    const FlagSource source = o.source_of(flag);
+    if (wanted == found || source == FlagSource::preset || source < o.source_of("init")) return;
+    throw UserError("--{} is {}, but the model in {} has {}: take the flag away, or --init", flag,
+                    wanted, weights.string(), found);
+  };
+  refuse("n-layer", asked.n_layer, opened.n_layer);
+  refuse("n-head", asked.n_head, opened.n_head);
+  refuse("n-embd", asked.n_embd, opened.n_embd);
+  if (asked.vocab_size > 0) refuse("vocab-size", asked.vocab_size, opened.vocab_size);
+  refuse("bias", asked.bias, opened.bias);
+  refuse("gelu", name_of(asked.gelu), name_of(opened.gelu));
 }
 
 }  // namespace
@@ -120,8 +150,9 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
   std::string chosen;
   if (communicator.rank() == 0) chosen = checkpoint_to_resume(options).string();
   resume_from = communicator.exchange_text(chosen).front();
+  require_weights_to_evaluate(options, resume_from);
   if (options.init != "random") {
-    take_sizes(resume_from.empty() ? fs::path(options.init) : resume_from);
+    take_sizes(resume_from.empty() ? fs::path(options.init) : resume_from, given.gpt2);
   }
   validate(gpt2);
   for (const auto& [key, value] :
@@ -132,7 +163,7 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
     options.resolve(key, fmt::format("{}", value));
   }
   options.resolve("bias", gpt2.bias ? "1" : "0");
-  options.resolve("gelu", fmt::format("\"{}\"", name_of(gpt2.gelu)));
+  options.resolve("gelu", toml_string(name_of(gpt2.gelu)));
   shape = {.dtype = options.number_type(),
            .batch_size = options.batch_size,
            .seq_len = gpt2.seq_len,
@@ -162,10 +193,11 @@ void Setup::plan_memory(Device& device) {
 }
 
 // Context length and dropout stay the user's to say; all else is what the weights are.
-void Setup::take_sizes(const fs::path& weights) {
+void Setup::take_sizes(const fs::path& weights, const GPT2Config& asked) {
   if (resume_from.empty()) verify_model(weights);
   const GPT2Config opened = read_model_config(weights);
   GPT2Config& gpt2 = options.gpt2;
+  refuse_other_sizes(options, asked, opened, weights);
   if (tokenizer && tokenizer->vocab_size() > opened.vocab_size) {
     throw UserError("{} has a vocabulary of {}, but the data in {} use {} tokens", weights.string(),
                     opened.vocab_size, options.data, tokenizer->vocab_size());

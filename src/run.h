@@ -40,7 +40,7 @@ struct Setup {
   MemoryPlan plan;
 
  private:
-  void take_sizes(const std::filesystem::path& weights);
+  void take_sizes(const std::filesystem::path& weights, const GPT2Config& asked);
   void plan_memory(Device& device);
 };
 

@@ -35,22 +35,22 @@ bool parse(int argc, char** argv, SampleOptions& o) {
   app.add_option_function<std::string>(
       "--prompt", [&o](const std::string& text) { o.prompt = text; },
       "Text, or @FILE; a newline when not given");
-  app.add_option("--tokens", o.tokens, "Tokens to make")->check(CLI::Range(0, 1 << 30));
-  app.add_option("--temperature", o.sampling.temperature, "0 takes the likeliest token")
-      ->check(finite_in(0, 1e6));
-  app.add_option("--top-k", o.sampling.top_k, "Only the k likeliest tokens; 0: all")
-      ->check(CLI::Range(0, 1 << 30));
-  app.add_option("--top-p", o.sampling.top_p,
-                 "Only the likeliest tokens that make up this probability")
-      ->check(finite_in(0, 1));
-  app.add_option("--seed", o.sampling.seed, "The same seed gives the same text")
-      ->check(not_negative());
+  add_number(app, "--tokens", o.tokens, 0, 1 << 30, "Tokens to make");
+  add_number(app, "--temperature", o.sampling.temperature, 0, 1e6, "0 takes the likeliest token");
+  add_number(app, "--top-k", o.sampling.top_k, 0, 1 << 30, "Only the k likeliest tokens; 0: all");
+  add_number(app, "--top-p", o.sampling.top_p, 0, 1,
+             "Only the likeliest tokens that make up this probability");
+  add_number(app, "--seed", o.sampling.seed, 0, UINT64_MAX, "The same seed gives the same text");
   app.add_option("--dtype", o.dtype, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--device", o.device, "auto (a GPU where one answers), cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-  app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
-      ->check(CLI::Range(0, 4096));
-  return parse_flags(app, argc, argv);
+  add_number(app, "--threads", o.threads, 0, 4096,
+             "0: as many as there are cores, or OMP_NUM_THREADS");
+  if (!parse_flags(app, argc, argv)) return false;
+  const bool likeliest = o.sampling.temperature == 0;
+  for (const char* flag : {"--top-k", "--top-p"})
+    refuse_idle(app, flag, likeliest, "with --temperature 0, which takes the likeliest token");
+  return true;
 }
 
 int sample(int argc, char** argv) {

@@ -61,10 +61,13 @@ TEST_F(Programs, FlagsOverrideTheFileWhichOverridesThePreset) {
 }
 
 TEST_F(Programs, TheSavedConfigurationReproducesTheRun) {
-  const fs::path a = scratch / "a", b = scratch / "b";
+  const fs::path a = scratch / "a # \"b\"\nc", b = scratch / "b";
   expect_success(train(with(tiny(a), {{"dropout", "0.1"}, {"bias", "true"}, {"gelu", "tanh"}})));
   expect_success(run({LATHE_TRAIN, "--config", a / "config.toml", "--out", b}));
   expect_same_run(a, b);
+  // It names the run, too: all of it is done.
+  expect_contains(run({LATHE_TRAIN, "--config", a / "config.toml"}).out,
+                  "no step was taken: 12 are done already, and --steps is 12");
 }
 
 TEST_F(Programs, ARunThatIsFinishedSaysSo) {
@@ -103,6 +106,17 @@ TEST_F(Programs, TheBannerNamesTheModel) {
   expect_contains(model({{"init", checkpoint}}), " " + checkpoint + ": 1 layers");
 }
 
+TEST_F(Programs, RandomWeightsAreEvaluatedWhereTheyAreAskedFor) {
+  expect_success(train(tiny(scratch / "run")));
+  const std::string first = repeatable_metrics(scratch / "run").front();  // of step 0
+  const ProcessResult result =
+      train(with(tiny(scratch / "out"), {{"eval-only", ""}, {"init", "random"}}));
+  expect_success(result);
+  const size_t at = first.find(':', first.find("val_loss")) + 1;
+  EXPECT_TRUE(result.out.ends_with("\nval_loss " + first.substr(at, first.find('}') - at) + "\n"))
+      << result.out << first;
+}
+
 // Samples begin with a newline; a text need not have one.
 TEST_F(Programs, ATextWithoutNewlinesIsSampled) {
   std::string line;
@@ -114,6 +128,19 @@ TEST_F(Programs, ATextWithoutNewlinesIsSampled) {
   expect_success(result);
   expect_contains(result.out, "sample:\n");
   EXPECT_EQ(text({{"checkpoint", out / last_checkpoint(out)}, {"tokens", "20"}}).size(), 21u);
+}
+
+// CLI11 would take one text in brackets for a list of texts.
+TEST_F(Programs, AnInputIsReadWhateverItsName) {
+  write_text(scratch / "y", "wrong");
+  for (const std::string name : {"[y]", "[y,y]", "{}", "%%", "a,b"}) {
+    write_text(scratch / name, "a b c d e f g h i j");
+    const ProcessResult result =
+        run({LATHE_PREPARE, "--input", name, name, "--out", "data " + name},
+            {.directory = scratch.path()});
+    expect_success(result);
+    expect_contains(result.out, " from 38 characters in 2 documents");
+  }
 }
 
 TEST_F(Programs, AnEvaluationAloneSaysWhatTheRunSaid) {
