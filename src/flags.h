@@ -50,7 +50,7 @@ std::string number_text(T value) {
 template <typename T>
 CLI::Validator number_in(T low, T high) {
   constexpr bool kWhole = std::is_integral_v<T>;
-  const std::string range = high == std::numeric_limits<T>::max()
+  const std::string range = !kWhole && high == std::numeric_limits<T>::max()
                                 ? fmt::format("from {} on", low)
                                 : fmt::format("from {} to {}", low, high);
   const auto check = [=](std::string& text) {

@@ -81,6 +81,7 @@ TEST_F(Options, WhatIsNoSuchNumberIsRefusedByName) {
                     parse({"--steps", "1e3"});
                   }),
                   "'1e3' is no whole number in decimal digits from 0 to 4294967295");
+  expect_contains(user_error([] { parse({"--seed", "-1"}); }), "from 0 to 18446744073709551615");
   expect_contains(user_error([] { parse({"--tf32=maybe"}); }), "--tf32");
 }
 
