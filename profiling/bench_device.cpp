@@ -410,17 +410,17 @@ int bench(int argc, char** argv) {
   app.add_option("--dtype", o.dtype)->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--batch-size", o.batch_sizes, "One or several, with commas")
       ->delimiter(',')
-      ->check(CLI::Range(1, 1 << 20));
-  app.add_option("--seq-len", o.sizes.T)->check(CLI::Range(1, 1 << 20));
-  app.add_option("--n-embd", o.sizes.C)->check(CLI::Range(8, 1 << 16));
-  app.add_option("--n-head", o.sizes.H)->check(CLI::Range(1, 1 << 10));
-  app.add_option("--vocab-size", o.sizes.vocab_size)->check(CLI::Range(1, 65536));
+      ->transform(number_in<int64_t>(1, 1 << 20));
+  add_number(app, "--seq-len", o.sizes.T, 1, 1 << 20, "Tokens of a sequence");
+  add_number(app, "--n-embd", o.sizes.C, 8, 1 << 16, "Channels");
+  add_number(app, "--n-head", o.sizes.H, 1, 1 << 10, "Attention heads");
+  add_number(app, "--vocab-size", o.sizes.vocab_size, 1, 65536, "Vocabulary");
   app.add_option("--filter", o.filter, "Only operations with this in their names");
-  app.add_option("--rotate-mb", o.rotate_mb, "MiB of buffers that calls go round through")
-      ->check(CLI::Range(0, 1 << 16));
-  app.add_option("--rounds", o.rounds, "Times that are taken; the table has median and least")
-      ->check(CLI::Range(1, 10000));
-  app.add_flag("--tiny", o.tiny, "Shapes that a CPU which plays a GPU manages, one round");
+  add_number(app, "--rotate-mb", o.rotate_mb, 0, 1 << 16,
+             "MiB of buffers that calls go round through");
+  add_number(app, "--rounds", o.rounds, 1, 10000,
+             "Times that are taken; the table has median and least");
+  add_switch(app, "--tiny", o.tiny, "Shapes that a CPU which plays a GPU manages, one round");
   if (!parse_flags(app, argc, argv)) return 0;
   if (o.tiny) {
     o.sizes = {.B = 2, .T = 16, .C = 64, .H = 2, .vocab_size = 61};

@@ -105,10 +105,10 @@ int profile(int argc, char** argv) {
   int64_t batch_size = 4, seq_len = 64, steps = 5, vocab_size = 0;
   app.add_option("--model", name, "Preset");
   app.add_option("--dtype", dtype)->check(CLI::IsMember({"fp32", "bf16"}));
-  app.add_option("--batch-size", batch_size);
-  app.add_option("--seq-len", seq_len);
-  app.add_option("--vocab-size", vocab_size, "0: the preset's, or 65");
-  app.add_option("--steps", steps, "Timed steps, after two that are not");
+  add_number(app, "--batch-size", batch_size, 1, 1 << 20, "Sequences");
+  add_number(app, "--seq-len", seq_len, 1, 1 << 20, "Tokens of a sequence");
+  add_number(app, "--vocab-size", vocab_size, 0, 65536, "0: the preset's, or 65");
+  add_number(app, "--steps", steps, 1, 1 << 20, "Timed steps, after two that are not");
   if (!parse_flags(app, argc, argv)) return 0;
 
   TrainOptions options = preset(name);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "src/model/activations.h"
@@ -10,6 +11,9 @@
 #include "src/model/parameters.h"
 
 namespace lathe {
+
+// Who gave a flag its value.
+enum class FlagSource { preset, file, command_line };
 
 struct TrainOptions {
   std::string model = "gpt2-124m";
@@ -69,6 +73,12 @@ struct TrainOptions {
   bool dry_run = false;
   bool benchmark = false;
 
+  std::map<std::string, FlagSource> sources;  // of flags without their dashes; none: the preset
+  FlagSource source_of(const std::string& flag) const {
+    const auto found = sources.find(flag);
+    return found == sources.end() ? FlagSource::preset : found->second;
+  }
+
   std::string resolved;  // the same as TOML, every key with its value
   // Puts a value that became known later into `resolved`.
   void resolve(const std::string& key, const std::string& value);
@@ -77,7 +87,7 @@ struct TrainOptions {
   DType number_type() const { return dtype == "bf16" ? DType::bf16 : DType::fp32; }
   int64_t decay_steps() const { return lr_decay_steps > 0 ? lr_decay_steps : steps; }
   // Micro-steps of a step. UserError where total_batch_size is no multiple of a micro-step's
-  // tokens.
+  // tokens, or takes more than 2^20 of them.
   int64_t micro_steps(int64_t world_size) const;
 };
 

@@ -45,6 +45,16 @@ std::string parallel_line(const Setup& setup) {
                      buckets, setup.options.reduce_dtype);
 }
 
+// What the sizes are those of: a model of --init, or a preset, of which flags may have made
+// another.
+std::string model_name(const TrainOptions& o) {
+  if (o.init != "random") return o.init;
+  GPT2Config other = preset(o.model).gpt2;
+  other.vocab_size = o.gpt2.vocab_size, other.seq_len = o.gpt2.seq_len;
+  other.dropout = o.gpt2.dropout;
+  return other == o.gpt2 ? o.model : o.model + " with other sizes";
+}
+
 double median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
@@ -142,7 +152,7 @@ void print_setup(const Setup& setup, const Device& device, const World& world,
       {"model",
        fmt::format(
            "{}: {} layers, {} heads, {} wide, context {}, vocabulary {}{}, {} GELU, dropout {}",
-           o.model, c.n_layer, c.n_head, c.n_embd, c.seq_len, c.vocab_size,
+           model_name(o), c.n_layer, c.n_head, c.n_embd, c.seq_len, c.vocab_size,
            c.bias ? "" : ", no biases", name_of(c.gelu), c.dropout)},
       {"parameters", counts_line(c)}};
   rows.insert(rows.end(), ranks.begin(), ranks.end());
@@ -233,8 +243,9 @@ void Report::validation(int64_t steps_done, double loss) {
 void Report::sample(Run& run, const std::function<bool()>& stop) {
   if (!tells()) return;
   std::string text;
+  const Tokenizer& tokenizer = *run.setup().tokenizer;
   generate_text(
-      *run.decoder, *run.setup().tokenizer, "\n", run.options().sample_tokens,
+      *run.decoder, tokenizer, default_prompt(tokenizer), run.options().sample_tokens,
       {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
       [&](std::string_view part) { text += part; }, stop);
   if (stop()) return;
@@ -268,11 +279,19 @@ void Report::spread() {
 void Report::finish(bool stopped) {
   spread();
   if (!tells()) return;
-  if (stopped) {
-    console_.print(run_.options().out.empty() ? "stopped"
-                                              : "stopped; --resume auto goes on from here");
+  const TrainOptions& o = run_.options();
+  if (!stopped && run_.first_step >= o.steps) {
+    console_.print(
+        run_.first_step == 0
+            ? "no step was taken: --steps is 0"
+            : fmt::format("no step was taken: {} are done already, and --steps is {}; raise it to "
+                          "go on",
+                          run_.first_step, o.steps));
   }
-  if (run_.options().benchmark && !step_ms_.empty()) {
+  if (stopped) {
+    console_.print(o.out.empty() ? "stopped" : "stopped; --resume auto goes on from here");
+  }
+  if (o.benchmark && !step_ms_.empty()) {
     const double ms = median(step_ms_);
     console_.print(fmt::format("median step {:.2f} ms, {:.0f} tokens/s over {} steps", ms,
                                1e3 * static_cast<double>(run_.tokens_per_step()) / ms,

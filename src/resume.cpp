@@ -1,9 +1,10 @@
 #include "src/resume.h"
 
 #include <charconv>
+#include <cmath>
 #include <set>
-#include <sstream>
 
+#include "src/io/toml.h"
 #include "src/model/weights.h"
 
 namespace lathe {
@@ -67,6 +68,18 @@ const std::set<std::string>& changeable() {
   return keys;
 }
 
+// No learning rate of a run that was to end within its warm-up has depended on the decay.
+bool within_warm_up(const ConfigKeys& config) {
+  const auto steps = [&](const char* key) {
+    const auto found = config.find(key);
+    double value = HUGE_VAL;
+    if (found != config.end())
+      std::from_chars(found->second.data(), found->second.data() + found->second.size(), value);
+    return value;
+  };
+  return steps("steps") <= steps("warmup-steps") && steps("lr-decay-steps") < steps("warmup-steps");
+}
+
 // That the manifest vouches for all that a run reads.
 void require_whole(const fs::path& checkpoint, const Manifest& manifest) {
   require_files(checkpoint, manifest, {"config.json", "model.safetensors", "trainer.json"});
@@ -77,7 +90,7 @@ void require_whole(const fs::path& checkpoint, const Manifest& manifest) {
 // there. If there are only damaged ones a fresh run would write over what else the directory holds,
 // so that is refused.
 fs::path newest_checkpoint(const TrainOptions& options) {
-  if (options.out.empty() || !fs::exists(options.out)) return {};
+  if (options.out.empty() || !is_there(options.out)) return {};
   const Damaged damaged = options.writes() ? Damaged::set_aside : Damaged::leave;
   if (const auto newest = find_latest_checkpoint(options.out, damaged, require_whole))
     return *newest;
@@ -95,14 +108,8 @@ fs::path newest_checkpoint(const TrainOptions& options) {
 
 ConfigKeys keys_of(const std::string& resolved) {
   ConfigKeys keys;
-  std::istringstream lines(resolved);
-  for (std::string line; std::getline(lines, line);) {
-    const size_t equals = line.find('=');
-    if (equals == std::string::npos || line.starts_with('#')) continue;
-    std::string value = line.substr(equals + 1);
-    std::erase(value, '"');
-    keys[line.substr(0, equals)] = value;
-  }
+  for (const TomlEntry& entry : parse_flat_toml(resolved, "the resolved configuration"))
+    keys[entry.key] = entry.value;
   return keys;
 }
 
@@ -114,7 +121,7 @@ fs::path checkpoint_to_resume(const TrainOptions& options) {
   fs::path chosen;
   if (options.resume != "never") {
     chosen = options.resume;
-    if (!fs::is_directory(chosen)) {
+    if (!is_there(chosen) || !fs::is_directory(chosen)) {
       throw UserError("--resume is '{}', but must be auto, never or a checkpoint's directory",
                       options.resume);
     }
@@ -149,7 +156,7 @@ void refuse_changes(const ConfigKeys& before, const ConfigKeys& now, const fs::p
     if (changeable().contains(key) || (found != before.end() && same_value(found->second, value)))
       continue;
     if (key == "lr-decay-steps" && found != before.end()) {
-      if (now.at("schedule") == "constant") continue;
+      if (now.at("schedule") == "constant" || within_warm_up(before)) continue;
       throw UserError(
           "{} was made with a learning rate that falls until step {}, but now it would until step "
           "{}: add --lr-decay-steps {} to go on as before, to any number of --steps",

@@ -12,6 +12,7 @@
 
 #include "src/io/checkpoint.h"
 #include "src/io/file.h"
+#include "src/io/toml.h"
 #include "src/model/weights.h"
 #include "src/parallel/agreement.h"
 #include "src/parallel/mpi_file.h"
@@ -49,6 +50,46 @@ Sharding sharding_of(const TrainOptions& o, int64_t ranks) {
   return {.ranks = ranks, .bucket_elements = std::max(wanted, least)};
 }
 
+// Before anything is said of what the directory lacks.
+void require_readable_data(const std::string& data) {
+  if (data.empty()) return;
+  std::error_code error;
+  const fs::directory_iterator readable(data, error);
+  if (!error) return;
+  throw UserError(
+      "cannot read the data directory {}: {}; --data names one that build/prepare wrote", data,
+      error.message());
+}
+
+// Nobody wants to know the loss of random weights unless they say so: a mistyped --out has none.
+void require_weights_to_evaluate(const TrainOptions& o, const fs::path& resume_from) {
+  const bool asked = o.init != "random" || o.source_of("init") == FlagSource::command_line;
+  if (!o.eval_only || !resume_from.empty() || asked) return;
+  const std::string found = o.out.empty() ? "" : ", for --out " + o.out + " holds no checkpoint";
+  throw UserError(
+      "--eval-only has no weights to evaluate{}: name a run by --out, a checkpoint by --resume "
+      "or a model by --init, which may be random",
+      o.resume == "never" ? "" : found);
+}
+
+// Sizes are those of the weights. A flag that says otherwise is an error, unless it stands in a
+// file and --init on the command line.
+void refuse_other_sizes(const TrainOptions& o, const GPT2Config& asked, const GPT2Config& opened,
+                        const fs::path& weights) {
+  const auto refuse = [&](const char* flag, const auto& wanted, const auto& found) {
+    const FlagSource source = o.source_of(flag);
+    if (wanted == found || source == FlagSource::preset || source < o.source_of("init")) return;
+    throw UserError("--{} is {}, but the model in {} has {}: take the flag away, or --init", flag,
+                    wanted, weights.string(), found);
+  };
+  refuse("n-layer", asked.n_layer, opened.n_layer);
+  refuse("n-head", asked.n_head, opened.n_head);
+  refuse("n-embd", asked.n_embd, opened.n_embd);
+  if (asked.vocab_size > 0) refuse("vocab-size", asked.vocab_size, opened.vocab_size);
+  refuse("bias", asked.bias, opened.bias);
+  refuse("gelu", name_of(asked.gelu), name_of(opened.gelu));
+}
+
 }  // namespace
 
 std::unique_ptr<Device> make_rank_device(const TrainOptions& options, const Place& place) {
@@ -78,12 +119,13 @@ CommunicatorOptions communicator_options(const TrainOptions& options) {
 Setup::Setup(const TrainOptions& given, Device& device, const World& world,
              Communicator& communicator)
     : options(given) {
+  require_readable_data(options.data);
   if (options.reader == "mpi-io") open = mpi_shard_files(world);
   data_fingerprint = lathe::data_fingerprint(options.data);
   if (communicator.size() > 1) require_same_world(communicator, options.resolved, data_fingerprint);
   GPT2Config& gpt2 = options.gpt2;
   if (!options.data.empty()) {
-    if (gpt2.vocab_size == 0 && fs::is_directory(options.data) && !has_tokenizer(options.data)) {
+    if (gpt2.vocab_size == 0 && !has_tokenizer(options.data)) {
       throw UserError(
           "--vocab-size is missing: {} holds no tokenizer that tells it; give it, or put a "
           "tokenizer.json, encoder.json + vocab.bpe or vocab.json + merges.txt beside the shards",
@@ -109,8 +151,9 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
     chosen = checkpoint_to_resume(options).string();
   }
   resume_from = communicator.exchange_text(chosen).front();
+  require_weights_to_evaluate(options, resume_from);
   const fs::path weights = resume_from.empty() ? fs::path(options.init) : resume_from;
-  if (options.init != "random") take_sizes(weights);
+  if (options.init != "random") take_sizes(weights, given.gpt2);
   if (weights != "random") take_tokenizer(weights);
   if (!tokenizer && options.sample_interval > 0) {
     throw UserError(
@@ -126,7 +169,7 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
     options.resolve(key, fmt::format("{}", value));
   }
   options.resolve("bias", gpt2.bias ? "1" : "0");
-  options.resolve("gelu", fmt::format("\"{}\"", name_of(gpt2.gelu)));
+  options.resolve("gelu", toml_string(name_of(gpt2.gelu)));
   shape = {.dtype = options.number_type(),
            .batch_size = options.batch_size,
            .seq_len = gpt2.seq_len,
@@ -159,24 +202,24 @@ void Setup::plan_memory(Device& device) {
 void Setup::take_tokenizer(const fs::path& weights) {
   if (!has_tokenizer(weights)) return;
   std::unique_ptr<Tokenizer> known = load_tokenizer(weights);
-  if (!tokenizer) {  // of shards from elsewhere: the one that the weights came with goes on with
-                     // them
+  // Shards from elsewhere have none: the one that the weights came with goes on with them.
+  if (!tokenizer) {
     if (known->vocab_size() <= options.gpt2.vocab_size) tokenizer = std::move(known);
     return;
   }
   if (same_tokens(*known, *tokenizer)) return;
   throw UserError(
       "{} was made with another tokenizer than the data in {}: the same ids mean other texts; "
-      "prepare "
-      "the data with the tokenizer of {}",
+      "prepare the data with the tokenizer of {}",
       weights.string(), options.data, weights.string());
 }
 
 // Context length and dropout stay the user's to say; all else is what the weights are.
-void Setup::take_sizes(const fs::path& weights) {
+void Setup::take_sizes(const fs::path& weights, const GPT2Config& asked) {
   if (resume_from.empty()) verify_model(weights);
   const GPT2Config opened = read_model_config(weights);
   GPT2Config& gpt2 = options.gpt2;
+  refuse_other_sizes(options, asked, opened, weights);
   if (tokenizer && tokenizer->vocab_size() > opened.vocab_size) {
     throw UserError("{} has a vocabulary of {}, but the data in {} use {} tokens", weights.string(),
                     opened.vocab_size, options.data, tokenizer->vocab_size());

@@ -43,7 +43,7 @@ struct Setup {
   std::unique_ptr<DirectoryLock> lock;  // of --out, held by rank 0
 
  private:
-  void take_sizes(const std::filesystem::path& weights);
+  void take_sizes(const std::filesystem::path& weights, const GPT2Config& asked);
   void take_tokenizer(const std::filesystem::path& weights);
   void plan_memory(Device& device);
 };

@@ -18,7 +18,7 @@ constexpr uint64_t kMaxPromptBytes = 1 << 24;
 
 struct SampleOptions {
   std::string checkpoint;
-  std::string prompt = "\n";
+  std::optional<std::string> prompt;
   int64_t tokens = 256;
   SamplingConfig sampling{.seed = 1337};
   std::string dtype = "fp32";
@@ -32,23 +32,25 @@ bool parse(int argc, char** argv, SampleOptions& o) {
   app.add_option("--checkpoint", o.checkpoint,
                  "Directory with config.json, model.safetensors and a tokenizer")
       ->required();
-  app.add_option("--prompt", o.prompt, "Text, or @FILE");
-  app.add_option("--tokens", o.tokens, "Tokens to make")->check(CLI::Range(0, 1 << 30));
-  app.add_option("--temperature", o.sampling.temperature, "0 takes the likeliest token")
-      ->check(finite_in(0, 1e6));
-  app.add_option("--top-k", o.sampling.top_k, "Only the k likeliest tokens; 0: all")
-      ->check(CLI::Range(0, 1 << 30));
-  app.add_option("--top-p", o.sampling.top_p,
-                 "Only the likeliest tokens that make up this probability")
-      ->check(finite_in(0, 1));
-  app.add_option("--seed", o.sampling.seed, "The same seed gives the same text")
-      ->check(not_negative());
+  app.add_option_function<std::string>(
+      "--prompt", [&o](const std::string& text) { o.prompt = text; },
+      "Text, or @FILE; a newline when not given");
+  add_number(app, "--tokens", o.tokens, 0, 1 << 30, "Tokens to make");
+  add_number(app, "--temperature", o.sampling.temperature, 0, 1e6, "0 takes the likeliest token");
+  add_number(app, "--top-k", o.sampling.top_k, 0, 1 << 30, "Only the k likeliest tokens; 0: all");
+  add_number(app, "--top-p", o.sampling.top_p, 0, 1,
+             "Only the likeliest tokens that make up this probability");
+  add_number(app, "--seed", o.sampling.seed, 0, UINT64_MAX, "The same seed gives the same text");
   app.add_option("--dtype", o.dtype, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--device", o.device, "auto (a GPU where one answers), cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-  app.add_option("--threads", o.threads, "0: as many as there are cores, or OMP_NUM_THREADS")
-      ->check(CLI::Range(0, 4096));
-  return parse_flags(app, argc, argv);
+  add_number(app, "--threads", o.threads, 0, 4096,
+             "0: as many as there are cores, or OMP_NUM_THREADS");
+  if (!parse_flags(app, argc, argv)) return false;
+  const bool likeliest = o.sampling.temperature == 0;
+  for (const char* flag : {"--top-k", "--top-p"})
+    refuse_idle(app, flag, likeliest, "with --temperature 0, which takes the likeliest token");
+  return true;
 }
 
 int sample(int argc, char** argv) {
@@ -62,9 +64,8 @@ int sample(int argc, char** argv) {
     throw UserError("{}: the tokenizer has {} tokens, but the model only {}", directory.string(),
                     tokenizer->vocab_size(), config.vocab_size);
   }
-  if (options.prompt.starts_with('@')) {
-    options.prompt = read_whole_file(options.prompt.substr(1), kMaxPromptBytes);
-  }
+  std::string prompt = options.prompt.value_or(default_prompt(*tokenizer));
+  if (prompt.starts_with('@')) prompt = read_whole_file(prompt.substr(1), kMaxPromptBytes);
 
   const auto device = make_device(options.device, options.threads);
   const DType dtype = options.dtype == "bf16" ? DType::bf16 : DType::fp32;
@@ -76,8 +77,8 @@ int sample(int argc, char** argv) {
   read_model(directory, config, layout, weights.flat, *device);
   Decoder decoder(config, weights, config.seq_len, chunk, *device, arena);
 
-  std::cout << options.prompt << std::flush;
-  generate_text(decoder, *tokenizer, options.prompt, options.tokens, options.sampling,
+  std::cout << prompt << std::flush;
+  generate_text(decoder, *tokenizer, prompt, options.tokens, options.sampling,
                 [](std::string_view text) { std::cout << text << std::flush; });
   std::cout << "\n";
   if (!std::cout) throw CheckError("cannot write to standard output");

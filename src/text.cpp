@@ -5,6 +5,15 @@
 
 namespace lathe {
 
+std::string default_prompt(const Tokenizer& tokenizer) {
+  try {
+    tokenizer.encode("\n");
+    return "\n";
+  } catch (const UserError&) {
+    return "";
+  }
+}
+
 void generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_view prompt,
                    int64_t tokens, const SamplingConfig& config,
                    const std::function<void(std::string_view)>& emit,

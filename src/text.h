@@ -10,6 +10,10 @@
 
 namespace lathe {
 
+// What a sample begins with where nobody gave a prompt: a newline, or nothing where the tokenizer
+// cannot encode one.
+std::string default_prompt(const Tokenizer& tokenizer);
+
 // Continues `prompt` (may be empty: the end-of-text token, or the first token, begins) by
 // `tokens` tokens and hands on the text as it is made. When the context is full, the model goes on
 // from the last half of it. The same seed gives the same text. `stop`, if given, is asked before

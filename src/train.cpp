@@ -109,7 +109,7 @@ int train(World& world, int argc, char** argv) {
     const std::optional<double> loss = evaluate(run, ending);
     ending.rethrow();
     if (!loss) communicator->barrier();  // which the rank that failed does not reach
-    if (run.rank() == 0) std::cout << fmt::format("val_loss {:.4f}\n", *loss);
+    if (run.rank() == 0) std::cout << fmt::format("val_loss {}\n", *loss);
     return 0;
   }
   Report report(run);

@@ -36,28 +36,21 @@ bool parse(int argc, char** argv, Options& o) {
   app.add_option("--comm", o.comm.kind, "auto, mpi or nccl")
       ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
       ->capture_default_str();
-  app.add_option("--comm-timeout", o.comm.timeout_seconds,
-                 "Seconds without progress after which the job ends")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  add_number(app, "--comm-timeout", o.comm.timeout_seconds, 0.001, 1e9,
+             "Seconds without progress after which the job ends");
   app.add_option("--rendezvous", o.comm.rendezvous,
                  "Where ranks that mpirun did not start meet: HOST:PORT or file:PATH");
-  app.add_option("--min-bytes", o.min_bytes, "Smallest tensor of the tables")
-      ->check(CLI::Range(size_t{64}, size_t{1} << 40))
-      ->capture_default_str();
-  app.add_option("--max-bytes", o.max_bytes, "Largest tensor")
-      ->check(CLI::Range(size_t{4096}, size_t{1} << 40))
-      ->capture_default_str();
-  app.add_option("--iterations", o.iterations, "Calls that are timed; 0: check only")
-      ->check(CLI::Range(0, 1000000))
-      ->capture_default_str();
-  app.add_option("--steps", o.steps, "Of the small network; 0: none")
-      ->check(CLI::Range(0, 100000))
-      ->capture_default_str();
-  app.add_option("--threads", o.threads, "Of each rank on a CPU")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  return parse_flags(app, argc, argv);
+  add_number(app, "--min-bytes", o.min_bytes, 64, size_t{1} << 40, "Smallest tensor of the tables");
+  add_number(app, "--max-bytes", o.max_bytes, 4096, size_t{1} << 40, "Largest tensor");
+  add_number(app, "--iterations", o.iterations, 0, 1000000, "Calls that are timed; 0: check only");
+  add_number(app, "--steps", o.steps, 0, 100000, "Of the small network; 0: none");
+  add_number(app, "--threads", o.threads, 1, 1024, "Of each rank on a CPU");
+  if (!parse_flags(app, argc, argv)) return false;
+  refuse_idle(app, "--min-bytes", o.iterations == 0, "with --iterations 0, which times nothing");
+  if (o.iterations > 0 && o.min_bytes > o.max_bytes) {
+    throw UserError("--min-bytes {} is above --max-bytes {}: lower it", o.min_bytes, o.max_bytes);
+  }
+  return true;
 }
 
 // All checks of this run. One rank prints.

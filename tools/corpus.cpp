@@ -42,14 +42,15 @@ int corpus(int argc, char** argv) {
   uint64_t seed = 1;
   std::string out;
   bool entropy_only = false;
-  app.add_option("--bytes", bytes, "Write whole stories until the text has this many bytes")
-      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 32))
-      ->capture_default_str();
-  app.add_option("--seed", seed, "The same seed gives the same bytes on every machine")
-      ->capture_default_str();
+  add_number(app, "--bytes", bytes, 1, uint64_t{1} << 32,
+             "Write whole stories until the text has this many bytes");
+  add_number(app, "--seed", seed, 0, UINT64_MAX,
+             "The same seed gives the same bytes on every machine");
   app.add_option("--out", out, "The text; entropy.json is written beside it");
-  app.add_flag("--entropy", entropy_only, "Print the entropy as one JSON object, write nothing");
+  add_switch(app, "--entropy", entropy_only, "Print the entropy as one JSON object, write nothing");
   if (!parse_flags(app, argc, argv)) return 0;
+  for (const char* flag : {"--bytes", "--seed", "--out"})
+    refuse_idle(app, flag, entropy_only, "with --entropy, which writes nothing");
 
   const Grammar grammar(stories_description());
   Json entropy = entropy_json(grammar);

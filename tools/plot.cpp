@@ -17,21 +17,14 @@ namespace fs = std::filesystem;
 
 // A number, or the file that `corpus` writes beside its text.
 double read_floor(const std::string& floor) {
-  size_t used = 0;
-  double value = 0;
-  try {
-    value = std::stod(floor, &used);
-  } catch (const std::logic_error&) {  // no number
+  if (const auto number = parse_number<double>(floor)) return *number;
+  std::ifstream file(floor);
+  const auto json = nlohmann::json::parse(file, nullptr, false);
+  if (!json.is_object() || !json.contains("nats_per_character")) {
+    throw UserError("--floor {}: give a number, or a file with nats_per_character", floor);
   }
-  if (used == 0 || used < floor.size()) {
-    std::ifstream file(floor);
-    const auto json = nlohmann::json::parse(file, nullptr, false);
-    if (!json.is_object() || !json.contains("nats_per_character")) {
-      throw UserError("--floor {}: give a number, or a file with nats_per_character", floor);
-    }
-    const auto& nats = json["nats_per_character"];
-    value = nats.is_number() ? nats.get<double>() : std::nan("");
-  }
+  const auto& nats = json["nats_per_character"];
+  const double value = nats.is_number() ? nats.get<double>() : std::nan("");
   if (!std::isfinite(value)) throw UserError("--floor {}: give a finite number", floor);
   return value;
 }
@@ -45,8 +38,9 @@ int plot(int argc, char** argv) {
   app.add_option("--floor", floor,
                  "Draw the entropy of the text: nats per token, or the entropy.json of corpus");
   app.add_option("--title", title, "Heading; the directory's name when not given");
-  app.add_flag("--terminal", terminal, "Print a chart; a file is written only with --out");
+  add_switch(app, "--terminal", terminal, "Print a chart; a file is written only with --out");
   if (!parse_flags(app, argc, argv)) return 0;
+  refuse_idle(app, "--title", terminal && out.empty(), "with --terminal and without --out");
 
   const RunMetrics run = read_run(run_dir);
   PlotOptions options;

@@ -1,16 +1,19 @@
 // prepare: text files in, token shards and tokenizer.json out.
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
 
 #include "kernels/device/error.h"
 #include "src/data/prepare.h"
 #include "src/data/shard.h"
+#include "src/flags.h"
 
 namespace {
 
+using lathe::add_number;
+using lathe::add_switch;
+using lathe::parse_flags;
 using lathe::UserError;
 
 // One line that is rewritten on a terminal; in a pipe a line for each tenth of the way, at most one
@@ -79,6 +82,22 @@ void decode(const std::filesystem::path& path) {
   }
 }
 
+constexpr int kMostInputs = 1 << 20;
+
+void refuse_idle_flags(const CLI::App& app, const lathe::PrepareOptions& options) {
+  lathe::refuse_idle(app, "--vocab-dir", options.tokenizer != "gpt2", "without --tokenizer gpt2");
+  for (const char* flag : {"--document-separator", "--jsonl-key"}) {
+    const auto& text = std::string_view(flag) == "--jsonl-key" ? options.format.jsonl_key
+                                                               : options.format.separator;
+    lathe::refuse_idle(app, flag, text.empty(), "if it is empty");
+  }
+  for (const CLI::Option* option : app.parse_order()) {
+    if (option->get_name() == "--decode" || app.count("--decode") == 0) continue;
+    lathe::refuse_idle(app, option->get_name(), true,
+                       "with --decode, which prints data that are there");
+  }
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Turns text into the token shards and tokenizer.json that train reads.", "prepare");
   lathe::PrepareOptions options;
@@ -91,28 +110,26 @@ int run(int argc, char** argv) {
   app.add_option("--vocab-dir", options.vocab_dir,
                  "where gpt2 finds encoder.json + vocab.bpe, vocab.json + merges.txt or "
                  "tokenizer.json");
-  app.add_option("--input", options.inputs, "text files, each one document; - is standard input");
+  // Kept as they are: CLI11 takes a list of texts apart where one stands in brackets.
+  CLI::Option* inputs = app.add_option("--input")
+                            ->description("text files, each one document; - is standard input")
+                            ->type_name("FILE")
+                            ->expected(1, kMostInputs)
+                            ->allow_extra_args(false);
   app.add_option("--document-separator", options.format.separator,
                  "text between the documents of a file, left out");
   app.add_option("--jsonl-key", options.format.jsonl_key,
                  "the files hold one JSON object a line, the document is under this key");
-  app.add_option("--val-fraction", options.val_fraction,
-                 "share of the characters, from the end, that validates")
-      ->capture_default_str();
+  add_number(app, "--val-fraction", options.val_fraction, 0, 1,
+             "share of the characters, from the end, that validates; below 1");
   app.add_option("--out", options.out, "directory for train_*.bin, val_*.bin and tokenizer.json");
-  app.add_option("--shard-tokens", options.shard_tokens, "tokens of a shard")
-      ->capture_default_str();
-  app.add_option("--threads", options.threads, "0: as many as there are cores")
-      ->capture_default_str();
-  app.add_flag("--force", options.force, "replace the data that --out holds");
+  add_number(app, "--shard-tokens", options.shard_tokens, 1, INT32_MAX, "tokens of a shard");
+  add_number(app, "--threads", options.threads, 0, 4096, "0: as many as there are cores");
+  add_switch(app, "--force", options.force, "replace the data that --out holds");
   app.add_option("--decode", decode_path, "print the text of a data directory or shard, and end");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp& help) {
-    return app.exit(help);
-  } catch (const CLI::ParseError& error) {
-    throw UserError("{}; see prepare --help", error.what());
-  }
+  if (!parse_flags(app, argc, argv)) return 0;
+  refuse_idle_flags(app, options);
+  for (const std::string& file : inputs->results()) options.inputs.emplace_back(file);
   if (!decode_path.empty()) {
     decode(decode_path);
     return 0;

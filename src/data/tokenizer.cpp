@@ -68,10 +68,9 @@ static std::unique_ptr<Tokenizer> load_pair(const fs::path& vocabulary, const fs
 }
 
 bool has_tokenizer(const fs::path& directory) {
-  std::error_code error;
   for (const char* file :
        {"tokenizer.json", "encoder.json", "vocab.bpe", "vocab.json", "merges.txt"}) {
-    if (fs::exists(directory / file, error)) return true;
+    if (is_there(directory / file)) return true;
   }
   return false;
 }

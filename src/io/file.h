@@ -110,6 +110,9 @@ void sync_directory(const std::filesystem::path& directory);
 // The directory that holds `path`: "." for a bare name.
 std::filesystem::path parent_of(const std::filesystem::path& path);
 
+// Whether something is there, behind links. Errors as above where the system cannot tell.
+bool is_there(const std::filesystem::path& path);
+
 // rename(2), unlink(2), rmdir(2), mkdir(2) with errors as above. make_directory does nothing where
 // the directory is there already.
 void rename_path(const std::filesystem::path& from, const std::filesystem::path& to);

@@ -13,6 +13,15 @@ std::string json_quoted(std::string_view text) {
   return json(text).dump(-1, ' ', true, json::error_handler_t::replace);
 }
 
+bool is_utf8(std::string_view text) {
+  try {
+    json(text).dump();
+    return true;
+  } catch (const json::exception&) {
+    return false;
+  }
+}
+
 namespace {
 
 // Checks what json::parse does not: duplicate keys (the last would silently win) and depth.

@@ -12,6 +12,7 @@ namespace lathe {
 
 // Text as a JSON string with its quotes, whatever bytes it holds: safe to print.
 std::string json_quoted(std::string_view text);
+bool is_utf8(std::string_view text);
 
 // Parses `text`, the content of `file`. Throws UserError on anything but one JSON value whose
 // objects and arrays are nested at most max_depth deep and whose objects have no key twice.

@@ -65,16 +65,17 @@ struct Flags {
   void add_to(CLI::App& app) {
     app.add_option("--model", model, "Preset; the flags below change it");
     app.add_option("--dtype", dtype)->check(CLI::IsMember({"fp32", "bf16"}));
-    app.add_option("--n-layer", n_layer);
-    app.add_option("--n-head", n_head);
-    app.add_option("--n-embd", n_embd);
-    app.add_option("--vocab-size", vocab_size, "0: the preset's, or 65");
-    app.add_option("--batch-size", batch_size);
-    app.add_option("--seq-len", seq_len, "0: the preset's");
-    app.add_option("--dropout", dropout);
-    app.add_flag("--stochastic-rounding", stochastic_rounding);
-    app.add_option("--multiprocessors", gpu.multiprocessors, "of the GPU");
-    app.add_option("--shared-per-block", gpu.shared_per_block, "bytes that a block may have");
+    add_number(app, "--n-layer", n_layer, 0, 1024, "0: the preset's, as in what follows");
+    add_number(app, "--n-head", n_head, 0, 1024, "");
+    add_number(app, "--n-embd", n_embd, 0, 65536, "");
+    add_number(app, "--vocab-size", vocab_size, 0, 65536, "0: the preset's, or 65");
+    add_number(app, "--batch-size", batch_size, 1, 1 << 20, "Sequences");
+    add_number(app, "--seq-len", seq_len, 0, 1 << 20, "0: the preset's");
+    add_number(app, "--dropout", dropout, -1, 1, "-1: the preset's");
+    add_switch(app, "--stochastic-rounding", stochastic_rounding, "");
+    add_number(app, "--multiprocessors", gpu.multiprocessors, 1, 1024, "of the GPU");
+    add_number(app, "--shared-per-block", gpu.shared_per_block, 0, 1 << 20,
+               "bytes that a block may have");
   }
   GPT2Config config() const {
     GPT2Config config = preset(model).gpt2;

@@ -47,6 +47,8 @@ echo '{"nats_per_character": "low"}' > "$work/entropy.json"
 expect 2 '--floor .*entropy.json' "$plot" "$work/run" --floor "$work/entropy.json"
 expect 2 '--floor 3x' "$plot" "$work/run" --floor 3x
 expect 2 '--floor nan' "$plot" "$work/run" --floor nan
+expect 2 '--floor 0x1p-3' "$plot" "$work/run" --floor 0x1p-3
+expect 2 '--title does nothing with --terminal' "$plot" "$work/run" --terminal --title A
 expect 2 'cannot create' "$plot" "$work/run" --out "$work/no/such/a.svg"
 expect 2 'cannot' "$plot" "$work/run" --out "$work/run"
 echo '{"step": 1, "lr": 0.1}' > "$work/run/metrics.jsonl"

@@ -23,7 +23,8 @@ struct Bad {
 std::map<std::string, std::string> contents(const fs::path& directory) {
   std::map<std::string, std::string> files;
   for (const auto& entry : fs::recursive_directory_iterator(directory)) {
-    if (entry.is_regular_file()) files[entry.path()] = read_text(entry.path());
+    if (!entry.is_symlink() && entry.is_regular_file())
+      files[entry.path()] = read_text(entry.path());
   }
   return files;
 }
@@ -105,7 +106,7 @@ TEST_F(BadInput, Flags) {
       flag("n-head", "3", "--n-embd 16"),
       flag("n-head", "0"),
       flag("n-embd", "1000000"),
-      flag("n-embd", "1e3"),
+      flag("n-embd", "1e3", "'1e3' is no whole number in decimal digits from 1 to 65536"),
       flag("vocab-size", "70000"),
       flag("vocab-size", "3"),
       flag("seq-len", "0"),
@@ -115,7 +116,7 @@ TEST_F(BadInput, Flags) {
       flag("batch-size", "0"),
       flag("batch-size", "1099511627776"),
       flag("total-batch-size", "17"),
-      flag("total-batch-size", "1099511627776", "memory"),
+      flag("total-batch-size", "1099511627776", "micro-steps"),
       flag("steps", "abc"),
       flag("steps", "-3"),
       flag("lr", "nan"),
@@ -157,6 +158,11 @@ TEST_F(BadInput, Flags) {
       flag("out", file / "x", file.string()),
       flag("out", file, "file"),
       flag("trace", scratch / "none/t", "none/t"),
+      flag("out", scratch / "caf\xe9", "is not UTF-8"),
+      flag("warmup-steps", "13", "--lr-decay-steps 12 is below --warmup-steps 13"),
+      flag("eval-only", "", "--out " + (scratch / "out").string() + " holds no checkpoint"),
+      train("nothing to evaluate", {{"eval-only", ""}, {"resume", "never"}},
+            {"--eval-only has no weights"}),
       flag("profile", "0:1", "A:B"),
       flag("profile", "2:2", "1 <= A < B"),
       flag("profile", "2:99", "--steps"),
@@ -183,6 +189,52 @@ TEST_F(BadInput, Flags) {
     fs::create_directory(scratch / "read-only");
     fs::permissions(scratch / "read-only", fs::perms::owner_read | fs::perms::owner_exec);
     table.push_back(flag("out", scratch / "read-only/out", "read-only"));
+  }
+  expect_refused(table);
+}
+
+// A model of --init has its sizes: who says others, or what has no say beside it, is told.
+TEST_F(BadInput, WhatContradictsAModel) {
+  std::vector<Bad> table;
+  for (const auto& [flag, value] : Flags{{"n-layer", "2"},
+                                         {"n-head", "4"},
+                                         {"n-embd", "32"},
+                                         {"vocab-size", "256"},
+                                         {"bias", "1"},
+                                         {"gelu", "tanh"}}) {
+    table.push_back(
+        train(flag, {{"init", checkpoint}, {flag, value}},
+              {"--" + flag + " is " + (value == "1" ? "true" : value), checkpoint.string()}));
+  }
+  table.push_back(
+      train("init-std", {{"init", checkpoint}, {"init-std", "0.1"}}, {"--init-std does nothing"}));
+  const fs::path file =
+      write_text(scratch / "both.toml", "n-layer = 3\ninit = \"" + checkpoint.string() + "\"\n");
+  Flags flags = with(tiny(scratch / "out"), {{"config", file}});
+  flags.erase("n-layer");
+  table.push_back({"in a file", train_command(flags), {"--n-layer is 3", checkpoint.string()}});
+  expect_refused(table);
+  // What --init overrides of a file does not contradict it, and the model's own sizes never do.
+  write_text(scratch / "both.toml", "n-layer = 3\n");
+  expect_success(run(train_command(with(flags, {{"init", checkpoint}, {"steps", "1"}}))));
+}
+
+TEST_F(BadInput, DirectoriesThatCannotBeRead) {
+  fs::create_symlink("loop", scratch / "loop");
+  const fs::path in_a_loop = broken_data("in a loop", "none", [](std::string&) {});
+  fs::remove(in_a_loop / "tokenizer.json");
+  fs::create_symlink("tokenizer.json", in_a_loop / "tokenizer.json");
+  std::vector<Bad> table = {flag("data", scratch / "loop", "loop: Too many levels"),
+                            flag("out", scratch / "loop", "loop: Too many levels"),
+                            flag("resume", scratch / "loop", "loop: Too many levels"),
+                            flag("data", in_a_loop, "tokenizer.json: Too many levels")};
+  if (::geteuid() != 0) {  // root may do anything
+    for (const auto& [name, kept] : std::map<std::string, fs::perms>{
+             {"closed", fs::perms::none}, {"names alone", fs::perms::owner_read}}) {
+      const fs::path copy = broken_data(name, "none", [](std::string&) {});
+      fs::permissions(copy, kept);
+      table.push_back(flag("data", copy, "Permission denied"));
+    }
   }
   expect_refused(table);
 }
@@ -370,6 +422,10 @@ TEST_F(BadInput, Sampling) {
        sample("top-p", {{"top-p", "1.5"}}, {"--top-p"}),
        sample("top-k", {{"top-k", "x"}}, {"--top-k"}),
        sample("device", {{"device", "tpu"}}, {"--device"}),
+       sample("greedy", {{"temperature", "0"}, {"top-k", "2"}}, {"--top-k does nothing"}),
+       sample("greedy", {{"temperature", "0"}, {"top-p", "0.5"}}, {"--top-p does nothing"}),
+       sample("octal", {{"seed", "0x7"}}, {"--seed", "'0x7'"}),
+       sample("seed", {{"seed", "18446744073709551616"}}, {"--seed"}),
        sample("unknown", {{"bogus", "1"}}, {"--bogus"})});
 }
 
@@ -389,6 +445,20 @@ TEST_F(BadInput, PreparedText) {
                   prepare("empty", empty, {}, "input holds no text"),
                   prepare("tokenizer", latin, {{"tokenizer", "words"}}, "words"),
                   prepare("fraction", latin, {{"val-fraction", "2"}}, "--val-fraction"),
+                  prepare("hexadecimal", latin, {{"val-fraction", "0x1p-3"}}, "--val-fraction"),
+                  prepare("threads", latin, {{"threads", "1e1"}}, "'1e1' is no whole number"),
+                  prepare("vocabulary", latin, {{"vocab-dir", "/"}}, "--vocab-dir does nothing"),
+                  {"no key",
+                   {LATHE_PREPARE, "--input", latin, "--jsonl-key", "", "--out", scratch / "out"},
+                   {"--jsonl-key does nothing"}},
+                  prepare("decode", latin, {{"decode", data()}}, "does nothing with --decode"),
+                  prepare("brackets", "[latin]", {}, "[latin]"),
+                  {"entropy",
+                   command_of(LATHE_CORPUS, {{"entropy", ""}, {"bytes", "9"}}),
+                   {"--bytes does nothing"}},
+                  {"corpus' seed",
+                   command_of(LATHE_CORPUS, {{"seed", "-1"}, {"out", scratch / "out"}}),
+                   {"--seed"}},
                   prepare("over data", data().parent_path() / "stories.txt", {{"out", data()}},
                           data().string())});
 }

@@ -61,26 +61,101 @@ TEST_F(Programs, FlagsOverrideTheFileWhichOverridesThePreset) {
 }
 
 TEST_F(Programs, TheSavedConfigurationReproducesTheRun) {
-  const fs::path a = scratch / "a", b = scratch / "b";
+  const fs::path a = scratch / "a # \"b\"\nc", b = scratch / "b";
   expect_success(train(with(tiny(a), {{"dropout", "0.1"}, {"bias", "true"}, {"gelu", "tanh"}})));
   expect_success(run({LATHE_TRAIN, "--config", a / "config.toml", "--out", b}));
   expect_same_run(a, b);
+  // It names the run, too: all of it is done.
+  expect_contains(run({LATHE_TRAIN, "--config", a / "config.toml"}).out,
+                  "no step was taken: 12 are done already, and --steps is 12");
+}
+
+TEST_F(Programs, ARunThatIsFinishedSaysSo) {
+  trained();
+  for (const std::string steps : {"12", "5"}) {
+    const ProcessResult again = train(with(tiny(scratch / "run"), {{"steps", steps}}));
+    expect_success(again);
+    expect_contains(again.out, "no step was taken: 12 are done already, and --steps is " + steps +
+                                   "; raise it");
+  }
+  expect_contains(train(with(tiny(scratch / "none"), {{"steps", "0"}})).out,
+                  "no step was taken: --steps is 0");
+  const ProcessResult further = train(with(tiny(scratch / "run"), {{"steps", "13"}}));
+  EXPECT_EQ(further.out.find("no step"), std::string::npos) << further.out;
+}
+
+TEST_F(Programs, ManyCheckpointsMayBeKept) {
+  for (const std::string keep : {"3000000000", "4294967297"}) {
+    const fs::path out = scratch / keep;
+    expect_success(train(with(tiny(out), {{"checkpoint-interval", "4"}, {"keep", keep}})));
+    EXPECT_EQ(checkpoints(out).size(), 3u) << keep;
+  }
+}
+
+TEST_F(Programs, TheBannerNamesTheModel) {
+  const std::string checkpoint = trained();
+  const auto model = [&](const Flags& more) {
+    const ProcessResult result = train(with(tiny(scratch / "out"), with({{"dry-run", ""}}, more)));
+    expect_success(result);
+    const size_t at = result.out.find("model ");
+    return result.out.substr(at, result.out.find('\n', at) - at);
+  };
+  expect_contains(model({}), " shakespeare-cpu with other sizes: 1 layers, 2 heads, 16 wide");
+  expect_contains(model({{"n-layer", "4"}, {"n-head", "4"}, {"n-embd", "128"}}),
+                  " shakespeare-cpu: 4 layers");
+  expect_contains(model({{"init", checkpoint}}), " " + checkpoint + ": 1 layers");
+}
+
+TEST_F(Programs, RandomWeightsAreEvaluatedWhereTheyAreAskedFor) {
+  expect_success(train(tiny(scratch / "run")));
+  const std::string first = repeatable_metrics(scratch / "run").front();  // of step 0
+  const ProcessResult result =
+      train(with(tiny(scratch / "out"), {{"eval-only", ""}, {"init", "random"}}));
+  expect_success(result);
+  const size_t at = first.find(':', first.find("val_loss")) + 1;
+  EXPECT_TRUE(result.out.ends_with("\nval_loss " + first.substr(at, first.find('}') - at) + "\n"))
+      << result.out << first;
+}
+
+// Samples begin with a newline; a text need not have one.
+TEST_F(Programs, ATextWithoutNewlinesIsSampled) {
+  std::string line;
+  for (int i = 0; i < 60; ++i) line += "The fox and the owl. ";
+  prepare_text(scratch.path(), line, scratch / "text");
+  const fs::path out = scratch / "out";
+  const ProcessResult result = train(with(
+      tiny(out), {{"data", scratch / "text"}, {"sample-interval", "6"}, {"sample-tokens", "20"}}));
+  expect_success(result);
+  expect_contains(result.out, "sample:\n");
+  EXPECT_EQ(text({{"checkpoint", out / last_checkpoint(out)}, {"tokens", "20"}}).size(), 21u);
+}
+
+// CLI11 would take one text in brackets for a list of texts.
+TEST_F(Programs, AnInputIsReadWhateverItsName) {
+  write_text(scratch / "y", "wrong");
+  for (const std::string name : {"[y]", "[y,y]", "{}", "%%", "a,b"}) {
+    write_text(scratch / name, "a b c d e f g h i j");
+    const ProcessResult result =
+        run({LATHE_PREPARE, "--input", name, name, "--out", "data " + name},
+            {.directory = scratch.path()});
+    expect_success(result);
+    expect_contains(result.out, " from 38 characters in 2 documents");
+  }
 }
 
 TEST_F(Programs, AnEvaluationAloneSaysWhatTheRunSaid) {
   const std::string checkpoint = trained();
   const std::string last = repeatable_metrics(scratch / "run").back();
   const auto before = read_text(scratch / "run/metrics.jsonl");
-  const double val_loss = std::stod(last.substr(last.find(':', last.find("val_loss")) + 1));
-  std::ostringstream line;
-  line.precision(4);
-  line << std::fixed << "\nval_loss " << val_loss << "\n";
+  // The very digits, which read back as the same double.
+  const size_t at = last.find(':', last.find("val_loss")) + 1;
+  const std::string line = "\nval_loss " + last.substr(at, last.find('}') - at) + "\n";
   for (const Flags& from : {Flags{}, Flags{{"resume", checkpoint}},
                             Flags{{"init", checkpoint}, {"out", scratch / "x"}}}) {
     const ProcessResult result =
         train(with(tiny(scratch / "run"), with({{"eval-only", ""}}, from)));
     expect_success(result);
-    EXPECT_TRUE(result.out.ends_with(line.str())) << result.out << line.str();
+    EXPECT_TRUE(result.out.ends_with(line)) << result.out << line;
   }
   EXPECT_FALSE(fs::exists(scratch / "x"));
   EXPECT_EQ(read_text(scratch / "run/metrics.jsonl"), before);

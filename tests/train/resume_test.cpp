@@ -131,7 +131,7 @@ TEST_F(Resume, OnlyWhatLeavesItTheSameRunMayChange) {
                                          {"weight-decay", "0"},
                                          {"beta1", "0.8"},
                                          {"beta2", "0.9"},
-                                         {"eps", "1e-6"},
+                                         {"eps", "1e-06"},
                                          {"grad-clip", "0"},
                                          {"dtype", "bf16"},
                                          {"batch-size", "4"},
@@ -168,6 +168,19 @@ TEST_F(Resume, OnlyWhatLeavesItTheSameRunMayChange) {
                                         {"gelu", "exact"}})));
   EXPECT_EQ(checkpoints(out),
             (std::vector<std::string>{"step-00000006", "step-00000008", "step-00000009"}));
+}
+
+// A trial that ended within its warm-up has used nothing of its decay.
+TEST_F(Resume, AShortTrialGoesOnWithAnyDecay) {
+  const fs::path whole = scratch / "whole", parts = scratch / "parts";
+  expect_success(train(tiny(whole)));
+  Flags trial = with(tiny(parts), {{"steps", "2"}});
+  trial.erase("lr-decay-steps");
+  expect_success(train(trial));
+  expect_success(train(tiny(parts)));
+  EXPECT_EQ(loss_steps(parts).size(), 12u);
+  EXPECT_TRUE(read_text(whole / "step-00000012/model.safetensors") ==
+              read_text(parts / "step-00000012/model.safetensors"));
 }
 
 TEST_F(Resume, TheScheduleStaysWhereItWas) {
