@@ -357,8 +357,13 @@ void Run::save(int64_t step) {
   communicator.barrier();
   const fs::path directory = checkpoint_partial_path(options().out, step);
   WrittenFiles written = write_optimizer(directory, model.layout(), optimizer, device, rank());
-  if (writer)
-    written.merge(write_model(directory, options().gpt2, model.layout(), masters, device));
+  const Tokenizer* tokenizer = setup_.tokenizer.get();
+  const std::optional<int32_t> end_of_text =
+      tokenizer ? tokenizer->end_of_text() : std::optional<int32_t>();
+  if (writer) {
+    written.merge(
+        write_model(directory, options().gpt2, model.layout(), masters, device, end_of_text));
+  }
   std::string lines;
   for (const auto& [name, digest] : written)
     lines += fmt::format("{} {} {}\n", name, digest.size, digest.xxh128);
@@ -370,7 +375,12 @@ void Run::save(int64_t step) {
       for (std::string name; words >> name >> digest.size >> digest.xxh128;)
         writer->add(name, digest);
     }
-    if (setup_.tokenizer) writer->write("tokenizer.json", setup_.tokenizer->to_json());
+    if (tokenizer) {
+      std::optional<std::string_view> end;
+      if (end_of_text) end = tokenizer->token(*end_of_text);
+      writer->write("tokenizer.json", tokenizer->to_json());
+      writer->write("tokenizer_config.json", tokenizer_config_json(options().gpt2, end));
+    }
     writer->write("trainer.json", to_json(trainer_state(step)));
     writer->commit();
     prune_checkpoints(options().out, static_cast<int>(options().keep));

@@ -168,6 +168,11 @@ bool ignorable(const std::string& name) {
          name == "lm_head.weight";
 }
 
+// A token's id, or null: without the key transformers takes 50256 for granted.
+nlohmann::json id_or_null(std::optional<int32_t> id) {
+  return id ? nlohmann::json(*id) : nlohmann::json();
+}
+
 }  // namespace
 
 void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const Tensor& flat,
@@ -185,7 +190,8 @@ void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const T
 }
 
 WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
-                         const ParameterLayout& layout, const Tensor& flat, Device& device) {
+                         const ParameterLayout& layout, const Tensor& flat, Device& device,
+                         std::optional<int32_t> end_of_text) {
   WrittenFiles written;
   const nlohmann::ordered_json json = {
       {"model_type", "gpt2"},
@@ -196,6 +202,8 @@ WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
       {"n_positions", config.seq_len},
       {"n_ctx", config.seq_len},
       {"vocab_size", config.vocab_size},
+      {"bos_token_id", id_or_null(end_of_text)},
+      {"eos_token_id", id_or_null(end_of_text)},
       {"activation_function", config.gelu == Gelu::exact ? "gelu" : "gelu_new"},
       {"layer_norm_epsilon", 1e-5},
       {"resid_pdrop", config.dropout},
@@ -223,6 +231,15 @@ WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
   }
   written[kModelFile] = file.finish();
   return written;
+}
+
+std::string tokenizer_config_json(const GPT2Config& config,
+                                  std::optional<std::string_view> end_of_text) {
+  nlohmann::ordered_json json = {{"tokenizer_class", "PreTrainedTokenizerFast"},
+                                 {"model_max_length", config.seq_len},
+                                 {"clean_up_tokenization_spaces", false}};
+  if (end_of_text) json["bos_token"] = json["eos_token"] = *end_of_text;
+  return json.dump(2) + "\n";
 }
 
 GPT2Config parse_model_config(std::string_view text, const std::string& file) {

@@ -4,7 +4,9 @@
 
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "kernels/device/device.h"
 #include "src/io/file.h"
@@ -25,8 +27,15 @@ void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const T
 
 // Writes DIR/config.json and DIR/model.safetensors (fp32, vocabulary unpadded, names and shapes of
 // transformers' GPT2Model). A model without biases writes zeros and "lathe_bias": false.
+// `end_of_text` is the token that begins and ends a text, if the vocabulary has one.
 WrittenFiles write_model(const std::filesystem::path& dir, const GPT2Config& config,
-                         const ParameterLayout& layout, const Tensor& flat, Device& device);
+                         const ParameterLayout& layout, const Tensor& flat, Device& device,
+                         std::optional<int32_t> end_of_text);
+
+// The text of tokenizer_config.json, which belongs beside tokenizer.json: without it transformers
+// takes GPT-2's special tokens for granted and adds them to a vocabulary that lacks them.
+std::string tokenizer_config_json(const GPT2Config& config,
+                                  std::optional<std::string_view> end_of_text);
 
 // Reads DIR/config.json, or throws a UserError that says what lathe cannot do.
 // parse_model_config is handed the text of `file`.

@@ -1,7 +1,9 @@
 // What the programs do beside training: plans, evaluations, benchmarks, configuration files, text.
 #include <csignal>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "src/data/tokenizer.h"
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -84,6 +86,40 @@ TEST_F(Programs, AnEvaluationAloneSaysWhatTheRunSaid) {
   }
   EXPECT_FALSE(fs::exists(scratch / "x"));
   EXPECT_EQ(read_text(scratch / "run/metrics.jsonl"), before);
+}
+
+// transformers takes GPT-2's 50256 for granted if it is not told, and adds the token.
+TEST_F(Programs, ACheckpointTellsTheTokenThatEndsAText) {
+  using nlohmann::json;
+  const auto saved = [](const fs::path& out, const char* file) {
+    return json::parse(read_text(out / last_checkpoint(out) / file));
+  };
+  json tokenizer = json::parse(load_tokenizer(LATHE_SMALL_BPE)->to_json());
+  tokenizer["added_tokens"] = json::array();
+  write_text(scratch / "without.json", tokenizer.dump());
+  tokenizer["added_tokens"] = {{{"id", 556}, {"content", "<|endoftext|>"}, {"special", true}}};
+  write_text(scratch / "with.json", tokenizer.dump());
+  for (const std::string name : {"without", "with"}) {
+    SCOPED_TRACE(name);
+    const fs::path text = scratch / (name + ".txt"), words = scratch / (name + " data");
+    write_text(text, read_text(data().parent_path() / "stories.txt"));
+    expect_success(run(command_of(LATHE_PREPARE, {{"tokenizer", scratch / (name + ".json")},
+                                                  {"input", text},
+                                                  {"val-fraction", "0.2"},
+                                                  {"out", words}})));
+    const fs::path out = scratch / name;
+    expect_success(train(with(tiny(out), {{"data", words}, {"steps", "2"}})));
+    const json id = name == "with" ? json(556) : json();
+    const json config = saved(out, "config.json"), tokens = saved(out, "tokenizer_config.json");
+    EXPECT_EQ(config.at("bos_token_id"), id);
+    EXPECT_EQ(config.at("eos_token_id"), id);
+    EXPECT_EQ(tokens.at("tokenizer_class"), "PreTrainedTokenizerFast");
+    EXPECT_EQ(tokens.value("eos_token", ""), name == "with" ? "<|endoftext|>" : "");
+    EXPECT_EQ(tokens.contains("bos_token"), name == "with");
+  }
+  trained();  // of characters
+  EXPECT_TRUE(saved(scratch / "run", "config.json").at("eos_token_id").is_null());
+  EXPECT_FALSE(saved(scratch / "run", "tokenizer_config.json").contains("eos_token"));
 }
 
 TEST_F(Programs, ABenchmarkTimesStepsAndWritesNothing) {
