@@ -216,9 +216,13 @@ void Report::validation(int64_t steps_done, double loss) {
 void Report::sample(Run& run) {
   if (!tells()) return;
   std::string text;
-  generate_text(*run.decoder, *run.setup().tokenizer, "\n", run.options().sample_tokens,
-                {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
-                [&](std::string_view part) { text += part; });
+  try {
+    generate_text(*run.decoder, *run.setup().tokenizer, "\n", run.options().sample_tokens,
+                  {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
+                  [&](std::string_view part) { text += part; });
+  } catch (const LogitsNotFinite& error) {  // the steps tell whether the run can go on
+    text += fmt::format("[{}]", error.what());
+  }
   console_.print("sample:" + (text.starts_with('\n') ? text : "\n" + text));
 }
 

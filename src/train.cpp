@@ -9,6 +9,7 @@
 //   src/text.h         samples
 //   src/trace.h        one step in detail
 //   src/profile.h      some steps for a profiler
+#include <cmath>
 #include <iostream>
 
 #include "src/io/signals.h"
@@ -98,6 +99,12 @@ int train(World& world, int argc, char** argv) {
   const TrainOptions& o = run.options();
   if (o.eval_only) {
     const double loss = evaluate(run);
+    if (!std::isfinite(loss)) {
+      throw CheckError(fmt::format(
+          "the validation loss is {}: the weights are too large to compute with; use an earlier "
+          "checkpoint",
+          loss));
+    }
     if (run.rank() == 0) std::cout << fmt::format("val_loss {:.4f}\n", loss);
     return 0;
   }
