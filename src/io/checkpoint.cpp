@@ -279,10 +279,29 @@ void check_digest(const fs::path& path, const FileDigest& expected) {
       path.string(), found.size, found.xxh128, expected.size, expected.xxh128);
 }
 
+// transformers leaves its version in config.json, which is how its save over a checkpoint is told
+// from damage.
+void refuse_if_saved_over(const fs::path& dir, const Manifest& manifest) {
+  const fs::path path = dir / "config.json";
+  const auto saved = manifest.files.find("config.json");
+  if (saved == manifest.files.end() || !path_exists(path)) return;
+  const json config = json::parse(read_whole_file(path, kManifestMaxBytes), nullptr, false);
+  if (!config.is_object() || !config.contains("transformers_version") ||
+      digest_file(path) == saved->second) {
+    return;
+  }
+  throw UserError(
+      "{} was saved over by transformers (its config.json says so), so it is no checkpoint any "
+      "more "
+      "and cannot be resumed; remove {}, and --init and sample read it as a model from elsewhere",
+      dir.string(), (dir / kManifest).string());
+}
+
 }  // namespace
 
 Manifest verify_checkpoint(const fs::path& dir) {
   Manifest manifest = read_manifest(dir);
+  refuse_if_saved_over(dir, manifest);
   for (const auto& [name, expected] : manifest.files) check_size(dir / name, expected);
   for (const auto& [name, expected] : manifest.files) check_digest(dir / name, expected);
   return manifest;
@@ -290,7 +309,9 @@ Manifest verify_checkpoint(const fs::path& dir) {
 
 void verify_model(const fs::path& dir) {
   if (!path_exists(dir / kManifest)) return;
-  for (const auto& [name, expected] : read_manifest(dir).files) {
+  const Manifest manifest = read_manifest(dir);
+  refuse_if_saved_over(dir, manifest);
+  for (const auto& [name, expected] : manifest.files) {
     if (!name.starts_with("optimizer-")) check_digest(dir / name, expected);
   }
 }

@@ -78,7 +78,8 @@ class CheckpointWriter {
 std::filesystem::path checkpoint_partial_path(const std::filesystem::path& out_dir, int64_t step);
 
 // Reads the manifest and every file. Throws UserError that names the file, what was expected and
-// what was found. Files that the manifest does not name are not looked at.
+// what was found, or that transformers has saved its model over the checkpoint's. Files that the
+// manifest does not name are not looked at.
 Manifest verify_checkpoint(const std::filesystem::path& dir);
 
 // The same for what a model needs to be used: the moments, twice the size of the weights, are not
