@@ -37,13 +37,17 @@ WrittenFiles write_model(const std::filesystem::path& dir, const GPT2Config& con
 std::string tokenizer_config_json(const GPT2Config& config,
                                   std::optional<std::string_view> end_of_text);
 
-// Reads DIR/config.json, or throws a UserError that says what lathe cannot do.
-// parse_model_config is handed the text of `file`.
+// Reads DIR/config.json, or throws a UserError that says what lathe cannot do, also if DIR holds no
+// weights that lathe reads. A model that was saved without biases has them if any is not zero now:
+// transformers gives it biases, trains them, and keeps "lathe_bias": false. parse_model_config is
+// handed the text of `file`, and looks at nothing else.
 GPT2Config parse_model_config(std::string_view text, const std::string& file);
 GPT2Config read_model_config(const std::filesystem::path& dir);
 
 // Reads DIR/model.safetensors into flat parameters of any number type. Every parameter must be
-// there in its shape; position embeddings longer than config.seq_len are cut. Throws UserError.
+// there in its shape, and finite; position embeddings longer than config.seq_len are cut.
+// lm_head.weight may be there beside wte.weight if it is the same, or in its place. Throws
+// UserError.
 void read_model(const std::filesystem::path& dir, const GPT2Config& config,
                 const ParameterLayout& layout, const Tensor& flat, Device& device);
 
@@ -53,8 +57,8 @@ void read_model(const std::filesystem::path& dir, const GPT2Config& config,
 // place of its first element.
 WrittenFiles write_optimizer(const std::filesystem::path& dir, const ParameterLayout& layout,
                              const Optimizer& optimizer, Device& device, int64_t rank = 0);
-// Reads what this optimizer owns, however many ranks have written it. Throws UserError where
-// anything is missing.
+// Reads what this optimizer owns, however many ranks have written it. Throws UserError if anything
+// is missing or not finite.
 void read_optimizer(const std::filesystem::path& dir, const ParameterLayout& layout,
                     const Optimizer& optimizer, Device& device);
 

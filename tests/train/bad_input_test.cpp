@@ -356,6 +356,18 @@ TEST_F(BadInput, HostileModels) {
   expect_refused(table);
 }
 
+TEST_F(BadInput, ModelsInOtherFiles) {
+  std::vector<Bad> table;
+  for (const char* file : {"model.safetensors.index.json", "pytorch_model.bin"}) {
+    const fs::path model = model_with(file, "");
+    fs::rename(model / "model.safetensors", model / file);
+    const std::vector<std::string> parts = {model.string() + " holds", file, "save_pretrained"};
+    table.push_back(train(std::string("init ") + file, {{"init", model}}, parts));
+    table.push_back(sample(std::string("sample ") + file, {{"checkpoint", model}}, parts));
+  }
+  expect_refused(table);
+}
+
 // save_pretrained() into a checkpoint: config.json and model.safetensors are transformers' then,
 // the manifest is of what was there.
 TEST_F(BadInput, ACheckpointThatTransformersHasSavedOver) {

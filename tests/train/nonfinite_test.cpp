@@ -147,6 +147,25 @@ TEST_F(NonFinite, TooManyInARowStopWithTheLastGoodState) {
   EXPECT_EQ(last_checkpoint(out), "step-00000040");
 }
 
+TEST_F(NonFinite, WeightsAreNamedByWhoeverReadsThem) {
+  for (const auto& [value, word] :
+       std::map<float, std::string>{{INFINITY, "inf"}, {-INFINITY, "-inf"}}) {
+    std::string file = read_text(init() / "model.safetensors");
+    poke(file, "h.0.mlp.c_fc.weight", 3, {value});
+    write_text(init() / "model.safetensors", file);
+    const std::vector<std::string> parts = {
+        (init() / "model.safetensors").string(),
+        "tensor h.0.mlp.c_fc.weight is " + word + " at element 3"};
+    expect_refusal(run(train_command(poisoned(scratch / "out", {}))), 2, "train", parts);
+    expect_refusal(run(train_command(poisoned(scratch / "out", {{"eval-only", ""}}))), 2, "train",
+                   parts);
+    for (const char* temperature : {"0", "1"}) {
+      expect_refusal(run(sample_command({{"checkpoint", init()}, {"temperature", temperature}})), 2,
+                     "sample", parts);
+    }
+  }
+}
+
 // Finite weights whose product is not: the q gets a logit of plus infinity everywhere.
 TEST_F(NonFinite, LogitsEndAnEvaluationAndASampleButNoTraining) {
   std::string file = read_text(init() / "model.safetensors");

@@ -88,6 +88,41 @@ TEST_F(Programs, AnEvaluationAloneSaysWhatTheRunSaid) {
   EXPECT_EQ(read_text(scratch / "run/metrics.jsonl"), before);
 }
 
+// transformers trains biases where lathe had none, and keeps what config.json says of them.
+TEST_F(Programs, BiasesFromElsewhereCountWhateverConfigJsonSays) {
+  const fs::path checkpoint = trained();
+  std::string weights = read_text(checkpoint / "model.safetensors");
+  const auto model = [&](const std::string& name, const std::string& bias) {
+    const fs::path dir = scratch / name;
+    fs::create_directory(dir);
+    write_text(dir / "model.safetensors", weights);
+    std::string config = read_text(checkpoint / "config.json");
+    const std::string key = "\"lathe_bias\": ";
+    write_text(dir / "config.json", config.replace(config.find(key), key.size() + 5, key + bias));
+    fs::copy_file(checkpoint / "tokenizer.json", dir / "tokenizer.json");
+    return dir;
+  };
+  const auto metrics_of = [&](const fs::path& init) {
+    const fs::path out = init.string() + " run";
+    const ProcessResult result = train(with(tiny(out), {{"init", init}}));
+    expect_success(result);
+    const bool bias = result.out.find("no biases") == std::string::npos;
+    return std::pair(repeatable_metrics(out), bias);
+  };
+  const auto zeros = metrics_of(model("zeros", "false"));
+  EXPECT_FALSE(zeros.second);
+  poke(weights, "h.0.mlp.c_fc.bias", 5, {1.0f});
+  const auto kept = metrics_of(model("kept", "false")), told = metrics_of(model("told", "true"));
+  EXPECT_TRUE(kept.second);
+  EXPECT_EQ(kept.first, told.first);
+  EXPECT_NE(kept.first, zeros.first);
+  const auto sampled = [&](const char* name) {
+    return text({{"checkpoint", scratch / name}, {"tokens", "200"}});
+  };
+  EXPECT_EQ(sampled("kept"), sampled("told"));
+  EXPECT_NE(sampled("kept"), sampled("zeros"));
+}
+
 // transformers takes GPT-2's 50256 for granted if it is not told, and adds the token.
 TEST_F(Programs, ACheckpointTellsTheTokenThatEndsAText) {
   using nlohmann::json;
