@@ -244,10 +244,14 @@ void Report::sample(Run& run, const std::function<bool()>& stop) {
   if (!tells()) return;
   std::string text;
   const Tokenizer& tokenizer = *run.setup().tokenizer;
-  generate_text(
-      *run.decoder, tokenizer, default_prompt(tokenizer), run.options().sample_tokens,
-      {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
-      [&](std::string_view part) { text += part; }, stop);
+  try {
+    generate_text(
+        *run.decoder, tokenizer, default_prompt(tokenizer), run.options().sample_tokens,
+        {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
+        [&](std::string_view part) { text += part; }, stop);
+  } catch (const LogitsNotFinite& error) {  // the steps tell whether the run can go on
+    text += fmt::format("[{}]", error.what());
+  }
   if (stop()) return;
   console_.print("sample:" + (text.starts_with('\n') ? text : "\n" + text));
 }

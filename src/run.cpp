@@ -438,11 +438,16 @@ void Run::save(int64_t step, bool prune) {
     if (rank() == 0) writer.emplace(options().out, step);
   });
   const fs::path directory = checkpoint_partial_path(options().out, step);
+  const Tokenizer* tokenizer = setup_.tokenizer.get();
+  const std::optional<int32_t> end_of_text =
+      tokenizer ? tokenizer->end_of_text() : std::optional<int32_t>();
   std::string lines;
   together([&] {
     WrittenFiles written = write_optimizer(directory, model.layout(), optimizer, device, rank());
-    if (writer)
-      written.merge(write_model(directory, options().gpt2, model.layout(), masters, device));
+    if (writer) {
+      written.merge(
+          write_model(directory, options().gpt2, model.layout(), masters, device, end_of_text));
+    }
     for (const auto& [name, digest] : written)
       lines += fmt::format("{} {} {}\n", name, digest.size, digest.xxh128);
   });
@@ -456,7 +461,12 @@ void Run::save(int64_t step, bool prune) {
       for (std::string name; words >> name >> digest.size >> digest.xxh128;)
         writer->add(name, digest);
     }
-    if (setup_.tokenizer) writer->write("tokenizer.json", setup_.tokenizer->to_json());
+    if (tokenizer) {
+      std::optional<std::string_view> end;
+      if (end_of_text) end = tokenizer->token(*end_of_text);
+      writer->write("tokenizer.json", tokenizer->to_json());
+      writer->write("tokenizer_config.json", tokenizer_config_json(options().gpt2, end));
+    }
     writer->write("trainer.json", to_json(trainer_state(step)));
     writer->commit();
     if (prune) prune_checkpoints(options().out, options().keep, step);

@@ -1,6 +1,7 @@
 #include "src/text.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace lathe {
@@ -13,6 +14,25 @@ std::string default_prompt(const Tokenizer& tokenizer) {
     return "";
   }
 }
+
+namespace {
+
+// A token may be impossible, but some must be possible.
+void require_finite(std::span<const double> logits, size_t tokens) {
+  double largest = -INFINITY;
+  bool nan = false;
+  for (const double logit : logits) {
+    nan = nan || std::isnan(logit);
+    largest = std::max(largest, logit);
+  }
+  if (!nan && std::isfinite(largest)) return;
+  throw LogitsNotFinite(
+      fmt::format("the model's logits are not finite at token {}: its weights are too large to "
+                  "compute with; use an earlier checkpoint",
+                  tokens));
+}
+
+}  // namespace
 
 void generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_view prompt,
                    int64_t tokens, const SamplingConfig& config,
@@ -33,6 +53,7 @@ void generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_vie
     // A model may know more tokens than there are texts for: a vocabulary that was rounded up.
     const std::span<const double> logits = decoder.append(std::span(context).subspan(known));
     const size_t count = std::min(logits.size(), static_cast<size_t>(tokenizer.vocab_size()));
+    require_finite(logits.first(count), context.size());
     const int32_t next = sample_token(logits.first(count), config, i);
     known = context.size();
     context.push_back(next);

@@ -10,6 +10,7 @@
 //   src/text.h         samples
 //   src/trace.h        one step in detail
 //   src/profile.h      some steps for a profiler
+#include <cmath>
 #include <iostream>
 #include <optional>
 
@@ -109,6 +110,12 @@ int train(World& world, int argc, char** argv) {
     const std::optional<double> loss = evaluate(run, ending);
     ending.rethrow();
     if (!loss) communicator->barrier();  // which the rank that failed does not reach
+    if (!std::isfinite(*loss)) {
+      throw CheckError(fmt::format(
+          "the validation loss is {}: the weights are too large to compute with; use an earlier "
+          "checkpoint",
+          *loss));
+    }
     if (run.rank() == 0) std::cout << fmt::format("val_loss {}\n", *loss);
     return 0;
   }

@@ -293,6 +293,29 @@ void check_digest(const fs::path& path, const FileDigest& expected) {
       path.string(), found.size, found.xxh128, expected.size, expected.xxh128);
 }
 
+// Not damaged, and somebody's work.
+struct SavedOver : UserError {
+  using UserError::UserError;
+};
+
+// transformers leaves its version in config.json, which is how its save over a checkpoint is told
+// from damage.
+void refuse_if_saved_over(const fs::path& dir, const Manifest& manifest) {
+  const fs::path path = dir / "config.json";
+  const auto saved = manifest.files.find("config.json");
+  if (saved == manifest.files.end() || !path_exists(path)) return;
+  const json config = json::parse(read_whole_file(path, kManifestMaxBytes), nullptr, false);
+  if (!config.is_object() || !config.contains("transformers_version") ||
+      digest_file(path) == saved->second) {
+    return;
+  }
+  throw SavedOver(
+      "{} was saved over by transformers (its config.json says so), so it is no checkpoint any "
+      "more and cannot be resumed; remove {}, and --init and sample read it as a model from "
+      "elsewhere",
+      dir.string(), (dir / kManifest).string());
+}
+
 }  // namespace
 
 void require_files(const fs::path& dir, const Manifest& manifest,
@@ -306,6 +329,7 @@ void require_files(const fs::path& dir, const Manifest& manifest,
 
 Manifest verify_checkpoint(const fs::path& dir) {
   Manifest manifest = read_manifest(dir);
+  refuse_if_saved_over(dir, manifest);
   for (const auto& [name, expected] : manifest.files) check_size(dir / name, expected);
   for (const auto& [name, expected] : manifest.files) check_digest(dir / name, expected);
   return manifest;
@@ -315,6 +339,7 @@ void verify_model(const fs::path& dir) {
   if (!path_exists(dir / kManifest)) return;
   const Manifest manifest = read_manifest(dir);
   require_files(dir, manifest, {"config.json", "model.safetensors"});
+  refuse_if_saved_over(dir, manifest);
   for (const auto& [name, expected] : manifest.files) {
     if (!name.starts_with("optimizer-")) check_digest(dir / name, expected);
   }
@@ -334,7 +359,8 @@ std::optional<fs::path> find_latest_checkpoint(const fs::path& out_dir, Damaged 
     } catch (const std::runtime_error& error) {  // a read error is no better than wrong bytes
       fmt::print(stderr, "{} is not a valid checkpoint and is passed over: {}\n", dir.string(),
                  error.what());
-      unusable.emplace_back(dir, error.what());
+      if (path_exists(dir / kManifest) && dynamic_cast<const SavedOver*>(&error) == nullptr)
+        unusable.emplace_back(dir, error.what());
       continue;
     }
     if (damaged == Damaged::set_aside) {

@@ -92,7 +92,8 @@ void require_files(const std::filesystem::path& dir, const Manifest& manifest,
                    const std::vector<std::string>& names);
 
 // Reads the manifest and every file. Throws UserError that names the file, what was expected and
-// what was found. Files that the manifest does not name are not looked at.
+// what was found, or that transformers has saved its model over the checkpoint's. Files that the
+// manifest does not name are not looked at.
 Manifest verify_checkpoint(const std::filesystem::path& dir);
 
 // The same for what a model needs to be used: config.json and model.safetensors must be there; the

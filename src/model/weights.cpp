@@ -1,6 +1,7 @@
 #include "src/model/weights.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -22,6 +23,7 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kChunk = 1 << 20;  // elements that pass through the host at a time
 constexpr const char* kModelFile = "model.safetensors";
+constexpr const char* kHead = "lm_head.weight";
 
 // Elements [first, first + count) of one parameter inside flat parameters.
 Tensor part_of(const Tensor& flat, const ParameterSlot& slot, int64_t first, int64_t count) {
@@ -125,6 +127,21 @@ void write_elements(SafetensorsWriter& file, const std::string& name, const Tens
   });
 }
 
+// UserError for a value that is not finite. `first` is the place in the tensor of values[0].
+void require_finite(const SafetensorsReader& file, const std::string& name,
+                    std::span<const float> values, int64_t first = 0) {
+  constexpr uint32_t kInfinity = 0x7f800000;
+  const auto magnitude = [](float value) { return std::bit_cast<uint32_t>(value) & 0x7fffffff; };
+  uint32_t largest = 0;  // over all: a loop without a way out is vectorised
+  for (const float value : values) largest = std::max(largest, magnitude(value));
+  if (largest < kInfinity) return;
+  const auto bad = std::ranges::find_if(values, [&](float v) { return magnitude(v) >= kInfinity; });
+  throw UserError(
+      "{}: tensor {} is {} at element {}, but must be finite in fp32; use an earlier checkpoint or "
+      "another copy",
+      file.path().string(), name, *bad, first + (bad - values.begin()));
+}
+
 void read_parameter(const SafetensorsReader& file, const std::string& name,
                     const ParameterSlot& slot, const Tensor& flat, Device& device) {
   const SafetensorsEntry& entry = file.at(name);
@@ -139,6 +156,7 @@ void read_parameter(const SafetensorsReader& file, const std::string& name,
   }
   std::vector<float> values(entry.elements());
   file.read_as_float(name, values.data(), entry.elements());
+  require_finite(file, name, std::span(values).first(slot.spec.shape.elements()));
   for_each_chunk(slot.spec.shape.elements(), [&](int64_t first, int64_t count) {
     upload_values(device, part_of(flat, slot, first, count), values.data() + first);
   });
@@ -155,17 +173,95 @@ std::vector<ParameterSpec> absent_biases(GPT2Config config) {
   return absent;
 }
 
-// "transformer.h.0..." is what GPT2LMHeadModel calls the "h.0..." of GPT2Model.
-std::string prefix_in(const SafetensorsReader& file) {
-  return file.find("wte.weight") == nullptr && file.find("transformer.wte.weight") != nullptr
-             ? "transformer."
-             : "";
+std::vector<float> floats_of(const SafetensorsReader& file, const SafetensorsEntry& entry) {
+  std::vector<float> values(entry.elements());
+  file.read_as_float(entry.name, values.data(), entry.elements());
+  return values;
 }
 
-// Causal masks that old files carry, and the head where it is stored although it is tied.
+// Opens a directory's weights. The first of the other files that weights come in is named.
+SafetensorsReader open_model(const fs::path& dir) {
+  const auto has = [&](const char* name) { return fs::exists(fs::symlink_status(dir / name)); };
+  if (has(kModelFile)) return SafetensorsReader(dir / kModelFile);
+  if (has("model.safetensors.index.json")) {
+    throw UserError(
+        "{} holds its weights in several files (model.safetensors.index.json), but lathe reads one "
+        "model.safetensors: save it again with transformers' save_pretrained(DIR, "
+        "max_shard_size=\"100GB\")",
+        dir.string());
+  }
+  for (const char* name :
+       {"pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"}) {
+    if (!has(name)) continue;
+    throw UserError(
+        "{} holds {}, but lathe reads model.safetensors: load it with transformers' "
+        "from_pretrained(DIR) and save it with save_pretrained(DIR, max_shard_size=\"100GB\")",
+        dir.string(), name);
+  }
+  return SafetensorsReader(dir / kModelFile);  // throws
+}
+
+// What the parameters are called in a file: "transformer.h.0..." is what GPT2LMHeadModel calls the
+// "h.0..." of GPT2Model.
+class FileNames {
+ public:
+  explicit FileNames(const SafetensorsReader& file) {
+    const auto prefixed = [](const auto& entry) { return entry.name.starts_with("transformer."); };
+    if (std::ranges::any_of(file.entries(), prefixed)) prefix_ = "transformer.";
+    // Of two tied tensors, which share their memory, some programs save the first by name.
+    only_head_ = file.find(prefix_ + "wte.weight") == nullptr && file.find(kHead) != nullptr;
+  }
+  std::string operator()(const std::string& parameter) const {
+    return only_head_ && parameter == "wte.weight" ? kHead : prefix_ + parameter;
+  }
+
+ private:
+  std::string prefix_;
+  bool only_head_ = false;
+};
+
+// The first of the biases which a model without any does not read that is not all zeros, or
+// nullptr.
+const SafetensorsEntry* unread_bias(const SafetensorsReader& file, const GPT2Config& config) {
+  const FileNames name(file);
+  for (const ParameterSpec& spec : absent_biases(config)) {
+    const SafetensorsEntry* entry = file.find(name(spec.name));
+    if (entry == nullptr) continue;
+    const auto is_zero = [](float value) { return value == 0; };
+    if (!std::ranges::all_of(floats_of(file, *entry), is_zero)) return entry;
+  }
+  return nullptr;
+}
+
+// A head beside the embedding must be the same matrix, for lathe's is.
+void require_tied_head(const SafetensorsReader& file, const std::string& embedding) {
+  const SafetensorsEntry* head = file.find(kHead);
+  const SafetensorsEntry& wte = file.at(embedding);
+  if (head == nullptr || head == &wte) return;
+  const auto refuse = [&](const std::string& difference) {
+    throw UserError(
+        "{}: {} differs from {} ({}), but in lathe the two are one: give a model that ties them, "
+        "or "
+        "remove {} from the file if nothing uses it",
+        file.path().string(), kHead, embedding, difference, kHead);
+  };
+  if (head->shape != wte.shape) {
+    refuse(fmt::format("its shape is [{}], not [{}]", fmt::join(head->shape, ", "),
+                       fmt::join(wte.shape, ", ")));
+  }
+  const std::vector<float> a = floats_of(file, *head), b = floats_of(file, wte);
+  const auto [x, y] = std::ranges::mismatch(a, b);
+  if (x != a.end()) refuse(fmt::format("element {} is {}, not {}", x - a.begin(), *x, *y));
+}
+
+// Causal masks that old files carry, and the tied head, which is compared.
 bool ignorable(const std::string& name) {
-  return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") ||
-         name == "lm_head.weight";
+  return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name == kHead;
+}
+
+// A token's id, or null: without the key transformers takes 50256 for granted.
+nlohmann::json id_or_null(std::optional<int32_t> id) {
+  return id ? nlohmann::json(*id) : nlohmann::json();
 }
 
 }  // namespace
@@ -185,7 +281,8 @@ void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const T
 }
 
 WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
-                         const ParameterLayout& layout, const Tensor& flat, Device& device) {
+                         const ParameterLayout& layout, const Tensor& flat, Device& device,
+                         std::optional<int32_t> end_of_text) {
   WrittenFiles written;
   const nlohmann::ordered_json json = {
       {"model_type", "gpt2"},
@@ -196,6 +293,8 @@ WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
       {"n_positions", config.seq_len},
       {"n_ctx", config.seq_len},
       {"vocab_size", config.vocab_size},
+      {"bos_token_id", id_or_null(end_of_text)},
+      {"eos_token_id", id_or_null(end_of_text)},
       {"activation_function", config.gelu == Gelu::exact ? "gelu" : "gelu_new"},
       {"layer_norm_epsilon", 1e-5},
       {"resid_pdrop", config.dropout},
@@ -223,6 +322,15 @@ WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
   }
   written[kModelFile] = file.finish();
   return written;
+}
+
+std::string tokenizer_config_json(const GPT2Config& config,
+                                  std::optional<std::string_view> end_of_text) {
+  nlohmann::ordered_json json = {{"tokenizer_class", "PreTrainedTokenizerFast"},
+                                 {"model_max_length", config.seq_len},
+                                 {"clean_up_tokenization_spaces", false}};
+  if (end_of_text) json["bos_token"] = json["eos_token"] = *end_of_text;
+  return json.dump(2) + "\n";
 }
 
 GPT2Config parse_model_config(std::string_view text, const std::string& file) {
@@ -289,16 +397,18 @@ GPT2Config parse_model_config(std::string_view text, const std::string& file) {
 
 GPT2Config read_model_config(const fs::path& dir) {
   const fs::path path = dir / "config.json";
-  return parse_model_config(read_whole_file(path, 1 << 20), path.string());
+  GPT2Config config = parse_model_config(read_whole_file(path, 1 << 20), path.string());
+  if (unread_bias(open_model(dir), config) != nullptr) config.bias = true;
+  return config;
 }
 
 void read_model(const fs::path& dir, const GPT2Config& config, const ParameterLayout& layout,
                 const Tensor& flat, Device& device) {
-  const SafetensorsReader file(dir / kModelFile);
-  const std::string prefix = prefix_in(file);
+  const SafetensorsReader file = open_model(dir);
+  const FileNames name(file);
   std::vector<std::string> known;
-  for (const ParameterSlot& slot : layout.slots) known.push_back(prefix + slot.spec.name);
-  for (const ParameterSpec& spec : absent_biases(config)) known.push_back(prefix + spec.name);
+  for (const ParameterSlot& slot : layout.slots) known.push_back(name(slot.spec.name));
+  for (const ParameterSpec& spec : absent_biases(config)) known.push_back(name(spec.name));
   std::sort(known.begin(), known.end());
   for (const SafetensorsEntry& entry : file.entries()) {
     if (!std::binary_search(known.begin(), known.end(), entry.name) && !ignorable(entry.name)) {
@@ -307,9 +417,14 @@ void read_model(const fs::path& dir, const GPT2Config& config, const ParameterLa
           file.path().string(), entry.name, config.n_layer, config.n_embd, config.bias);
     }
   }
-  for (const ParameterSlot& slot : layout.slots) {
-    read_parameter(file, prefix + slot.spec.name, slot, flat, device);
+  if (const SafetensorsEntry* bias = unread_bias(file, config)) {
+    throw UserError("{}: tensor {} is not zero, but the model is to have no biases; give it biases",
+                    file.path().string(), bias->name);
   }
+  for (const ParameterSlot& slot : layout.slots) {
+    read_parameter(file, name(slot.spec.name), slot, flat, device);
+  }
+  require_tied_head(file, name("wte.weight"));
 }
 
 namespace {
@@ -363,6 +478,12 @@ int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, con
     std::memcpy(values.data(),
                 file.bytes(*entry).data() + (begin - first + done) * int64_t{sizeof(float)},
                 values.size() * sizeof(float));
+    require_finite(file, entry->name, values, begin - first + done);
+    // A mean of squares: AdamW takes its root.
+    if (prefix == "v." && std::ranges::any_of(values, [](float v) { return v < 0; })) {
+      throw UserError("{}: tensor {} has negative values; use another checkpoint",
+                      file.path().string(), entry->name);
+    }
     upload_values(device, to.rows(piece.local + begin - piece.first + done, count), values.data());
   });
   return std::max<int64_t>(0, end - begin);

@@ -408,6 +408,45 @@ TEST_F(BadInput, HostileModels) {
   expect_refused(table);
 }
 
+TEST_F(BadInput, ModelsInOtherFiles) {
+  std::vector<Bad> table;
+  for (const char* file : {"model.safetensors.index.json", "pytorch_model.bin"}) {
+    const fs::path model = model_with(file, "");
+    fs::rename(model / "model.safetensors", model / file);
+    const std::vector<std::string> parts = {model.string() + " holds", file, "save_pretrained"};
+    table.push_back(train(std::string("init ") + file, {{"init", model}}, parts));
+    table.push_back(sample(std::string("sample ") + file, {{"checkpoint", model}}, parts));
+  }
+  expect_refused(table);
+}
+
+// save_pretrained() into a checkpoint: config.json and model.safetensors are transformers' then,
+// the manifest is of what was there.
+TEST_F(BadInput, ACheckpointThatTransformersHasSavedOver) {
+  const fs::path copy = scratch / "copy" / "step-00000002";
+  fs::create_directory(copy.parent_path());
+  fs::copy(checkpoint, copy);
+  std::string config = read_text(copy / "config.json");
+  write_text(copy / "config.json",
+             config.replace(config.rfind('}'), 1, ", \"transformers_version\": \"5.24.0\"}"));
+  std::string weights = read_text(copy / "model.safetensors");
+  poke(weights, "ln_f.weight", 0, {0.5f});
+  write_text(copy / "model.safetensors", weights);
+  const std::vector<std::string> parts = {copy.string() + " was saved over by transformers",
+                                          "remove " + (copy / "manifest.json").string()};
+  expect_refused({train("resume", {{"resume", copy}}, parts),
+                  train("init", {{"init", copy}}, parts),
+                  sample("sample", {{"checkpoint", copy}}, parts)});
+  const ProcessResult result = run(train_command(tiny(copy.parent_path())));
+  EXPECT_EQ(result.exit_code, 2);
+  expect_contains(result.err, parts[0]);
+  expect_contains(result.err, "\ntrain: --out ");
+  // What the sentence says helps.
+  fs::remove(copy / "manifest.json");
+  expect_success(run(train_command(with(tiny(scratch / "out"), {{"init", copy}}))));
+  expect_success(run(sample_command({{"checkpoint", copy}, {"tokens", "2"}})));
+}
+
 TEST_F(BadInput, Sampling) {
   expect_refused(
       {sample("no checkpoint", {{"checkpoint", scratch / "none"}}, {"none"}),

@@ -1,6 +1,7 @@
 #include "tests/train/harness.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -129,6 +130,16 @@ void expect_same_run(const fs::path& a, const fs::path& b) {
     EXPECT_TRUE(read_text(a / last / file) == read_text(b / last / file))
         << file << " differs between " << a << " and " << b;
   }
+}
+
+void poke(std::string& file, const std::string& tensor, size_t first,
+          const std::vector<float>& values) {
+  uint64_t length = 0;
+  std::memcpy(&length, file.data(), sizeof(length));
+  const auto header = nlohmann::json::parse(file.substr(8, length));
+  const size_t begin = header.at(tensor).at("data_offsets").at(0).get<size_t>();
+  std::memcpy(file.data() + 8 + length + begin + first * sizeof(float), values.data(),
+              values.size() * sizeof(float));
 }
 
 void expect_success(const ProcessResult& result) {

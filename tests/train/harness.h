@@ -45,6 +45,10 @@ std::vector<std::string> checkpoints(const std::filesystem::path& out);
 // Both runs end in the same weights, moments and metrics, bit for bit.
 void expect_same_run(const std::filesystem::path& a, const std::filesystem::path& b);
 
+// Sets elements [first, first + values.size()) of an F32 tensor in the bytes of a safetensors file.
+void poke(std::string& file, const std::string& tensor, size_t first,
+          const std::vector<float>& values);
+
 // Exit code 0, and what the program said where it is another.
 void expect_success(const ProcessResult& result);
 // One sentence on stderr, after the program's name, with all of `parts` in it.

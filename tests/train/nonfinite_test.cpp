@@ -12,23 +12,11 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-std::pair<json, size_t> header_of(const std::string& file) {
-  uint64_t length = 0;
-  std::memcpy(&length, file.data(), sizeof(length));
-  return {json::parse(file.substr(8, length)), 8 + length};
-}
-
-// Sets elements [first, first + values.size()) of a tensor.
-void poke(std::string& file, const char* tensor, size_t first, const std::vector<float>& values) {
-  const auto [header, data] = header_of(file);
-  const size_t begin = header[tensor]["data_offsets"][0].get<size_t>();
-  std::memcpy(file.data() + data + begin + first * sizeof(float), values.data(),
-              values.size() * sizeof(float));
-}
-
 bool all_finite(const fs::path& path) {
   const std::string file = read_text(path);
-  const size_t data = header_of(file).second;
+  uint64_t length = 0;
+  std::memcpy(&length, file.data(), sizeof(length));
+  const size_t data = 8 + length;
   for (size_t at = data; at < file.size(); at += sizeof(float)) {
     float value = 0;
     std::memcpy(&value, file.data() + at, sizeof(value));
@@ -157,6 +145,44 @@ TEST_F(NonFinite, TooManyInARowStopWithTheLastGoodState) {
   // And from them the run goes on.
   expect_success(run(train_command(poisoned(out, {{"max-skipped-steps", "20"}}))));
   EXPECT_EQ(last_checkpoint(out), "step-00000040");
+}
+
+TEST_F(NonFinite, WeightsAreNamedByWhoeverReadsThem) {
+  for (const auto& [value, word] :
+       std::map<float, std::string>{{INFINITY, "inf"}, {-INFINITY, "-inf"}}) {
+    std::string file = read_text(init() / "model.safetensors");
+    poke(file, "h.0.mlp.c_fc.weight", 3, {value});
+    write_text(init() / "model.safetensors", file);
+    const std::vector<std::string> parts = {
+        (init() / "model.safetensors").string(),
+        "tensor h.0.mlp.c_fc.weight is " + word + " at element 3"};
+    expect_refusal(run(train_command(poisoned(scratch / "out", {}))), 2, "train", parts);
+    expect_refusal(run(train_command(poisoned(scratch / "out", {{"eval-only", ""}}))), 2, "train",
+                   parts);
+    for (const char* temperature : {"0", "1"}) {
+      expect_refusal(run(sample_command({{"checkpoint", init()}, {"temperature", temperature}})), 2,
+                     "sample", parts);
+    }
+  }
+}
+
+// Finite weights whose product is not: the q gets a logit of plus infinity everywhere.
+TEST_F(NonFinite, LogitsEndAnEvaluationAndASampleButNoTraining) {
+  std::string file = read_text(init() / "model.safetensors");
+  poke(file, "ln_f.bias", 0, {1, 1});
+  write_text(init() / "model.safetensors", file);
+  for (const char* temperature : {"0", "1"}) {
+    const ProcessResult result =
+        run(sample_command({{"checkpoint", init()}, {"temperature", temperature}}));
+    expect_refusal(result, 1, "sample", {"the model's logits are not finite at token 1:"});
+    EXPECT_EQ(result.out, "\n");  // the prompt
+  }
+  expect_refusal(run(train_command(poisoned(scratch / "out", {{"eval-only", ""}}))), 1, "train",
+                 {"the validation loss is "});
+  const ProcessResult result =
+      run(train_command(poisoned(scratch / "out", {{"steps", "2"}, {"sample-interval", "1"}})));
+  expect_success(result);
+  expect_contains(result.out, "[the model's logits are not finite");
 }
 
 }  // namespace

@@ -1,7 +1,9 @@
 // What the programs do beside training: plans, evaluations, benchmarks, configuration files, text.
 #include <csignal>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "src/data/tokenizer.h"
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -159,6 +161,75 @@ TEST_F(Programs, AnEvaluationAloneSaysWhatTheRunSaid) {
   }
   EXPECT_FALSE(fs::exists(scratch / "x"));
   EXPECT_EQ(read_text(scratch / "run/metrics.jsonl"), before);
+}
+
+// transformers trains biases where lathe had none, and keeps what config.json says of them.
+TEST_F(Programs, BiasesFromElsewhereCountWhateverConfigJsonSays) {
+  const fs::path checkpoint = trained();
+  std::string weights = read_text(checkpoint / "model.safetensors");
+  const auto model = [&](const std::string& name, const std::string& bias) {
+    const fs::path dir = scratch / name;
+    fs::create_directory(dir);
+    write_text(dir / "model.safetensors", weights);
+    std::string config = read_text(checkpoint / "config.json");
+    const std::string key = "\"lathe_bias\": ";
+    write_text(dir / "config.json", config.replace(config.find(key), key.size() + 5, key + bias));
+    fs::copy_file(checkpoint / "tokenizer.json", dir / "tokenizer.json");
+    return dir;
+  };
+  const auto metrics_of = [&](const fs::path& init) {
+    const fs::path out = init.string() + " run";
+    const ProcessResult result = train(with(tiny(out), {{"init", init}}));
+    expect_success(result);
+    const bool bias = result.out.find("no biases") == std::string::npos;
+    return std::pair(repeatable_metrics(out), bias);
+  };
+  const auto zeros = metrics_of(model("zeros", "false"));
+  EXPECT_FALSE(zeros.second);
+  poke(weights, "h.0.mlp.c_fc.bias", 5, {1.0f});
+  const auto kept = metrics_of(model("kept", "false")), told = metrics_of(model("told", "true"));
+  EXPECT_TRUE(kept.second);
+  EXPECT_EQ(kept.first, told.first);
+  EXPECT_NE(kept.first, zeros.first);
+  const auto sampled = [&](const char* name) {
+    return text({{"checkpoint", scratch / name}, {"tokens", "200"}});
+  };
+  EXPECT_EQ(sampled("kept"), sampled("told"));
+  EXPECT_NE(sampled("kept"), sampled("zeros"));
+}
+
+// transformers takes GPT-2's 50256 for granted if it is not told, and adds the token.
+TEST_F(Programs, ACheckpointTellsTheTokenThatEndsAText) {
+  using nlohmann::json;
+  const auto saved = [](const fs::path& out, const char* file) {
+    return json::parse(read_text(out / last_checkpoint(out) / file));
+  };
+  json tokenizer = json::parse(load_tokenizer(LATHE_SMALL_BPE)->to_json());
+  tokenizer["added_tokens"] = json::array();
+  write_text(scratch / "without.json", tokenizer.dump());
+  tokenizer["added_tokens"] = {{{"id", 556}, {"content", "<|endoftext|>"}, {"special", true}}};
+  write_text(scratch / "with.json", tokenizer.dump());
+  for (const std::string name : {"without", "with"}) {
+    SCOPED_TRACE(name);
+    const fs::path text = scratch / (name + ".txt"), words = scratch / (name + " data");
+    write_text(text, read_text(data().parent_path() / "stories.txt"));
+    expect_success(run(command_of(LATHE_PREPARE, {{"tokenizer", scratch / (name + ".json")},
+                                                  {"input", text},
+                                                  {"val-fraction", "0.2"},
+                                                  {"out", words}})));
+    const fs::path out = scratch / name;
+    expect_success(train(with(tiny(out), {{"data", words}, {"steps", "2"}})));
+    const json id = name == "with" ? json(556) : json();
+    const json config = saved(out, "config.json"), tokens = saved(out, "tokenizer_config.json");
+    EXPECT_EQ(config.at("bos_token_id"), id);
+    EXPECT_EQ(config.at("eos_token_id"), id);
+    EXPECT_EQ(tokens.at("tokenizer_class"), "PreTrainedTokenizerFast");
+    EXPECT_EQ(tokens.value("eos_token", ""), name == "with" ? "<|endoftext|>" : "");
+    EXPECT_EQ(tokens.contains("bos_token"), name == "with");
+  }
+  trained();  // of characters
+  EXPECT_TRUE(saved(scratch / "run", "config.json").at("eos_token_id").is_null());
+  EXPECT_FALSE(saved(scratch / "run", "tokenizer_config.json").contains("eos_token"));
 }
 
 TEST_F(Programs, ABenchmarkTimesStepsAndWritesNothing) {
