@@ -300,10 +300,28 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint
   return header;
 }
 
+namespace {
+
+// The file's beginning as far as its header goes.
+std::vector<std::byte> head_of(const MappedFile& file) {
+  constexpr uint64_t kLength = 8;
+  std::vector<std::byte> head(std::min(file.size(), kLength));
+  file.read(0, head.data(), head.size());
+  if (head.size() < kLength) return head;
+  uint64_t length = 0;
+  std::memcpy(&length, head.data(), kLength);
+  if (length > kSafetensorsMaxHeader) return head;
+  head.resize(std::min(file.size(), kLength + length));
+  file.read(kLength, head.data() + kLength, head.size() - kLength);
+  return head;
+}
+
+}  // namespace
+
 SafetensorsReader::SafetensorsReader(const std::filesystem::path& path)
     : path_(path),
       file_(path),
-      header_(parse_safetensors_header({file_.data(), file_.size()}, file_.size(), path.string())) {
+      header_(parse_safetensors_header(head_of(file_), file_.size(), path.string())) {
   for (size_t i = 0; i < header_.entries.size(); ++i) index_[header_.entries[i].name] = i;
 }
 
@@ -318,19 +336,25 @@ const SafetensorsEntry& SafetensorsReader::at(std::string_view name) const {
   return *entry;
 }
 
-std::span<const std::byte> SafetensorsReader::bytes(const SafetensorsEntry& entry) const {
-  return {file_.data() + header_.data_begin + entry.begin, entry.bytes()};
+void SafetensorsReader::read_bytes(const SafetensorsEntry& entry, uint64_t offset, void* out,
+                                   size_t bytes) const {
+  LATHE_CHECK(offset <= entry.bytes() && bytes <= entry.bytes() - offset, "{} + {} of {}", offset,
+              bytes, entry.bytes());
+  file_.read(header_.data_begin + entry.begin + offset, out, bytes);
 }
 
 namespace {
 
 template <typename T>
-void convert(std::span<const std::byte> from, float* out) {
-  const size_t n = from.size() / sizeof(T);
-  for (size_t i = 0; i < n; ++i) {
-    T value;
-    std::memcpy(&value, from.data() + i * sizeof(T), sizeof(T));
-    out[i] = static_cast<float>(value);
+void convert(const SafetensorsReader& file, const SafetensorsEntry& entry, float* out) {
+  constexpr int64_t kPiece = 1 << 16;
+  std::vector<T> piece(static_cast<size_t>(std::min(kPiece, entry.elements())));
+  for (int64_t first = 0; first < entry.elements(); first += kPiece) {
+    const int64_t count = std::min(kPiece, entry.elements() - first);
+    file.read_bytes(entry, static_cast<uint64_t>(first) * sizeof(T), piece.data(),
+                    static_cast<size_t>(count) * sizeof(T));
+    for (int64_t i = 0; i < count; ++i)
+      out[first + i] = static_cast<float>(piece[static_cast<size_t>(i)]);
   }
 }
 
@@ -346,14 +370,13 @@ void check_elements(const SafetensorsEntry& entry, int64_t elements, const std::
 void SafetensorsReader::read_as_float(std::string_view name, float* out, int64_t elements) const {
   const SafetensorsEntry& entry = at(name);
   check_elements(entry, elements, path_.string());
-  const std::span<const std::byte> from = bytes(entry);
   switch (entry.type) {
     case SafetensorsType::F32:
-      return convert<float>(from, out);
+      return read_bytes(entry, 0, out, entry.bytes());
     case SafetensorsType::BF16:
-      return convert<bf16>(from, out);
+      return convert<bf16>(*this, entry, out);
     case SafetensorsType::F64:
-      return convert<double>(from, out);
+      return convert<double>(*this, entry, out);
     default:
       throw UserError("{}: {} is {}, which is not read as numbers; convert it to F32 or BF16",
                       path_.string(), json_quoted(name), name_of(entry.type));
@@ -368,8 +391,7 @@ void SafetensorsReader::read(std::string_view name, DType dtype, void* out,
     throw UserError("{}: {} is {}, expected {}", path_.string(), json_quoted(name),
                     name_of(entry.type), name_of(safetensors_type_of(dtype)));
   }
-  const std::span<const std::byte> from = bytes(entry);
-  if (!from.empty()) std::memcpy(out, from.data(), from.size());
+  read_bytes(entry, 0, out, entry.bytes());
 }
 
 SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path,

@@ -89,9 +89,9 @@ class SafetensorsReader {
   const SafetensorsEntry* find(std::string_view name) const;
   const SafetensorsEntry& at(std::string_view name) const;
 
-  // The tensor's bytes in the mapped file, little-endian. They may lie on any address, so they must
-  // be copied before they are used as numbers.
-  std::span<const std::byte> bytes(const SafetensorsEntry& entry) const;
+  // Copies bytes [offset, offset + bytes) of the tensor, which are little-endian. CheckError if the
+  // file has shrunk since.
+  void read_bytes(const SafetensorsEntry& entry, uint64_t offset, void* out, size_t bytes) const;
 
   // Copies `elements` numbers to `out`, converted from BF16, F32 or F64. An error where the tensor
   // has another number of elements or another type.

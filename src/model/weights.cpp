@@ -475,9 +475,8 @@ int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, con
   std::vector<float> values;
   for_each_chunk(std::max<int64_t>(0, end - begin), [&](int64_t done, int64_t count) {
     values.resize(static_cast<size_t>(count));
-    std::memcpy(values.data(),
-                file.bytes(*entry).data() + (begin - first + done) * int64_t{sizeof(float)},
-                values.size() * sizeof(float));
+    file.read_bytes(*entry, static_cast<uint64_t>(begin - first + done) * sizeof(float),
+                    values.data(), values.size() * sizeof(float));
     require_finite(file, entry->name, values, begin - first + done);
     // A mean of squares: AdamW takes its root.
     if (prefix == "v." && std::ranges::any_of(values, [](float v) { return v < 0; })) {

@@ -228,7 +228,24 @@ TEST(SafetensorsReader, ReadsTheReferencesFile) {
   EXPECT_EQ(u8[4], 4);
   EXPECT_EQ(reader.at("f16").type, SafetensorsType::F16);
   EXPECT_EQ(reader.at("mask").type, SafetensorsType::BOOL);
-  EXPECT_EQ(reader.bytes(reader.at("mask")).size(), 3u);
+  EXPECT_EQ(reader.at("mask").bytes(), 3u);
+}
+
+TEST(SafetensorsReader, NamesAFileThatHasShrunk) {
+  const Scratch scratch;
+  const std::vector<float> values(100000, 1.0f);
+  for (const DType dtype : {DType::fp32, DType::bf16}) {
+    SafetensorsWriter writer(scratch / "a");
+    writer.declare("w", dtype, {static_cast<int64_t>(values.size() * 4 / size_of(dtype))});
+    writer.write("w", values.data(), values.size() * sizeof(float));
+    writer.finish();
+    const SafetensorsReader reader(scratch / "a");
+    std::filesystem::resize_file(scratch / "a", 4096);
+    std::vector<float> out(static_cast<size_t>(reader.at("w").elements()));
+    EXPECT_CONTAINS(message_of<CheckError>(
+                        [&] { reader.read_as_float("w", out.data(), reader.at("w").elements()); }),
+                    (scratch / "a").string());
+  }
 }
 
 TEST(SafetensorsReader, RefusesWhatDoesNotFitTheCall) {
