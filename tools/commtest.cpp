@@ -38,10 +38,10 @@ bool parse(int argc, char** argv, Options& o) {
       ->capture_default_str();
   app.add_option("--comm-timeout", o.comm.timeout_seconds,
                  "Seconds without progress after which the job ends")
-      ->check(CLI::PositiveNumber)
+      ->check(finite_in(0.001, 1e12))
       ->capture_default_str();
   app.add_option("--rendezvous", o.comm.rendezvous,
-                 "Where ranks that mpirun did not start meet: HOST:PORT or file:PATH");
+                 "Where ranks that mpirun did not start meet: HOST:PORT, [IPV6]:PORT or file:PATH");
   app.add_option("--min-bytes", o.min_bytes, "Smallest tensor of the tables")
       ->check(CLI::Range(size_t{64}, size_t{1} << 40))
       ->capture_default_str();
