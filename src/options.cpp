@@ -176,7 +176,7 @@ void add_ranks_options(CLI::App& app, TrainOptions& o) {
   add_number(app, "--comm-timeout", o.comm_timeout, 1, kMostSeconds,
              "Seconds that a collective may wait for a rank before the job ends");
   app.add_option("--rendezvous", o.rendezvous,
-                 "Where ranks without MPI meet: HOST:PORT or file:PATH");
+                 "Where ranks without MPI meet: HOST:PORT, [IPV6]:PORT or file:PATH");
   app.add_option("--lr-scale", o.lr_scale,
                  "lr and min-lr grow with the ranks: none, linear (x ranks) or sqrt")
       ->check(CLI::IsMember({"none", "linear", "sqrt"}));

@@ -39,7 +39,7 @@ bool parse(int argc, char** argv, Options& o) {
   add_number(app, "--comm-timeout", o.comm.timeout_seconds, 0.001, 1e9,
              "Seconds without progress after which the job ends");
   app.add_option("--rendezvous", o.comm.rendezvous,
-                 "Where ranks that mpirun did not start meet: HOST:PORT or file:PATH");
+                 "Where ranks that mpirun did not start meet: HOST:PORT, [IPV6]:PORT or file:PATH");
   add_number(app, "--min-bytes", o.min_bytes, 64, size_t{1} << 40, "Smallest tensor of the tables");
   add_number(app, "--max-bytes", o.max_bytes, 4096, size_t{1} << 40, "Largest tensor");
   add_number(app, "--iterations", o.iterations, 0, 1000000, "Calls that are timed; 0: check only");

@@ -18,6 +18,8 @@ cat >"$scratch/bin/srun" <<'END'
 kind=$1
 shift
 [[ $kind == --mpi=none ]] || exec mpirun -n 2 "$@"
+echo "$LATHE_RENDEZVOUS_TOKEN" >"$NOTES/token"
+echo "$*" >"$NOTES/arguments"
 export SLURM_STEP_NUM_TASKS=2 SLURM_NODEID=0 SLURM_STEP_TASKS_PER_NODE=2
 SLURM_PROCID=0 SLURM_LOCALID=0 "$@" &
 SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
@@ -32,7 +34,7 @@ PATH=$scratch/bin:$(dirname "$mpiexec"):$PATH
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none OMP_NUM_THREADS=1
 export ASAN_OPTIONS=detect_leaks=0  # MPI keeps memory to the end
-export SLURM_JOB_ID=4711 SLURM_NTASKS_PER_NODE=2 SLURM_JOB_NODELIST=localhost
+export NOTES=$scratch SLURM_JOB_ID=4711 SLURM_NTASKS_PER_NODE=2 SLURM_JOB_NODELIST=localhost
 export PBS_O_WORKDIR=$scratch PBS_NODEFILE=$scratch/nodes
 printf 'localhost\nlocalhost\n' >"$PBS_NODEFILE"
 
@@ -81,6 +83,16 @@ done
 LATHE_LAUNCH=none "$scripts/slurm.sh" "${flags[@]}" >"$scratch/none.log" 2>&1 && fail "without MPI"
 grep -q '2 ranks were started without MPI' "$scratch/none.log" || fail "without MPI: other words"
 echo "slurm.sh, none: ranks without MPI know that they are"
+# They get a secret by the environment, not by arguments, which every user of a host can see.
+token=$(<"$scratch/token")
+[[ $token =~ ^[0-9a-f]{64}$ ]] || fail "without MPI: the token is '$token'"
+grep -q "$token" "$scratch/arguments" && fail "without MPI: the token is among the arguments"
+LATHE_LAUNCH=none "$scripts/slurm.sh" "${flags[@]}" >"$scratch/none.log" 2>&1 && fail "without MPI"
+[[ $(<"$scratch/token") != "$token" ]] || fail "without MPI: two jobs have the same token"
+LATHE_RENDEZVOUS_TOKEN=mine LATHE_LAUNCH=none "$scripts/slurm.sh" "${flags[@]}" \
+  >"$scratch/none.log" 2>&1 && fail "without MPI"
+[[ $(<"$scratch/token") == mine ]] || fail "without MPI: a token that was given was not taken"
+echo "slurm.sh, none: each job has a token of its own"
 LATHE_LAUNCH=what "$scripts/slurm.sh" >"$scratch/what.log" 2>&1 && fail "LATHE_LAUNCH=what was taken"
 
 out=$scratch/pbs

@@ -21,6 +21,9 @@ case ${LATHE_LAUNCH:-pmix} in
   mpirun) launch=(mpirun --map-by "ppr:${SLURM_NTASKS_PER_NODE:-1}:node" "$program") ;;
   none)
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    # By this secret the ranks know each other; srun hands it on, where no other user sees it.
+    token=$(od -An -N32 -v -tx1 /dev/urandom | tr -d ' \n')
+    export LATHE_RENDEZVOUS_TOKEN=${LATHE_RENDEZVOUS_TOKEN:-$token}
     # A rank that finds srun's own variables would look for the others by MPI.
     # shellcheck disable=SC2016  # each rank is to expand this
     launch=(srun --mpi=none bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
