@@ -208,6 +208,26 @@ TEST(Bpe, KnowsSpecialTokensOutsideTheVocabulary) {
   EXPECT_GT(tokenizer->encode("<|endoftext|>").size(), 1u) << "ordinary text, as for OpenAI";
 }
 
+// Counts and hash come from make_unicode_classes.py, whose table --check compares with tiktoken's
+// and with Hugging Face's, code point by code point.
+TEST(Pretokenizer, ClassesAreThoseOfUnicode16) {
+  std::map<CharClass, int> count;
+  uint64_t hash = 0xCBF29CE484222325;
+  for (int32_t c = 0; c < 0x110000; ++c) {
+    ++count[char_class(c)];
+    hash = (hash ^ static_cast<uint64_t>(char_class(c))) * 0x100000001B3;
+  }
+  EXPECT_EQ(count[CharClass::letter], 141028);
+  EXPECT_EQ(count[CharClass::number], 1911);
+  EXPECT_EQ(count[CharClass::space], 25);
+  EXPECT_EQ(hash, 0xb782c966f1f1966a);
+  EXPECT_EQ(char_class(0x2EBF0), CharClass::letter) << "new in Unicode 15.1";
+  EXPECT_EQ(char_class(0x1C89), CharClass::letter) << "new in Unicode 16.0";
+  EXPECT_EQ(char_class(0x10D40), CharClass::number) << "new in Unicode 16.0";
+  EXPECT_EQ(char_class(0x088F), CharClass::other) << "new in Unicode 17.0";
+  EXPECT_EQ(char_class(-1), CharClass::other);
+}
+
 TEST(Pretokenizer, FollowsTheExpression) {
   using Words = std::vector<std::string>;
   EXPECT_EQ(words_of("Hello world's  end\n\n x"),
