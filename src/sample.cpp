@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "src/data/utf8.h"
 #include "src/flags.h"
 #include "src/io/checkpoint.h"
 #include "src/io/file.h"
@@ -32,7 +33,8 @@ bool parse(int argc, char** argv, SampleOptions& o) {
   app.add_option("--checkpoint", o.checkpoint,
                  "Directory with config.json, model.safetensors and a tokenizer")
       ->required();
-  app.add_option("--prompt", o.prompt, "Text, or @FILE");
+  app.add_option("--prompt", o.prompt,
+                 "Text, or @FILE; special tokens in it, such as <|endoftext|>, are tokens");
   app.add_option("--tokens", o.tokens, "Tokens to make")->check(CLI::Range(0, 1 << 30));
   app.add_option("--temperature", o.sampling.temperature, "0 takes the likeliest token")
       ->check(finite_in(0, 1e6));
@@ -64,6 +66,7 @@ int sample(int argc, char** argv) {
   }
   if (options.prompt.starts_with('@')) {
     options.prompt = read_whole_file(options.prompt.substr(1), kMaxPromptBytes);
+    options.prompt.erase(0, byte_order_mark(options.prompt));
   }
 
   const auto device = make_device(options.device, options.threads);

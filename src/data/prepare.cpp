@@ -49,7 +49,7 @@ class EncoderPool {
   };
 
   void work(const Tokenizer& tokenizer, const std::stop_token& stop) {
-    const auto encoder = tokenizer.encoder();
+    const auto encoder = tokenizer.encoder(SpecialTokens::as_text);
     while (true) {
       std::unique_lock lock(mutex_);
       if (!wake_.wait(lock, stop, [this] { return !jobs_.empty(); })) return;
@@ -197,7 +197,9 @@ Census take_census(const PrepareOptions& options, const std::vector<fs::path>& i
   Census census;
   std::vector<bool> seen(0x110000);
   std::unique_ptr<Encoder> encoder;
-  if (tokenizer && tokenizer->kind() == "char") encoder = tokenizer->encoder();
+  if (tokenizer && tokenizer->kind() == "char") {
+    encoder = tokenizer->encoder(SpecialTokens::as_text);
+  }
   DocumentReader reader(inputs, options.format);
   const uint64_t total = total_bytes(inputs);
   while (const auto piece = reader.next()) {
