@@ -8,6 +8,8 @@
 #include "kernels/device/error.h"
 #include "src/data/prepare.h"
 #include "src/data/shard.h"
+#include "src/io/file.h"
+#include "src/io/strict_json.h"
 
 namespace {
 
@@ -61,8 +63,7 @@ void write_out(std::string_view text) {
 // Prints the text of one shard, or of all of a directory's: training, then validation.
 void decode(const std::filesystem::path& path) {
   const bool is_directory = std::filesystem::is_directory(path);
-  const auto tokenizer =
-      lathe::load_tokenizer((is_directory ? path : path.parent_path()) / "tokenizer.json");
+  const auto tokenizer = lathe::load_tokenizer(is_directory ? path : lathe::parent_of(path));
   std::vector<std::filesystem::path> files{path};
   if (is_directory) {
     files = lathe::find_shards(path, "train");
@@ -96,6 +97,8 @@ int run(int argc, char** argv) {
                  "text between the documents of a file, left out");
   app.add_option("--jsonl-key", options.format.jsonl_key,
                  "the files hold one JSON object a line, the document is under this key");
+  app.add_option("--document-join", options.document_join,
+                 "text or special token between documents, if not <|endoftext|>; '' for nothing");
   app.add_option("--val-fraction", options.val_fraction,
                  "share of the characters, from the end, that validates")
       ->capture_default_str();
@@ -124,9 +127,14 @@ int run(int argc, char** argv) {
   progress.end_line();
   fmt::print(
       "{}: {} train and {} validation tokens of {} symbols, from {} characters in {} "
-      "document{}\n",
+      "document{}{}\n",
       options.out.string(), result.train_tokens, result.val_tokens, result.vocab_size,
-      result.characters, result.documents, result.documents == 1 ? "" : "s");
+      result.characters, result.documents, result.documents == 1 ? "" : "s",
+      result.documents == 1 ? "" : " with " + lathe::json_quoted(result.join) + " between");
+  if (result.byte_order_marks > 0) {
+    fmt::print("left out the byte order mark at the start of {} file{}\n", result.byte_order_marks,
+               result.byte_order_marks == 1 ? "" : "s");
+  }
   return 0;
 }
 
