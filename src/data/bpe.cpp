@@ -233,23 +233,24 @@ const MergeTable::Merge* MergeTable::find(int32_t left, int32_t right) const {
 BpeTokenizer::BpeTokenizer(const Parts& parts, const std::string& name)
     : merges_(parts.merges.size()) {
   const auto bytes = bytes_of_code_points();
-  IdOf id_of;
+  IdOf in_vocabulary;
   names_.reserve(parts.vocabulary.size() + parts.added.size());
   for (const auto& [token, id] : parts.vocabulary) {
     add_token(id, token, bytes_of_name(token, bytes).value_or(token), name);
-    id_of[token] = static_cast<int32_t>(id);
+    in_vocabulary[token] = static_cast<int32_t>(id);
   }
+  IdOf id_of = in_vocabulary;
   add_added(parts, name, id_of);
   if (id_of.size() != tokens_.size()) {
     throw UserError("{} has {} tokens, but ids up to {}; give an undamaged tokenizer", name,
                     id_of.size(), static_cast<int64_t>(tokens_.size()) - 1);
   }
   if (id_of.contains(kEndOfText)) end_of_text_ = id_of[kEndOfText];
-  find_bytes(id_of, name);
+  find_bytes(in_vocabulary, name);
 
   const auto find = [&](const std::string& token) {
-    const auto found = id_of.find(token);
-    if (found == id_of.end()) {
+    const auto found = in_vocabulary.find(token);
+    if (found == in_vocabulary.end()) {
       throw UserError(
           "{} lacks the token \"{}\", which its merges need; "
           "give a vocabulary and merges that belong together",
@@ -291,14 +292,14 @@ void BpeTokenizer::add_added(const Parts& parts, const std::string& name, IdOf& 
   added_ = AddedTokens(std::move(added));
 }
 
-void BpeTokenizer::find_bytes(const IdOf& id_of, const std::string& name) {
+void BpeTokenizer::find_bytes(const IdOf& in_vocabulary, const std::string& name) {
   const auto code_points = code_points_of_bytes();
   std::vector<size_t> missing;
   for (size_t b = 0; b < 256; ++b) {
     std::string token;
     append_utf8(code_points[b], token);
-    const auto found = id_of.find(token);
-    if (found == id_of.end()) {
+    const auto found = in_vocabulary.find(token);
+    if (found == in_vocabulary.end()) {
       missing.push_back(b);
     } else {
       byte_ids_[b] = found->second;

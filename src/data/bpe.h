@@ -69,7 +69,7 @@ class BpeTokenizer : public Tokenizer {
   using IdOf = std::unordered_map<std::string_view, int32_t>;
   void add_token(int64_t id, std::string name, std::string bytes, const std::string& file);
   void add_added(const Parts& parts, const std::string& file, IdOf& id_of);
-  void find_bytes(const IdOf& id_of, const std::string& file);
+  void find_bytes(const IdOf& in_vocabulary, const std::string& file);
 
   std::vector<std::string> names_;   // by id, as in the files
   std::vector<std::string> tokens_;  // by id, bytes
