@@ -1,7 +1,6 @@
 #include "src/data/prepare.h"
 
 #include <gtest/gtest.h>
-#include <sys/stat.h>
 
 #include <cstdlib>
 #include <nlohmann/json.hpp>
@@ -407,20 +406,16 @@ TEST_F(PrepareProgram, ReadsStandardInputAndDecodesAgain) {
 
 TEST_F(PrepareProgram, ReadsPipes) {
   const fs::path text = write_text(dir_ / "text", varied_text(20000));
-  const fs::path pipe = dir_ / "pipe";
-  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
-  const std::string writer = fmt::format("cat {} >{} & ", text.string(), pipe.string());
-  EXPECT_EQ(
-      run(fmt::format("--input {} --out {}", pipe.string(), (dir_ / "data").string()), writer), 0)
-      << output_;
-  EXPECT_EQ(run("--decode " + (dir_ / "data").string()), 0);
+  const std::string pipe = "cat " + text.string() + " | ";
+  const std::string data = (dir_ / "data").string();
+  EXPECT_EQ(run("--input /dev/stdin --out " + data, pipe), 0) << output_;
+  EXPECT_EQ(run("--decode " + data), 0);
   EXPECT_EQ(output_, read_text(text));
   // Errors call the input by the user's name, not by that of the copy.
   write_text(text, "abc\xff");
-  EXPECT_EQ(run(fmt::format("--input {} --out {}", pipe.string(), (dir_ / "2").string()), writer),
-            2);
-  expect_contains(output_, "prepare: " + pipe.string() + " is not UTF-8 at byte 3");
-  EXPECT_EQ(run(fmt::format("--input - --out {} <{}", (dir_ / "2").string(), text.string())), 2);
+  EXPECT_EQ(run("--force --input /dev/stdin --out " + data, pipe), 2);
+  expect_contains(output_, "prepare: /dev/stdin is not UTF-8 at byte 3");
+  EXPECT_EQ(run("--force --input - --out " + data, pipe), 2);
   expect_contains(output_, "prepare: standard input is not UTF-8 at byte 3");
 }
 
