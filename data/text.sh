@@ -3,22 +3,23 @@
 # usage: data/text.sh --out DIR [options] FILE...
 #        data/text.sh --out DIR [options] --url URL --sha256 SUM
 # options: --tokenizer char|gpt2|FILE, --vocab-dir DIR (for gpt2; default: where data/gpt2.sh puts it),
-#          --val-fraction F
+#          --val-fraction F, --document-join TEXT (between the files, if the tokenizer has no end-of-text)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 out= tokenizer=char vocab_dir=$root/data/gpt2 fraction=0.1 url= sha256=
-files=()
+files=() join=()
 
 while [[ $# -gt 0 ]]; do
   case $1 in
     -h | --help) sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --out | --tokenizer | --vocab-dir | --val-fraction | --url | --sha256)
+    --out | --tokenizer | --vocab-dir | --val-fraction | --document-join | --url | --sha256)
       [[ $# -ge 2 ]] || fail "$1 needs a value"
       case $1 in
         --out) out=$2 ;;
         --tokenizer) tokenizer=$2 ;;
         --vocab-dir) vocab_dir=$2 ;;
         --val-fraction) fraction=$2 ;;
+        --document-join) join=(--document-join "$2") ;;
         --url) url=$2 ;;
         --sha256) sha256=$2 ;;
       esac
@@ -48,4 +49,4 @@ else
     verify "${files[0]}" "$sha256"
   fi
 fi
-run_prepare --tokenizer "$tokenizer" "${vocabulary[@]}" --input "${files[@]}" --out "$out" --val-fraction "$fraction"
+run_prepare --tokenizer "$tokenizer" "${vocabulary[@]}" --input "${files[@]}" --out "$out" --val-fraction "$fraction" "${join[@]}"

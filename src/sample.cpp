@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "src/data/utf8.h"
 #include "src/flags.h"
 #include "src/io/checkpoint.h"
 #include "src/io/file.h"
@@ -34,7 +35,8 @@ bool parse(int argc, char** argv, SampleOptions& o) {
       ->required();
   app.add_option_function<std::string>(
       "--prompt", [&o](const std::string& text) { o.prompt = text; },
-      "Text, or @FILE; a newline when not given");
+      "Text, or @FILE; a newline when not given; special tokens in it, such as <|endoftext|>, are "
+      "tokens");
   add_number(app, "--tokens", o.tokens, 0, 1 << 30, "Tokens to make");
   add_number(app, "--temperature", o.sampling.temperature, 0, 1e6, "0 takes the likeliest token");
   add_number(app, "--top-k", o.sampling.top_k, 0, 1 << 30, "Only the k likeliest tokens; 0: all");
@@ -65,7 +67,10 @@ int sample(int argc, char** argv) {
                     tokenizer->vocab_size(), config.vocab_size);
   }
   std::string prompt = options.prompt.value_or(default_prompt(*tokenizer));
-  if (prompt.starts_with('@')) prompt = read_whole_file(prompt.substr(1), kMaxPromptBytes);
+  if (prompt.starts_with('@')) {
+    prompt = read_whole_file(prompt.substr(1), kMaxPromptBytes);
+    prompt.erase(0, byte_order_mark(prompt));
+  }
 
   const auto device = make_device(options.device, options.threads);
   const DType dtype = options.dtype == "bf16" ? DType::bf16 : DType::fp32;

@@ -38,7 +38,7 @@ void generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_vie
                    int64_t tokens, const SamplingConfig& config,
                    const std::function<void(std::string_view)>& emit,
                    const std::function<bool()>& stop) {
-  std::vector<int32_t> context = tokenizer.encode(prompt);
+  std::vector<int32_t> context = tokenizer.encode(prompt, SpecialTokens::as_tokens);
   if (context.empty()) context.push_back(tokenizer.end_of_text().value_or(0));
   StreamDecoder stream(tokenizer);
   decoder.reset();

@@ -8,6 +8,8 @@
 #include "src/data/prepare.h"
 #include "src/data/shard.h"
 #include "src/flags.h"
+#include "src/io/file.h"
+#include "src/io/strict_json.h"
 
 namespace {
 
@@ -64,8 +66,7 @@ void write_out(std::string_view text) {
 // Prints the text of one shard, or of all of a directory's: training, then validation.
 void decode(const std::filesystem::path& path) {
   const bool is_directory = std::filesystem::is_directory(path);
-  const auto tokenizer =
-      lathe::load_tokenizer((is_directory ? path : path.parent_path()) / "tokenizer.json");
+  const auto tokenizer = lathe::load_tokenizer(is_directory ? path : lathe::parent_of(path));
   std::vector<std::filesystem::path> files{path};
   if (is_directory) {
     files = lathe::find_shards(path, "train");
@@ -120,6 +121,8 @@ int run(int argc, char** argv) {
                  "text between the documents of a file, left out");
   app.add_option("--jsonl-key", options.format.jsonl_key,
                  "the files hold one JSON object a line, the document is under this key");
+  app.add_option("--document-join", options.document_join,
+                 "text or special token between documents, if not <|endoftext|>; '' for nothing");
   add_number(app, "--val-fraction", options.val_fraction, 0, 1,
              "share of the characters, from the end, that validates; below 1");
   app.add_option("--out", options.out, "directory for train_*.bin, val_*.bin and tokenizer.json");
@@ -141,9 +144,14 @@ int run(int argc, char** argv) {
   progress.end_line();
   fmt::print(
       "{}: {} train and {} validation tokens of {} symbols, from {} characters in {} "
-      "document{}\n",
+      "document{}{}\n",
       options.out.string(), result.train_tokens, result.val_tokens, result.vocab_size,
-      result.characters, result.documents, result.documents == 1 ? "" : "s");
+      result.characters, result.documents, result.documents == 1 ? "" : "s",
+      result.documents == 1 ? "" : " with " + lathe::json_quoted(result.join) + " between");
+  if (result.byte_order_marks > 0) {
+    fmt::print("left out the byte order mark at the start of {} file{}\n", result.byte_order_marks,
+               result.byte_order_marks == 1 ? "" : "s");
+  }
   return 0;
 }
 

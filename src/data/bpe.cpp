@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <queue>
+#include <set>
 #include <unordered_map>
 
 #include "kernels/device/error.h"
@@ -153,13 +153,26 @@ class WordCache {
 
 class BpeEncoder : public Encoder {
  public:
-  explicit BpeEncoder(const BpeTokenizer& tokenizer) : merger_(tokenizer) {}
+  BpeEncoder(const BpeTokenizer& tokenizer, SpecialTokens special)
+      : added_(tokenizer.added()), special_(special), merger_(tokenizer) {}
 
   void encode(std::string_view text, std::vector<int32_t>& ids) override {
     const size_t valid = valid_utf8_prefix(text);
     if (valid != text.size()) {
       throw UserError("the text is not UTF-8 at byte {}; convert it", valid);
     }
+    if (!added_.matter(special_)) return encode_words(text, ids);
+    for (const AddedTokens::Piece& piece : added_.split(text, special_)) {
+      if (piece.id >= 0) {
+        ids.push_back(piece.id);
+      } else {
+        encode_words(piece.text, ids);
+      }
+    }
+  }
+
+ private:
+  void encode_words(std::string_view text, std::vector<int32_t>& ids) {
     while (!text.empty()) {
       const size_t length = next_word(text);
       encode_word(text.substr(0, length), ids);
@@ -167,7 +180,6 @@ class BpeEncoder : public Encoder {
     }
   }
 
- private:
   void encode_word(std::string_view word, std::vector<int32_t>& ids) {
     if (!WordCache::holds(word)) return merger_.encode(word, ids);
     WordCache::Entry& entry = cache_.entry(word);
@@ -185,6 +197,8 @@ class BpeEncoder : public Encoder {
     std::copy(ids.end() - static_cast<ptrdiff_t>(count), ids.end(), entry.ids);
   }
 
+  const AddedTokens& added_;
+  SpecialTokens special_;
   WordMerger merger_;
   WordCache cache_;
 };
@@ -219,38 +233,24 @@ const MergeTable::Merge* MergeTable::find(int32_t left, int32_t right) const {
 BpeTokenizer::BpeTokenizer(const Parts& parts, const std::string& name)
     : merges_(parts.merges.size()) {
   const auto bytes = bytes_of_code_points();
-  std::unordered_map<std::string_view, int32_t> id_of;
-  const size_t most = parts.vocabulary.size() + parts.special.size();
-  names_.reserve(most);
+  IdOf in_vocabulary;
+  names_.reserve(parts.vocabulary.size() + parts.added.size());
   for (const auto& [token, id] : parts.vocabulary) {
-    const auto decoded = bytes_of_name(token, bytes);
-    add_token(id, token, decoded.value_or(token), name);
-    id_of[token] = static_cast<int32_t>(id);
-    if (!decoded || token == kEndOfText) special_.push_back(static_cast<int32_t>(id));
+    add_token(id, token, bytes_of_name(token, bytes).value_or(token), name);
+    in_vocabulary[token] = static_cast<int32_t>(id);
   }
-  for (const auto& [text, id] : parts.special) {
-    const auto found = id_of.find(text);
-    if (found == id_of.end()) {
-      add_token(id, text, text, name);
-      id_of[text] = static_cast<int32_t>(id);
-    } else if (found->second != id) {
-      throw UserError("{} gives the token {} the ids {} and {}; give an undamaged tokenizer", name,
-                      text, found->second, id);
-    }
-    tokens_[static_cast<size_t>(id)] = text;
-    special_.push_back(static_cast<int32_t>(id));
-  }
-  std::sort(special_.begin(), special_.end());
-  special_.erase(std::unique(special_.begin(), special_.end()), special_.end());
+  IdOf id_of = in_vocabulary;
+  add_added(parts, name, id_of);
   if (id_of.size() != tokens_.size()) {
     throw UserError("{} has {} tokens, but ids up to {}; give an undamaged tokenizer", name,
                     id_of.size(), static_cast<int64_t>(tokens_.size()) - 1);
   }
   if (id_of.contains(kEndOfText)) end_of_text_ = id_of[kEndOfText];
+  find_bytes(in_vocabulary, name);
 
   const auto find = [&](const std::string& token) {
-    const auto found = id_of.find(token);
-    if (found == id_of.end()) {
+    const auto found = in_vocabulary.find(token);
+    if (found == in_vocabulary.end()) {
       throw UserError(
           "{} lacks the token \"{}\", which its merges need; "
           "give a vocabulary and merges that belong together",
@@ -258,12 +258,6 @@ BpeTokenizer::BpeTokenizer(const Parts& parts, const std::string& name)
     }
     return found->second;
   };
-  const auto code_points = code_points_of_bytes();
-  for (size_t b = 0; b < 256; ++b) {
-    std::string token;
-    append_utf8(code_points[b], token);
-    byte_ids_[b] = find(token);
-  }
   for (const auto& [left, right] : parts.merges) {
     const auto rank = static_cast<int32_t>(merge_list_.size());
     merge_list_.emplace_back(find(left), find(right));
@@ -271,13 +265,64 @@ BpeTokenizer::BpeTokenizer(const Parts& parts, const std::string& name)
   }
 }
 
-void BpeTokenizer::add_token(int64_t id, std::string name, std::string bytes,
-                             const std::string& file) {
+// OpenAI's files do not say that <|endoftext|> is special, but it is.
+void BpeTokenizer::add_added(const Parts& parts, const std::string& name, IdOf& id_of) {
+  std::vector<AddedToken> added;
+  std::set<std::string_view> contents;
+  for (const AddedToken& token : parts.added) {
+    const auto found = id_of.find(token.content);
+    if (found == id_of.end()) {
+      add_token(token.id, token.content, token.content, name);
+      id_of[token.content] = token.id;
+    } else if (found->second != token.id) {
+      throw UserError("{} gives the token {} the ids {} and {}; give an undamaged tokenizer", name,
+                      token.content, found->second, token.id);
+    } else if (tokens_[static_cast<size_t>(token.id)] != token.content) {
+      throw UserError(
+          "{} adds the token {}, by which its vocabulary means other bytes; "
+          "give a tokenizer without this added token",
+          name, token.content);
+    }
+    if (contents.insert(token.content).second) added.push_back(token);
+  }
+  const auto end_of_text = id_of.find(kEndOfText);
+  if (end_of_text != id_of.end() && !contents.contains(kEndOfText)) {
+    added.push_back({.content = std::string(kEndOfText), .id = end_of_text->second});
+  }
+  added_ = AddedTokens(std::move(added));
+}
+
+void BpeTokenizer::find_bytes(const IdOf& in_vocabulary, const std::string& name) {
+  const auto code_points = code_points_of_bytes();
+  std::vector<size_t> missing;
+  for (size_t b = 0; b < 256; ++b) {
+    std::string token;
+    append_utf8(code_points[b], token);
+    const auto found = in_vocabulary.find(token);
+    if (found == in_vocabulary.end()) {
+      missing.push_back(b);
+    } else {
+      byte_ids_[b] = found->second;
+    }
+  }
+  if (missing.empty()) return;
+  throw UserError(
+      "{} has no token for {} of the 256 bytes (0x{:02x} is the first), so there are texts that it "
+      "cannot encode; train it with all bytes as its initial alphabet",
+      name, missing.size(), missing[0]);
+}
+
+int32_t checked_id(int64_t id, std::string_view token, const std::string& file) {
   if (id < 0 || id >= kMaxVocabSize) {
     throw UserError("{} gives the token {} the id {}; ids have 16 bits here, from 0 to {}", file,
-                    name, id, kMaxVocabSize - 1);
+                    token, id, kMaxVocabSize - 1);
   }
-  const auto place = static_cast<size_t>(id);
+  return static_cast<int32_t>(id);
+}
+
+void BpeTokenizer::add_token(int64_t id, std::string name, std::string bytes,
+                             const std::string& file) {
+  const auto place = static_cast<size_t>(checked_id(id, name, file));
   if (place >= tokens_.size()) {
     tokens_.resize(place + 1);
     names_.resize(place + 1);
@@ -296,12 +341,25 @@ std::string_view BpeTokenizer::token(int32_t id) const {
   return tokens_[static_cast<size_t>(id)];
 }
 
-std::unique_ptr<Encoder> BpeTokenizer::encoder() const {
-  return std::make_unique<BpeEncoder>(*this);
+std::unique_ptr<Encoder> BpeTokenizer::encoder(SpecialTokens special) const {
+  return std::make_unique<BpeEncoder>(*this, special);
 }
 
+// At a word's boundary that no added token crosses, the text before it is cut into the same pieces
+// and words whatever follows, and the text behind it whatever stood before.
 size_t BpeTokenizer::safe_cut(std::string_view text) const {
-  return last_word_boundary(text);
+  size_t cut = last_word_boundary(text);
+  while (cut > 0 && added_.may_cross(text, cut)) cut = last_word_boundary(text.substr(0, cut));
+  return cut;
+}
+
+bool BpeTokenizer::same_rules(const BpeTokenizer& other) const {
+  const auto same = [](const AddedToken& a, const AddedToken& b) {
+    return a.id == b.id && a.content == b.content && a.special == b.special &&
+           (a.special || a.normalized == b.normalized);
+  };
+  return merge_list_ == other.merge_list_ &&
+         std::ranges::equal(added_.list(), other.added_.list(), same);
 }
 
 }  // namespace lathe

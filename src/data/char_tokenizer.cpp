@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/device/error.h"
+#include "src/data/bpe.h"
 #include "src/data/shard.h"
 #include "src/data/utf8.h"
 
@@ -36,7 +37,7 @@ class CharEncoder : public Encoder {
 class CharTokenizer : public Tokenizer {
  public:
   explicit CharTokenizer(const std::vector<int32_t>& code_points) {
-    id_of_.assign(static_cast<size_t>(code_points.back()) + 1, -1);
+    id_of_.assign(static_cast<size_t>(*std::ranges::max_element(code_points)) + 1, -1);
     for (int32_t c : code_points) {
       id_of_[static_cast<size_t>(c)] = static_cast<int32_t>(tokens_.size());
       tokens_.emplace_back();
@@ -51,16 +52,15 @@ class CharTokenizer : public Tokenizer {
     LATHE_CHECK(id >= 0 && id < vocab_size(), "token {} of {}", id, vocab_size());
     return tokens_[static_cast<size_t>(id)];
   }
-  std::unique_ptr<Encoder> encoder() const override {
+  std::unique_ptr<Encoder> encoder(SpecialTokens /*special*/) const override {
     return std::make_unique<CharEncoder>(id_of_);
   }
   size_t safe_cut(std::string_view text) const override { return text.size(); }
   std::string to_json() const override {
-    std::string characters;
-    for (const std::string& token : tokens_) characters += token;
-    const nlohmann::ordered_json json = {
-        {"type", "char"}, {"version", 1}, {"characters", characters}};
-    return json.dump(1, ' ', /*ensure_ascii=*/true) + "\n";
+    auto vocabulary = nlohmann::json::object();
+    for (size_t id = 0; id < tokens_.size(); ++id) vocabulary[tokens_[id]] = id;
+    const auto none = nlohmann::json::array();
+    return hugging_face_json(std::move(vocabulary), none, none, nullptr, {{"type", "Fuse"}});
   }
 
  private:
@@ -74,6 +74,11 @@ std::unique_ptr<Tokenizer> make_char_tokenizer(std::vector<int32_t> code_points,
                                                const std::string& source) {
   std::sort(code_points.begin(), code_points.end());
   code_points.erase(std::unique(code_points.begin(), code_points.end()), code_points.end());
+  return char_tokenizer_by_id(code_points, source);
+}
+
+std::unique_ptr<Tokenizer> char_tokenizer_by_id(const std::vector<int32_t>& code_points,
+                                                const std::string& source) {
   if (code_points.empty()) {
     throw UserError("{} holds no characters; give a text that is not empty", source);
   }
@@ -83,7 +88,8 @@ std::unique_ptr<Tokenizer> make_char_tokenizer(std::vector<int32_t> code_points,
         "use --tokenizer gpt2",
         source, code_points.size(), kMaxVocabSize);
   }
-  LATHE_CHECK(code_points.front() >= 0 && code_points.back() < kCodePoints);
+  const auto [least, largest] = std::ranges::minmax_element(code_points);
+  LATHE_CHECK(*least >= 0 && *largest < kCodePoints, "U+{:04X} .. U+{:04X}", *least, *largest);
   return std::make_unique<CharTokenizer>(code_points);
 }
 

@@ -12,7 +12,7 @@ namespace lathe {
 
 static constexpr size_t kBlockBytes = 1 << 18;
 
-DocumentReader::DocumentReader(std::vector<std::filesystem::path> files, DocumentFormat format)
+DocumentReader::DocumentReader(std::vector<InputFile> files, DocumentFormat format)
     : files_(std::move(files)), format_(std::move(format)) {
   LATHE_CHECK(format_.separator.empty() || format_.jsonl_key.empty());
 }
@@ -20,9 +20,9 @@ DocumentReader::DocumentReader(std::vector<std::filesystem::path> files, Documen
 bool DocumentReader::open_next_file() {
   if (opened_ == files_.size()) return false;
   const auto& file = files_[opened_++];
-  stream_ = std::ifstream(file, std::ios::binary);
-  if (!stream_ || std::filesystem::is_directory(file)) {
-    throw UserError("cannot read {}: {}; give the path of a text file", file.string(),
+  stream_ = std::ifstream(file.path, std::ios::binary);
+  if (!stream_ || std::filesystem::is_directory(file.path)) {
+    throw UserError("cannot read {}: {}; give the path of a text file", file.name,
                     stream_ ? "it is a directory" : std::strerror(errno));
   }
   buffer_.clear();
@@ -31,7 +31,20 @@ bool DocumentReader::open_next_file() {
   line_ = 0;
   at_end_ = false;
   document_starts_ = true;
+  fill();
+  skip_byte_order_mark();
   return true;
+}
+
+void DocumentReader::skip_byte_order_mark() {
+  if (rest().starts_with("\xFF\xFE") || rest().starts_with("\xFE\xFF")) {
+    throw UserError("{} is not UTF-8, but UTF-16 or UTF-32; convert it, for example with iconv",
+                    name());
+  }
+  const size_t mark = byte_order_mark(rest());
+  begin_ += mark;
+  offset_ += mark;
+  byte_order_marks_ += mark > 0;
 }
 
 bool DocumentReader::fill() {
@@ -43,25 +56,27 @@ bool DocumentReader::fill() {
   buffer_.resize(before + count);
   bytes_read_ += count;
   if (stream_.bad()) {
-    throw UserError("cannot read {}: {}", files_[opened_ - 1].string(), std::strerror(errno));
+    throw UserError("cannot read {}: {}", name(), std::strerror(errno));
   }
   at_end_ = stream_.eof();
   return count > 0;
 }
 
-void DocumentReader::check_utf8(std::string_view text) const {
+void DocumentReader::check_text(std::string_view text) const {
   const size_t valid = valid_utf8_prefix(text);
+  if (const size_t nul = text.find('\0'); nul < valid) {
+    throw UserError("{} has a NUL at byte {}: it is UTF-16 or no text; convert it, or leave it out",
+                    name(), offset_ + nul);
+  }
   if (valid == text.size()) return;
   throw UserError("{} is not UTF-8 at byte {} (0x{:02x}); convert it, for example with iconv",
-                  files_[opened_ - 1].string(), offset_ + valid,
-                  static_cast<unsigned char>(text[valid]));
+                  name(), offset_ + valid, static_cast<unsigned char>(text[valid]));
 }
 
 // Hands out the first `bytes` of the buffer and drops `skip` more.
 Piece DocumentReader::take(size_t bytes, size_t skip) {
-  Piece piece{buffer_.substr(begin_, bytes), document_starts_, files_[opened_ - 1].string(),
-              offset_};
-  check_utf8(piece.text);
+  Piece piece{buffer_.substr(begin_, bytes), document_starts_, name(), offset_};
+  check_text(piece.text);
   begin_ += bytes + skip;
   offset_ += bytes + skip;
   return piece;

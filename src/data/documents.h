@@ -17,6 +17,11 @@ struct DocumentFormat {
   std::string jsonl_key;  // not empty: one JSON object a line, the document under this key
 };
 
+struct InputFile {
+  std::filesystem::path path;
+  std::string name;  // what errors call it
+};
+
 struct Piece {
   std::string text;      // valid UTF-8, whole characters
   bool starts_document;  // false: goes on with the document of the piece before
@@ -24,14 +29,16 @@ struct Piece {
   uint64_t offset;       // in the source, of the first byte
 };
 
-// Reads the files in order. Throws UserError where one cannot be read or holds invalid UTF-8,
-// naming file and byte offset. Empty documents are left out.
+// Reads the files in order. Throws UserError where one cannot be read, or holds invalid UTF-8 or a
+// NUL (which JSON may escape), naming file and byte offset. Empty documents are left out, and so is
+// the byte order mark at the start of a file.
 class DocumentReader {
  public:
-  DocumentReader(std::vector<std::filesystem::path> files, DocumentFormat format);
+  DocumentReader(std::vector<InputFile> files, DocumentFormat format);
 
   std::optional<Piece> next();
   uint64_t bytes_read() const { return bytes_read_; }
+  int64_t byte_order_marks() const { return byte_order_marks_; }
 
  private:
   bool fill();  // reads on; false at the end of the last file
@@ -39,9 +46,11 @@ class DocumentReader {
   std::optional<Piece> next_text();
   std::optional<Piece> next_line();
   Piece take(size_t bytes, size_t skip);
-  void check_utf8(std::string_view text) const;
+  void skip_byte_order_mark();
+  void check_text(std::string_view text) const;
+  const std::string& name() const { return files_[opened_ - 1].name; }
 
-  std::vector<std::filesystem::path> files_;
+  std::vector<InputFile> files_;
   DocumentFormat format_;
   size_t opened_ = 0;
   std::ifstream stream_;
@@ -51,6 +60,7 @@ class DocumentReader {
   size_t begin_ = 0;
   uint64_t offset_ = 0;  // in the file, of the byte at begin_
   uint64_t bytes_read_ = 0;
+  int64_t byte_order_marks_ = 0;  // left out
   int64_t line_ = 0;
   bool at_end_ = true;           // of the current file
   bool document_starts_ = true;  // at the byte at begin_

@@ -1,16 +1,20 @@
 #include "src/data/prepare.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <condition_variable>
 #include <deque>
+#include <fstream>
 #include <future>
 #include <iostream>
 #include <mutex>
+#include <span>
 #include <thread>
 
 #include "kernels/device/error.h"
 #include "src/data/shard.h"
 #include "src/data/utf8.h"
+#include "src/io/directory_lock.h"
 #include "src/io/file.h"
 
 namespace lathe {
@@ -49,7 +53,7 @@ class EncoderPool {
   };
 
   void work(const Tokenizer& tokenizer, const std::stop_token& stop) {
-    const auto encoder = tokenizer.encoder();
+    const auto encoder = tokenizer.encoder(SpecialTokens::as_text);
     while (true) {
       std::unique_lock lock(mutex_);
       if (!wake_.wait(lock, stop, [this] { return !jobs_.empty(); })) return;
@@ -76,8 +80,10 @@ class EncoderPool {
 // the pool, written in order.
 class SplitWriter {
  public:
-  SplitWriter(const Tokenizer& tokenizer, EncoderPool& pool, ShardWriter& shards, size_t in_flight)
-      : tokenizer_(tokenizer), pool_(pool), shards_(shards), in_flight_(in_flight) {}
+  // join: the tokens between documents.
+  SplitWriter(const Tokenizer& tokenizer, std::span<const int32_t> join, EncoderPool& pool,
+              ShardWriter& shards, size_t in_flight)
+      : tokenizer_(tokenizer), join_(join), pool_(pool), shards_(shards), in_flight_(in_flight) {}
 
   void append(std::string_view text, bool starts_document) {
     if (starts_document) end_document();
@@ -112,20 +118,18 @@ class SplitWriter {
 
   void write_first() {
     const std::vector<int32_t> ids = waiting_.front().ids.get();
-    if (waiting_.front().separate && tokenizer_.end_of_text()) {
-      const int32_t end_of_text = *tokenizer_.end_of_text();
-      shards_.append({&end_of_text, 1});
-    }
+    if (waiting_.front().separate) shards_.append(join_);
     waiting_.pop_front();
     shards_.append(ids);
   }
 
   struct Waiting {
-    bool separate;  // from the document before, by the end-of-text token
+    bool separate;  // from the document before
     std::future<std::vector<int32_t>> ids;
   };
 
   const Tokenizer& tokenizer_;
+  std::span<const int32_t> join_;
   EncoderPool& pool_;
   ShardWriter& shards_;
   size_t in_flight_;
@@ -142,6 +146,7 @@ class StagingFolder {
   explicit StagingFolder(const fs::path& out) : path_(out / ".prepare.partial") {
     std::error_code error;
     created_out_ = fs::create_directories(out, error);
+    if (!error) lock_ = std::make_unique<DirectoryLock>(out);
     if (!error) fs::remove_all(path_, error);  // of a run that was killed
     if (!error) fs::create_directory(path_, error);
     if (error) {
@@ -151,6 +156,7 @@ class StagingFolder {
   ~StagingFolder() {
     std::error_code ignored;
     fs::remove_all(path_, ignored);
+    lock_.reset();
     if (created_out_) fs::remove(path_.parent_path(), ignored);  // only where it is empty
   }
   StagingFolder(const StagingFolder&) = delete;
@@ -159,6 +165,7 @@ class StagingFolder {
 
  private:
   fs::path path_;
+  std::unique_ptr<DirectoryLock> lock_;
   bool created_out_ = false;
 };
 
@@ -167,14 +174,15 @@ struct Census {
   int64_t documents = 0;
   int64_t characters = 0;
   uint64_t bytes = 0;
+  int64_t byte_order_marks = 0;
   std::vector<int32_t> code_points;  // ascending
 };
 
-uint64_t total_bytes(const std::vector<fs::path>& inputs) {
+uint64_t total_bytes(const std::vector<InputFile>& inputs) {
   uint64_t bytes = 0;
   for (const auto& file : inputs) {
     std::error_code error;
-    const uint64_t size = fs::file_size(file, error);
+    const uint64_t size = fs::file_size(file.path, error);
     if (!error) bytes += size;
   }
   return bytes;
@@ -190,14 +198,24 @@ void check_characters(const Piece& piece, Encoder& encoder) {
   }
 }
 
+void mark_code_points(std::string_view text, std::vector<bool>& seen) {
+  while (!text.empty()) {
+    const CodePoint c = decode_utf8(text);
+    seen[static_cast<size_t>(c.value)] = true;
+    text.remove_prefix(static_cast<size_t>(c.length));
+  }
+}
+
 // Reads everything once. tokenizer: the one that will encode, or null where it is made from what is
 // found here. All that can be wrong with the text is found now, before anything is written.
-Census take_census(const PrepareOptions& options, const std::vector<fs::path>& inputs,
+Census take_census(const PrepareOptions& options, const std::vector<InputFile>& inputs,
                    const Tokenizer* tokenizer, const PrepareProgress& progress) {
   Census census;
   std::vector<bool> seen(0x110000);
   std::unique_ptr<Encoder> encoder;
-  if (tokenizer && tokenizer->kind() == "char") encoder = tokenizer->encoder();
+  if (tokenizer && tokenizer->kind() == "char") {
+    encoder = tokenizer->encoder(SpecialTokens::as_text);
+  }
   DocumentReader reader(inputs, options.format);
   const uint64_t total = total_bytes(inputs);
   while (const auto piece = reader.next()) {
@@ -205,39 +223,86 @@ Census take_census(const PrepareOptions& options, const std::vector<fs::path>& i
     census.characters += count_code_points(piece->text);
     census.bytes += piece->text.size();
     if (encoder) check_characters(*piece, *encoder);
-    if (!tokenizer) {
-      for (std::string_view rest = piece->text; !rest.empty();) {
-        const CodePoint c = decode_utf8(rest);
-        seen[static_cast<size_t>(c.value)] = true;
-        rest.remove_prefix(static_cast<size_t>(c.length));
-      }
-    }
+    if (!tokenizer) mark_code_points(piece->text, seen);
     if (progress) progress("reading", reader.bytes_read(), total, 0);
   }
+  census.byte_order_marks = reader.byte_order_marks();
+  if (census.documents > 1) mark_code_points(options.document_join.value_or(""), seen);
   for (int32_t c = 0; c < 0x110000; ++c) {
     if (seen[static_cast<size_t>(c)]) census.code_points.push_back(c);
   }
   return census;
 }
 
-// Copies standard input into the staging folder, as the text is read twice.
-std::vector<fs::path> seekable(const std::vector<fs::path>& inputs, const fs::path& staging) {
-  std::vector<fs::path> files = inputs;
-  if (std::count(files.begin(), files.end(), "-") > 1) {
+void copy_stream(std::istream& from, const InputFile& to) {
+  AtomicFile copy(to.path);
+  std::vector<char> block(1 << 20);
+  while (from.read(block.data(), static_cast<std::streamsize>(block.size())) || from.gcount() > 0) {
+    copy.write(block.data(), static_cast<size_t>(from.gcount()));
+  }
+  if (from.bad()) throw UserError("cannot read {}", to.name);
+  copy.commit();
+}
+
+// The text is read twice: what can be read only once (standard input, pipes) is copied into the
+// staging folder.
+std::vector<InputFile> seekable(const std::vector<fs::path>& inputs, const fs::path& staging) {
+  if (std::count(inputs.begin(), inputs.end(), "-") > 1) {
     throw UserError("--input names standard input (-) more than once; name it once");
   }
-  for (auto& file : files) {
-    if (file != "-") continue;
-    file = staging / "standard-input";
-    AtomicFile copy(file);
-    std::vector<char> block(1 << 20);
-    while (std::cin.read(block.data(), static_cast<std::streamsize>(block.size())) ||
-           std::cin.gcount() > 0) {
-      copy.write(block.data(), static_cast<size_t>(std::cin.gcount()));
+  std::vector<InputFile> files;
+  for (const fs::path& path : inputs) {
+    files.push_back({path, path.string()});
+    InputFile& file = files.back();
+    std::error_code error;
+    const fs::file_status status = fs::status(path, error);
+    const bool once =
+        fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status);
+    if (path != "-" && !once) continue;
+    file.path = staging / fmt::format("input-{}", files.size());
+    if (path == "-") {
+      file.name = "standard input";
+      copy_stream(std::cin, file);
+    } else {
+      std::ifstream stream(path, std::ios::binary);
+      if (!stream) throw_io_error("read", path, errno);
+      copy_stream(stream, file);
     }
-    copy.commit();
   }
   return files;
+}
+
+// Throws UserError where there are several documents, and nothing says what stands between them.
+std::vector<int32_t> join_tokens(const PrepareOptions& options, const Tokenizer& tokenizer,
+                                 int64_t documents) {
+  if (documents < 2) return {};
+  if (!options.document_join) {
+    if (tokenizer.end_of_text()) return {*tokenizer.end_of_text()};
+    throw UserError(
+        "the input holds {} documents, and the tokenizer has no <|endoftext|> to stand between "
+        "them; give a text or a special token for this with --document-join",
+        documents);
+  }
+  try {
+    return tokenizer.encode(*options.document_join, SpecialTokens::as_tokens);
+  } catch (const UnknownCharacter& unknown) {
+    throw UnknownCharacter("--document-join", unknown.code_point, unknown.byte);
+  }
+}
+
+// As nanoGPT: int(n * 0.9), the product in double.
+int64_t count_train_characters(const PrepareOptions& options, int64_t characters) {
+  const double share = options.val_fraction;
+  const auto train = static_cast<int64_t>(static_cast<double>(characters) * (1 - share));
+  if (train == 0) {
+    throw UserError("--val-fraction {} leaves none of {} character{} to train on; give more text",
+                    share, characters, characters == 1 ? "" : "s");
+  }
+  if (train == characters && share > 0) {
+    throw UserError("--val-fraction {} of {} characters is none; give a larger share, or 0", share,
+                    characters);
+  }
+  return train;
 }
 
 // Null for "char", whose tokenizer is made from the text.
@@ -268,18 +333,18 @@ std::vector<fs::path> old_output(const fs::path& out) {
   return files;
 }
 
-// Replaces the old data by the new: tokenizer.json goes first and comes last, so that a directory
-// with one is whole.
+// Replaces the old data by the new. Meanwhile a mark says that the directory may hold both.
 void publish(const fs::path& staging, const fs::path& out, const ShardWriter& train,
              const ShardWriter& val) {
-  fs::remove(out / "tokenizer.json");
-  for (const auto& file : old_output(out)) fs::remove(file);
+  write_file(out / kReplacingMark, "prepare replaces the data in this directory.\n");
+  for (const auto& file : old_output(out)) remove_file(file);
   sync_directory(out);
   for (const ShardWriter* shards : {&train, &val}) {
-    for (const auto& file : shards->files()) fs::rename(file, out / file.filename());
+    for (const auto& file : shards->files()) rename_path(file, out / file.filename());
   }
+  rename_path(staging / "tokenizer.json", out / "tokenizer.json");
   sync_directory(out);
-  fs::rename(staging / "tokenizer.json", out / "tokenizer.json");
+  remove_file(out / kReplacingMark);
   sync_directory(out);
 }
 
@@ -304,6 +369,12 @@ void encode_all(DocumentReader& reader, const Census& census, int64_t train_char
   }
 }
 
+void refuse_old_output(const PrepareOptions& options) {
+  if (options.force || old_output(options.out).empty()) return;
+  throw UserError("{} already holds data ({}); give another --out, or --force to replace it",
+                  options.out.string(), old_output(options.out)[0].filename().string());
+}
+
 void check_options(const PrepareOptions& options) {
   if (options.inputs.empty()) throw UserError("--input names no file; give at least one");
   if (!(options.val_fraction >= 0 && options.val_fraction < 1)) {
@@ -320,14 +391,15 @@ void check_options(const PrepareOptions& options) {
   if (!options.format.separator.empty() && !options.format.jsonl_key.empty()) {
     throw UserError("--document-separator and --jsonl-key exclude each other; give one of them");
   }
+  const std::string_view join = options.document_join ? *options.document_join : std::string_view();
+  if (const size_t valid = valid_utf8_prefix(join); valid != join.size()) {
+    throw UserError("--document-join is not UTF-8 at byte {}; give UTF-8", valid);
+  }
   if (options.format.separator.size() > 65536) {
     throw UserError("--document-separator has {} bytes; give at most 65536",
                     options.format.separator.size());
   }
-  if (!options.force && !old_output(options.out).empty()) {
-    throw UserError("{} already holds data ({}); give another --out, or --force to replace it",
-                    options.out.string(), old_output(options.out)[0].filename().string());
-  }
+  refuse_old_output(options);
 }
 
 }  // namespace
@@ -336,10 +408,13 @@ PrepareResult prepare(const PrepareOptions& options, const PrepareProgress& prog
   check_options(options);
   auto tokenizer = open_tokenizer(options);
   const StagingFolder staging(options.out);
+  refuse_old_output(options);  // of a process that held the lock until now
   const auto inputs = seekable(options.inputs, staging.path());
   const Census census = take_census(options, inputs, tokenizer.get(), progress);
   if (census.characters == 0) throw UserError("the input holds no text; give a file with some");
+  const int64_t train_characters = count_train_characters(options, census.characters);
   if (!tokenizer) tokenizer = make_char_tokenizer(census.code_points, "the input");
+  const std::vector<int32_t> join = join_tokens(options, *tokenizer, census.documents);
 
   const int threads = options.threads > 0
                           ? options.threads
@@ -349,11 +424,8 @@ PrepareResult prepare(const PrepareOptions& options, const PrepareProgress& prog
   {
     EncoderPool pool(*tokenizer, threads);
     const auto in_flight = 8 * static_cast<size_t>(threads);
-    SplitWriter train(*tokenizer, pool, train_shards, in_flight);
-    SplitWriter val(*tokenizer, pool, val_shards, in_flight);
-    // As nanoGPT: int(n * 0.9), the product in double.
-    const auto train_characters =
-        static_cast<int64_t>(static_cast<double>(census.characters) * (1 - options.val_fraction));
+    SplitWriter train(*tokenizer, join, pool, train_shards, in_flight);
+    SplitWriter val(*tokenizer, join, pool, val_shards, in_flight);
     DocumentReader reader(inputs, options.format);
     const uint64_t total = total_bytes(inputs);
     encode_all(reader, census, train_characters, train, val, [&] {
@@ -365,8 +437,14 @@ PrepareResult prepare(const PrepareOptions& options, const PrepareProgress& prog
   }
   save_tokenizer(*tokenizer, staging.path());
   publish(staging.path(), options.out, train_shards, val_shards);
-  return {census.documents,      census.characters,   census.bytes,
-          train_shards.tokens(), val_shards.tokens(), tokenizer->vocab_size()};
+  return {.documents = census.documents,
+          .characters = census.characters,
+          .bytes = census.bytes,
+          .train_tokens = train_shards.tokens(),
+          .val_tokens = val_shards.tokens(),
+          .vocab_size = tokenizer->vocab_size(),
+          .join = tokenizer->decode(join),
+          .byte_order_marks = census.byte_order_marks};
 }
 
 }  // namespace lathe

@@ -1,8 +1,8 @@
 #include "src/data/pretokenizer.h"
 
-#include <utf8proc.h>
-
+#include <algorithm>
 #include <array>
+#include <iterator>
 
 #include "src/data/utf8.h"
 
@@ -24,6 +24,11 @@ constexpr std::array<CharClass, 128> make_ascii_classes() {
   return classes;
 }
 constexpr auto kAsciiClasses = make_ascii_classes();
+
+// Ascending: the first code point of each run of one class, times 4, plus the class.
+constexpr uint32_t kRuns[] = {
+#include "src/data/unicode_classes.inc"
+};
 
 struct Classified {
   CharClass kind;
@@ -66,25 +71,11 @@ size_t previous_code_point(std::string_view text, size_t at) {
 }  // namespace
 
 CharClass char_class(int32_t code_point) {
-  if (code_point >= 0 && code_point < 128) return kAsciiClasses[static_cast<size_t>(code_point)];
-  switch (utf8proc_category(code_point)) {
-    case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
-      return CharClass::letter;
-    case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_NO:
-      return CharClass::number;
-    case UTF8PROC_CATEGORY_ZS:
-    case UTF8PROC_CATEGORY_ZL:
-    case UTF8PROC_CATEGORY_ZP:
-      return CharClass::space;
-    default:
-      return code_point == 0x85 ? CharClass::space : CharClass::other;
-  }
+  if (code_point < 0) return CharClass::other;
+  if (code_point < 128) return kAsciiClasses[static_cast<size_t>(code_point)];
+  const auto after = std::upper_bound(std::begin(kRuns), std::end(kRuns),
+                                      static_cast<uint32_t>(code_point) * 4 + 3);
+  return static_cast<CharClass>(*(after - 1) & 3);
 }
 
 size_t next_word(std::string_view text) {
@@ -100,6 +91,20 @@ size_t next_word(std::string_view text) {
   if (end == text.size()) return end;
   const size_t last = previous_code_point(text, end);
   return last > 0 ? last : end;
+}
+
+size_t end_of_white_space(std::string_view text) {
+  return end_of_run(text, 0, CharClass::space);
+}
+
+size_t begin_of_white_space(std::string_view text) {
+  size_t at = text.size();
+  while (at > 0) {
+    const size_t before = previous_code_point(text, at);
+    if (classify(text, before).kind != CharClass::space) break;
+    at = before;
+  }
+  return at;
 }
 
 // A place between characters p (before) and n (after) ends a word whatever stands around where

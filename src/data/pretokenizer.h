@@ -1,8 +1,9 @@
 // GPT-2's pre-tokenizer: cuts text into the words inside which BPE merges. The regular expression
 //   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 // written out by hand. \s is Unicode's White_Space (U+0085 is in, U+001C .. U+001F are not), as in
-// the `regex` module that OpenAI's encoder.py uses. Categories are those of utf8proc's Unicode
-// version; characters that a newer Unicode assigned count as neither letter nor number.
+// the `regex` module that OpenAI's encoder.py uses. Categories are those of Unicode 16.0 on every
+// machine, as in tiktoken and Hugging Face's tokenizers; characters that a newer Unicode assigned
+// count as neither letter nor number.
 #pragma once
 
 #include <cstddef>
@@ -11,12 +12,17 @@
 
 namespace lathe {
 
-enum class CharClass : uint8_t { letter, number, space, other };
+// unicode_classes.inc holds these numbers.
+enum class CharClass : uint8_t { letter = 0, number = 1, space = 2, other = 3 };
 
 CharClass char_class(int32_t code_point);
 
 // Bytes of the first word of text, which is valid UTF-8 and not empty.
 size_t next_word(std::string_view text);
+
+// Bytes of the white space at the start of text, and where that at its end begins.
+size_t end_of_white_space(std::string_view text);
+size_t begin_of_white_space(std::string_view text);
 
 // The last place in text at which the words end whatever stands before and after text; 0 where
 // there is none. See the proof in the source.

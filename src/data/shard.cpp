@@ -101,7 +101,8 @@ void Shard::copy(int64_t first, int64_t count, int32_t* out, int32_t vocab_size)
 
 // The name without digits and underscores at its end where `split` is one of its parts, else "".
 static std::string data_set_of(const std::filesystem::path& file, const std::string& split) {
-  if (file.extension() != ".bin") return "";
+  const bool hidden = file.filename().string().starts_with('.');  // macOS makes ._train_000000.bin
+  if (hidden || file.extension() != ".bin") return "";
   std::string stem = file.stem().string();
   if (("_" + stem + "_").find("_" + split + "_") == std::string::npos) return "";
   while (!stem.empty() &&
@@ -113,8 +114,14 @@ static std::string data_set_of(const std::filesystem::path& file, const std::str
 
 std::vector<std::filesystem::path> find_shards(const std::filesystem::path& directory,
                                                const std::string& split) {
-  std::vector<std::filesystem::path> files;
   std::error_code error;
+  if (std::filesystem::exists(directory / kReplacingMark, error)) {
+    throw UserError(
+        "{} may hold old and new data mixed: prepare was stopped while it replaced them, or is "
+        "doing so now; make the data again with prepare --force",
+        directory.string());
+  }
+  std::vector<std::filesystem::path> files;
   for (std::filesystem::directory_iterator it(directory, error), end; !error && it != end;
        it.increment(error)) {
     if (!data_set_of(it->path(), split).empty()) files.push_back(it->path());

@@ -18,6 +18,8 @@ namespace lathe {
 inline constexpr int32_t kShardMagic = 20240520;
 inline constexpr int32_t kShardVersion = 1;
 inline constexpr size_t kShardHeaderBytes = 1024;
+// A file that stands in a data directory while its shards are replaced.
+inline constexpr const char* kReplacingMark = ".prepare.replacing";
 inline constexpr int32_t kMaxVocabSize = 65536;  // tokens are 16 bits
 
 // How the bytes of a shard are read. Errors are those of io/file.h.
@@ -54,8 +56,9 @@ class TokenSet {
  public:
   // Shards are the directory's .bin files whose name has `split` ("train" or "val") as one of its
   // parts between underscores (train_000000.bin; llm.c's fineweb_val_000000.bin), in the order of
-  // their names. Throws UserError where there is none, one is damaged, or they belong to more than
-  // one data set. vocab_size as in Shard::copy.
+  // their names. Hidden files are none. Throws UserError where there is none, one is damaged, they
+  // belong to more than one data set, or prepare was stopped while it replaced them. vocab_size as
+  // in Shard::copy.
   TokenSet(const std::filesystem::path& directory, const std::string& split, int32_t vocab_size = 0,
            const OpenShardFile& open = map_shard_file);
 
@@ -69,7 +72,8 @@ class TokenSet {
   int32_t vocab_size_;
 };
 
-// The .bin files that TokenSet would open, sorted; empty where there is none.
+// The .bin files that TokenSet would open, sorted; empty where there is none. Throws UserError
+// where kReplacingMark is there.
 std::vector<std::filesystem::path> find_shards(const std::filesystem::path& directory,
                                                const std::string& split);
 

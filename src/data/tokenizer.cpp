@@ -7,6 +7,7 @@
 #include "src/data/char_tokenizer.h"
 #include "src/data/utf8.h"
 #include "src/io/file.h"
+#include "src/io/strict_json.h"
 
 namespace lathe {
 
@@ -20,9 +21,9 @@ UnknownCharacter::UnknownCharacter(const std::string& source, int32_t code, uint
       code_point(code),
       byte(at) {}
 
-std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+std::vector<int32_t> Tokenizer::encode(std::string_view text, SpecialTokens special) const {
   std::vector<int32_t> ids;
-  encoder()->encode(text, ids);
+  encoder(special)->encode(text, ids);
   return ids;
 }
 
@@ -30,6 +31,16 @@ std::string Tokenizer::decode(std::span<const int32_t> ids) const {
   std::string text;
   for (int32_t id : ids) text += token(id);
   return text;
+}
+
+bool same_tokens(const Tokenizer& a, const Tokenizer& b) {
+  if (a.kind() != b.kind() || a.vocab_size() != b.vocab_size()) return false;
+  for (int32_t id = 0; id < a.vocab_size(); ++id) {
+    if (a.token(id) != b.token(id)) return false;
+  }
+  const auto* bpe_a = dynamic_cast<const BpeTokenizer*>(&a);
+  const auto* bpe_b = dynamic_cast<const BpeTokenizer*>(&b);
+  return !bpe_a || !bpe_b || bpe_a->same_rules(*bpe_b);
 }
 
 static constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
@@ -106,25 +117,12 @@ std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& path) {
   return parse_tokenizer_json(read_whole_file(path, kMaxFileBytes), path.string());
 }
 
-bool same_tokens(const Tokenizer& a, const Tokenizer& b) {
-  if (a.vocab_size() != b.vocab_size()) return false;
-  for (int32_t id = 0; id < a.vocab_size(); ++id) {
-    if (a.token(id) != b.token(id)) return false;
-  }
-  return true;
-}
-
 void save_tokenizer(const Tokenizer& tokenizer, const fs::path& directory) {
   write_file(directory / "tokenizer.json", tokenizer.to_json());
 }
 
 std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string_view text, const std::string& name) {
-  nlohmann::json json;
-  try {
-    json = nlohmann::json::parse(text);
-  } catch (const nlohmann::json::exception& error) {
-    throw UserError("{} is no valid JSON ({}); give an undamaged tokenizer", name, error.what());
-  }
+  const nlohmann::json json = parse_strict_json(text, name, kMaxJsonDepth);
   if (!json.is_object()) throw UserError("{} holds no JSON object; give a tokenizer", name);
   if (json.contains("type") && json["type"] == "char") return parse_char_tokenizer(json, name);
   return parse_hugging_face_tokenizer(json, name);

@@ -22,15 +22,21 @@ struct UnknownCharacter : UserError {
   uint64_t byte;  // its place in the source
 };
 
+// What a special token is that is written out in a text ("<|endoftext|>").
+enum class SpecialTokens {
+  as_text,    // its characters, as for OpenAI's encoder: in data, which strangers wrote
+  as_tokens,  // the token, as for Hugging Face's: in what the user of a program wrote, like a
+              // prompt
+};
+
 // Encodes for one thread: may keep a cache of words.
 class Encoder {
  public:
   virtual ~Encoder() = default;
 
-  // Appends the ids of text. Special tokens written out in text ("<|endoftext|>") are ordinary
-  // characters, as for OpenAI's encoder. Any code point is legal, U+0000 too. Throws UserError at
-  // invalid UTF-8, naming the byte offset, and UnknownCharacter where the vocabulary of
-  // characters lacks one.
+  // Appends the ids of text. Added tokens that are not special are matched in any text. Any code
+  // point is legal, U+0000 too. Throws UserError at invalid UTF-8, naming the byte offset, and
+  // UnknownCharacter where the vocabulary of characters lacks one.
   virtual void encode(std::string_view text, std::vector<int32_t>& ids) = 0;
 };
 
@@ -45,14 +51,16 @@ class Tokenizer {
   virtual std::optional<int32_t> end_of_text() const = 0;
   // The bytes of a token; a BPE token may hold part of a character. CheckError for an id outside.
   virtual std::string_view token(int32_t id) const = 0;
-  virtual std::unique_ptr<Encoder> encoder() const = 0;
+  virtual std::unique_ptr<Encoder> encoder(SpecialTokens special) const = 0;
   // The largest cut <= text.size() for which encode(text[0, cut)) + encode(text[cut, ...) + more)
-  // is encode(text + more) whatever follows; 0 where there is none. text is valid UTF-8.
+  // is encode(text + more) whatever follows, special tokens being text; 0 where there is none. text
+  // is valid UTF-8.
   virtual size_t safe_cut(std::string_view text) const = 0;
-  // The content of tokenizer.json: our own for characters, Hugging Face's for BPE.
+  // The content of tokenizer.json, in Hugging Face's format. Characters are a BPE without merges.
   virtual std::string to_json() const = 0;
 
-  std::vector<int32_t> encode(std::string_view text) const;
+  std::vector<int32_t> encode(std::string_view text,
+                              SpecialTokens special = SpecialTokens::as_text) const;
   // The tokens' bytes, as they are: not valid UTF-8 where ids do not come from a valid text.
   std::string decode(std::span<const int32_t> ids) const;
 };
@@ -76,8 +84,12 @@ class StreamDecoder {
 std::unique_ptr<Tokenizer> make_char_tokenizer(std::vector<int32_t> code_points,
                                                const std::string& source);
 
+// Whether the two make the same tokens of every text and the same text of every token: vocabulary,
+// merges and added tokens are equal, whatever files they came from.
+bool same_tokens(const Tokenizer& a, const Tokenizer& b);
+
 // Opens a tokenizer from a data directory, a directory or a file:
-//   tokenizer.json             what prepare wrote (either kind), or Hugging Face's for GPT-2
+//   tokenizer.json             what prepare wrote (either kind), or Hugging Face's of GPT-2's kind
 //   encoder.json + vocab.bpe   OpenAI's
 //   vocab.json + merges.txt    Hugging Face's other layout
 // A directory is searched in this order; of a pair, either file names both. Throws UserError where
@@ -86,9 +98,6 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path);
 
 // Whether load_tokenizer would find anything in this directory.
 bool has_tokenizer(const std::filesystem::path& directory);
-
-// Whether the same ids mean the same texts to both.
-bool same_tokens(const Tokenizer& a, const Tokenizer& b);
 
 // Writes directory/tokenizer.json, atomically.
 void save_tokenizer(const Tokenizer& tokenizer, const std::filesystem::path& directory);

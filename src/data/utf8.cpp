@@ -31,6 +31,11 @@ size_t valid_utf8_prefix(std::string_view text) {
   return at;
 }
 
+size_t byte_order_mark(std::string_view text) {
+  constexpr std::string_view kMark = "\xEF\xBB\xBF";  // U+FEFF
+  return text.starts_with(kMark) ? kMark.size() : 0;
+}
+
 // The first byte of each sequence says how long it is; 0 for a byte that starts none.
 static size_t sequence_length(unsigned char first) {
   if (first < 0x80) return 1;

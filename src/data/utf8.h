@@ -18,6 +18,9 @@ CodePoint decode_utf8(std::string_view text);
 // The offset of the first byte that starts no valid sequence, or text.size().
 size_t valid_utf8_prefix(std::string_view text);
 
+// Bytes of the byte order mark at the start of text: 3, or 0 where there is none.
+size_t byte_order_mark(std::string_view text);
+
 // How many bytes at the end of text start a sequence that text cuts off (0 .. 3).
 size_t incomplete_utf8_tail(std::string_view text);
 

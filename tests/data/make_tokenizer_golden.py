@@ -4,6 +4,8 @@
 usage: make_tokenizer_golden.py --data DIR            writes tests/data/golden
        make_tokenizer_golden.py --data DIR --check build/prepare [--strings N --seed S]
                                                       compares random text instead, writes nothing
+--check also compares a BPE with added tokens, and characters; these by transformers' AutoTokenizer
+too, if it is installed (4.57 and 5.24 were tried).
 DIR holds gpt2/encoder.json, gpt2/vocab.bpe and tinyshakespeare.txt. The committed files were made
 with tokenizers 0.23.3 on Python 3.11.
 
@@ -80,14 +82,88 @@ def random_text(rng):
     text = ""
     while len(text) < rng.randrange(1, 120):
         if rng.random() < 0.05:
-            # assigned before Unicode 15: the two libraries' tables differ in age
+            # Any, if `tokenizers` knows Unicode 16.0, as lathe does.
             c = rng.choice([rng.randrange(0x250), rng.randrange(0x400, 0x530),
-                            rng.randrange(0x4e00, 0x9fa6), rng.randrange(0x1f300, 0x1f5ff)])
+                            rng.randrange(0xd800), rng.randrange(0xe000, 0x110000)])
             text += chr(c)
         else:
             pool = rng.choice(pools)
             text += "".join(rng.choice(pool) for _ in range(rng.randrange(1, 6)))
     return text
+
+
+def prepared(prepare, documents, *flags):
+    """The tokens that prepare makes of the documents, and the text of its tokenizer.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = os.path.join(folder, "documents.jsonl")
+        with open(source, "w", encoding="utf-8") as f:
+            f.writelines(json.dumps({"text": d}) + "\n" for d in documents)
+        out = os.path.join(folder, "out")
+        subprocess.run([prepare, *flags, "--input", source, "--jsonl-key", "text",
+                        "--val-fraction", "0", "--out", out], check=True)
+        with open(os.path.join(out, "train_000000.bin"), "rb") as f:
+            data = f.read()[1024:]
+        with open(os.path.join(out, "tokenizer.json"), encoding="utf-8") as f:
+            return list(struct.unpack(f"<{len(data) // 2}H", data)), f.read()
+
+
+def compare(what, ids, expected):
+    if ids != expected:
+        at = next((i for i, (a, b) in enumerate(zip(ids, expected)) if a != b), "the end")
+        raise SystemExit(f"{what} differs at token {at}")
+    print(f"{what}: {len(ids)} tokens, the same")
+
+
+def check_added_tokens(prepare, documents):
+    """The small BPE with added tokens; special ones are text in data."""
+    small = os.path.join(HERE, "golden", "small")
+    file = json.loads(bpe(os.path.join(small, "vocab.json"),
+                          os.path.join(small, "merges.txt")).to_str())
+    size = len(file["model"]["vocab"])
+    tokens = [("<|endoftext|>", True, False), ("  ", False, True), ("    ", False, True),
+              ("the", False, False), ("'r", False, True), ("<|e", False, True)]
+    file["added_tokens"] = [
+        {"id": size + i, "content": content, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": normalized, "special": special}
+        for i, (content, special, normalized) in enumerate(tokens)]
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(file))
+    tokenizer.encode_special_tokens = True
+    expected = []
+    for i, document in enumerate(documents):
+        expected += ([size] if i else []) + tokenizer.encode(document).ids
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "added.json")
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump(file, f)
+        ids, text = prepared(prepare, documents, "--tokenizer", path)
+    compare("a BPE with added tokens", ids, expected)
+    assert json.loads(text)["added_tokens"] == file["added_tokens"], "its added tokens"
+
+
+def check_characters(prepare, documents):
+    text = "".join(documents)
+    ids, file = prepared(prepare, [text], "--tokenizer", "char")
+    saved = tokenizers.Tokenizer.from_str(file)
+    assert saved.decode(ids) == text, "the saved characters"
+    compare("characters", ids, saved.encode(text).ids)
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        print("AutoTokenizer: transformers is not installed")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, "tokenizer.json"), "w", encoding="utf-8") as f:
+            f.write(file)
+        with open(os.path.join(folder, "tokenizer_config.json"), "w", encoding="utf-8") as f:
+            json.dump({"tokenizer_class": "PreTrainedTokenizerFast",
+                       "clean_up_tokenization_spaces": False}, f)
+        auto = AutoTokenizer.from_pretrained(folder)
+        assert len(auto) == len(set(text)), len(auto)
+        assert auto.decode(ids) == text, "the characters by AutoTokenizer"
+        compare("characters by AutoTokenizer", ids, auto(text)["input_ids"])
+        auto.save_pretrained(os.path.join(folder, "again"))
+        again, _ = prepared(prepare, [text], "--tokenizer", os.path.join(folder, "again"))
+        compare("characters that AutoTokenizer saved", again, ids)
 
 
 def check(prepare, tokenizer, vocab_dir, strings, seed):
@@ -97,24 +173,15 @@ def check(prepare, tokenizer, vocab_dir, strings, seed):
     expected = []
     for i, document in enumerate(documents):
         expected += ([50256] if i else []) + tokenizer.encode(document).ids
-    with tempfile.TemporaryDirectory() as folder:
-        source = os.path.join(folder, "documents.jsonl")
-        with open(source, "w", encoding="utf-8") as f:
-            f.writelines(json.dumps({"text": d}) + "\n" for d in documents)
-        out = os.path.join(folder, "out")
-        subprocess.run([prepare, "--tokenizer", "gpt2", "--vocab-dir", vocab_dir, "--input", source,
-                        "--jsonl-key", "text", "--val-fraction", "0", "--out", out], check=True)
-        data = open(os.path.join(out, "train_000000.bin"), "rb").read()[1024:]
-        saved = tokenizers.Tokenizer.from_file(os.path.join(out, "tokenizer.json"))
-        text = random_text(rng)
-        assert saved.encode(text).ids == tokenizer.encode(text).ids, "the saved tokenizer.json"
-        assert saved.encode("a<|endoftext|>b").ids == [64, 50256, 65], "its special token"
-        assert saved.decode(saved.encode(text).ids) == text
-    ids = list(struct.unpack(f"<{len(data) // 2}H", data))
-    if ids != expected:
-        at = next((i for i, (a, b) in enumerate(zip(ids, expected)) if a != b), "the end")
-        raise SystemExit(f"differs at token {at}")
-    print(f"{len(documents)} documents, {len(ids)} tokens: the same")
+    ids, file = prepared(prepare, documents, "--tokenizer", "gpt2", "--vocab-dir", vocab_dir)
+    compare("GPT-2's BPE", ids, expected)
+    saved = tokenizers.Tokenizer.from_str(file)
+    text = random_text(rng)
+    assert saved.encode(text).ids == tokenizer.encode(text).ids, "the saved tokenizer.json"
+    assert saved.encode("a<|endoftext|>b").ids == [64, 50256, 65], "its special token"
+    assert saved.decode(saved.encode(text).ids) == text
+    check_added_tokens(prepare, documents)
+    check_characters(prepare, documents)
 
 
 def main():

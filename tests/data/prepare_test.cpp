@@ -7,6 +7,7 @@
 #include <random>
 
 #include "src/data/shard.h"
+#include "src/io/directory_lock.h"
 #include "tests/data/temp_dir.h"
 
 namespace lathe {
@@ -162,6 +163,99 @@ TEST_F(PrepareTest, SeparatesDocuments) {
   EXPECT_EQ(tokens_of(o.out, "train"), expected);
 }
 
+TEST_F(PrepareTest, JoinsDocumentsAsItIsTold) {
+  PrepareOptions o = options("");
+  o.inputs = {write_text(dir_ / "a", "ba"), write_text(dir_ / "b", "ab")};
+  o.val_fraction = 0;
+  const std::string sentence =
+      "the input holds 2 documents, and the tokenizer has no <|endoftext|> to stand between them";
+  expect_contains(said(o), sentence);
+  o.tokenizer = kSmallBpe;
+  expect_contains(said(o), sentence);
+  EXPECT_FALSE(fs::exists(o.out)) << "nothing is left of what was refused";
+
+  o.force = true;
+  o.tokenizer = "char";
+  o.document_join = "\n.";
+  EXPECT_EQ(prepare(o).join, "\n.");
+  EXPECT_EQ(load_tokenizer(o.out)->decode(tokens_of(o.out, "train")), "ba\n.ab");
+  o.document_join = "";  // glued, because the user says so
+  EXPECT_EQ(prepare(o).vocab_size, 2);
+  EXPECT_EQ(load_tokenizer(o.out)->decode(tokens_of(o.out, "train")), "baab");
+  o.document_join = "a\xff";
+  expect_contains(said(o), "--document-join is not UTF-8 at byte 1");
+  o.document_join = "a\n";
+  o.tokenizer = o.out;
+  expect_contains(said(o), "--document-join has U+000A at byte 1, which the vocabulary lacks");
+
+  auto file = nlohmann::json::parse(load_tokenizer(kSmallBpe)->to_json());
+  file["added_tokens"] = {{{"id", 556}, {"content", "</s>"}}};
+  o.tokenizer = write_text(dir_ / "s.json", file.dump());
+  o.document_join = "</s>";
+  prepare(o);
+  EXPECT_EQ(tokens_of(o.out, "train"), (std::vector<int32_t>{65, 64, 556, 259}));
+}
+
+TEST_F(PrepareTest, LeavesByteOrderMarksOut) {
+  PrepareOptions o = options("\xef\xbb\xbfxyz");
+  o.val_fraction = 0;
+  const PrepareResult result = prepare(o);
+  EXPECT_EQ(result.byte_order_marks, 1);
+  EXPECT_EQ(result.vocab_size, 3);
+  EXPECT_EQ(load_tokenizer(o.out)->decode(tokens_of(o.out, "train")), "xyz");
+  o.force = true;
+  o.inputs = {write_text(dir_ / "a", "\xef\xbb\xbf"), write_text(dir_ / "b", "\xef\xbb\xbfx"),
+              write_text(dir_ / "c", "y\xef\xbb\xbf")};
+  o.document_join = "";
+  EXPECT_EQ(prepare(o).byte_order_marks, 2);
+  EXPECT_EQ(load_tokenizer(o.out)->decode(tokens_of(o.out, "train")), "xy\xef\xbb\xbf")
+      << "elsewhere U+FEFF is a character";
+  o = options("\xef\xbb\xbf{\"text\": \"xy\"}\n");
+  o.force = true;
+  o.format.jsonl_key = "text";
+  EXPECT_EQ(prepare(o).byte_order_marks, 1);
+  o = options(
+      "\xef\xbb\xbf"
+      "ab\xff");
+  o.force = true;
+  expect_contains(said(o), "not UTF-8 at byte 5 (0xff)");
+}
+
+TEST_F(PrepareTest, RefusesWhatIsNoText) {
+  using namespace std::string_literals;
+  expect_contains(said(options("ab\0c"s)),
+                  "input.txt has a NUL at byte 2: it is UTF-16 or no text");
+  expect_contains(said(options("a\0b\0\xff"s)), "a NUL at byte 1");
+  expect_contains(said(options("\xff\xfe"
+                               "a\0b\0"s)),
+                  "input.txt is not UTF-8, but UTF-16");
+  expect_contains(said(options("\xfe\xff\0a\0b"s)), "input.txt is not UTF-8, but UTF-16");
+  PrepareOptions lines = options("{\"text\":\"ab\"}\n{\"text\":\"ab\"}\0garbage\n"s);
+  lines.format.jsonl_key = "text";
+  lines.document_join = "";
+  expect_contains(said(lines), "input.txt has a NUL at byte 27");
+  lines.inputs = {write_text(dir_ / "escaped", "{\"text\":\"a\\u0000b\"}\n")};
+  lines.val_fraction = 0;
+  prepare(lines);  // whoever escapes a NUL means it
+  EXPECT_EQ(load_tokenizer(lines.out)->decode(tokens_of(lines.out, "train")), "a\0b"s);
+}
+
+TEST_F(PrepareTest, NeitherSplitIsEmptyUnlessAskedFor) {
+  PrepareOptions o = options("a");
+  expect_contains(said(o), "--val-fraction 0.1 leaves none of 1 character to train on");
+  EXPECT_FALSE(fs::exists(o.out));
+  o.val_fraction = 0;
+  EXPECT_EQ(prepare(o).train_tokens, 1);
+  o = options("\xc3\xa9\xc3\xa9");
+  o.force = true;
+  o.val_fraction = 0.6;
+  expect_contains(said(o), "leaves none of 2 characters to train on");
+  o.val_fraction = 1e-17;
+  expect_contains(said(o), "--val-fraction 1e-17 of 2 characters is none");
+  o.val_fraction = 0.5;
+  EXPECT_EQ(prepare(o).val_tokens, 1);
+}
+
 TEST_F(PrepareTest, CutsAtSeparatorsAndLines) {
   const auto documents_of = [&](PrepareOptions o) {
     o.force = true;
@@ -198,6 +292,17 @@ TEST_F(PrepareTest, CutsAtSeparatorsAndLines) {
   o = options("{\"text\": \"a\\nb\", \"n\": 1}\n\n{\"text\": \"\"}\n  {\"text\": \"\\u00e9\"}");
   o.format.jsonl_key = "text";
   EXPECT_EQ(documents_of(o), (Documents{"a\nb", "\xc3\xa9"}));
+}
+
+TEST_F(PrepareTest, IsOneProcessAtATime) {
+  const PrepareOptions o = options("abcabcabcabc");
+  fs::create_directories(o.out);
+  {
+    const DirectoryLock other(o.out);
+    expect_contains(said(o), "is in use by process");
+  }
+  prepare(o);
+  EXPECT_FALSE(fs::exists(o.out / "lock"));
 }
 
 TEST_F(PrepareTest, KeepsWhatIsThere) {
@@ -287,10 +392,10 @@ TEST_F(PrepareTest, RefusesWhatCannotWork) {
 // The program itself: what it prints and its exit codes.
 class PrepareProgram : public PrepareTest {
  protected:
-  int run(const std::string& arguments) {
+  int run(const std::string& arguments, const std::string& before = "") {
     const std::string log = (dir_ / "log").string();
     const int status =
-        std::system(fmt::format("{} {} >{} 2>&1", LATHE_PREPARE, arguments, log).c_str());
+        std::system(fmt::format("{}{} {} >{} 2>&1", before, LATHE_PREPARE, arguments, log).c_str());
     output_ = read_text(log);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }
@@ -309,6 +414,48 @@ TEST_F(PrepareProgram, ReadsStandardInputAndDecodesAgain) {
   EXPECT_EQ(run("--decode " + out + "/val_000000.bin"), 0);
   EXPECT_TRUE(read_text(text).ends_with(output_));
   EXPECT_FALSE(output_.empty());
+}
+
+TEST_F(PrepareProgram, ReadsPipes) {
+  const fs::path text = write_text(dir_ / "text", varied_text(20000));
+  const std::string pipe = "cat " + text.string() + " | ";
+  const std::string data = (dir_ / "data").string();
+  EXPECT_EQ(run("--input /dev/stdin --out " + data, pipe), 0) << output_;
+  EXPECT_EQ(run("--decode " + data), 0);
+  EXPECT_EQ(output_, read_text(text));
+  // Errors call the input by the user's name, not by that of the copy.
+  write_text(text, "abc\xff");
+  EXPECT_EQ(run("--force --input /dev/stdin --out " + data, pipe), 2);
+  expect_contains(output_, "prepare: /dev/stdin is not UTF-8 at byte 3");
+  EXPECT_EQ(run("--force --input - --out " + data, pipe), 2);
+  expect_contains(output_, "prepare: standard input is not UTF-8 at byte 3");
+}
+
+TEST_F(PrepareProgram, DecodesWithAnyTokenizerBesideTheShards) {
+  const fs::path text = write_text(dir_ / "text", "Hello, hello");
+  const fs::path out = dir_ / "data";
+  EXPECT_EQ(run(fmt::format("--tokenizer {} --input {} --out {}", kSmallBpe.string(), text.string(),
+                            out.string())),
+            0);
+  fs::remove(out / "tokenizer.json");
+  fs::copy_file(kSmallBpe / "vocab.json", out / "encoder.json");
+  fs::copy_file(kSmallBpe / "merges.txt", out / "vocab.bpe");
+  EXPECT_EQ(run("--decode " + out.string()), 0);
+  EXPECT_EQ(output_, "Hello, hello");
+  EXPECT_EQ(run("--decode " + (out / "train_000000.bin").string()), 0);
+  EXPECT_EQ(output_, "Hello, hel");
+}
+
+TEST_F(PrepareProgram, SaysWhatStandsBetweenDocuments) {
+  const std::string a = write_text(dir_ / "a", "\xef\xbb\xbfxxx").string();
+  const std::string out = (dir_ / "data").string();
+  EXPECT_EQ(run(fmt::format("--input {0} {0} --document-join '\n' --out {1}", a, out)), 0);
+  expect_contains(output_, "from 6 characters in 2 documents with \"\\n\" between\n");
+  expect_contains(output_, "left out the byte order mark at the start of 2 files\n");
+  EXPECT_EQ(run(fmt::format("--input {0} {0} --document-join '' --force --out {1}", a, out)), 0);
+  expect_contains(output_, "in 2 documents with \"\" between\n");
+  EXPECT_EQ(run(fmt::format("--input {} --force --out {}", a, out)), 0);
+  expect_contains(output_, "in 1 document\n");
 }
 
 TEST_F(PrepareProgram, EndsWithTwoAndOneSentence) {

@@ -50,6 +50,8 @@ expect 0 '' "$text" --out "$work/out" "$work/some text.txt" "$work/other.txt"
 expect_called "--tokenizer char --input $work/some text.txt $work/other.txt --out $work/out --val-fraction 0.1"
 expect 0 '' "$text" --tokenizer gpt2 --vocab-dir "$work" --val-fraction 0.05 --out o --sha256 "$sum" "$work/some text.txt"
 expect_called "--tokenizer gpt2 --vocab-dir $work --input $work/some text.txt --out o --val-fraction 0.05"
+expect 0 '' "$text" --document-join '</s>' --out o "$work/some text.txt" "$work/other.txt"
+expect_called "--tokenizer char --input $work/some text.txt $work/other.txt --out o --val-fraction 0.1 --document-join </s>"
 expect 2 'vocabulary is not in .*data/gpt2.sh' "$text" --tokenizer gpt2 --vocab-dir "$work/absent" --out o "$work/other.txt"
 expect 0 'usage' "$text" --help
 expect 2 'has the SHA-256 .* expected' "$text" --out o --sha256 "${sum//[0-4]/5}" "$work/some text.txt"

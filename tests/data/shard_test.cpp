@@ -163,6 +163,27 @@ TEST(TokenSet, FindsTheSplit) {
 }
 
 // Two shards of 1.2e9 tokens each; the files are sparse and take a few blocks.
+TEST(TokenSet, HiddenFilesAreNoShards) {
+  TempDir dir;
+  ShardWriter writer(dir.path(), "train");
+  writer.append(iota(3));
+  writer.finish();
+  write_text(dir / "._train_000000.bin", "what macOS leaves on other disks");
+  EXPECT_EQ(TokenSet(dir.path(), "train").size(), 3);
+}
+
+TEST(TokenSet, RefusesDataThatAreBeingReplaced) {
+  TempDir dir;
+  ShardWriter writer(dir.path(), "train");
+  writer.append(iota(3));
+  writer.finish();
+  write_text(dir / kReplacingMark, "");
+  for (const char* split : {"train", "val"}) {
+    expect_contains(user_error([&] { TokenSet(dir.path(), split); }),
+                    dir.path().string() + " may hold old and new data mixed");
+  }
+}
+
 TEST(TokenSet, ReachesBeyondTwoToThe31) {
   TempDir dir;
   constexpr int64_t kTokens = 1'200'000'000;

@@ -46,7 +46,7 @@ std::vector<std::string> words_of(std::string_view text) {
 }
 
 void expect_golden_ids(const Tokenizer& tokenizer, const char* key) {
-  const auto encoder = tokenizer.encoder();
+  const auto encoder = tokenizer.encoder(SpecialTokens::as_text);
   for (int pass = 0; pass < 2; ++pass) {  // the second time from the cache
     for (const json& c : golden("tokenizer.json")) {
       const auto text = c["text"].get<std::string>();
@@ -165,7 +165,7 @@ TEST(Bpe, MergesAsTheObviousAlgorithm) {
       parts.vocabulary.emplace_back(left + right, next_id++);
     }
     const BpeTokenizer tokenizer(parts, "random");
-    const auto encoder = tokenizer.encoder();
+    const auto encoder = tokenizer.encoder(SpecialTokens::as_text);
     for (int i = 0; i < 200; ++i) {
       std::string word;
       for (size_t n = 1 + random() % 80; n > 0; --n) word += static_cast<char>('a' + random() % 3);
@@ -206,6 +206,145 @@ TEST(Bpe, KnowsSpecialTokensOutsideTheVocabulary) {
   EXPECT_EQ(parse_tokenizer_json(tokenizer->to_json(), "again")->to_json(), tokenizer->to_json());
   expect_golden_ids(*tokenizer, "small");
   EXPECT_GT(tokenizer->encode("<|endoftext|>").size(), 1u) << "ordinary text, as for OpenAI";
+  EXPECT_EQ(tokenizer->encode("<|endoftext|>", SpecialTokens::as_tokens),
+            (std::vector<int32_t>{556}));
+}
+
+// The small BPE with added tokens of every kind, from 556 on.
+const char* const kAddedTokens = R"([
+  {"id": 556, "content": "<|endoftext|>", "single_word": false, "lstrip": false, "rstrip": false,
+   "normalized": false, "special": true},
+  {"id": 557, "content": "<mask>", "single_word": false, "lstrip": true, "rstrip": false,
+   "normalized": false, "special": true},
+  {"id": 558, "content": "<pad>", "single_word": false, "lstrip": false, "rstrip": true,
+   "normalized": false, "special": true},
+  {"id": 559, "content": "  ", "single_word": false, "lstrip": false, "rstrip": false,
+   "normalized": true, "special": false},
+  {"id": 560, "content": "    ", "single_word": false, "lstrip": false, "rstrip": false,
+   "normalized": true, "special": false},
+  {"id": 561, "content": "ing", "single_word": false, "lstrip": false, "rstrip": false,
+   "normalized": false, "special": false},
+  {"id": 562, "content": "<x", "single_word": false, "lstrip": false, "rstrip": false,
+   "normalized": false, "special": false},
+  {"id": 563, "content": "x>你", "single_word": false, "lstrip": false, "rstrip": false,
+   "normalized": true, "special": false},
+  {"id": 564, "content": "<|end", "single_word": false, "lstrip": false, "rstrip": false,
+   "normalized": true, "special": false}])";
+
+std::unique_ptr<Tokenizer> small_with_added_tokens() {
+  json file = json::parse(load_tokenizer(kSmall)->to_json());
+  file["added_tokens"] = json::parse(kAddedTokens);
+  return parse_tokenizer_json(file.dump(), "added");
+}
+
+// The ids are those of Hugging Face's tokenizers 0.23.3, with encode_special_tokens and without.
+TEST(Bpe, MatchesAddedTokensAsTheOracle) {
+  const auto tokenizer = small_with_added_tokens();
+  struct Case {
+    std::string text;
+    std::vector<int32_t> as_text, as_tokens;
+  };
+  const std::vector<Case> cases = {
+      {"a<|endoftext|>b", {64, 564, 78, 335, 334, 342, 65}, {64, 556, 65}},
+      {"walking  to   the     end",
+       {86, 64, 75, 74, 561, 559, 83, 78, 559, 352, 560, 220, 311, 67},
+       {86, 64, 75, 74, 561, 559, 83, 78, 559, 352, 560, 220, 311, 67}},
+      {"x \n<mask> y", {87, 220, 198, 27, 76, 64, 82, 74, 29, 220, 88}, {87, 557, 220, 88}},
+      {"x <pad> \n y", {87, 220, 27, 79, 64, 67, 29, 377, 220, 88}, {87, 220, 558, 88}},
+      {"<x>你 x>你", {562, 29, 160, 121, 254, 220, 563}, {562, 29, 160, 121, 254, 220, 563}},
+      {"<|end of <|endoftext|",
+       {564, 220, 78, 69, 220, 564, 78, 335, 334, 91},
+       {564, 220, 78, 69, 220, 564, 78, 335, 334, 91}},
+      {"<mask><pad>  <mask>",
+       {27, 76, 64, 82, 74, 29, 27, 79, 64, 67, 29, 559, 27, 76, 64, 82, 74, 29},
+       {557, 558, 557}},
+      {"singing's ing", {82, 561, 561, 354, 220, 561}, {82, 561, 561, 354, 220, 561}},
+      {"<|endoftext|>  <mask>  ",
+       {564, 78, 335, 334, 342, 559, 27, 76, 64, 82, 74, 29, 559},
+       {556, 557, 559}},
+      {" <pad>  ing", {220, 27, 79, 64, 67, 29, 559, 561}, {220, 558, 561}},
+  };
+  for (const Case& c : cases) {
+    EXPECT_EQ(tokenizer->encode(c.text), c.as_text) << c.text;
+    EXPECT_EQ(tokenizer->encode(c.text, SpecialTokens::as_tokens), c.as_tokens) << c.text;
+    EXPECT_EQ(tokenizer->decode(c.as_text), c.text);
+  }
+  EXPECT_EQ(json::parse(tokenizer->to_json())["added_tokens"], json::parse(kAddedTokens));
+}
+
+// Random text over pieces of added tokens: a cut where safe_cut() says changes no token, whatever
+// follows.
+TEST(Bpe, AddedTokensAreNotCut) {
+  const auto tokenizer = small_with_added_tokens();
+  const std::vector<std::string> pieces = {"<|end", "oftext|>", "<|endof", "<x", ">",  "你", "x",
+                                           "ing",   "in",       " ",       "\n", "a1", "!"};
+  const auto encoder = tokenizer->encoder(SpecialTokens::as_text);
+  std::mt19937 random(3);
+  int cuts = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    std::string text;
+    for (int i = 0; i < 8; ++i) text += pieces[random() % pieces.size()];
+    const std::string seen = text.substr(0, random() % text.size());
+    if (valid_utf8_prefix(seen) != seen.size()) continue;
+    const size_t cut = tokenizer->safe_cut(seen);
+    if (cut == 0) continue;
+    ++cuts;
+    std::vector<int32_t> parts, whole;
+    encoder->encode(text.substr(0, cut), parts);
+    encoder->encode(text.substr(cut), parts);
+    encoder->encode(text, whole);
+    ASSERT_EQ(parts, whole) << text << " cut at " << cut;
+  }
+  EXPECT_GT(cuts, 5'000);
+}
+
+TEST(SameTokens, ComparesWhatEncodesAndDecodes) {
+  const auto small = load_tokenizer(kSmall);
+  const auto with = [&](const char* patch) {
+    json file = json::parse(small->to_json());
+    file.merge_patch(json::parse(patch));
+    return parse_tokenizer_json(file.dump(), "patched");
+  };
+  const auto added = [&](bool special, bool normalized) {
+    return with(fmt::format(R"({{"added_tokens": [{{"id": 556, "content": "<x>", "special": {},
+                                "normalized": {}}}]}})",
+                            special, normalized)
+                    .c_str());
+  };
+  EXPECT_TRUE(same_tokens(*small, *parse_tokenizer_json(small->to_json(), "copy")));
+  EXPECT_TRUE(same_tokens(*added(true, false), *added(true, true)));
+  EXPECT_FALSE(same_tokens(*small, *added(true, false)));
+  EXPECT_FALSE(same_tokens(*added(true, false), *added(false, false)));
+  EXPECT_FALSE(same_tokens(*small, *with(R"({"model": {"merges": []}, "decoder": null})")));
+  EXPECT_FALSE(same_tokens(*small, *with(R"({"model": {"vocab": {"!": 1, "\"": 0}}})")));
+
+  const auto characters = make_char_tokenizer({'a', 'b'}, "text");
+  const auto old =
+      parse_tokenizer_json(R"({"type": "char", "version": 1, "characters": "ab"})", "old");
+  EXPECT_TRUE(same_tokens(*characters, *old));
+  EXPECT_FALSE(same_tokens(*characters, *make_char_tokenizer({'a', 'c'}, "text")));
+  EXPECT_FALSE(same_tokens(*characters, *make_char_tokenizer({'a', 'b', 'c'}, "text")));
+  EXPECT_FALSE(same_tokens(*characters, *small));
+}
+
+// Counts and hash come from make_unicode_classes.py, whose table --check compares with tiktoken's
+// and with Hugging Face's, code point by code point.
+TEST(Pretokenizer, ClassesAreThoseOfUnicode16) {
+  std::map<CharClass, int> count;
+  uint64_t hash = 0xCBF29CE484222325;
+  for (int32_t c = 0; c < 0x110000; ++c) {
+    ++count[char_class(c)];
+    hash = (hash ^ static_cast<uint64_t>(char_class(c))) * 0x100000001B3;
+  }
+  EXPECT_EQ(count[CharClass::letter], 141028);
+  EXPECT_EQ(count[CharClass::number], 1911);
+  EXPECT_EQ(count[CharClass::space], 25);
+  EXPECT_EQ(hash, 0xb782c966f1f1966a);
+  EXPECT_EQ(char_class(0x2EBF0), CharClass::letter) << "new in Unicode 15.1";
+  EXPECT_EQ(char_class(0x1C89), CharClass::letter) << "new in Unicode 16.0";
+  EXPECT_EQ(char_class(0x10D40), CharClass::number) << "new in Unicode 16.0";
+  EXPECT_EQ(char_class(0x088F), CharClass::other) << "new in Unicode 17.0";
+  EXPECT_EQ(char_class(-1), CharClass::other);
 }
 
 TEST(Pretokenizer, FollowsTheExpression) {
@@ -264,6 +403,38 @@ TEST(Char, SortsTheCodePoints) {
   TempDir dir;
   save_tokenizer(*tokenizer, dir.path());
   EXPECT_EQ(load_tokenizer(dir.path())->encode(text), tokenizer->encode(text));
+}
+
+// This text opens in transformers 4.57 and 5.24, by AutoTokenizer with the tokenizer_config.json of
+// a checkpoint, with the same ids.
+TEST(Char, IsWrittenAsABpeWithoutMerges) {
+  const auto tokenizer = make_char_tokenizer({'b', '\n', '"', 0xe9, 0}, "text");
+  const std::string file = tokenizer->to_json();
+  EXPECT_EQ(json::parse(file), json::parse(R"({
+    "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+    "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": {"type": "Fuse"},
+    "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+              "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+              "ignore_merges": false,
+              "vocab": {"\u0000": 0, "\n": 1, "\"": 2, "b": 3, "\u00e9": 4}, "merges": []}})"));
+  const auto opened = parse_tokenizer_json(file, "written");
+  EXPECT_EQ(opened->kind(), "char");
+  EXPECT_EQ(opened->to_json(), file);
+  // transformers writes it back with a template that adds nothing; other programs order otherwise.
+  json other = json::parse(file);
+  other["post_processor"] = json::parse(
+      R"({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+          "pair": [], "special_tokens": {}})");
+  other["model"]["vocab"] = {{"b", 0}, {"\xc3\xa9", 1}, {"a", 2}};
+  EXPECT_EQ(parse_tokenizer_json(other.dump(), "other")->encode("ab\xc3\xa9"),
+            (std::vector<int32_t>{2, 0, 1}));
+}
+
+TEST(Char, OpensTheFormerFile) {
+  const auto tokenizer = parse_tokenizer_json(
+      "{\n \"type\": \"char\",\n \"version\": 1,\n \"characters\": \"\\n a\\u00e9\"\n}\n", "old");
+  EXPECT_EQ(tokenizer->encode("a\n\xc3\xa9 "), (std::vector<int32_t>{2, 0, 3, 1}));
+  EXPECT_EQ(tokenizer->to_json(), make_char_tokenizer({'a', 0xe9, ' ', '\n'}, "new")->to_json());
 }
 
 TEST(Char, NamesWhatItCannotEncode) {
@@ -358,6 +529,9 @@ TEST(LoadTokenizer, RefusesDamagedOrForeignJson) {
       {R"({"model": {"vocab": {"!": "0"}}})", "no whole number"},
       {R"({"model": {"vocab": {"gap": 600}}})", "ids up to 600"},
       {R"({"model": {"vocab": {"": 556}}})", "a token without text"},
+      {R"({"model": {"vocab": {"!": null, "x!": 0}},
+           "added_tokens": [{"id": 556, "content": "!"}]})",
+       "no token for 1 of the 256 bytes (0x21 is"},
       {R"({"model": {"byte_fallback": true}})", "byte_fallback"},
       {R"({"model": {"ignore_merges": true}})", "ignore_merges"},
       {R"({"model": {"end_of_word_suffix": "</w>"}})", "end_of_word_suffix"},
@@ -370,6 +544,19 @@ TEST(LoadTokenizer, RefusesDamagedOrForeignJson) {
       {R"({"added_tokens": [{"id": 556}]})", "without id and content"},
       {R"({"added_tokens": [{"id": 3, "content": "!"}]})", "the ids 0 and 3"},
       {R"({"added_tokens": [{"id": 3, "content": "<x>"}]})", "the same id 3"},
+      {R"({"added_tokens": [{"id": 65536, "content": "<x>"}]})", "<x> the id 65536"},
+      {R"({"added_tokens": [{"id": 556, "content": "<x>", "special": 1}]})", "neither true nor"},
+      {R"({"added_tokens": [{"id": 556, "content": "<x>", "single_word": true}]})",
+       "the added token \"<x>\" with single_word"},
+      {R"({"added_tokens": [{"id": 556, "content": "<x>", "special": false, "lstrip": true}]})",
+       "the added token \"<x>\" with lstrip"},
+      {R"({"added_tokens": [{"id": 556, "content": "<x>", "special": false, "rstrip": true}]})",
+       "the added token \"<x>\" with rstrip"},
+      {R"({"added_tokens": [{"id": 94, "content": "\u00a1"}]})", "means other bytes"},
+      {R"({"post_processor": {"type": "TemplateProcessing", "single": [
+           {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]}})",
+       "its post_processor adds tokens"},
+      {R"({"post_processor": {"type": "RobertaProcessing"}})", "its post_processor adds tokens"},
       {R"({"type": "char"})", "version"},
       {R"({"type": "char", "version": 2})", "version"},
       {R"({"type": "char", "version": 1})", "characters"},
@@ -388,8 +575,42 @@ TEST(LoadTokenizer, RefusesDamagedOrForeignJson) {
   for (const char* text : {"", "{", "[]", "7", "null", "\xff", "{\"a\": \"\\ud800\"}", "{} x"}) {
     expect_contains(user_error([&] { parse_tokenizer_json(text, "t.json"); }), "t.json");
   }
+  const std::string end = good.dump() + '\0';
+  expect_contains(user_error([&] { parse_tokenizer_json(end + "x", "t.json"); }), "not valid JSON");
+  const std::string twice = R"({"model": {}, "model": {}})";
+  expect_contains(user_error([&] { parse_tokenizer_json(twice, "t.json"); }), "occurs twice");
   const std::string deep(1'000'000, '[');
-  expect_contains(user_error([&] { parse_tokenizer_json(deep, "t.json"); }), "no valid JSON");
+  expect_contains(user_error([&] { parse_tokenizer_json(deep, "t.json"); }), "nested more than");
+}
+
+TEST(LoadTokenizer, RefusesDamagedFilesOfCharacters) {
+  const json good = json::parse(make_char_tokenizer({'a', 'b'}, "text")->to_json());
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {R"({"model": {"vocab": {"ab": 2}}})", "\"ab\" is not one character"},
+      {R"({"model": {"vocab": {"": 2}}})", "\"\" is not one character"},
+      {R"({"model": {"vocab": {"c": 1}}})", "has the id 1"},
+      {R"({"model": {"vocab": {"c": 3}}})", "3 tokens, and \"c\" has the id 3"},
+      {R"({"model": {"vocab": {"c": -1}}})", "has the id -1"},
+      {R"({"model": {"vocab": {"a": null, "b": null}}})", "no characters"},
+      {R"({"model": {"byte_fallback": true}})", "byte_fallback"},
+      {R"({"decoder": null})", "its decoder is not Fuse"},
+      {R"({"added_tokens": [{"id": 2, "content": "<eos>"}]})", "the added token \"<eos>\""},
+  };
+  for (const auto& [patch, what] : cases) {
+    json file = good;
+    file.merge_patch(json::parse(patch));
+    const std::string said = user_error([&] { parse_tokenizer_json(file.dump(), "t.json"); });
+    expect_contains(said, "t.json");
+    expect_contains(said, what);
+  }
+}
+
+TEST(LoadTokenizer, NamesTheBytesThatATrainedVocabularyLacks) {
+  json file = json::parse(load_tokenizer(kSmall)->to_json());
+  file["model"]["merges"] = json::array();
+  file["model"]["vocab"] = {{"a", 0}, {"b", 1}, {"c", 2}};
+  expect_contains(user_error([&] { parse_tokenizer_json(file.dump(), "t.json"); }),
+                  "t.json has no token for 253 of the 256 bytes (0x00 is the first)");
 }
 
 TEST(LoadTokenizer, RefusesDamagedPairs) {
@@ -397,12 +618,22 @@ TEST(LoadTokenizer, RefusesDamagedPairs) {
   const auto said = [&](std::string_view v, std::string_view m) {
     return user_error([&] { parse_bpe_files(v, m, "vocab.json"); });
   };
-  expect_contains(said(vocabulary.substr(0, 100), ""), "no valid JSON");
+  expect_contains(said(vocabulary.substr(0, 100), ""), "not valid JSON");
   expect_contains(said("[]", ""), "holds no vocabulary");
-  expect_contains(said("{}", ""), "lacks the token");
+  expect_contains(said("{}", ""), "no token for 256 of the 256 bytes");
+  expect_contains(said(vocabulary + std::string("\0 {}", 4), ""), "not valid JSON");
   expect_contains(said(vocabulary, "#version: 0.2\na b c\n"), "\"a b c\" is not two tokens");
   expect_contains(said(vocabulary, "a \n"), "is not two tokens");
   EXPECT_EQ(parse_bpe_files(vocabulary, "", "vocab.json")->encode("ab").size(), 2u);
+}
+
+TEST(LoadTokenizer, TakesPairsThatWindowsWrote) {
+  const std::string vocabulary = read_text(kSmall / "vocab.json");
+  std::string merges;
+  for (char c : read_text(kSmall / "merges.txt")) merges += c == '\n' ? "\r\n" : std::string(1, c);
+  const std::string mark = "\xef\xbb\xbf";
+  expect_golden_ids(*parse_bpe_files(vocabulary, merges, "vocab.json"), "small");
+  expect_golden_ids(*parse_bpe_files(mark + vocabulary, mark + merges + "\r\n", "v"), "small");
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const auto tokenizer = lathe::load_tokenizer(LATHE_SMALL_BPE);
-  static const auto encoder = tokenizer->encoder();
+  static const auto encoder = tokenizer->encoder(lathe::SpecialTokens::as_text);
   const std::string text(reinterpret_cast<const char*>(data), size);
 
   lathe::StreamDecoder decoder(*tokenizer);

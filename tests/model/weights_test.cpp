@@ -197,7 +197,7 @@ TEST(Weights, MomentsThatAreNotFiniteAreNamed) {
   SavedModel model(small(true));
   const fs::path dir = model.save("moments");
   const auto read = [&] {
-    read_optimizer(dir, model.model.layout(), model.optimizer, *model.device);
+    read_optimizer(dir, 1, model.model.layout(), model.optimizer, *model.device);
   };
   write_optimizer(dir, model.model.layout(), model.optimizer, *model.device);
   read();

@@ -1,9 +1,13 @@
 // The trainer is killed, or its disk fills up, at every call of a save and at seeded moments of a
-// whole run. Taken up again it ends bit for bit where the undisturbed run does.
+// whole run. Taken up again it ends bit for bit where the undisturbed run does. So is prepare while
+// it replaces data.
 #include <csignal>
+#include <map>
 #include <random>
 
+#include "src/data/shard.h"
 #include "tests/io/crash_harness.h"
+#include "tests/located.h"
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -122,6 +126,57 @@ TEST_F(Crash, KilledAgainAndAgainARunStillEnds) {
   const CrashResult result = crash(whole(), 0, "before");
   for (size_t at = 11; at < result.calls.size(); at += 12) crash(scratch / "out", at, "after");
   expect_recovery(scratch / "out");
+}
+
+class PrepareCrash : public TrainTest {
+ protected:
+  CrashResult prepare(const std::string& text, size_t at = 0, const std::string& when = "before") {
+    write_text(scratch / "text", text);
+    return run_with_crash(
+        {.command = command_of(
+             located("LATHE_PREPARE", LATHE_PREPARE),
+             {{"input", scratch / "text"}, {"shard-tokens", "40"}, {"force", ""}, {"out", out()}}),
+         .directory = out(),
+         .at = at,
+         .when = when});
+  }
+  // The tokens of both splits, or "mixed" where they are refused as that.
+  std::string found() {
+    try {
+      const TokenSet train(out(), "train"), val(out(), "val");
+      return fmt::format("{} + {}", train.size(), val.size());
+    } catch (const UserError& error) {
+      expect_contains(error.what(), "may hold old and new data mixed");
+      expect_contains(
+          run(train_command(with(tiny(scratch / "run"), {{"data", out()}, {"vocab-size", "2"}})))
+              .err,
+          "may hold old and new data mixed");
+      return "mixed";
+    }
+  }
+  fs::path out() { return scratch / "data"; }
+};
+
+// A preset of GPT-2 needs no tokenizer beside its data, so a missing tokenizer.json stops nobody.
+TEST_F(PrepareCrash, LeavesTheOldDataTheNewOrWhatIsRefused) {
+  const std::string before(200, 'a'), after(100, 'b');
+  fs::create_directory(out());
+  ASSERT_EQ(prepare(before).exit_code, 0);
+  const CrashResult whole = prepare(after);
+  ASSERT_EQ(whole.exit_code, 0) << whole.output;
+  ASSERT_EQ(found(), "90 + 10");
+  std::map<std::string, int> seen;
+  for (size_t at = 1; at <= whole.calls.size(); ++at) {
+    const CrashCall& call = whole.calls[at - 1];
+    SCOPED_TRACE(std::to_string(at) + " " + call.name + " " + call.path);
+    ASSERT_EQ(prepare(before).exit_code, 0);
+    ASSERT_EQ(found(), "180 + 20");
+    EXPECT_TRUE(prepare(after, at).killed);
+    const std::string left = found();
+    EXPECT_TRUE(left == "180 + 20" || left == "90 + 10" || left == "mixed") << left;
+    ++seen[left];
+  }
+  EXPECT_EQ(seen.size(), 3u);
 }
 
 }  // namespace

@@ -295,6 +295,37 @@ TEST_F(Programs, PromptsComeFromFilesAndMayBeLong) {
   EXPECT_EQ(text(with(flags, {{"prompt", words}, {"tokens", "0"}})), words + "\n");
 }
 
+// A BPE of the 256 bytes and <|endoftext|>, in Hugging Face's format.
+std::string bytes_tokenizer() {
+  std::string vocabulary;
+  int next = 0x100;
+  for (int b = 0; b < 256; ++b) {
+    const bool itself = (b >= '!' && b <= '~') || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
+    const int c = itself ? b : next++;  // GPT-2's character for the byte
+    vocabulary += fmt::format("\"\\u{:04x}\": {}, ", c, b);
+  }
+  return R"({"added_tokens": [{"id": 256, "content": "<|endoftext|>", "special": true}],
+             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false},
+             "model": {"type": "BPE", "merges": [], "vocab": {)" +
+         vocabulary + R"("<|endoftext|>": 256}}})";
+}
+
+TEST_F(Programs, APromptMayHoldSpecialTokens) {
+  write_text(scratch / "bytes.json", bytes_tokenizer());
+  write_text(scratch / "text", std::string(300, 'a'));
+  expect_success(run(command_of(LATHE_PREPARE, {{"tokenizer", scratch / "bytes.json"},
+                                                {"input", scratch / "text"},
+                                                {"out", scratch / "bytes"}})));
+  const fs::path out = scratch / "run";
+  expect_success(train(with(tiny(out), {{"data", scratch / "bytes"}})));
+  const Flags flags = {{"checkpoint", out / last_checkpoint(out)}, {"tokens", "20"}};
+  // An empty prompt begins with the end-of-text token. U+FEFF at a file's start is no text.
+  write_text(scratch / "empty", "\xef\xbb\xbf");
+  const std::string from_empty =
+      text(with(flags, {{"prompt", "@" + (scratch / "empty").string()}}));
+  EXPECT_EQ(text(with(flags, {{"prompt", "<|endoftext|>"}})), "<|endoftext|>" + from_empty);
+}
+
 TEST_F(Programs, TextComesOutAsItIsMade) {
   Process process(sample_command({{"checkpoint", trained()}, {"tokens", "1000000000"}}));
   while (process.running() && process.output().size() < 200) ::usleep(1000);
