@@ -3,10 +3,12 @@
 
 #include <CLI/CLI.hpp>
 #include <cmath>
-#include <iostream>
+#include <sstream>
 #include <string>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
+#include "kernels/device/standard_streams.h"
 
 namespace lathe {
 
@@ -43,9 +45,12 @@ inline bool parse_flags(CLI::App& app, int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() != 0) {
-      throw UserError("{} (see {} --help)", error.what(), app.get_name());
+      throw UserError("{} (see {} --help)", shortened(error.what(), kMostReportedBytes),
+                      app.get_name());
     }
-    app.exit(error, std::cout, std::cerr);
+    std::ostringstream text;
+    app.exit(error, text, text);
+    print_out(text.str());
     return false;
   }
   return true;

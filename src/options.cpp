@@ -4,11 +4,12 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <iostream>
 #include <map>
 #include <numbers>
 #include <sstream>
 
+#include "kernels/device/printable.h"
+#include "kernels/device/standard_streams.h"
 #include "src/flags.h"
 
 namespace lathe {
@@ -318,11 +319,13 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int rank
       if (what.starts_with(kUnknown)) what = "there is no key " + what.substr(kUnknown.size());
       if (what.ends_with(".++")) what = "sections are not known, keys stand alone";
       throw UserError("--config {}: {} (see --help)", app.get_config_ptr()->as<std::string>(),
-                      what);
+                      shortened(what, kMostReportedBytes));
     } catch (const CLI::ParseError& error) {
-      if (error.get_exit_code() != 0) throw UserError("{} (see --help)", error.what());
-      std::ostream nowhere(nullptr);  // one rank tells
-      *exit_code = app.exit(error, rank == 0 ? std::cout : nowhere);
+      if (error.get_exit_code() != 0)
+        throw UserError("{} (see --help)", shortened(error.what(), kMostReportedBytes));
+      std::ostringstream text;
+      *exit_code = app.exit(error, text);
+      if (rank == 0) print_out(text.str());
       return options;
     }
     options = pass == 0 ? preset(options.model) : options;

@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
 #include "src/data/pretokenizer.h"
 #include "src/data/shard.h"
 #include "src/data/utf8.h"
@@ -235,7 +236,7 @@ BpeTokenizer::BpeTokenizer(const Parts& parts, const std::string& name)
       id_of[text] = static_cast<int32_t>(id);
     } else if (found->second != id) {
       throw UserError("{} gives the token {} the ids {} and {}; give an undamaged tokenizer", name,
-                      text, found->second, id);
+                      shortened(text, kMostQuotedBytes), found->second, id);
     }
     tokens_[static_cast<size_t>(id)] = text;
     special_.push_back(static_cast<int32_t>(id));
@@ -254,7 +255,7 @@ BpeTokenizer::BpeTokenizer(const Parts& parts, const std::string& name)
       throw UserError(
           "{} lacks the token \"{}\", which its merges need; "
           "give a vocabulary and merges that belong together",
-          name, token);
+          name, shortened(token, kMostQuotedBytes));
     }
     return found->second;
   };
@@ -275,7 +276,7 @@ void BpeTokenizer::add_token(int64_t id, std::string name, std::string bytes,
                              const std::string& file) {
   if (id < 0 || id >= kMaxVocabSize) {
     throw UserError("{} gives the token {} the id {}; ids have 16 bits here, from 0 to {}", file,
-                    name, id, kMaxVocabSize - 1);
+                    shortened(name, kMostQuotedBytes), id, kMaxVocabSize - 1);
   }
   const auto place = static_cast<size_t>(id);
   if (place >= tokens_.size()) {
@@ -284,7 +285,8 @@ void BpeTokenizer::add_token(int64_t id, std::string name, std::string bytes,
   }
   if (!names_[place].empty()) {
     throw UserError("{} gives the tokens {} and {} the same id {}; give an undamaged tokenizer",
-                    file, names_[place], name, id);
+                    file, shortened(names_[place], kMostQuotedBytes),
+                    shortened(name, kMostQuotedBytes), id);
   }
   if (name.empty()) throw UserError("{} gives id {} to a token without text", file, id);
   names_[place] = std::move(name);

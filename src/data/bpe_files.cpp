@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
 #include "src/data/bpe.h"
 
 namespace lathe {
@@ -19,7 +20,7 @@ std::vector<std::pair<std::string, int64_t>> parse_vocabulary(const json& object
       throw UserError(
           "{} gives the token {} no whole number as its id; "
           "give an undamaged tokenizer",
-          name, token);
+          name, shortened(token, kMostQuotedBytes));
     }
     vocabulary.emplace_back(token, id.get<int64_t>());
   }
@@ -33,7 +34,7 @@ std::pair<std::string, std::string> parse_merge(std::string_view line, const std
     throw UserError(
         "{}: the merge \"{}\" is not two tokens with a space between; "
         "give an undamaged tokenizer",
-        name, line);
+        name, shortened(line, kMostQuotedBytes));
   }
   return {std::string(line.substr(0, space)), std::string(line.substr(space + 1))};
 }
@@ -121,7 +122,8 @@ std::unique_ptr<Tokenizer> parse_bpe_files(std::string_view vocabulary_json,
   try {
     parts.vocabulary = parse_vocabulary(json::parse(vocabulary_json), name);
   } catch (const json::exception& error) {
-    throw UserError("{} is no valid JSON ({}); give an undamaged tokenizer", name, error.what());
+    throw UserError("{} is no valid JSON ({}); give an undamaged tokenizer", name,
+                    shortened(error.what(), kMostQuotedBytes));
   }
   for (bool first = true; !merges.empty(); first = false) {
     const size_t end = std::min(merges.find('\n'), merges.size());

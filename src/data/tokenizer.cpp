@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
 #include "src/data/bpe.h"
 #include "src/data/char_tokenizer.h"
 #include "src/data/utf8.h"
@@ -116,7 +117,8 @@ std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string_view text, const std
   try {
     json = nlohmann::json::parse(text);
   } catch (const nlohmann::json::exception& error) {
-    throw UserError("{} is no valid JSON ({}); give an undamaged tokenizer", name, error.what());
+    throw UserError("{} is no valid JSON ({}); give an undamaged tokenizer", name,
+                    shortened(error.what(), kMostQuotedBytes));
   }
   if (!json.is_object()) throw UserError("{} holds no JSON object; give a tokenizer", name);
   if (json.contains("type") && json["type"] == "char") return parse_char_tokenizer(json, name);

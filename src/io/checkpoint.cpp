@@ -8,10 +8,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
-#include <cstdio>
 #include <functional>
 
 #include "kernels/device/error.h"
+#include "kernels/device/standard_streams.h"
 #include "src/io/strict_json.h"
 
 namespace lathe {
@@ -250,15 +250,14 @@ bool CheckpointWriter::commit() {
   if (path_exists(final_)) {
     try {
       verify_checkpoint(final_);
-      fmt::print(stderr, "{} is a valid checkpoint already and is left as it is\n",
-                 final_.string());
+      say(fmt::format("{} is a valid checkpoint already and is left as it is", final_.string()));
       return false;
     } catch (const std::runtime_error& error) {
       fs::path aside = final_.string() + ".damaged";
       for (int i = 2; path_exists(aside); ++i)
         aside = fmt::format("{}.damaged-{}", final_.string(), i);
-      fmt::print(stderr, "{} was damaged and is now {}: {}\n", final_.string(), aside.string(),
-                 error.what());
+      say(fmt::format("{} was damaged and is now {}: {}", final_.string(), aside.string(),
+                      error.what()));
       rename_path(final_, aside);
     }
   }
@@ -303,8 +302,8 @@ std::optional<fs::path> find_latest_checkpoint(const fs::path& out_dir) {
       verify_checkpoint(dir);
       return dir;
     } catch (const std::runtime_error& error) {  // a read error is no better than wrong bytes
-      fmt::print(stderr, "{} is not a valid checkpoint and is passed over: {}\n", dir.string(),
-                 error.what());
+      say(fmt::format("{} is not a valid checkpoint and is passed over: {}", dir.string(),
+                      error.what()));
     }
   }
   return {};
@@ -351,7 +350,7 @@ std::vector<fs::path> prune_checkpoints(const fs::path& out_dir, int keep) {
       remove_flat_directory(dir);
       removed.push_back(dir);
     } catch (const UserError& error) {
-      fmt::print(stderr, "{} is kept: {}\n", dir.string(), error.what());
+      say(fmt::format("{} is kept: {}", dir.string(), error.what()));
     }
   };
   const std::vector<Entry> entries = entries_of(out_dir);
@@ -363,8 +362,8 @@ std::vector<fs::path> prune_checkpoints(const fs::path& out_dir, int keep) {
     const fs::path dir = out_dir / checkpoint_name(step);
     if (!looks_valid(dir) || kept++ < keep) continue;
     if (const std::optional<std::string> foreign = foreign_entry(dir)) {
-      fmt::print(stderr, "{} is kept: it holds {}, which is none of the checkpoint's files\n",
-                 dir.string(), *foreign);
+      say(fmt::format("{} is kept: it holds {}, which is none of the checkpoint's files",
+                      dir.string(), *foreign));
       continue;
     }
     const fs::path pruned = dir.string() + std::string(kPruned);

@@ -53,28 +53,7 @@ std::string step_line(const StepMetrics& metrics, int64_t steps,
 
 namespace {
 
-constexpr utf8proc_int32_t kBroken = -1;
-
-// One character: its code point (kBroken for a byte that begins none) and its bytes.
-struct Character {
-  utf8proc_int32_t code;
-  size_t bytes;
-};
-
-Character character_at(std::string_view text) {
-  utf8proc_int32_t code = kBroken;
-  const utf8proc_ssize_t n =
-      utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                       static_cast<utf8proc_ssize_t>(text.size()), &code);
-  if (n <= 0) return {kBroken, 1};
-  return {code, static_cast<size_t>(n)};
-}
-
-bool is_control(utf8proc_int32_t code) {
-  return code >= 0 && (code < 0x20 || (code >= 0x7f && code < 0xa0));
-}
-
-int width_of(utf8proc_int32_t code) {
+int width_of(int32_t code) {
   return code == kBroken || is_control(code) ? 1 : utf8proc_charwidth(code);
 }
 
@@ -99,23 +78,6 @@ std::string_view clip_to_width(std::string_view text, int columns) {
     end += c.bytes;
   }
   return text.substr(0, end);
-}
-
-std::string printable(std::string_view text) {
-  std::string result;
-  result.reserve(text.size());
-  while (!text.empty()) {
-    const Character c = character_at(text);
-    if (c.code == kBroken) {
-      result += "\uFFFD";
-    } else if (is_control(c.code) && c.code != '\n' && c.code != '\t') {
-      result += '?';
-    } else {
-      result += text.substr(0, c.bytes);
-    }
-    text.remove_prefix(c.bytes);
-  }
-  return result;
 }
 
 std::string format_table(const std::vector<std::pair<std::string, std::string>>& rows) {

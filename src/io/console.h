@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/device/printable.h"
 #include "src/io/metrics.h"
 
 namespace lathe {
@@ -31,10 +32,6 @@ std::string format_table(const std::vector<std::pair<std::string, std::string>>&
 int display_width(std::string_view text);
 // Its longest beginning of at most this many columns, never part of a character.
 std::string_view clip_to_width(std::string_view text, int columns);
-// The text with broken UTF-8 as U+FFFD and control characters other than newline and tab as '?', so
-// that it cannot command the terminal.
-std::string printable(std::string_view text);
-
 struct ConsoleOptions {
   int fd = 1;
   std::optional<bool> live{};    // a terminal that can be redrawn; found out from fd where empty

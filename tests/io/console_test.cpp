@@ -4,6 +4,9 @@
 
 #include <cmath>
 
+#include "kernels/device/error.h"
+#include "kernels/device/standard_streams.h"
+#include "src/io/strict_json.h"
 #include "tests/io/scratch.h"
 
 namespace lathe {
@@ -80,6 +83,52 @@ TEST(Printable, TakesCommandsAndBrokenBytesOut) {
   EXPECT_EQ(printable("a\xff\xe6\xbc"), "a\uFFFD\uFFFD\uFFFD");
   EXPECT_EQ(printable("\u009b"), "?");  // the one-character CSI
   EXPECT_EQ(printable(std::string(1, '\0')), "?");
+}
+
+TEST(Shortened, KeepsBothEndsAndWholeCharacters) {
+  EXPECT_EQ(shortened("abc", 3), "abc");
+  EXPECT_EQ(shortened(std::string(50, 'a') + std::string(50, 'b'), 25),
+            std::string(15, 'a') + " ... " + "bbbbb");
+  std::string accents;
+  for (int i = 0; i < 100; ++i) accents += "漢";
+  for (size_t most = 6; most < 40; ++most) {
+    const std::string shorter = shortened(accents, most);
+    EXPECT_LE(shorter.size(), most);
+    EXPECT_EQ(printable(shorter), shorter) << most;  // no character is broken
+  }
+  EXPECT_LE(shortened(std::string(100, '\x80'), 20).size(), 20u);
+}
+
+TEST(JsonQuoted, IsShortAndHarmless) {
+  EXPECT_EQ(json_quoted("wte.weight"), "\"wte.weight\"");
+  EXPECT_EQ(json_quoted("\x1b[2J\n\xff"), "\"\\u001b[2J\\n\\ufffd\"");
+  const std::string huge = json_quoted("begin" + std::string(50 << 20, 'x') + "end");
+  EXPECT_LT(huge.size(), 150u);
+  EXPECT_TRUE(huge.starts_with("\"beginx") && huge.ends_with("xend\"")) << huge;
+}
+
+// Runs `speak` with stderr in a file, and returns what came there.
+std::string said(const std::function<void()>& speak) {
+  const Scratch scratch;
+  const int kept = ::dup(2);
+  const int fd = ::open((scratch / "err").c_str(), O_WRONLY | O_CREAT, 0600);
+  ::dup2(fd, 2);
+  speak();
+  ::dup2(kept, 2);
+  ::close(fd);
+  ::close(kept);
+  return slurp(scratch / "err");
+}
+
+TEST(Say, WritesOneShortLineThatCommandsNothing) {
+  EXPECT_EQ(said([] { say("x: \x1b[2Ja\nb\xff"); }), "x: ?[2Ja?b\uFFFD\n");
+  const std::string line =
+      said([] { say("FILE holds " + std::string(50 << 20, 'x') + "; do this"); });
+  EXPECT_LE(line.size(), 2001u);
+  EXPECT_TRUE(line.starts_with("FILE holds xxx") && line.ends_with("xxx; do this\n"));
+  EXPECT_EQ(
+      said([] { run_main("prog", []() -> int { throw UserError("{}: no\r\x1b[A", "\x07"); }); }),
+      "prog: ?: no??[A\n");
 }
 
 TEST(FormatTable, AlignsByColumns) {
