@@ -206,8 +206,8 @@ void add_evaluation_options(CLI::App& app, TrainOptions& o) {
       ->check(counted());
   app.add_option("--sample-tokens", o.sample_tokens, "Tokens of a sample")->check(positive());
   app.add_option("--log-interval", o.log_interval,
-                 "Steps between lines where the output is no terminal")
-      ->check(positive());
+                 "Steps between lines that stay; 0: every step, and on a terminal one line for all")
+      ->check(counted());
 }
 
 void add_output_options(CLI::App& app, TrainOptions& o) {
