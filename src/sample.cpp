@@ -1,8 +1,7 @@
 // build/sample: continues a prompt with the weights of a checkpoint.
 #include <CLI/CLI.hpp>
-#include <cstdio>
-#include <iostream>
 
+#include "kernels/device/standard_streams.h"
 #include "src/flags.h"
 #include "src/io/checkpoint.h"
 #include "src/io/file.h"
@@ -76,11 +75,9 @@ int sample(int argc, char** argv) {
   read_model(directory, config, layout, weights.flat, *device);
   Decoder decoder(config, weights, config.seq_len, chunk, *device, arena);
 
-  std::cout << options.prompt << std::flush;
-  generate_text(decoder, *tokenizer, options.prompt, options.tokens, options.sampling,
-                [](std::string_view text) { std::cout << text << std::flush; });
-  std::cout << "\n";
-  if (!std::cout) throw CheckError("cannot write to standard output");
+  print_out(options.prompt);
+  generate_text(decoder, *tokenizer, options.prompt, options.tokens, options.sampling, print_out);
+  print_out("\n");
   return 0;
 }
 

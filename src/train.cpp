@@ -9,8 +9,7 @@
 //   src/text.h         samples
 //   src/trace.h        one step in detail
 //   src/profile.h      some steps for a profiler
-#include <iostream>
-
+#include "kernels/device/standard_streams.h"
 #include "src/io/signals.h"
 #include "src/parallel/world.h"
 #include "src/profile.h"
@@ -98,7 +97,7 @@ int train(World& world, int argc, char** argv) {
   const TrainOptions& o = run.options();
   if (o.eval_only) {
     const double loss = evaluate(run);
-    if (run.rank() == 0) std::cout << fmt::format("val_loss {:.4f}\n", loss);
+    if (run.rank() == 0) print_out(fmt::format("val_loss {:.4f}\n", loss));
     return 0;
   }
   const StopSignal stop;
