@@ -5,14 +5,16 @@
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <cmath>
-#include <iostream>
 #include <limits>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <type_traits>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
+#include "kernels/device/standard_streams.h"
 
 namespace lathe {
 
@@ -114,9 +116,12 @@ inline bool parse_flags(CLI::App& app, int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() != 0) {
-      throw UserError("{} (see {} --help)", error.what(), app.get_name());
+      throw UserError("{} (see {} --help)", shortened(error.what(), kMostReportedBytes),
+                      app.get_name());
     }
-    app.exit(error, std::cout, std::cerr);
+    std::ostringstream text;
+    app.exit(error, text, text);
+    print_out(text.str());
     return false;
   }
   return true;

@@ -2,11 +2,12 @@
 
 #include <CLI/CLI.hpp>
 #include <cmath>
-#include <iostream>
 #include <map>
 #include <numbers>
 #include <sstream>
 
+#include "kernels/device/printable.h"
+#include "kernels/device/standard_streams.h"
 #include "src/config_file.h"
 #include "src/flags.h"
 #include "src/io/strict_json.h"
@@ -195,8 +196,8 @@ void add_evaluation_options(CLI::App& app, TrainOptions& o) {
   add_number(app, "--sample-interval", o.sample_interval, 0, kMost,
              "Steps between samples; 0: never");
   add_number(app, "--sample-tokens", o.sample_tokens, 1, kMost, "Tokens of a sample");
-  add_number(app, "--log-interval", o.log_interval, 1, kMost,
-             "Steps between lines where the output is no terminal");
+  add_number(app, "--log-interval", o.log_interval, 0, kMost,
+             "Steps between lines that stay; 0: every step, and on a terminal one line for all");
 }
 
 void add_output_options(CLI::App& app, TrainOptions& o) {
@@ -366,9 +367,11 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int rank
     try {
       app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
-      if (error.get_exit_code() != 0) throw UserError("{} (see --help)", error.what());
-      std::ostream nowhere(nullptr);  // one rank tells
-      *exit_code = app.exit(error, rank == 0 ? std::cout : nowhere);
+      if (error.get_exit_code() != 0)
+        throw UserError("{} (see --help)", shortened(error.what(), kMostReportedBytes));
+      std::ostringstream text;
+      *exit_code = app.exit(error, text);
+      if (rank == 0) print_out(text.str());
       return options;
     }
     if (pass == 0) {

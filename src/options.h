@@ -56,7 +56,7 @@ struct TrainOptions {
   int64_t eval_interval = 250;  // steps; 0: never
   int64_t eval_batches = 0;     // 0: the whole validation set
   bool eval_only = false;
-  int64_t log_interval = 1;
+  int64_t log_interval = 0;  // 0: as ConsoleOptions has it
   int64_t sample_interval = 0;
   int64_t sample_tokens = 256;
   int64_t max_skipped_steps = 10;  // in a row; then the run stops

@@ -1,6 +1,6 @@
 #include "src/profile.h"
 
-#include <iostream>
+#include "kernels/device/standard_streams.h"
 
 namespace lathe {
 
@@ -8,7 +8,7 @@ namespace {
 
 void say(const Run& run, std::string_view what) {
   if (run.rank() == 0)
-    std::cerr << fmt::format("train: --profile {}: {}\n", run.options().profile, what);
+    lathe::say(fmt::format("train: --profile {}: {}", run.options().profile, what));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <string>
 
+#include "kernels/device/standard_streams.h"
 #include "src/io/file.h"
 #include "src/parallel/banner.h"
 #include "src/text.h"
@@ -161,10 +162,14 @@ void print_setup(const Setup& setup, const Device& device, const World& world,
   if (communicator.size() > 1) rows.emplace_back("parallel", parallel_line(setup));
   rows.emplace_back("resume",
                     setup.resume_from.empty() ? "a fresh run" : setup.resume_from.string());
+  const std::string plan = "memory plan\n" + to_string(setup.plan);
+  if (o.dry_run) {
+    print_out("lathe\n" + format_table(rows) + plan + "configuration\n" + o.resolved);
+    return;
+  }
   Console console;
   console.banner("lathe", rows);
-  console.print("memory plan\n" + to_string(setup.plan));
-  if (o.dry_run) console.print("configuration\n" + o.resolved);
+  console.print(plan);
 }
 
 Report::Report(Run& run)
@@ -297,9 +302,9 @@ void Report::finish(bool stopped) {
   }
   if (o.benchmark && !step_ms_.empty()) {
     const double ms = median(step_ms_);
-    console_.print(fmt::format("median step {:.2f} ms, {:.0f} tokens/s over {} steps", ms,
-                               1e3 * static_cast<double>(run_.tokens_per_step()) / ms,
-                               step_ms_.size()));
+    console_.settle();
+    print_out(fmt::format("median step {:.2f} ms, {:.0f} tokens/s over {} steps\n", ms,
+                          1e3 * static_cast<double>(run_.tokens_per_step()) / ms, step_ms_.size()));
   }
 }
 

@@ -6,10 +6,10 @@
 #include <array>
 #include <charconv>
 #include <cstdlib>
-#include <iostream>
 #include <sstream>
 #include <thread>
 
+#include "kernels/device/standard_streams.h"
 #include "src/io/checkpoint.h"
 #include "src/io/file.h"
 #include "src/io/toml.h"
@@ -493,8 +493,8 @@ void Run::restore() {
   }
   const std::string difference = difference_to(s, now, setup_.data_fingerprint, ranks(), device);
   if (!difference.empty() && rank() == 0) {
-    std::cerr << fmt::format("train: {} {}: the run goes on, but not bit for bit\n", from.string(),
-                             difference);
+    say(fmt::format("train: {} {}: the run goes on, but not bit for bit", from.string(),
+                    difference));
   }
   if (same_products(s.config, now, device) && s.layout.cpu == device.name())
     device.load_plans(s.matmul_plans);

@@ -1,8 +1,7 @@
 // build/sample: continues a prompt with the weights of a checkpoint.
 #include <CLI/CLI.hpp>
-#include <cstdio>
-#include <iostream>
 
+#include "kernels/device/standard_streams.h"
 #include "src/data/utf8.h"
 #include "src/flags.h"
 #include "src/io/checkpoint.h"
@@ -82,11 +81,9 @@ int sample(int argc, char** argv) {
   read_model(directory, config, layout, weights.flat, *device);
   Decoder decoder(config, weights, config.seq_len, chunk, *device, arena);
 
-  std::cout << prompt << std::flush;
-  generate_text(decoder, *tokenizer, prompt, options.tokens, options.sampling,
-                [](std::string_view text) { std::cout << text << std::flush; });
-  std::cout << "\n";
-  if (!std::cout) throw CheckError("cannot write to standard output");
+  print_out(prompt);
+  generate_text(decoder, *tokenizer, prompt, options.tokens, options.sampling, print_out);
+  print_out("\n");
   return 0;
 }
 

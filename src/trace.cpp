@@ -1,8 +1,9 @@
 #include "src/trace.h"
 
 #include <algorithm>
-#include <iostream>
 #include <nlohmann/json.hpp>
+
+#include "kernels/device/standard_streams.h"
 
 namespace lathe {
 
@@ -81,8 +82,8 @@ StepTrace::StepTrace(Run& run, const std::string& file)
   // A run that is taken up again with the same flags may have less to do than that.
   if (traced_step_ >= run.options().steps) {
     if (run.rank() == 0)
-      std::cerr << fmt::format("train: --trace {}: the fourth step is traced, and there are {}\n",
-                               file, std::max<int64_t>(0, run.options().steps - run.first_step));
+      say(fmt::format("train: --trace {}: the fourth step is traced, and there are {}", file,
+                      std::max<int64_t>(0, run.options().steps - run.first_step)));
     traced_step_ = -1;
   }
   if (traced_step_ >= 0 && run.rank() == 0) file_.emplace(file);

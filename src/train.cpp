@@ -11,9 +11,9 @@
 //   src/trace.h        one step in detail
 //   src/profile.h      some steps for a profiler
 #include <cmath>
-#include <iostream>
 #include <optional>
 
+#include "kernels/device/standard_streams.h"
 #include "src/ending.h"
 #include "src/parallel/world.h"
 #include "src/profile.h"
@@ -116,7 +116,7 @@ int train(World& world, int argc, char** argv) {
           "checkpoint",
           *loss));
     }
-    if (run.rank() == 0) std::cout << fmt::format("val_loss {}\n", *loss);
+    if (run.rank() == 0) print_out(fmt::format("val_loss {}\n", *loss));
     return 0;
   }
   Report report(run);

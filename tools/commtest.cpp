@@ -2,8 +2,8 @@
 // awkward sizes, checked value by value; tables of time and bandwidth; a small network that is
 // trained data-parallel and must come out the same on all ranks.
 #include <CLI/CLI.hpp>
-#include <iostream>
 
+#include "kernels/device/standard_streams.h"
 #include "src/flags.h"
 #include "src/io/console.h"
 #include "src/parallel/banner.h"
@@ -65,7 +65,7 @@ class CommTest {
 
   void run() {
     const auto rows = ranks_banner(world_, comm_, device_.name());
-    if (comm_.rank() == 0) Console().banner("commtest", rows);
+    print("commtest\n" + format_table(rows));
     int64_t wrong = 0;
     for (const CollectiveKind kind : kKinds) wrong += check(kind);
     // One rank alone copies, or does nothing at all.
@@ -78,7 +78,7 @@ class CommTest {
 
  private:
   void print(const std::string& text) const {
-    if (comm_.rank() == 0) std::cout << text << std::flush;
+    if (comm_.rank() == 0) print_out(text);
   }
   bool makes_sense(CollectiveKind kind) const {
     return comm_.size() > 1 || kind != CollectiveKind::send;

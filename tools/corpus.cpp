@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "data/grammar.h"
+#include "kernels/device/standard_streams.h"
 #include "src/flags.h"
 #include "src/io/file.h"
 
@@ -55,7 +56,7 @@ int corpus(int argc, char** argv) {
   const Grammar grammar(stories_description());
   Json entropy = entropy_json(grammar);
   if (entropy_only) {
-    fmt::print("{}\n", entropy.dump());
+    print_out(entropy.dump() + "\n");
     return 0;
   }
   if (out.empty()) throw UserError("corpus needs --out FILE (or --entropy)");
@@ -68,10 +69,10 @@ int corpus(int argc, char** argv) {
   }
   write_file(path, write_stories(grammar, bytes, seed, entropy));
   write_file(path.parent_path() / "entropy.json", entropy.dump(2) + "\n");
-  fmt::print("{}: {} stories, {} characters; entropy {:.4f} nats = {:.4f} bits per character\n",
-             out, entropy["stories"].get<uint64_t>(), entropy["characters"].get<uint64_t>(),
-             entropy["nats_per_character"].get<double>(),
-             entropy["bits_per_character"].get<double>());
+  note_out(fmt::format(
+      "{}: {} stories, {} characters; entropy {:.4f} nats = {:.4f} bits per character\n", out,
+      entropy["stories"].get<uint64_t>(), entropy["characters"].get<uint64_t>(),
+      entropy["nats_per_character"].get<double>(), entropy["bits_per_character"].get<double>()));
   return 0;
 }
 

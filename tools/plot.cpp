@@ -6,7 +6,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "kernels/device/standard_streams.h"
 #include "src/flags.h"
+#include "src/io/console.h"
 #include "src/io/file.h"
 #include "tools/run_plot.h"
 
@@ -17,16 +19,24 @@ namespace fs = std::filesystem;
 
 // A number, or the file that `corpus` writes beside its text.
 double read_floor(const std::string& floor) {
-  if (const auto number = parse_number<double>(floor)) return *number;
+  const auto drawn = [&floor](double value) {
+    if (can_be_drawn(value)) return value;
+    throw UserError("--floor {}: give a finite number of at most {}", floor, kLargestDrawn);
+  };
+  if (const auto number = parse_number<double>(floor)) return drawn(*number);
   std::ifstream file(floor);
   const auto json = nlohmann::json::parse(file, nullptr, false);
   if (!json.is_object() || !json.contains("nats_per_character")) {
     throw UserError("--floor {}: give a number, or a file with nats_per_character", floor);
   }
   const auto& nats = json["nats_per_character"];
-  const double value = nats.is_number() ? nats.get<double>() : std::nan("");
-  if (!std::isfinite(value)) throw UserError("--floor {}: give a finite number", floor);
-  return value;
+  return drawn(nats.is_number() ? nats.get<double>() : std::nan(""));
+}
+
+// How many columns of dots fit beside the labels: 70, or what the terminal has.
+int chart_columns() {
+  const std::optional<int> width = terminal_columns(STDOUT_FILENO);
+  return width ? std::clamp(*width - 1 - kGutterColumns, 10, 120) : 70;
 }
 
 int plot(int argc, char** argv) {
@@ -47,14 +57,14 @@ int plot(int argc, char** argv) {
   options.title = title;
   if (app.count("--floor") > 0) options.floor = read_floor(floor);
   if (terminal) {
-    fmt::print("{}", plot_terminal(run, options, 70, 15, isatty(STDOUT_FILENO) != 0));
+    write_out(plot_terminal(run, options, chart_columns(), 15, can_colour(STDOUT_FILENO)));
   }
   if (!terminal || !out.empty()) {
     const fs::path base =
         fs::is_directory(run_dir) ? fs::path(run_dir) : fs::path(run_dir).parent_path();
     const fs::path path = out.empty() ? base / "loss.svg" : fs::path(out);
     write_file(path, plot_svg(run, options));
-    if (!terminal) fmt::print("{}\n", path.string());
+    if (!terminal) note_out(path.string() + "\n");
   }
   return 0;
 }

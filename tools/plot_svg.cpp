@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
 #include "tools/run_plot.h"
 
 namespace lathe {
@@ -23,19 +24,26 @@ struct Panel {
 constexpr Panel kLossPanel{92, 400};
 constexpr Panel kRatePanel{448, 548};
 
+// Text in an XML document, whatever bytes it has: XML knows no broken UTF-8, and neither most
+// control characters nor U+FFFE and U+FFFF.
 std::string escaped(const std::string& text) {
+  const std::string clean = printable(text);
   std::string result;
-  for (char c : text) {
-    if (c == '&')
+  for (std::string_view rest = clean; !rest.empty();) {
+    const Character c = character_at(rest);
+    if (c.code == '&')
       result += "&amp;";
-    else if (c == '<')
+    else if (c.code == '<')
       result += "&lt;";
-    else if (c == '>')
+    else if (c.code == '>')
       result += "&gt;";
-    else if (c == '"')
+    else if (c.code == '"')
       result += "&quot;";
-    else if (static_cast<unsigned char>(c) >= ' ')
-      result += c;
+    else if (c.code == 0xfffe || c.code == 0xffff)
+      result += "\uFFFD";
+    else
+      result += rest.substr(0, c.bytes);
+    rest.remove_prefix(c.bytes);
   }
   return result;
 }

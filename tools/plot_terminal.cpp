@@ -35,7 +35,10 @@ class Canvas {
     dots_[cell(x, y)] |= kBits[y % 4][x % 2];
   }
 
+  // What is above or below the canvas is cut off at its border, however far away it is.
   void line(double x0, double y0, double x1, double y1) {
+    y0 = std::clamp(y0, -1.0, 4.0 * rows_);
+    y1 = std::clamp(y1, -1.0, 4.0 * rows_);
     const int steps = 1 + static_cast<int>(std::max(std::abs(x1 - x0), std::abs(y1 - y0)));
     for (int i = 0; i <= steps; ++i) {
       const double t = static_cast<double>(i) / steps;
@@ -77,38 +80,53 @@ class Canvas {
   std::vector<bool> marks_;
 };
 
-// The line under the chart: tick labels, each centred below its column.
-std::string step_labels(const Scale& x, int columns) {
-  std::string labels(static_cast<size_t>(columns) + 8, ' ');
-  size_t free = 0;
-  for (double tick : nice_ticks(x.from, x.to, 6)) {
-    const std::string label = tick_label(tick);
-    const double centre = 8 + x(tick) / 2;
-    const size_t begin =
-        static_cast<size_t>(std::clamp(centre - static_cast<double>(label.size()) / 2, 0.0,
-                                       static_cast<double>(labels.size() - label.size())));
-    if (begin < free) continue;
-    labels.replace(begin, label.size(), label);
-    free = begin + label.size() + 1;
-  }
-  return labels.substr(0, labels.find_last_not_of(' ') + 1) + "  step\n";
+std::string legend_number(double value) {
+  return std::abs(value) < 1e6 ? fmt::format("{:.3f}", value) : fmt::format("{:.3e}", value);
 }
 
-std::string legend(const RunMetrics& run, const PlotOptions& options, bool colour) {
-  auto entry = [&](const char* code, const std::string& glyph, const std::string& name) {
-    return "   " + (colour ? code + glyph + kPlain : glyph) + " " + name;
+// The line under the chart: tick labels, each centred below its column, and what they count in the
+// gutter.
+std::string step_labels(const Scale& x, size_t gutter, int columns) {
+  std::string labels = fmt::format("{:>{}}", "step", gutter - 2);
+  const size_t width = gutter + static_cast<size_t>(columns);
+  labels.resize(width, ' ');
+  size_t free = gutter - 1;
+  for (double tick : nice_ticks(x.from, x.to, std::clamp(columns / 10, 1, 6))) {
+    const std::string label = tick_label(tick);
+    if (free + label.size() > width) continue;
+    const double centre = static_cast<double>(gutter) + x(tick) / 2;
+    const double begin =
+        std::max(centre - static_cast<double>(label.size()) / 2, static_cast<double>(gutter - 1));
+    const size_t at = std::min(static_cast<size_t>(begin), width - label.size());
+    if (at < free) continue;
+    labels.replace(at, label.size(), label);
+    free = at + label.size() + 1;
+  }
+  return labels.substr(0, labels.find_last_not_of(' ') + 1) + "\n";
+}
+
+// Entries side by side, as many as `width` columns hold; at least one in a line.
+std::string legend(const RunMetrics& run, const PlotOptions& options, size_t width, bool colour) {
+  std::string text;
+  size_t used = 0;
+  auto entry = [&](const char* code, size_t columns, const std::string& glyph,
+                   const std::string& name) {
+    const size_t more = 3 + columns + 1 + name.size();
+    if (used > 0 && used + more > width) text += "\n", used = 0;
+    if (used == 0 && more + 5 <= width) text += "     ", used = 5;
+    text += "   " + (colour ? code + glyph + kPlain : glyph) + " " + name;
+    used += more;
   };
-  std::string text = "     ";
   if (const Series* loss = run.find("loss")) {
-    text += entry(kBlue, utf8(0x2812) + utf8(0x2822),
-                  fmt::format("training {:.3f}", smoothed(*loss).back().value));
+    entry(kBlue, 2, utf8(0x2812) + utf8(0x2822),
+          "training " + legend_number(smoothed(*loss).back().value));
   }
   if (const Series* validation = run.find("val_loss")) {
-    text += entry(kOrange, kMark, fmt::format("validation {:.3f}", validation->back().value));
+    entry(kOrange, 1, kMark, "validation " + legend_number(validation->back().value));
   }
   if (options.floor) {
-    text += entry(kGreen, std::string(kDash) + kDash,
-                  fmt::format("entropy of the text {:.3f}", *options.floor));
+    entry(kGreen, 2, std::string(kDash) + kDash,
+          "entropy of the text " + legend_number(*options.floor));
   }
   return text + "\n";
 }
@@ -117,11 +135,22 @@ std::string legend(const RunMetrics& run, const PlotOptions& options, bool colou
 
 std::string plot_terminal(const RunMetrics& run, const PlotOptions& options, int columns, int rows,
                           bool colour) {
-  Scale x = step_range(run);
-  x.end = 2 * columns - 1;
   Scale y = loss_range(run, options);
   y.begin = 4 * rows - 1;
   y.end = 0;
+  std::vector<std::string> labels(static_cast<size_t>(rows));
+  size_t widest = kGutterColumns - 2;
+  for (double tick : y.ticks(std::max(3, rows / 2))) {
+    std::string& label = labels[std::clamp(static_cast<int>(y(tick)) / 4, 0, rows - 1)];
+    label = tick_label(tick);
+    widest = std::max(widest, label.size());
+  }
+  // Where labels are wider than usual, the chart is narrower.
+  const int wider = static_cast<int>(widest) + 2 - kGutterColumns;
+  columns = std::max(columns - wider, 1);
+
+  Scale x = step_range(run);
+  x.end = 2 * columns - 1;
   Canvas canvas(columns, rows);
   if (const Series* loss = run.find("loss")) {
     const Series curve = smoothed(*loss);
@@ -133,19 +162,18 @@ std::string plot_terminal(const RunMetrics& run, const PlotOptions& options, int
   if (const Series* validation = run.find("val_loss")) {
     for (const Point& point : *validation) canvas.mark(x(point.step), y(point.value));
   }
-  std::vector<std::string> labels(rows);
-  for (double tick : y.ticks(std::max(3, rows / 2))) {
-    labels[std::clamp(static_cast<int>(y(tick)) / 4, 0, rows - 1)] = tick_label(tick);
-  }
   const int floor_row = options.floor ? static_cast<int>(y(*options.floor)) / 4 : -1;
   std::string text;
   for (int row = 0; row < rows; ++row) {
-    text += fmt::format("{:>6} {}{}\n", labels[row], labels[row].empty() ? "\u2502" : "\u2524",
-                        canvas.row(row, row == floor_row, colour));
+    text +=
+        fmt::format("{:>{}} {}{}\n", labels[row], widest, labels[row].empty() ? "\u2502" : "\u2524",
+                    canvas.row(row, row == floor_row, colour));
   }
-  text += "       \u2514";
+  text += std::string(widest + 1, ' ') + "\u2514";
   for (int column = 0; column < columns; ++column) text += "\u2500";
-  return text + "\n" + step_labels(x, columns) + legend(run, options, colour);
+  const size_t gutter = widest + 2;
+  return text + "\n" + step_labels(x, gutter, columns) +
+         legend(run, options, gutter + static_cast<size_t>(columns), colour);
 }
 
 }  // namespace lathe

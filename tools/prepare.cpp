@@ -5,9 +5,12 @@
 #include <cstdio>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
+#include "kernels/device/standard_streams.h"
 #include "src/data/prepare.h"
 #include "src/data/shard.h"
 #include "src/flags.h"
+#include "src/io/console.h"
 #include "src/io/file.h"
 #include "src/io/strict_json.h"
 
@@ -19,9 +22,11 @@ using lathe::parse_flags;
 using lathe::UserError;
 
 // One line that is rewritten on a terminal; in a pipe a line for each tenth of the way, at most one
-// a second.
+// a second. Nothing fails because it cannot be shown.
 class Progress {
  public:
+  ~Progress() { end_line(); }
+
   void operator()(std::string_view stage, uint64_t done, uint64_t total, int64_t tokens) {
     const auto now = std::chrono::steady_clock::now();
     if (stage != stage_) {
@@ -31,8 +36,8 @@ class Progress {
       shown_tenths_ = 0;
     }
     const uint64_t tenths = total > 0 ? done * 10 / total : 0;
-    const bool due = now - shown_at_ >= std::chrono::milliseconds(terminal_ ? 200 : 1000) &&
-                     (terminal_ || tenths > shown_tenths_);
+    const bool due = now - shown_at_ >= std::chrono::milliseconds(live_ ? 200 : 1000) &&
+                     (live_ || tenths > shown_tenths_);
     if (!due) return;
     shown_at_ = now;
     shown_tenths_ = tenths;
@@ -40,28 +45,29 @@ class Progress {
     std::string line = fmt::format("{} {:.1f} of {:.1f} MB, {:.1f} MB/s", stage, done / 1e6,
                                    total / 1e6, done / 1e6 / seconds);
     if (tokens > 0) line += fmt::format(", {} tokens", tokens);
-    fmt::print(stderr, "{}{}{}", terminal_ ? "\r" : "", line, terminal_ ? "\033[K" : "\n");
-    open_line_ = terminal_;
+    if (live_) {
+      const int columns = lathe::terminal_columns(STDERR_FILENO).value_or(80) - 1;
+      show(fmt::format("\r{}\033[K", lathe::clip_to_width(line, columns)));
+    } else {
+      show(line + "\n");
+    }
+    open_line_ = live_;
   }
 
   void end_line() {
-    if (open_line_) fmt::print(stderr, "\n");
+    if (open_line_) show("\n");
     open_line_ = false;
   }
 
  private:
-  bool terminal_ = ::isatty(STDERR_FILENO) != 0;
+  static void show(const std::string& text) { std::fputs(text.c_str(), stderr); }
+
+  bool live_ = lathe::can_redraw(STDERR_FILENO);
   bool open_line_ = false;
   std::string stage_;
   std::chrono::steady_clock::time_point started_, shown_at_;
   uint64_t shown_tenths_ = 0;
 };
-
-void write_out(std::string_view text) {
-  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size()) {
-    throw UserError("cannot write the text to standard output");
-  }
-}
 
 // Prints the text of one shard, or of all of a directory's: training, then validation.
 void decode(const std::filesystem::path& path) {
@@ -72,15 +78,23 @@ void decode(const std::filesystem::path& path) {
     files = lathe::find_shards(path, "train");
     for (const auto& file : lathe::find_shards(path, "val")) files.push_back(file);
   }
+  // A terminal is sent whole characters, others the bytes as they are.
+  const bool terminal = ::isatty(STDOUT_FILENO) == 1;
+  lathe::StreamDecoder whole(*tokenizer);
   std::vector<int32_t> ids(1 << 16);
   for (const auto& file : files) {
     const lathe::Shard shard(file);
     for (int64_t at = 0; at < shard.size(); at += static_cast<int64_t>(ids.size())) {
       const int64_t count = std::min(shard.size() - at, static_cast<int64_t>(ids.size()));
       shard.copy(at, count, ids.data(), tokenizer->vocab_size());
-      write_out(tokenizer->decode({ids.data(), static_cast<size_t>(count)}));
+      std::string text;
+      for (const int32_t id : std::span(ids).first(static_cast<size_t>(count))) {
+        text += terminal ? whole.next(id) : tokenizer->token(id);
+      }
+      lathe::print_out(text);
     }
   }
+  lathe::print_out(whole.finish());
 }
 
 constexpr int kMostInputs = 1 << 20;
@@ -142,15 +156,15 @@ int run(int argc, char** argv) {
   Progress progress;
   const auto result = lathe::prepare(options, std::ref(progress));
   progress.end_line();
-  fmt::print(
+  lathe::note_out(fmt::format(
       "{}: {} train and {} validation tokens of {} symbols, from {} characters in {} "
       "document{}{}\n",
       options.out.string(), result.train_tokens, result.val_tokens, result.vocab_size,
       result.characters, result.documents, result.documents == 1 ? "" : "s",
-      result.documents == 1 ? "" : " with " + lathe::json_quoted(result.join) + " between");
+      result.documents == 1 ? "" : " with " + lathe::json_quoted(result.join) + " between"));
   if (result.byte_order_marks > 0) {
-    fmt::print("left out the byte order mark at the start of {} file{}\n", result.byte_order_marks,
-               result.byte_order_marks == 1 ? "" : "s");
+    lathe::note_out(fmt::format("left out the byte order mark at the start of {} file{}\n",
+                                result.byte_order_marks, result.byte_order_marks == 1 ? "" : "s"));
   }
   return 0;
 }

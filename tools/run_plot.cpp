@@ -25,7 +25,7 @@ bool add_line(const std::string& line, RunMetrics& run) {
     const auto value = object.find(key);
     if (value == object.end() || !value->is_number()) continue;
     const Point point{object["step"].get<double>(), value->get<double>()};
-    if (std::isfinite(point.step) && std::isfinite(point.value)) add(run.series[key], point);
+    if (can_be_drawn(point.step) && can_be_drawn(point.value)) add(run.series[key], point);
   }
   return true;
 }
@@ -49,6 +49,10 @@ Series averaged(const Series& series, size_t buckets) {
 
 }  // namespace
 
+bool can_be_drawn(double value) {
+  return std::abs(value) <= kLargestDrawn;  // false for NaN
+}
+
 double Scale::operator()(double value) const {
   if (!logarithmic) return begin + (value - from) / (to - from) * (end - begin);
   const double clamped = std::max(value, 1e-3 * from);
@@ -66,9 +70,13 @@ std::vector<double> Scale::ticks(int count) const {
         if (digit * power >= from && digit * power <= to) ticks.push_back(digit * power);
       }
     }
-    if (static_cast<int>(ticks.size()) <= count) break;
+    if (static_cast<int>(ticks.size()) <= count) return ticks;
   }
-  return ticks;
+  // Powers of ten, and still too many: every second, third, ... of them.
+  const size_t stride = ticks.size() / static_cast<size_t>(count) + 1;
+  std::vector<double> some;
+  for (size_t i = 0; i < ticks.size(); i += stride) some.push_back(ticks[i]);
+  return some;
 }
 
 const Series* RunMetrics::find(const std::string& key) const {
@@ -103,14 +111,19 @@ std::vector<double> nice_ticks(double low, double high, int count) {
   if (!(high > low)) return {low};
   const double rough = (high - low) / count;
   const double power = std::pow(10, std::floor(std::log10(rough)));
+  if (!(power > 0 && std::isfinite(power))) return {low};
   double distance = 10 * power;
   for (double factor : {5.0, 2.0, 1.0}) {
     if (factor * power >= rough) distance = factor * power;
   }
   std::vector<double> ticks;
   const double slack = 1e-9 * distance;
-  for (double k = std::ceil((low - slack) / distance); k * distance <= high + slack; ++k) {
-    ticks.push_back(k * distance);
+  const double first = std::ceil((low - slack) / distance);
+  const double last = std::floor((high + slack) / distance);
+  // Counted from 0: from 2^53 on, adding one to a number may not change it.
+  for (int i = 0; i <= last - first; ++i) {
+    const double tick = (first + i) * distance;
+    if (ticks.empty() || tick > ticks.back()) ticks.push_back(tick);
   }
   return ticks;
 }
@@ -118,6 +131,9 @@ std::vector<double> nice_ticks(double low, double high, int count) {
 std::string tick_label(double value) {
   const double magnitude = std::abs(value);
   if (magnitude < 1e-12) return "0";
+  if (magnitude >= 1e15) return fmt::format("{:.4g}", value);
+  if (magnitude >= 1e12) return fmt::format("{:.4g}T", value / 1e12);
+  if (magnitude >= 1e9) return fmt::format("{:.4g}G", value / 1e9);
   if (magnitude >= 1e6) return fmt::format("{:.4g}M", value / 1e6);
   if (magnitude >= 1e4) return fmt::format("{:.4g}k", value / 1e3);
   return fmt::format("{:.4g}", value);
@@ -182,7 +198,7 @@ Scale loss_range(const RunMetrics& run, const PlotOptions& options) {
     for (const Point& point : *validation) include(point.value);
   }
   if (options.floor) include(*options.floor);
-  if (low > 0 && high > 6 * low) return {low / 1.1, high * 1.1, 0, 1, true};
+  if (low > 1 / kLargestDrawn && high > 6 * low) return {low / 1.1, high * 1.1, 0, 1, true};
   const double margin = std::max(0.04 * (high - low), 1e-3 * std::max(std::abs(high), 1e-3));
   return {low - margin, high + margin};
 }
@@ -194,7 +210,9 @@ Scale step_range(const RunMetrics& run) {
     first = std::min(first, series.front().step);
     last = std::max(last, series.back().step);
   }
-  return {first, std::max(last, first + 1)};
+  // Steps near 10^18 are more than one apart.
+  const double next = std::nextafter(first, std::numeric_limits<double>::infinity());
+  return {first, std::max({last, first + 1, next})};
 }
 
 }  // namespace lathe

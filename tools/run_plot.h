@@ -21,6 +21,10 @@ struct RunMetrics {
   const Series* find(const std::string& key) const;
 };
 
+// Numbers beyond this are left out, as infinite ones are: their squares and sums would be infinite.
+inline constexpr double kLargestDrawn = 1e100;
+bool can_be_drawn(double value);
+
 // Reads RUN/metrics.jsonl, or the file itself. Lines may lack keys. A line of an earlier step than
 // the one before it is a resumed run: what it repeats is replaced. A last line that is cut short
 // (a killed run) is left out. Throws UserError: no such file, a broken line in the middle, no loss.
@@ -34,7 +38,9 @@ struct PlotOptions {
 // A whole SVG document: the loss above, learning rate and gradient norm below.
 std::string plot_svg(const RunMetrics& run, const PlotOptions& options);
 
-// The loss drawn in `columns` x `rows` characters (UTF-8, braille dots), then axis and legend.
+// The loss drawn in about `columns` x `rows` characters (UTF-8, braille dots), then axis and
+// legend. With the labels at the left no line is wider than columns + kGutterColumns.
+inline constexpr int kGutterColumns = 8;
 std::string plot_terminal(const RunMetrics& run, const PlotOptions& options, int columns, int rows,
                           bool colour);
 
@@ -47,10 +53,10 @@ struct Scale {
   std::vector<double> ticks(int count) const;  // about `count` round numbers
 };
 
-// About `count` round numbers (1, 2 or 5 times a power of ten apart) inside [low, high].
+// About `count` round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], rising.
 std::vector<double> nice_ticks(double low, double high, int count);
 
-// Short text for a tick: 0.0006 or 6e-05, 1500 or 12k.
+// Short text for a tick: 0.0006 or 6e-05, 1500 or 12k or 1e+18.
 std::string tick_label(double value);
 
 // A straight line fitted around each step, weighted by a Gaussian of 1/60 of all steps: follows a

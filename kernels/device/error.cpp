@@ -1,8 +1,9 @@
 #include "kernels/device/error.h"
 
-#include <cstdio>
 #include <filesystem>
 #include <new>
+
+#include "kernels/device/standard_streams.h"
 
 namespace lathe {
 
@@ -25,11 +26,14 @@ Failure current_failure() {
 }
 
 int run_main(const char* program, const std::function<int()>& body) {
+  open_standard_streams();
   try {
-    return body();
+    const int exit_code = body();
+    if (exit_code == 0) finish_out();
+    return exit_code;
   } catch (const std::exception&) {
     const Failure failure = current_failure();
-    fmt::print(stderr, "{}: {}\n", program, failure.message);
+    say(fmt::format("{}: {}", program, failure.message));
     return failure.exit_code;
   }
 }

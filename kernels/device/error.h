@@ -34,8 +34,8 @@ struct Failure {
 };
 Failure current_failure();  // inside a catch block
 
-// Runs the body of a program's main and turns the errors above into messages on stderr and exit
-// codes: 0, or what body returned, or the failure's.
+// Opens the standard streams, runs the body of a program's main and turns the errors above, and
+// output that was not written, into lines on stderr and exit codes: what body returned, or theirs.
 int run_main(const char* program, const std::function<int()>& body);
 
 }  // namespace lathe

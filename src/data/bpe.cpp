@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
 #include "src/data/pretokenizer.h"
 #include "src/data/shard.h"
 #include "src/data/utf8.h"
@@ -254,7 +255,7 @@ BpeTokenizer::BpeTokenizer(const Parts& parts, const std::string& name)
       throw UserError(
           "{} lacks the token \"{}\", which its merges need; "
           "give a vocabulary and merges that belong together",
-          name, token);
+          name, shortened(token, kMostQuotedBytes));
     }
     return found->second;
   };
@@ -276,12 +277,12 @@ void BpeTokenizer::add_added(const Parts& parts, const std::string& name, IdOf& 
       id_of[token.content] = token.id;
     } else if (found->second != token.id) {
       throw UserError("{} gives the token {} the ids {} and {}; give an undamaged tokenizer", name,
-                      token.content, found->second, token.id);
+                      shortened(token.content, kMostQuotedBytes), found->second, token.id);
     } else if (tokens_[static_cast<size_t>(token.id)] != token.content) {
       throw UserError(
           "{} adds the token {}, by which its vocabulary means other bytes; "
           "give a tokenizer without this added token",
-          name, token.content);
+          name, shortened(token.content, kMostQuotedBytes));
     }
     if (contents.insert(token.content).second) added.push_back(token);
   }
@@ -315,7 +316,7 @@ void BpeTokenizer::find_bytes(const IdOf& in_vocabulary, const std::string& name
 int32_t checked_id(int64_t id, std::string_view token, const std::string& file) {
   if (id < 0 || id >= kMaxVocabSize) {
     throw UserError("{} gives the token {} the id {}; ids have 16 bits here, from 0 to {}", file,
-                    token, id, kMaxVocabSize - 1);
+                    shortened(token, kMostQuotedBytes), id, kMaxVocabSize - 1);
   }
   return static_cast<int32_t>(id);
 }
@@ -329,7 +330,8 @@ void BpeTokenizer::add_token(int64_t id, std::string name, std::string bytes,
   }
   if (!names_[place].empty()) {
     throw UserError("{} gives the tokens {} and {} the same id {}; give an undamaged tokenizer",
-                    file, names_[place], name, id);
+                    file, shortened(names_[place], kMostQuotedBytes),
+                    shortened(name, kMostQuotedBytes), id);
   }
   if (name.empty()) throw UserError("{} gives id {} to a token without text", file, id);
   names_[place] = std::move(name);

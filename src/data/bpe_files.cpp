@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
 #include "src/data/bpe.h"
 #include "src/data/char_tokenizer.h"
 #include "src/data/utf8.h"
@@ -22,7 +23,7 @@ std::vector<std::pair<std::string, int64_t>> parse_vocabulary(const json& object
       throw UserError(
           "{} gives the token {} no whole number as its id; "
           "give an undamaged tokenizer",
-          name, token);
+          name, shortened(token, kMostQuotedBytes));
     }
     vocabulary.emplace_back(token, id.get<int64_t>());
   }
@@ -36,7 +37,7 @@ std::pair<std::string, std::string> parse_merge(std::string_view line, const std
     throw UserError(
         "{}: the merge \"{}\" is not two tokens with a space between; "
         "give an undamaged tokenizer",
-        name, line);
+        name, shortened(line, kMostQuotedBytes));
   }
   return {std::string(line.substr(0, space)), std::string(line.substr(space + 1))};
 }

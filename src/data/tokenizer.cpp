@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
 #include "src/data/bpe.h"
 #include "src/data/char_tokenizer.h"
 #include "src/data/utf8.h"

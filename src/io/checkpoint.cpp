@@ -8,10 +8,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
-#include <cstdio>
 #include <functional>
 
 #include "kernels/device/error.h"
+#include "kernels/device/standard_streams.h"
 #include "src/io/strict_json.h"
 
 namespace lathe {
@@ -106,7 +106,7 @@ void set_aside(const fs::path& path, std::string_view reason) {
   fs::path aside = path.string() + ".damaged";
   for (int i = 2; path_exists(aside); ++i) aside = fmt::format("{}.damaged-{}", path.string(), i);
   rename_path(path, aside);
-  fmt::print(stderr, "{} is now {}: {}\n", path.string(), aside.filename().string(), reason);
+  say(fmt::format("{} is now {}: {}", path.string(), aside.filename().string(), reason));
 }
 
 void check_size(const fs::path& path, const FileDigest& expected) {
@@ -269,8 +269,7 @@ bool CheckpointWriter::commit() {
   if (path_exists(final_)) {
     try {
       verify_checkpoint(final_);
-      fmt::print(stderr, "{} is a valid checkpoint already and is left as it is\n",
-                 final_.string());
+      say(fmt::format("{} is a valid checkpoint already and is left as it is", final_.string()));
       return false;
     } catch (const std::runtime_error& error) {
       set_aside(final_, error.what());
@@ -357,8 +356,8 @@ std::optional<fs::path> find_latest_checkpoint(const fs::path& out_dir, Damaged 
     } catch (const OtherVersion&) {
       throw;
     } catch (const std::runtime_error& error) {  // a read error is no better than wrong bytes
-      fmt::print(stderr, "{} is not a valid checkpoint and is passed over: {}\n", dir.string(),
-                 error.what());
+      say(fmt::format("{} is not a valid checkpoint and is passed over: {}", dir.string(),
+                      error.what()));
       if (path_exists(dir / kManifest) && dynamic_cast<const SavedOver*>(&error) == nullptr)
         unusable.emplace_back(dir, error.what());
       continue;
@@ -397,7 +396,7 @@ void remove_unless_foreign(const fs::path& dir, std::vector<fs::path>& removed) 
     remove_flat_directory(dir);
     removed.push_back(dir);
   } catch (const UserError& error) {
-    fmt::print(stderr, "{} is kept: {}\n", dir.string(), error.what());
+    say(fmt::format("{} is kept: {}", dir.string(), error.what()));
   }
 }
 
@@ -429,8 +428,8 @@ std::vector<fs::path> prune_checkpoints(const fs::path& out_dir, int64_t keep, i
     const fs::path dir = out_dir / checkpoint_name(step);
     if (step >= committed || !looks_valid(dir) || kept++ < keep) continue;
     if (const std::optional<std::string> foreign = foreign_entry(dir)) {
-      fmt::print(stderr, "{} is kept: it holds {}, which is none of the checkpoint's files\n",
-                 dir.string(), *foreign);
+      say(fmt::format("{} is kept: it holds {}, which is none of the checkpoint's files",
+                      dir.string(), *foreign));
       continue;
     }
     const fs::path pruned = dir.string() + std::string(kPruned);

@@ -34,47 +34,42 @@ std::string short_time(double seconds) {
   return fmt::format("{:02}:{:02}", minutes, s % 60);
 }
 
-std::string step_line(const StepMetrics& metrics, int64_t steps,
-                      std::optional<double> eta_seconds) {
-  std::string line = fmt::format("step {}/{}", metrics.step, steps);
-  const auto add = [&](const std::optional<double>& value, const auto& format) {
-    if (value) line += " | " + format(*value);
+std::string step_line(const StepMetrics& metrics, int64_t steps, std::optional<double> eta_seconds,
+                      std::optional<int> columns) {
+  // `order`: which part goes first when there are too few columns; 0 stays.
+  struct Part {
+    std::string text;
+    int order;
   };
-  add(metrics.loss, [](double v) { return fmt::format("loss {:.4f}", v); });
-  add(metrics.val_loss, [](double v) { return fmt::format("val {:.4f}", v); });
-  add(metrics.lr, [](double v) { return fmt::format("lr {:.2e}", v); });
-  add(metrics.grad_norm, [](double v) { return fmt::format("norm {:.2f}", v); });
-  add(metrics.dt_ms, [](double v) { return fmt::format("{:.1f} ms", v); });
-  add(metrics.tokens_per_second, [](double v) { return short_number(v) + " tok/s"; });
-  add(metrics.mfu, [](double v) { return fmt::format("mfu {:.1f}%", v * 100); });
-  add(eta_seconds, [](double v) { return "eta " + short_time(v); });
-  return line;
+  std::vector<Part> parts = {{fmt::format("step {}/{}", metrics.step, steps), 0}};
+  const auto add = [&](int order, const std::optional<double>& value, const auto& format) {
+    if (value) parts.push_back({format(*value), order});
+  };
+  add(0, metrics.loss, [](double v) { return fmt::format("loss {:.4f}", v); });
+  add(0, metrics.val_loss, [](double v) { return fmt::format("val {:.4f}", v); });
+  add(2, metrics.lr, [](double v) { return fmt::format("lr {:.2e}", v); });
+  add(4, metrics.grad_norm, [](double v) { return fmt::format("norm {:.2f}", v); });
+  add(1, metrics.dt_ms, [](double v) { return fmt::format("{:.1f} ms", v); });
+  add(5, metrics.tokens_per_second, [](double v) { return short_number(v) + " tok/s"; });
+  add(3, metrics.mfu, [](double v) { return fmt::format("mfu {:.1f}%", v * 100); });
+  add(6, eta_seconds, [](double v) { return "eta " + short_time(v); });
+  const auto joined = [&] {
+    std::string line;
+    for (const Part& part : parts) line += (line.empty() ? "" : " | ") + part.text;
+    return line;
+  };
+  std::string line = joined();
+  if (!columns) return line;
+  for (int order = 1; order <= 6 && display_width(line) > *columns; ++order) {
+    std::erase_if(parts, [order](const Part& part) { return part.order == order; });
+    line = joined();
+  }
+  return std::string(clip_to_width(line, *columns));
 }
 
 namespace {
 
-constexpr utf8proc_int32_t kBroken = -1;
-
-// One character: its code point (kBroken for a byte that begins none) and its bytes.
-struct Character {
-  utf8proc_int32_t code;
-  size_t bytes;
-};
-
-Character character_at(std::string_view text) {
-  utf8proc_int32_t code = kBroken;
-  const utf8proc_ssize_t n =
-      utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                       static_cast<utf8proc_ssize_t>(text.size()), &code);
-  if (n <= 0) return {kBroken, 1};
-  return {code, static_cast<size_t>(n)};
-}
-
-bool is_control(utf8proc_int32_t code) {
-  return code >= 0 && (code < 0x20 || (code >= 0x7f && code < 0xa0));
-}
-
-int width_of(utf8proc_int32_t code) {
+int width_of(int32_t code) {
   return code == kBroken || is_control(code) ? 1 : utf8proc_charwidth(code);
 }
 
@@ -101,23 +96,6 @@ std::string_view clip_to_width(std::string_view text, int columns) {
   return text.substr(0, end);
 }
 
-std::string printable(std::string_view text) {
-  std::string result;
-  result.reserve(text.size());
-  while (!text.empty()) {
-    const Character c = character_at(text);
-    if (c.code == kBroken) {
-      result += "\uFFFD";
-    } else if (is_control(c.code) && c.code != '\n' && c.code != '\t') {
-      result += '?';
-    } else {
-      result += text.substr(0, c.bytes);
-    }
-    text.remove_prefix(c.bytes);
-  }
-  return result;
-}
-
 std::string format_table(const std::vector<std::pair<std::string, std::string>>& rows) {
   int widest = 0;
   for (const auto& [key, value] : rows) widest = std::max(widest, display_width(key));
@@ -129,6 +107,22 @@ std::string format_table(const std::vector<std::pair<std::string, std::string>>&
   return text;
 }
 
+bool can_redraw(int fd) {
+  const char* term = std::getenv("TERM");
+  return ::isatty(fd) == 1 && term && *term && std::string_view(term) != "dumb";
+}
+
+bool can_colour(int fd) {
+  const char* no_color = std::getenv("NO_COLOR");
+  return can_redraw(fd) && !(no_color && *no_color);
+}
+
+std::optional<int> terminal_columns(int fd) {
+  winsize size{};
+  if (::ioctl(fd, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return {};
+  return size.ws_col;
+}
+
 Console::Console(ConsoleOptions options)
     : options_(std::move(options)), file_(open_without_waiting(options_.fd)) {
   if (!options_.clock) {
@@ -137,21 +131,21 @@ Console::Console(ConsoleOptions options)
           .count();
     };
   }
-  const char* term = std::getenv("TERM");
-  const bool dumb = !term || std::string_view(term) == "dumb";
-  live_ = options_.live.value_or(::isatty(options_.fd) == 1 && !dumb);
-  options_.log_interval = std::max<int64_t>(options_.log_interval, 1);
+  live_ = options_.live.value_or(can_redraw(options_.fd));
+  const int64_t every = live_ ? 0 : 1;
+  if (options_.log_interval <= 0) options_.log_interval = every;
 }
 
 Console::~Console() {
-  if (line_open_) put("\n");
+  settle();
 }
 
-int Console::columns() const {
-  if (options_.columns) return *options_.columns;
-  winsize size{};
-  if (::ioctl(options_.fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
-  return 80;
+// A line as wide as the terminal would leave some with a line break, so one column stays free.
+std::optional<int> Console::columns() const {
+  std::optional<int> columns = options_.columns ? options_.columns : terminal_columns(options_.fd);
+  if (!columns && live_) columns = 80;
+  if (columns) columns = std::max(*columns - 1, 1);
+  return columns;
 }
 
 // mpirun reads its ranks' output, but not while it ends them: a rank that waits in write(2) then
@@ -193,9 +187,9 @@ void Console::put(std::string_view text) {
   }
 }
 
-void Console::erase_live() {
-  if (line_open_) put("\r\x1b[K");
-  line_open_ = false;
+void Console::settle() {
+  if (unsettled_) put(fmt::format("\r{}\x1b[K\n", *unsettled_));
+  unsettled_.reset();
 }
 
 std::optional<double> Console::eta(const StepMetrics& metrics, int64_t steps, double now) {
@@ -210,24 +204,28 @@ std::optional<double> Console::eta(const StepMetrics& metrics, int64_t steps, do
 void Console::step(const StepMetrics& metrics, int64_t steps) {
   const double now = options_.clock();
   const std::optional<double> left = eta(metrics, steps, now);
-  const bool lasting = metrics.step % options_.log_interval == 0 || metrics.step >= steps ||
+  const int64_t interval = options_.log_interval;
+  const bool lasting = (interval > 0 && metrics.step % interval == 0) || metrics.step >= steps ||
                        metrics.step == first_step_->first || metrics.val_loss;
   if (!live_ && !lasting) return;
-  if (!lasting && last_drawn_ && now - *last_drawn_ < options_.redraw_seconds) return;
-  const std::string line = step_line(metrics, steps, left);
+  const std::string line = step_line(metrics, steps, left, columns());
   if (!live_) {
     put(line + "\n");
     return;
   }
-  // A line as wide as the terminal would leave some with a line break, so one column stays free.
-  const std::string_view shown = clip_to_width(line, std::max(columns() - 1, 1));
-  put(fmt::format("\r{}\x1b[K{}", lasting ? std::string_view(line) : shown, lasting ? "\n" : ""));
-  line_open_ = !lasting;
+  unsettled_ = line;
+  if (lasting) {
+    settle();
+  } else if (last_drawn_ && now - *last_drawn_ < options_.redraw_seconds) {
+    return;
+  } else {
+    put(fmt::format("\r{}\x1b[K", line));
+  }
   last_drawn_ = now;
 }
 
 void Console::print(std::string_view text) {
-  erase_live();
+  settle();
   std::string lines = printable(text);
   if (lines.empty() || lines.back() != '\n') lines += '\n';
   put(lines);

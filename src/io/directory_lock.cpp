@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "kernels/device/error.h"
+#include "kernels/device/standard_streams.h"
 
 namespace lathe {
 
@@ -53,8 +54,8 @@ DirectoryLock::DirectoryLock(const fs::path& directory, double patience_seconds)
                       directory.string(), holder);
     }
     if (!told) {
-      fmt::print(stderr, "{} is in use by {}; waiting {:.0f} s for its end\n", directory.string(),
-                 holder, patience_seconds);
+      say(fmt::format("{} is in use by {}; waiting {:.0f} s for its end", directory.string(),
+                      holder, patience_seconds));
     }
     told = true;
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -70,8 +71,8 @@ bool DirectoryLock::try_lock() {
     if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
       if (errno == EWOULDBLOCK) return false;
       if (errno == EINTR) continue;
-      fmt::print(stderr, "{} cannot be locked ({}): see to it that no other process writes there\n",
-                 path_.string(), std::generic_category().message(errno));
+      say(fmt::format("{} cannot be locked ({}): see to it that no other process writes there",
+                      path_.string(), std::generic_category().message(errno)));
       return true;
     }
     // The former holder may have removed the file between our two calls: another process would not

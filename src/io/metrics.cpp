@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/device/error.h"
+#include "kernels/device/standard_streams.h"
 
 namespace lathe {
 
@@ -85,8 +86,7 @@ void set_aside(const fs::path& path) {
     const fs::path aside = fmt::format("{}.{}", path.string(), i);
     if (fs::exists(fs::symlink_status(aside, error))) continue;
     rename_path(path, aside);
-    fmt::print(stderr, "{} of an earlier run is now {}\n", path.string(),
-               aside.filename().string());
+    say(fmt::format("{} of an earlier run is now {}", path.string(), aside.filename().string()));
     return;
   }
 }
@@ -174,7 +174,7 @@ void MetricsWriter::write_again() {
     if (got <= 0) throw_io_error("read", path_, got < 0 ? errno : EIO);
     done += static_cast<size_t>(got);
   }
-  fmt::print(stderr, "{} was removed or replaced, and is written again\n", path_.string());
+  say(fmt::format("{} was removed or replaced, and is written again", path_.string()));
   make_directories(parent_of(path_));
   write_file(path_, text);
   file_ = open_to_append(path_);

@@ -4,13 +4,15 @@
 #include <set>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
 
 namespace lathe {
 
 using nlohmann::json;
 
 std::string json_quoted(std::string_view text) {
-  return json(text).dump(-1, ' ', true, json::error_handler_t::replace);
+  const std::string quoted = shortened(text, kMostQuotedBytes);
+  return json(quoted).dump(-1, ' ', true, json::error_handler_t::replace);
 }
 
 bool is_utf8(std::string_view text) {
@@ -23,6 +25,10 @@ bool is_utf8(std::string_view text) {
 }
 
 namespace {
+
+std::string shown(const json& value) {
+  return shortened(value.dump(-1, ' ', true, json::error_handler_t::replace), kMostQuotedBytes);
+}
 
 // Checks what json::parse does not: duplicate keys (the last would silently win) and depth.
 class StrictChecker {
@@ -115,7 +121,7 @@ int64_t StrictObject::take_integer(std::string_view key, int64_t minimum, int64_
                     value.get<int64_t>() >= minimum && value.get<int64_t>() <= maximum;
   if (!fits) {
     throw UserError("{}: key {} is {}, expected a whole number from {} to {}", file_, name_of(key),
-                    value.dump(-1, ' ', true, json::error_handler_t::replace), minimum, maximum);
+                    shown(value), minimum, maximum);
   }
   return value.get<int64_t>();
 }
@@ -124,7 +130,7 @@ uint64_t StrictObject::take_unsigned(std::string_view key) {
   const json& value = take(key);
   if (!value.is_number_unsigned()) {
     throw UserError("{}: key {} is {}, expected a whole number from 0 to {}", file_, name_of(key),
-                    value.dump(-1, ' ', true, json::error_handler_t::replace), UINT64_MAX);
+                    shown(value), UINT64_MAX);
   }
   return value.get<uint64_t>();
 }

@@ -10,7 +10,8 @@
 
 namespace lathe {
 
-// Text as a JSON string with its quotes, whatever bytes it holds: safe to print.
+// Text for a message, as a JSON string with its quotes: safe to print, whatever bytes it holds, and
+// shortened to kMostQuotedBytes.
 std::string json_quoted(std::string_view text);
 bool is_utf8(std::string_view text);
 

@@ -11,8 +11,10 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/device/printable.h"
 #include "kernels/philox.h"
 #include "src/io/safetensors.h"
+#include "src/io/strict_json.h"
 
 namespace lathe {
 
@@ -359,8 +361,8 @@ GPT2Config parse_model_config(std::string_view text, const std::string& file) {
   } else if (activation == "gelu_new" || activation == "gelu_pytorch_tanh") {
     config.gelu = Gelu::tanh;
   } else {
-    refuse("activation_function",
-           "is " + activation.dump() + ", but lathe knows gelu and gelu_new");
+    refuse("activation_function", "is " + shortened(activation.dump(), kMostQuotedBytes) +
+                                      ", but lathe knows gelu and gelu_new");
   }
   if (json.contains("layer_norm_epsilon") && json["layer_norm_epsilon"] != 1e-5) {
     refuse("layer_norm_epsilon", "is not 1e-5, which is all that lathe does");
@@ -413,7 +415,8 @@ void read_model(const fs::path& dir, const GPT2Config& config, const ParameterLa
     if (!std::binary_search(known.begin(), known.end(), entry.name) && !ignorable(entry.name)) {
       throw UserError(
           "{}: tensor {} does not belong to this model (n_layer {}, n_embd {}, bias {})",
-          file.path().string(), entry.name, config.n_layer, config.n_embd, config.bias);
+          file.path().string(), json_quoted(entry.name), config.n_layer, config.n_embd,
+          config.bias);
     }
   }
   if (const SafetensorsEntry* bias = unread_bias(file, config)) {
@@ -466,8 +469,8 @@ int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, con
   const int64_t first = place == file.metadata().end() ? 0 : std::atoll(place->second.c_str());
   const int64_t total = piece.slot->spec.shape.elements();
   if (entry->type != SafetensorsType::F32 || first < 0 || first > total - entry->elements()) {
-    throw UserError("{}: {} is no part of the {} elements of {}", file.path().string(), entry->name,
-                    total, parameter);
+    throw UserError("{}: {} is no part of the {} elements of {}", file.path().string(),
+                    json_quoted(entry->name), total, parameter);
   }
   const int64_t begin = std::max(first, piece.first);
   const int64_t end = std::min(first + entry->elements(), piece.first + piece.count);

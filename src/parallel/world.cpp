@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "kernels/device/error.h"
+#include "kernels/device/standard_streams.h"
 #include "src/parallel/mpi_job.h"
 
 namespace lathe {
@@ -95,8 +96,8 @@ void World::abort(int exit_code) const noexcept {
 void World::say(std::string_view sentence) const noexcept {
   try {
     const std::string who = size() > 1 ? fmt::format("rank {}: ", rank()) : "";
-    fmt::print(stderr, "{}: {}{}\n", program_, who, sentence);
-  } catch (...) {  // stderr is gone: the exit code must do
+    lathe::say(fmt::format("{}: {}{}", program_, who, sentence));
+  } catch (...) {  // no memory: the exit code must do
   }
 }
 
@@ -136,6 +137,7 @@ int run_several(World& world, const std::function<int(World& world)>& body) {
   const std::terminate_handler former = std::set_terminate(end_job);
   const int exit_code = body(world);
   if (exit_code != 0) world.abort(exit_code);  // the others may be waiting for this rank
+  finish_out();
   if (world.has_mpi()) world.exchange(nullptr, nullptr, 0, "end of the program");
   std::set_terminate(former);
   return 0;

@@ -4,10 +4,14 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <functional>
+#include <sstream>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
 
 namespace lathe {
 namespace {
@@ -136,6 +140,34 @@ TEST(Ticks, AreRoundNumbersInside) {
   EXPECT_EQ(tick_label(1500), "1500");
   EXPECT_EQ(tick_label(20000), "20k");
   EXPECT_EQ(tick_label(2.5e6), "2.5M");
+  EXPECT_EQ(tick_label(1e9), "1G");
+  EXPECT_EQ(tick_label(-2.5e13), "-25T");
+  EXPECT_EQ(tick_label(1e18), "1e+18");
+}
+
+TEST(Ticks, AreFewAndRiseHoweverLargeOrCloseTheNumbersAre) {
+  const double large = 1e18, next = std::nextafter(1e18, 2e18);
+  const std::pair<double, double> ranges[] = {{large, large},
+                                              {large, next},
+                                              {large, large + 1000},
+                                              {-next, -large},
+                                              {0, large},
+                                              {1, 1e100},
+                                              {-1e100, 1e100},
+                                              {1e-90, 1e100},
+                                              {0, 5e-324},
+                                              {1, std::nextafter(1.0, 2.0)},
+                                              {-1e308, 1e308}};
+  for (const auto& [low, high] : ranges) {
+    for (const int wanted : {1, 3, 8}) {
+      std::vector<std::vector<double>> found = {nice_ticks(low, high, wanted)};
+      if (low > 0) found.push_back(Scale{low, high, 0, 1, true}.ticks(wanted));
+      for (const auto& ticks : found) {
+        EXPECT_LE(ticks.size(), 2u * static_cast<size_t>(wanted) + 2) << low << " " << high;
+        EXPECT_TRUE(std::is_sorted(ticks.begin(), ticks.end(), std::less_equal<>())) << low;
+      }
+    }
+  }
 }
 
 TEST(Smoothed, FollowsALineUpToItsEndsAndDampsNoise) {
@@ -215,11 +247,86 @@ TEST(PlotSvg, SmallAndLargeRuns) {
   EXPECT_LT(plot_svg(falling_run(20'000), {}).size(), 100'000u);
 }
 
+// Everything that an XML parser demands of the text: UTF-8, and only characters that XML has.
+void expect_xml_text(const std::string& svg) {
+  for (std::string_view rest = svg; !rest.empty();) {
+    const Character c = character_at(rest);
+    EXPECT_FALSE(c.code == kBroken || (c.code < 0x20 && c.code != '\t' && c.code != '\n') ||
+                 c.code == 0xfffe || c.code == 0xffff)
+        << c.code;
+    rest.remove_prefix(c.bytes);
+  }
+}
+
+TEST(PlotSvg, IsXmlWhateverTheRunIsCalled) {
+  RunMetrics run = falling_run(20);
+  run.name = "caf\xe9 <\x01\x1b[2J\x7f> \xed\xa0\x80 \uFFFE\uFFFF ok\u00e9\U0001F600";
+  const std::string svg = plot_svg(run, {});
+  expect_xml_text(svg);
+  EXPECT_NE(svg.find(">caf\uFFFD &lt;??[2J?&gt; "), std::string::npos);
+  EXPECT_NE(svg.find(" \uFFFD\uFFFD ok\u00e9\U0001F600<"), std::string::npos);
+  PlotOptions titled;
+  titled.title = "\xff";
+  expect_xml_text(plot_svg(run, titled));
+}
+
+TEST_F(RunPlot, HugeNumbersAreDrawnOrLeftOut) {
+  for (const char* values :
+       {"1e9 4 3 2", "4 1e9 3 2", "4 3 -1e9 2", "4 3 2 1e100", "1e-90 1e90 1 2", "1e308 4 3 2",
+        "4 -1e308 1e308 3", "5e-324 4 3 2", "1e18 1e18 1e18 1e18"}) {
+    for (const double first_step : {0.0, 1e18, 9.2e18, 1e99}) {
+      std::string metrics;
+      double step = first_step;
+      std::istringstream losses(values);
+      for (std::string loss; losses >> loss; step = std::nextafter(step + 1, 1e300)) {
+        metrics += fmt::format(
+            "{{\"step\": {:.17g}, \"loss\": {}, \"val_loss\": {}, \"grad_norm\": {}}}\n", step,
+            loss, loss, loss);
+      }
+      SCOPED_TRACE(metrics);
+      const RunMetrics run = read(metrics);
+      const std::string svg = plot_svg(run, {}), chart = plot_terminal(run, {}, 70, 15, false);
+      for (const std::string& picture : {svg, chart}) {
+        EXPECT_LT(picture.size(), 20'000u);
+        EXPECT_EQ(picture.find("nan"), std::string::npos) << picture;
+        EXPECT_EQ(picture.find("inf"), std::string::npos) << picture;
+      }
+    }
+  }
+  EXPECT_NE(mistake("{\"step\": 1, \"loss\": 1e101}\n").find("holds no loss"), std::string::npos);
+}
+
+size_t columns_of(const std::string& line) {  // each character of a chart takes one
+  return line.size() -
+         count_if(line.begin(), line.end(), [](char c) { return (c & 0xc0) == 0x80; });
+}
+
+TEST(PlotTerminal, NoLineIsWiderThanItMayBe) {
+  PlotOptions options;
+  options.floor = 0.289;
+  RunMetrics loud = falling_run(1000);
+  for (Point& point : loud.series["loss"]) point.value *= -1.25e18;
+  for (const RunMetrics& run : {falling_run(1), falling_run(2000), loud}) {
+    for (const int columns : {10, 32, 70, 120}) {
+      const std::string chart = plot_terminal(run, options, columns, 15, false);
+      std::istringstream lines(chart);
+      size_t rows = 0;
+      for (std::string line; std::getline(lines, line); ++rows) {
+        // An entry of the legend is never cut.
+        const size_t most = std::max<size_t>(columns + kGutterColumns, rows < 17 ? 0 : 32);
+        EXPECT_LE(columns_of(line), most) << chart;
+      }
+    }
+  }
+  EXPECT_NE(plot_terminal(falling_run(2000), {}, 70, 15, false).find("\n  step "),
+            std::string::npos);
+}
+
 TEST(PlotTerminal, HasTheAskedSizeAndItsMarks) {
   PlotOptions options;
   options.floor = 0.289;
   const std::string chart = plot_terminal(falling_run(1000), options, 40, 10, false);
-  EXPECT_EQ(count(chart, "\n"), 13u);  // rows, axis, labels, legend
+  EXPECT_EQ(count(chart, "\n"), 14u);  // rows, axis, labels, two lines of legend
   EXPECT_EQ(chart.find('\x1b'), std::string::npos);
   EXPECT_EQ(count(chart, "o"), 10u + 4u);  // ten validations; the legend has one, and three letters
   EXPECT_GT(count(chart, "\u254c"), 30u);

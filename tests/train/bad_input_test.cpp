@@ -241,15 +241,18 @@ TEST_F(BadInput, DirectoriesThatCannotBeRead) {
 
 TEST_F(BadInput, ConfigurationFiles) {
   std::vector<Bad> table;
-  for (const auto& [text, part] :
-       std::map<std::string, std::string>{{"bogus = 3\n", "bogus"},
-                                          {"[model]\nn-layer = 3\n", "sections"},
-                                          {"steps = \"abc\"\n", "--steps"},
-                                          {"steps = [1, 2]\n", "--steps"},
-                                          {"steps 12\n", "--config"},
-                                          {"= 12\n", "--config"},
-                                          {"dropout = 7\n", "--dropout"},
-                                          {std::string("\x00\xff\x01 = [[[", 9), "--config"}}) {
+  for (const auto& [text, part] : std::map<std::string, std::string>{
+           {"bogus = 3\n", "bogus"},
+           {"[model]\nn-layer = 3\n", "sections"},
+           {"steps = \"abc\"\n", "--steps"},
+           {"steps = [1, 2]\n", "--steps"},
+           {"steps 12\n", "--config"},
+           {"= 12\n", "--config"},
+           {"dropout = 7\n", "--dropout"},
+           {"\x1b[2Jbogus = 3\n", "bogus"},
+           {std::string(1 << 20, 'x') + " = 3\n", "xxx"},
+           {"dtype = \"\x1b[2J" + std::string(1 << 20, 'x') + "\"\n", "--dtype"},
+           {std::string("\x00\xff\x01 = [[[", 9), "--config"}}) {
     const std::string number = std::to_string(table.size());
     const fs::path file = write_text(scratch / (number + ".toml"), text);
     Flags flags = tiny(scratch / "out");
@@ -294,7 +297,15 @@ TEST_F(BadInput, Shards) {
                                             shard[9] = shard[10] = shard[11] = 0;
                                           })),
                         {"train", "--seq-len"}));
-  for (const char* text : {"", "{", "[]", "{\"type\": 3}"}) {
+  const std::string huge = "\\u001b[2J" + std::string(1 << 20, 'x');
+  const auto bpe = [](const std::string& vocab, const std::string& merges) {
+    return R"({"model": {"type": "BPE", "vocab": {)" + vocab + R"(}, "merges": [)" + merges + "]}}";
+  };
+  for (const std::string& text :
+       {std::string(), std::string("{"), std::string("[]"), std::string("{\"type\": 3}"),
+        "{\"" + huge, bpe("\"" + huge + "\": true", ""), bpe("\"" + huge + "\": -1", ""),
+        bpe("\"a\": 0, \"" + huge + "\": 0", ""), bpe("\"a\": 0", "\"" + huge + "\""),
+        bpe("\"a\": 0", "\"a " + huge + "\"")}) {
     const fs::path copy = broken_data(std::string("tokenizer ") + std::to_string(table.size()),
                                       "none", [](std::string&) {});
     write_text(copy / "tokenizer.json", text);
@@ -377,6 +388,9 @@ TEST_F(BadInput, HostileModels) {
            {"truncated", good.substr(0, good.size() - 1)},
            {"oversized", good + "x"},
            {"renamed", replaced("wpe.weight", "wpe.weighs")},
+           {"a huge name", replaced("wpe.weight", "wpe\\u001b[2J" + std::string(1 << 20, 'x'))},
+           {"a huge type", replaced("\"F32\"", "\"" + std::string(1 << 20, 'x') + "\"")},
+           {"a huge key", replaced("\"dtype\"", "\"" + std::string(1 << 20, 'x') + "\"")},
            {"negative offset", replaced("[0,", "[-4,")},
            {"huge shape", replaced("\"shape\":[", "\"shape\":[9223372036854775807,9,")},
            {"another type", replaced("\"F32\"", "\"I32\"")},
@@ -393,6 +407,7 @@ TEST_F(BadInput, HostileModels) {
            {"\"n_embd\": 16", "\"n_embd\": 1e99"},
            {"\"n_positions\": 8", "\"n_positions\": 18446744073709551615"},
            {"\"model_type\": \"gpt2\"", "\"model_type\": \"llama\""},
+           {"\"gelu\"", "\"\\u001b[2J" + std::string(1 << 19, 'x') + "\""},
            {"{", ""}}) {
     const fs::path model = model_with(std::string("config ") + std::to_string(table.size()), good);
     std::string text = config;

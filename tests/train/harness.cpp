@@ -153,6 +153,7 @@ void expect_refusal(const ProcessResult& result, int exit_code, const std::strin
   EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
   EXPECT_TRUE(result.err.ends_with('\n'));
   EXPECT_LT(result.err.size(), 600u) << result.err;
+  for (const unsigned char c : result.err) EXPECT_TRUE(c >= ' ' || c == '\n') << int{c};
   for (const std::string& part : parts) expect_contains(result.err, part);
 }
 

@@ -1,6 +1,7 @@
 #include "tests/train/process.h"
 
 #include <fcntl.h>
+#include <pty.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -38,6 +39,24 @@ std::string slurp(const fs::path& path) {
   return text.str();
 }
 
+// In the child: makes fd lead there.
+void redirect(int fd, Stream stream, const std::string& file) {
+  if (stream == Stream::closed) {
+    ::close(fd);
+    return;
+  }
+  int target = -1, ends[2] = {-1, -1};
+  if (stream == Stream::file) target = ::open(file.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  if (stream == Stream::full) target = ::open("/dev/full", O_WRONLY);
+  if (stream == Stream::broken_pipe && ::pipe(ends) == 0) {
+    ::signal(SIGPIPE, SIG_IGN);
+    ::close(ends[0]);
+    target = ends[1];
+  }
+  if (target < 0 || ::dup2(target, fd) < 0) ::_exit(126);
+  ::close(target);
+}
+
 }  // namespace
 
 Process::Process(const std::vector<std::string>& command, const ProcessOptions& options)
@@ -52,8 +71,9 @@ Process::Process(const std::vector<std::string>& command, const ProcessOptions& 
   if (pid_ < 0) throw std::runtime_error("fork failed");
   if (pid_ > 0) return;
   ::dup2(::open("/dev/null", O_RDONLY), 0);
-  ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
-  ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
+  redirect(1, options.out, out);
+  redirect(2, options.err, err);
+  if (options.in_closed) ::close(0);
   if (options.max_file_bytes > 0) {
     const rlimit limit{static_cast<rlim_t>(options.max_file_bytes),
                        static_cast<rlim_t>(options.max_file_bytes)};
@@ -108,6 +128,32 @@ ProcessResult Process::wait() {
 
 ProcessResult run(const std::vector<std::string>& command, const ProcessOptions& options) {
   return Process(command, options).wait();
+}
+
+ProcessResult run_on_terminal(const std::vector<std::string>& command, int columns,
+                              const ProcessOptions& options) {
+  const std::vector<std::string> environment = environment_of(options);
+  const std::vector<char*> arguments = pointers(command), variables = pointers(environment);
+  const winsize size{.ws_row = 24, .ws_col = static_cast<unsigned short>(columns)};
+  int terminal = -1;
+  const pid_t pid = ::forkpty(&terminal, nullptr, nullptr, &size);
+  if (pid < 0) throw std::runtime_error("forkpty failed");
+  if (pid == 0) {
+    environ = const_cast<char**>(variables.data());
+    ::execvp(arguments[0], arguments.data());
+    ::_exit(127);
+  }
+  ProcessResult result;
+  char piece[4096];
+  for (ssize_t n = 0; (n = ::read(terminal, piece, sizeof(piece))) > 0;) {  // EIO at the end
+    result.out.append(piece, static_cast<size_t>(n));
+  }
+  int status = 0;
+  ::waitpid(pid, &status, 0);
+  ::close(terminal);
+  if (WIFEXITED(status)) result.exit_code = WEXITSTATUS(status);
+  if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
+  return result;
 }
 
 }  // namespace lathe::testing

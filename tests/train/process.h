@@ -18,11 +18,17 @@ struct ProcessResult {
   std::string out, err;
 };
 
+// Where a standard stream leads: to a file that is read back (an input: to nothing), nowhere at
+// all, to a full disk, or into a pipe that nobody reads, with SIGPIPE ignored.
+enum class Stream { file, closed, full, broken_pipe };
+
 struct ProcessOptions {
   std::vector<std::string> environment{};  // NAME=VALUE, over the caller's
   std::filesystem::path directory{};       // to run in; empty: the caller's
   long max_file_bytes = 0;                 // longer files cannot be written (EFBIG); 0: no limit
   std::chrono::seconds deadline{120};
+  Stream out = Stream::file, err = Stream::file;
+  bool in_closed = false;
 };
 
 // A running program. Its output goes to files, so it never waits for a reader.
@@ -51,5 +57,9 @@ class Process {
 };
 
 ProcessResult run(const std::vector<std::string>& command, const ProcessOptions& options = {});
+
+// The same on a terminal of so many columns: `out` is all that it was sent, \n as \r\n.
+ProcessResult run_on_terminal(const std::vector<std::string>& command, int columns,
+                              const ProcessOptions& options = {});
 
 }  // namespace lathe::testing

@@ -1,4 +1,5 @@
 // What the programs do beside training: plans, evaluations, benchmarks, configuration files, text.
+#include <algorithm>
 #include <csignal>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -334,6 +335,196 @@ TEST_F(Programs, TextComesOutAsItIsMade) {
   const ProcessResult result = process.wait();
   EXPECT_EQ(result.signal, SIGKILL) << result.err;
   EXPECT_GE(result.out.size(), 200u);
+}
+
+// ---- Standard streams that are closed, full, or a pipe that nobody reads.
+
+struct Case {
+  std::string name;
+  Command command;
+};
+
+constexpr std::pair<Stream, const char*> kUnwritable[] = {{Stream::closed, "it is closed"},
+                                                          {Stream::full, "No space left on device"},
+                                                          {Stream::broken_pipe, "Broken pipe"}};
+
+TEST_F(Programs, FailIfWhatTheyAreRunForCannotBeWritten) {
+  const std::string checkpoint = trained();
+  const Flags again = tiny(scratch / "other");
+  const Case cases[] = {
+      {"train --help", {LATHE_TRAIN, "--help"}},
+      {"train --dry-run", train_command(with(again, {{"dry-run", ""}}))},
+      {"train --eval-only", train_command(with(again, {{"eval-only", ""}, {"init", checkpoint}}))},
+      {"train --benchmark", train_command(with(again, {{"benchmark", ""}}))},
+      {"sample --help", {LATHE_SAMPLE, "--help"}},
+      {"sample", sample_command({{"checkpoint", checkpoint}, {"tokens", "1000000000"}})},
+      {"prepare --help", {LATHE_PREPARE, "--help"}},
+      {"prepare --decode", {LATHE_PREPARE, "--decode", data()}},
+      {"corpus --help", {LATHE_CORPUS, "--help"}},
+      {"corpus --entropy", {LATHE_CORPUS, "--entropy"}},
+      {"plot --help", {LATHE_PLOT, "--help"}},
+      {"plot --terminal", {LATHE_PLOT, scratch / "run", "--terminal"}},
+      {"commtest --help", {LATHE_COMMTEST, "--help"}},
+      {"commtest",
+       {LATHE_COMMTEST, "--device", "cpu", "--max-bytes", "4096", "--iterations", "0", "--steps",
+        "1"}}};
+  for (const Case& c : cases) {
+    for (const auto& [stream, reason] : kUnwritable) {
+      SCOPED_TRACE(c.name + ", " + reason);
+      expect_refusal(run(c.command, {.out = stream}), 1, fs::path(c.command[0]).filename(),
+                     {std::string("cannot write to standard output: ") + reason});
+      EXPECT_EQ(run(c.command, {.out = stream, .err = stream}).exit_code, 1);
+    }
+  }
+}
+
+TEST_F(Programs, EndAUsersErrorWithItsExitCodeIfStderrCannotBeWritten) {
+  const Case cases[] = {{"train", {LATHE_TRAIN, "--bogus"}},
+                        {"train, late", {LATHE_TRAIN, "--data", scratch / "none"}},
+                        {"sample", {LATHE_SAMPLE, "--bogus"}},
+                        {"sample, late", {LATHE_SAMPLE, "--checkpoint", scratch / "none"}},
+                        {"prepare", {LATHE_PREPARE, "--bogus"}},
+                        {"prepare, late", {LATHE_PREPARE, "--decode", scratch / "none"}},
+                        {"corpus", {LATHE_CORPUS, "--bogus"}},
+                        {"plot", {LATHE_PLOT, scratch / "none"}},
+                        {"commtest", {LATHE_COMMTEST, "--bogus"}}};
+  for (const Case& c : cases) {
+    for (const auto& [stream, reason] : kUnwritable) {
+      SCOPED_TRACE(c.name + ", " + reason);
+      const ProcessResult result = run(c.command, {.err = stream});
+      EXPECT_EQ(result.exit_code, 2) << "signal " << result.signal;
+      EXPECT_EQ(run(c.command, {.out = stream, .err = stream, .in_closed = true}).exit_code, 2);
+    }
+  }
+}
+
+// A file that is opened must not become what a closed stream's number names, and nothing that is
+// told beside the work stops it.
+TEST_F(Programs, DoTheirWorkIfNobodyIsTold) {
+  const fs::path out = scratch / "run";
+  trained();
+  const std::string stories = data().parent_path() / "stories.txt";
+  expect_success(run({LATHE_PLOT, out, "--out", scratch / "a.svg"}));
+  const ProcessOptions table[] = {{.in_closed = true},
+                                  {.out = Stream::closed},
+                                  {.err = Stream::closed},
+                                  {.out = Stream::closed, .err = Stream::closed, .in_closed = true},
+                                  {.out = Stream::full, .err = Stream::full},
+                                  {.out = Stream::broken_pipe, .err = Stream::broken_pipe}};
+  int number = 0;
+  for (const ProcessOptions& deaf : table) {
+    SCOPED_TRACE(number);
+    const fs::path dir = scratch / std::to_string(++number);
+    fs::create_directory(dir);
+    expect_success(run(train_command(with(tiny(dir / "run"), {{"sample-interval", "6"}})), deaf));
+    expect_same_run(out, dir / "run");
+    expect_success(run({LATHE_CORPUS, "--bytes", "6000", "--out", dir / "stories.txt"}, deaf));
+    EXPECT_EQ(read_text(dir / "stories.txt"), read_text(stories));
+    expect_success(run(
+        {LATHE_PREPARE, "--input", stories, "--val-fraction", "0.2", "--out", dir / "data"}, deaf));
+    for (const auto& entry : fs::directory_iterator(data())) {
+      EXPECT_TRUE(read_text(entry.path()) == read_text(dir / "data" / entry.path().filename()));
+    }
+    expect_success(run({LATHE_PLOT, out, "--out", dir / "a.svg"}, deaf));
+    EXPECT_EQ(read_text(dir / "a.svg"), read_text(scratch / "a.svg"));
+  }
+}
+
+TEST_F(Programs, AWarningThatNobodyCanReadEndsNothing) {
+  const fs::path out = scratch / "run";
+  expect_success(train(with(tiny(out), {{"checkpoint-interval", "6"}})));
+  write_text(out / "step-00000012/trainer.json", "{");
+  int steps = 13;
+  for (const auto& [stream, reason] : kUnwritable) {
+    SCOPED_TRACE(reason);
+    // A damaged checkpoint is passed over, which is told on stderr.
+    const Flags flags = with(tiny(out), {{"steps", std::to_string(steps++)}, {"keep", "9"}});
+    expect_success(run(train_command(flags), {.err = stream}));
+    fs::remove_all(out / last_checkpoint(out));
+  }
+}
+
+// ---- Terminals.
+
+// What stands in each line in the end: what comes after the last return to its beginning.
+std::vector<std::string> lines_on_terminal(const std::string& sent) {
+  std::vector<std::string> lines;
+  std::istringstream text(sent);
+  for (std::string line; std::getline(text, line);) {
+    if (line.ends_with('\r')) line.pop_back();
+    line = line.substr(line.rfind('\r') + 1);
+    if (const size_t end = line.find("\x1b[K"); end != std::string::npos) line.resize(end);
+    lines.push_back(line);
+  }
+  return lines;
+}
+
+std::vector<std::string> step_lines(const ProcessResult& result) {
+  std::vector<std::string> found;
+  for (const std::string& line : lines_on_terminal(result.out)) {
+    if (line.starts_with("step ") && line.find(" | loss ") != std::string::npos) {
+      found.push_back(line);
+    }
+  }
+  return found;
+}
+
+TEST_F(Programs, OnATerminalOneLineFollowsTheStepsAndFits) {
+  const auto steps = [&](const Flags& flags, int columns, const char* term) {
+    fs::remove_all(scratch / "run");
+    const ProcessResult result = run_on_terminal(train_command(with(tiny(scratch / "run"), flags)),
+                                                 columns, {.environment = {term}});
+    expect_success(result);
+    std::string numbers;
+    for (const std::string& line : step_lines(result)) {
+      EXPECT_LT(line.size(), static_cast<size_t>(columns)) << line;
+      numbers += line.substr(5, line.find('/') - 5) + " ";
+    }
+    const bool commands = result.out.find('\x1b') != std::string::npos;
+    EXPECT_EQ(commands, std::string(term) != "TERM=dumb") << result.out;
+    return numbers;
+  };
+  // The first, those before an evaluation, and the last.
+  EXPECT_EQ(steps({}, 80, "TERM=xterm"), "1 4 8 12 ");
+  EXPECT_EQ(steps({{"eval-interval", "0"}}, 40, "TERM=xterm"), "1 12 ");
+  EXPECT_EQ(steps({{"log-interval", "3"}}, 80, "TERM=xterm"), "1 3 4 6 8 9 12 ");
+  EXPECT_EQ(steps({}, 60, "TERM=dumb"), "1 2 3 4 5 6 7 8 9 10 11 12 ");
+  EXPECT_EQ(steps({{"log-interval", "5"}}, 30, "TERM=dumb"), "1 5 10 12 ");
+}
+
+TEST_F(Programs, AChartFitsItsTerminalAndIsColouredOnlyIfThatIsWanted) {
+  trained();
+  const auto chart = [&](int columns, const std::vector<std::string>& environment) {
+    const ProcessResult result =
+        run_on_terminal({LATHE_PLOT, scratch / "run", "--terminal", "--floor", "0.3"}, columns,
+                        {.environment = environment});
+    expect_success(result);
+    return result.out;
+  };
+  EXPECT_NE(chart(80, {"TERM=xterm", "NO_COLOR="}).find("\x1b["), std::string::npos);
+  for (const int columns : {40, 60, 80, 200}) {
+    for (const std::vector<std::string>& environment :
+         {std::vector<std::string>{"TERM=xterm", "NO_COLOR=1"}, {"TERM=dumb", "NO_COLOR="}}) {
+      const std::string text = chart(columns, environment);
+      EXPECT_EQ(text.find('\x1b'), std::string::npos);
+      size_t widest = 0;
+      for (const std::string& line : lines_on_terminal(text)) {
+        widest = std::max<size_t>(widest, std::count_if(line.begin(), line.end(), [](char c) {
+                                    return (c & 0xc0) != 0x80;  // each character takes one column
+                                  }));
+      }
+      EXPECT_LT(widest, static_cast<size_t>(columns)) << text;
+      EXPECT_GT(widest, static_cast<size_t>(std::min(columns, 128)) - 3) << text;
+    }
+  }
+}
+
+TEST_F(Programs, TextOfFilesCannotCommandATerminal) {
+  const std::string text = "\x1b[2Jab\x07 caf\u00e9\u009b31m\n";
+  prepare_text(scratch.path(), text, scratch / "wild");
+  const Command decode{LATHE_PREPARE, "--decode", scratch / "wild"};
+  EXPECT_EQ(run(decode).out, text);
+  EXPECT_EQ(run_on_terminal(decode, 80).out, "?[2Jab? caf\u00e9?31m\r\n");
 }
 
 }  // namespace
