@@ -109,7 +109,8 @@ std::string format_table(const std::vector<std::pair<std::string, std::string>>&
 
 bool can_redraw(int fd) {
   const char* term = std::getenv("TERM");
-  return ::isatty(fd) == 1 && term && *term && std::string_view(term) != "dumb";
+  return ::isatty(fd) == 1 && terminal_columns(fd) && term && *term &&
+         std::string_view(term) != "dumb";
 }
 
 bool can_colour(int fd) {

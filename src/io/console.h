@@ -34,7 +34,8 @@ std::string format_table(const std::vector<std::pair<std::string, std::string>>&
 int display_width(std::string_view text);
 // Its longest beginning of at most this many columns, never part of a character.
 std::string_view clip_to_width(std::string_view text, int columns);
-// Whether fd is a terminal whose cursor may be moved: TERM names one, and no "dumb" one.
+// Whether fd is a terminal whose cursor may be moved: TERM names one, and no "dumb" one, and it
+// says how wide it is. mpirun gives its ranks one that does not, and what reads it may be a file.
 bool can_redraw(int fd);
 // Whether it may be sent colours: as above, and NO_COLOR (no-color.org) is not set or empty.
 bool can_colour(int fd);

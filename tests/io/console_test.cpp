@@ -358,9 +358,9 @@ TEST(Terminals, GiveTheConsoleItsWidth) {
   set("TERM", "dumb");
   Console({.fd = terminal.fd}).step(sample(1), 1000);
   EXPECT_EQ(terminal.text(), "step 1/1000 | loss 2.4790\r\n");
+  set("TERM", "xterm");
   Console({.fd = silent.fd}).step(sample(1), 1000);  // as mpirun's: where it leads nobody knows
   EXPECT_EQ(silent.text(), step_line(sample(1), 1000, 12.3) + "\r\n");
-  set("TERM", "xterm");
   Console({.fd = terminal.fd}).step(sample(1), 1000);
   EXPECT_EQ(terminal.text(), "\rstep 1/1000 | loss 2.4790\x1b[K\r\n");
 }
