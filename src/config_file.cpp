@@ -1,6 +1,7 @@
 #include "src/config_file.h"
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
 #include "src/io/toml.h"
 
 namespace lathe {
@@ -41,7 +42,8 @@ std::vector<CLI::ConfigItem> ConfigFile::from_config(std::istream& input) const 
   for (const TomlEntry& entry : parse_flat_toml(text, file)) {
     const CLI::Option* option = app_.get_option_no_throw("--" + entry.key);
     if (option == nullptr || !option->get_configurable()) {
-      throw UserError("{}, line {}: there is no key {} (see --help)", file, entry.line, entry.key);
+      throw UserError("{}, line {}: there is no key {} (see --help)", file, entry.line,
+                      shortened(entry.key, kMostQuotedBytes));
     }
     items.push_back({.parents = {}, .name = entry.key, .inputs = {entry.value}});
   }

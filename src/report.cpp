@@ -185,8 +185,7 @@ Report::Report(Run& run)
   const fs::path config = fs::path(o.out) / "config.toml";
   const fs::path& from = run.setup().resume_from;
   const bool goes_on = !from.empty() && fs::equivalent(from / "..", o.out);
-  if (!goes_on && fs::exists(config) &&
-      !read_whole_file(config, 1 << 20).starts_with(kConfigHead)) {
+  if (!goes_on && is_there(config) && !read_whole_file(config, 1 << 20).starts_with(kConfigHead)) {
     throw UserError("{} was not written by train: move it away, or name another --out",
                     config.string());
   }
@@ -264,7 +263,7 @@ void Report::sample(Run& run, const std::function<bool()>& stop) {
 void Report::before_save() {
   if (!metrics_) return;
   metrics_->sync();
-  if (!fs::exists(fs::path(run_.options().out) / "config.toml")) write_config();
+  if (!is_there(fs::path(run_.options().out) / "config.toml")) write_config();
 }
 
 void Report::save_left_out(int64_t steps_done, int64_t bad_steps) {

@@ -4,6 +4,7 @@
 #include <cctype>
 
 #include "kernels/device/error.h"
+#include "kernels/device/printable.h"
 #include "src/io/strict_json.h"
 
 namespace lathe {
@@ -32,7 +33,7 @@ class Line {
     if (!entry.key.empty() && rest_.starts_with('.')) fail(kNoSections);
     if (entry.key.empty() || !rest_.starts_with('=')) fail("this is no line 'key = value'");
     rest_.remove_prefix(1);
-    place_ += " --" + entry.key;
+    place_ += " --" + shortened(entry.key, kMostQuotedBytes);
     skip_blanks();
     entry.value = !rest_.empty() && is_quote(rest_.front()) ? take_string() : take_bare();
     skip_blanks();
@@ -108,7 +109,7 @@ std::vector<TomlEntry> parse_flat_toml(std::string_view text, const std::string&
     for (const TomlEntry& other : entries) {
       if (other.key != entry.key) continue;
       throw UserError("{}, line {}: --{} is in line {} already: take one away", file, number,
-                      entry.key, other.line);
+                      shortened(entry.key, kMostQuotedBytes), other.line);
     }
     entries.push_back(std::move(entry));
   }

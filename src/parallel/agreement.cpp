@@ -67,7 +67,7 @@ std::string data_fingerprint(const std::string& directory) {
     }
   }
   const fs::path tokenizer = fs::path(directory) / "tokenizer.json";
-  if (fs::exists(tokenizer)) text += digest_file(tokenizer).xxh128;
+  if (is_there(tokenizer)) text += digest_file(tokenizer).xxh128;
   return text;
 }
 

@@ -249,9 +249,10 @@ TEST_F(BadInput, ConfigurationFiles) {
            {"steps 12\n", "--config"},
            {"= 12\n", "--config"},
            {"dropout = 7\n", "--dropout"},
-           {"\x1b[2Jbogus = 3\n", "bogus"},
-           {std::string(1 << 20, 'x') + " = 3\n", "xxx"},
-           {"dtype = \"\x1b[2J" + std::string(1 << 20, 'x') + "\"\n", "--dtype"},
+           {"\x1b[2Jbogus = 3\n", "line 1"},
+           {std::string(1 << 19, 'x') + " = 3\n", "xxx"},
+           {std::string(1 << 20, 'x') + " = 3\n", "has more than 1048576 bytes"},
+           {"dtype = \"\x1b[2J" + std::string(1 << 19, 'x') + "\"\n", "--dtype"},
            {std::string("\x00\xff\x01 = [[[", 9), "--config"}}) {
     const std::string number = std::to_string(table.size());
     const fs::path file = write_text(scratch / (number + ".toml"), text);

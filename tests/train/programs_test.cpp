@@ -139,7 +139,7 @@ TEST_F(Programs, AnInputIsReadWhateverItsName) {
   for (const std::string name : {"[y]", "[y,y]", "{}", "%%", "a,b"}) {
     write_text(scratch / name, "a b c d e f g h i j");
     const ProcessResult result =
-        run({LATHE_PREPARE, "--input", name, name, "--out", "data " + name},
+        run({LATHE_PREPARE, "--input", name, name, "--document-join", "", "--out", "data " + name},
             {.directory = scratch.path()});
     expect_success(result);
     expect_contains(result.out, " from 38 characters in 2 documents");
