@@ -144,7 +144,6 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
   std::string chosen;
   if (communicator.rank() == 0) {
     if (options.writes()) {
-      if (!is_there(options.out)) make_directories(options.out);
       lock = std::make_unique<DirectoryLock>(options.out);
       remove_leftovers(options.out);
     }

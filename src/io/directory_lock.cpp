@@ -43,7 +43,7 @@ bool is_same_file(int fd, const fs::path& path) {
 }  // namespace
 
 DirectoryLock::DirectoryLock(const fs::path& directory, double patience_seconds)
-    : path_(directory / "lock") {
+    : path_(directory / "lock"), made_(make_if_absent(directory)) {
   using Clock = std::chrono::steady_clock;
   const auto until = Clock::now() + std::chrono::duration<double>(patience_seconds);
   bool told = false;
@@ -60,6 +60,12 @@ DirectoryLock::DirectoryLock(const fs::path& directory, double patience_seconds)
     told = true;
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
+}
+
+bool DirectoryLock::make_if_absent(const fs::path& directory) {
+  if (is_there(directory)) return false;
+  make_directories(directory);
+  return true;
 }
 
 // False if another process holds it.
@@ -95,6 +101,7 @@ void DirectoryLock::tell_who() const {
 
 DirectoryLock::~DirectoryLock() {
   if (file_ && is_same_file(file_.get(), path_)) ::unlink(path_.c_str());
+  if (made_) ::rmdir(parent_of(path_).c_str());  // fails if there is something in it
 }
 
 }  // namespace lathe

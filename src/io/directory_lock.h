@@ -15,8 +15,9 @@ class DirectoryLock {
   // How long a predecessor may take to end: one that was told to stop still saves.
   static constexpr double kPatienceSeconds = 5;
 
-  // Waits so long for a process that holds it, then throws UserError that names its host and
-  // process. If the file system has no locks, that is said on stderr and nothing is locked.
+  // Makes the directory if it is not there, and removes it again at the end if it is empty. Waits
+  // so long for a process that holds it, then throws UserError that names its host and process. If
+  // the file system has no locks, that is said on stderr and nothing is locked.
   explicit DirectoryLock(const std::filesystem::path& directory,
                          double patience_seconds = kPatienceSeconds);
   ~DirectoryLock();
@@ -24,10 +25,12 @@ class DirectoryLock {
   DirectoryLock& operator=(const DirectoryLock&) = delete;
 
  private:
+  static bool make_if_absent(const std::filesystem::path& directory);
   bool try_lock();
   void tell_who() const;
 
   std::filesystem::path path_;
+  bool made_;
   FileHandle file_;
 };
 

@@ -250,7 +250,7 @@ class Case:
         out = self.lathe.work / f"{self.name}-both"
         checkpoint, lines = self.lathe.train(one, out, {
             **ADAMW, "init": saved, "steps": STEPS, "batch-size": 1, "schedule": "constant",
-            "min-lr": ADAMW["lr"], "eval-interval": STEPS, "eval-batches": 0})
+            "eval-interval": STEPS, "eval-batches": 0})
         losses = [line["loss"] for line in lines if "loss" in line]
         windows = [train[:length + 1]] * STEPS
         self.checks.close(losses, train_in_torch(opened(saved).train(), windows),

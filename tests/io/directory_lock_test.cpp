@@ -98,7 +98,22 @@ TEST(DirectoryLock, FollowsNoLinkAndNamesWhatItCannotOpen) {
   std::filesystem::create_symlink(scratch / "precious", scratch / "lock");
   EXPECT_THROW(DirectoryLock(scratch.path(), 0), UserError);
   EXPECT_EQ(slurp(scratch / "precious"), "text");
-  EXPECT_CONTAINS(message_of<UserError>([&] { DirectoryLock(scratch / "none", 0); }), "none/lock");
+  spill(scratch / "file", "");
+  EXPECT_CONTAINS(message_of<UserError>([&] { DirectoryLock(scratch / "file", 0); }), "file/lock");
+}
+
+TEST(DirectoryLock, TakesAnEmptyDirectoryThatItMadeAwayAgain) {
+  const Scratch scratch;
+  { const DirectoryLock lock(scratch / "a/b", 0); }
+  EXPECT_FALSE(std::filesystem::exists(scratch / "a/b"));
+  {
+    const DirectoryLock lock(scratch / "a/b", 0);
+    spill(scratch / "a/b/file", "");
+  }
+  EXPECT_EQ(slurp(scratch / "a/b/file"), "");
+  std::filesystem::create_directory(scratch / "c");
+  { const DirectoryLock lock(scratch / "c", 0); }
+  EXPECT_TRUE(std::filesystem::exists(scratch / "c"));
 }
 
 }  // namespace
