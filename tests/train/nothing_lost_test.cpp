@@ -32,6 +32,11 @@ class NothingLost : public TrainTest {
     while (process.running() && (!fs::exists(metrics) || fs::file_size(metrics, absent) < bytes))
       ::usleep(500);
   }
+  // 0: none.
+  static int64_t last_step(const fs::path& out) {
+    const std::vector<int64_t> steps = loss_steps(out);
+    return steps.empty() ? 0 : steps.back();
+  }
   // A run up to the step that `stopped` has saved, and `more` beyond, in one piece and in two.
   void expect_to_go_on(const fs::path& stopped, const Flags& flags, int more = 5) {
     const std::string last = last_checkpoint(stopped);
@@ -81,7 +86,7 @@ TEST_F(NothingLost, ARestartWaitsForAPredecessorThatIsEnding) {
   first.send(SIGCONT);
   expect_success(first.wait());
   const int64_t saved = std::stoll(last_checkpoint(out).substr(5));
-  while (second.running() && loss_steps(out).back() <= saved) ::usleep(500);
+  while (second.running() && last_step(out) <= saved) ::usleep(500);
   second.send(SIGTERM);
   expect_success(second.wait());
   expect_to_go_on(out, endless(out));
@@ -186,8 +191,9 @@ TEST_F(NothingLost, ADirectoryThatIsRemovedDuringARunIsMadeAgain) {
   fs::remove_all(out);
   process.send(SIGTERM);
   expect_success(process.wait());
+  ASSERT_FALSE(loss_steps(out).empty());
   EXPECT_EQ(loss_steps(out).front(), 1);
-  EXPECT_EQ(checkpoint_name(loss_steps(out).back()), last_checkpoint(out));
+  EXPECT_EQ(checkpoint_name(last_step(out)), last_checkpoint(out));
   expect_contains(read_text(out / "config.toml"), "n-layer=1\n");
   expect_to_go_on(out, endless(out));
 }
@@ -242,8 +248,8 @@ TEST_F(NothingLost, MetricsThatCannotBeWrittenCostNoStep) {
   const Flags flags = with(endless(out), {{"eval-interval", "0"}});
   expect_refusal(run(shell("ulimit -f 64; exec \"$@\"", flags)), 1, "train",
                  {"metrics.jsonl", "File too large"});
-  EXPECT_EQ(checkpoint_name(loss_steps(out).back() + 1), last_checkpoint(out));
-  expect_success(train(with(flags, {{"steps", std::to_string(loss_steps(out).back() + 3)}})));
+  EXPECT_EQ(checkpoint_name(last_step(out) + 1), last_checkpoint(out));
+  expect_success(train(with(flags, {{"steps", std::to_string(last_step(out) + 3)}})));
 }
 
 // ---- data
@@ -258,7 +264,7 @@ TEST_F(NothingLost, ATokenBeyondTheVocabularyCostsNoStep) {
     const ProcessResult result =
         run(command_of(program, with(flags, {{"data", bad}, {"total-batch-size", "32"}})));
     expect_refusal(result, 2, "train", {"train_000000.bin", "token 60000"});
-    EXPECT_EQ(checkpoint_name(loss_steps(out).back()), last_checkpoint(out));
+    EXPECT_EQ(checkpoint_name(last_step(out)), last_checkpoint(out));
     fs::remove_all(scratch / "whole");
     expect_to_go_on(out, with(flags, {{"total-batch-size", "32"}}));
   }
@@ -273,7 +279,7 @@ TEST_F(NothingLost, AShardThatShrinksIsNamedAndCostsNoStep) {
   fs::resize_file(own / "train_000000.bin", 0);
   const ProcessResult result = process.wait();
   expect_refusal(result, 1, "train", {(own / "train_000000.bin").string(), "now has 0"});
-  EXPECT_EQ(checkpoint_name(loss_steps(out).back()), last_checkpoint(out));
+  EXPECT_EQ(checkpoint_name(last_step(out)), last_checkpoint(out));
   fs::copy(data(), own, fs::copy_options::recursive | fs::copy_options::overwrite_existing);
   expect_to_go_on(out, flags);
 }
