@@ -19,9 +19,9 @@ bool is_key_character(char c) {
 }
 
 // Takes one line apart from left to right.
-class Line {
+class TomlLine {
  public:
-  Line(std::string_view text, std::string place) : rest_(text), place_(std::move(place)) {}
+  TomlLine(std::string_view text, std::string place) : rest_(text), place_(std::move(place)) {}
 
   // False for a line without an entry.
   bool parse(TomlEntry& entry) {
@@ -105,7 +105,7 @@ std::vector<TomlEntry> parse_flat_toml(std::string_view text, const std::string&
     text.remove_prefix(std::min(end + 1, text.size()));
     if (line.ends_with('\r')) line.remove_suffix(1);
     TomlEntry entry{.key = {}, .value = {}, .line = number};
-    if (!Line(line, fmt::format("{}, line {}:", file, number)).parse(entry)) continue;
+    if (!TomlLine(line, fmt::format("{}, line {}:", file, number)).parse(entry)) continue;
     for (const TomlEntry& other : entries) {
       if (other.key != entry.key) continue;
       throw UserError("{}, line {}: --{} is in line {} already: take one away", file, number,
