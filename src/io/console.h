@@ -57,7 +57,7 @@ struct ConsoleOptions {
 // One line at the bottom of a terminal that follows the steps, and lasting lines above it. Text
 // makes the line of the last step stay. No line of a step is wider than the terminal. In a pipe
 // there are only the lasting lines, each written at once. Errors of writing are ignored: a run does
-// not end because nobody looks, nor does it stand still. Where nobody reads any more, text is
+// not end because nobody looks, nor does it stand still. If nobody reads any more, text is
 // dropped after a while, until somebody does. Not for several threads.
 class Console {
  public:

@@ -86,7 +86,7 @@ void set_aside(const fs::path& path) {
     const fs::path aside = fmt::format("{}.{}", path.string(), i);
     if (fs::exists(fs::symlink_status(aside, error))) continue;
     rename_path(path, aside);
-    say(fmt::format("{} of an earlier run is now {}", path.string(), aside.filename().string()));
+    say(fmt::format("{} is now {}", path.string(), aside.filename().string()));
     return;
   }
 }
@@ -159,7 +159,9 @@ void MetricsWriter::sync() {
   }, named{};
   if (::fstat(file_.get(), &open) != 0) throw_io_error("stat", path_, errno);
   const bool there = ::stat(path_.c_str(), &named) == 0;
-  if (!there || open.st_dev != named.st_dev || open.st_ino != named.st_ino) write_again();
+  const bool ours = there && open.st_dev == named.st_dev && open.st_ino == named.st_ino;
+  if (there && !ours) set_aside(path_);
+  if (!ours) write_again();
   if (::fsync(file_.get()) != 0) throw_io_error("fsync", path_, errno);
 }
 

@@ -51,7 +51,7 @@ class MetricsWriter {
 
   // What was written survives a loss of power: to be called before a checkpoint is saved, so that
   // no step that it has done is missing here. If the file was removed or replaced, it is written
-  // again, and stderr tells so.
+  // again, and stderr tells so; what has taken its place is renamed as above.
   void sync();
 
   // The step of the last line with a val_loss, those of earlier parts of the run included.

@@ -133,6 +133,19 @@ TEST(MetricsWriter, WritesAFileAgainThatLostItsName) {
   EXPECT_EQ(slurp(writer.path()), lines(0, 2));
 }
 
+TEST(MetricsWriter, KeepsWhatHasTakenItsPlace) {
+  const Scratch scratch;
+  MetricsWriter writer(scratch.path(), -1);
+  writer.write(at_step(0));
+  std::filesystem::remove(writer.path());
+  spill(writer.path(), "edited");
+  testing::internal::CaptureStderr();
+  writer.sync();
+  EXPECT_CONTAINS(testing::internal::GetCapturedStderr(), "metrics.jsonl.1");
+  EXPECT_EQ(slurp(writer.path()), lines(0, 0));
+  EXPECT_EQ(slurp(scratch / "metrics.jsonl.1"), "edited");
+}
+
 TEST(MetricsWriter, LeavesAFileThatIsNotOurs) {
   const Scratch scratch;
   for (const char* foreign : {"one line", "{\"loss\":1}", "[1]", "{\"stop\""}) {
