@@ -1,5 +1,5 @@
 // The contract of operations: everything that the model asks of a device, one entry per fused
-// operation (what a GPU wants in one kernel). kernels/cpu implements it.
+// operation (what a GPU wants in one kernel). kernels/cpu and kernels/cuda implement it.
 //
 // Shapes: B sequences of a micro-batch, T tokens each, C channels (n_embd), H heads of C/H
 // channels, V rows of the (padded) vocabulary, N = B T rows. Tensors are row-major and dense.
@@ -41,6 +41,17 @@ struct StepResults {
   int32_t padding = 0;
 };
 
+// FLOPs and the bytes that must cross the memory bus at least once.
+struct OpCost {
+  double flops = 0;  // of matmuls and attention: what a tensor core could do
+  double bytes = 0;
+  OpCost& operator+=(const OpCost& other) {
+    flops += other.flops;
+    bytes += other.bytes;
+    return *this;
+  }
+};
+
 enum class Gelu : uint8_t { none, exact, tanh };
 
 // Where a dropout mask is drawn; a word of the Philox counter is layer * 8 + site.
@@ -56,10 +67,17 @@ struct Dropout {
   const StepInputs* inputs = nullptr;  // device memory
 };
 
+// The arguments of an operation also say what it is called, what it costs, and the sizes that tell
+// one call of it from another in a table: [N, I, O] of linear layers, [N, C, V] of the head,
+// [B, T, C], [B, H, T, C/H] of attention, the elements of what is flat.
+
 // x = dropout(wte[token] + wpe[first_position + t]); mask element ((first_sequence + b) T + t) C +
 // c. Tokens outside the vocabulary are an error where the device can look at them first, as the CPU
 // does; a GPU makes their rows NaN, and leaves them out of the gradient.
 struct EmbeddingForward {
+  static constexpr std::string_view kName = "embedding_forward";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor x_btc;      // out, T
   Tensor tokens_bt;  // int32, 0 <= token < V
   Tensor wte_vc, wpe_tc;
@@ -70,6 +88,9 @@ struct EmbeddingForward {
 // dwte[token] += dropout'(dx), dwpe[t] (+)= dropout'(dx), in token order. dwte is always added to:
 // the language model's head has written its share by then (tied embeddings).
 struct EmbeddingBackward {
+  static constexpr std::string_view kName = "embedding_backward";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor dwte_vc, dwpe_tc;  // acc; dwpe has at least T rows: rows T.. are zeroed if !accumulate
   Tensor dx_btc, tokens_bt;
   Dropout dropout;
@@ -80,6 +101,9 @@ struct EmbeddingBackward {
 // eps 1e-5, the statistics taken over the rounded residual_out. Without x: residual_out is absent
 // and residual_in is what is normalised. Mask element as in EmbeddingForward.
 struct LayerNormForward {
+  static constexpr std::string_view kName = "layernorm_forward";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor out_btc, residual_out_btc;  // out, T
   Tensor mean_bt, rstd_bt;           // out, acc
   Tensor x_btc, residual_in_btc;
@@ -93,6 +117,9 @@ struct LayerNormForward {
 // dx_sums (+)= the column sums of dx as it is stored, or of d_residual without dropout: the
 // gradient of the bias of the projection whose output was added.
 struct LayerNormBackward {
+  static constexpr std::string_view kName = "layernorm_backward";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor d_residual_btc;      // in and out, T
   Tensor dx_btc;              // out, T, or absent
   Tensor dweight_c, dbias_c;  // acc; dbias absent without bias
@@ -106,6 +133,9 @@ struct LayerNormBackward {
 // y = gelu(x weight + bias). With GELU the pre-activation is rounded to T, stored, and read back
 // rounded: the fused form and gelu_forward give the same bits.
 struct LinearForward {
+  static constexpr std::string_view kName = "linear_forward";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor y_no;               // out [N, O]
   Tensor pre_activation_no;  // out [N, O], absent where gelu is none
   Tensor x_ni;               // [N, I]
@@ -119,6 +149,9 @@ struct LinearForward {
 // dx_sums (+)= the column sums of dx as it is stored: the gradient of the bias of the layer that
 // made pre. That layer's own backward pass then has no dbias.
 struct LinearBackward {
+  static constexpr std::string_view kName = "linear_backward";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor dx_ni;                // out, or absent
   Tensor dweight_io, dbias_o;  // acc; dbias absent without bias
   Tensor dx_sums_i;            // acc, or absent; only with gelu
@@ -129,11 +162,17 @@ struct LinearBackward {
 };
 
 struct GeluForward {
+  static constexpr std::string_view kName = "gelu_forward";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor y, x;
   Gelu gelu = Gelu::tanh;
 };
 // dx = dy gelu'(x); dx may be dy. dx_sums (+)= the column sums of dx [N, I] as it is stored.
 struct GeluBackward {
+  static constexpr std::string_view kName = "gelu_backward";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor dx;         // out
   Tensor dx_sums_i;  // acc, or absent
   Tensor dy, x;
@@ -145,6 +184,9 @@ struct GeluBackward {
 // qkv holds q, k, v after each other, each [H, C/H]. Scores are scaled by 1/sqrt(C/H). Mask element
 // (((first_sequence + b) H + h) T + query) T + key, applied to the normalised probabilities.
 struct AttentionForward {
+  static constexpr std::string_view kName = "attention_forward";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor out_btc;        // out, T
   Tensor logsumexp_bht;  // out, acc: of the scaled scores, natural logarithm
   Tensor qkv_bt3c;
@@ -153,6 +195,9 @@ struct AttentionForward {
 };
 // dqkv_sums (+)= the column sums of dqkv as it is stored: the gradient of the bias of qkv.
 struct AttentionBackward {
+  static constexpr std::string_view kName = "attention_backward";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor dqkv_bt3c;     // out, T
   Tensor dqkv_sums_3c;  // acc, or absent
   Tensor dout_btc, out_btc, logsumexp_bht, qkv_bt3c;
@@ -165,6 +210,9 @@ struct AttentionBackward {
 // past .. past + T - 1; their keys and values are written into the cache, then each query attends
 // to all positions up to its own.
 struct AttentionCached {
+  static constexpr std::string_view kName = "attention_cached";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor out_btc;               // out, T
   Tensor keys_bmc, values_bmc;  // in and out, T: [B, M, C] with M >= past + T
   Tensor qkv_bt3c;
@@ -174,6 +222,9 @@ struct AttentionCached {
 
 // logits = x wte^T for a few rows (sampling): columns [0, vocab_size) of the padded vocabulary.
 struct Logits {
+  static constexpr std::string_view kName = "logits";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor logits_nv;  // out, acc [N, vocab_size]
   Tensor x_nc, wte_vc;
   int64_t vocab_size = 0;
@@ -187,6 +238,9 @@ struct Logits {
 // make their row NaN on a GPU. With dx: dx = scale dlogits wte, dwte (+)= scale dlogits^T
 // x (dlogits is scaled, then rounded to T once).
 struct LinearCrossEntropy {
+  static constexpr std::string_view kName = "linear_cross_entropy";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor losses_n;  // out, acc
   Tensor dx_nc;     // out, T; absent: loss only
   Tensor dwte_vc;   // acc; absent with dx
@@ -202,6 +256,9 @@ struct LinearCrossEntropy {
 // results->loss = inputs->first_loss, stop_votes = inputs->stop_vote. The first operation of a
 // step.
 struct BeginStep {
+  static constexpr std::string_view kName = "begin_step";
+  OpCost cost() const;
+  Shape sizes() const;
   StepResults* results = nullptr;
   const StepInputs* inputs = nullptr;
 };
@@ -210,6 +267,9 @@ struct BeginStep {
 // bits of one that holds it all. First sums[i] = sum of the squares of block i, kNormBlock elements
 // in fixed order.
 struct SquareSums {
+  static constexpr std::string_view kName = "square_sums";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor sums;       // out, fp64: one for each block, the last of which may be short
   Tensor gradients;  // acc, flat
 };
@@ -222,6 +282,9 @@ constexpr int64_t norm_blocks(int64_t elements) {
 // clip_scale = min(1, grad_clip / grad_norm) (1 where grad_clip is 0), skip = loss or norm is not
 // finite.
 struct ClipScale {
+  static constexpr std::string_view kName = "clip_scale";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor sums;  // in, fp64; overwritten
   double grad_clip = 0;
   StepResults* results = nullptr;
@@ -247,6 +310,9 @@ struct OptimizerSegment {
 // kPhiloxSiteRounding, t)). With t and not the step in the counter, weights are a function of
 // masters, seed and the number of updates, all of which a checkpoint holds.
 struct AdamW {
+  static constexpr std::string_view kName = "adamw";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor masters, m, v, gradients;             // acc, flat
   Tensor weights;                              // T, flat, or absent
   const OptimizerSegment* segments = nullptr;  // device memory
@@ -262,61 +328,13 @@ struct AdamW {
 // `rounding`: as AdamW rounds weights stochastically, t being rounding->step and the first element
 // being number first_element (a multiple of 4) of the flat parameters.
 struct Cast {
+  static constexpr std::string_view kName = "cast";
+  OpCost cost() const;
+  Shape sizes() const;
   Tensor destination, source;
   const StepInputs* rounding = nullptr;  // device memory
   int64_t first_element = 0;
 };
-
-// FLOPs and the bytes that must cross the memory bus at least once. One declaration, read by the
-// profile of whole steps, the benchmarks and RecordingOps.
-struct OpCost {
-  double flops = 0;  // of matmuls and attention: what a tensor core could do
-  double bytes = 0;
-  OpCost& operator+=(const OpCost& other) {
-    flops += other.flops;
-    bytes += other.bytes;
-    return *this;
-  }
-};
-OpCost cost(const EmbeddingForward&);
-OpCost cost(const EmbeddingBackward&);
-OpCost cost(const LayerNormForward&);
-OpCost cost(const LayerNormBackward&);
-OpCost cost(const LinearForward&);
-OpCost cost(const LinearBackward&);
-OpCost cost(const GeluForward&);
-OpCost cost(const GeluBackward&);
-OpCost cost(const AttentionForward&);
-OpCost cost(const AttentionBackward&);
-OpCost cost(const AttentionCached&);
-OpCost cost(const Logits&);
-OpCost cost(const LinearCrossEntropy&);
-OpCost cost(const BeginStep&);
-OpCost cost(const SquareSums&);
-OpCost cost(const ClipScale&);
-OpCost cost(const AdamW&);
-OpCost cost(const Cast&);
-
-// The sizes that tell one call of an operation from another in a table: [N, I, O] of linear layers,
-// [N, C, V] of the head, [B, T, C], [B, H, T, C/H] of attention, the elements of what is flat.
-Shape sizes(const EmbeddingForward&);
-Shape sizes(const EmbeddingBackward&);
-Shape sizes(const LayerNormForward&);
-Shape sizes(const LayerNormBackward&);
-Shape sizes(const LinearForward&);
-Shape sizes(const LinearBackward&);
-Shape sizes(const GeluForward&);
-Shape sizes(const GeluBackward&);
-Shape sizes(const AttentionForward&);
-Shape sizes(const AttentionBackward&);
-Shape sizes(const AttentionCached&);
-Shape sizes(const Logits&);
-Shape sizes(const LinearCrossEntropy&);
-Shape sizes(const BeginStep&);
-Shape sizes(const SquareSums&);
-Shape sizes(const ClipScale&);
-Shape sizes(const AdamW&);
-Shape sizes(const Cast&);
 
 // Hears of the parts of an operation (its kernels, its matrix products) in the order in which the
 // device enqueues them. A part lasts until the next one or the end of its operation. `name` is a
@@ -330,48 +348,73 @@ class PartObserver {
 
 inline constexpr int64_t kNoLayer = -2;
 
-// The table. Scratch comes from `workspace` (uint8): at least workspace_bytes(args) of it; whoever
-// plans memory asks for every operation it will run and takes the maximum.
-struct Ops {
-  virtual ~Ops() = default;
+// An operation of the table: what a device does for these arguments, and the bytes of scratch that
+// it needs for that. `workspace` (uint8) holds at least workspace_bytes(args); whoever plans memory
+// asks for every operation that it will run and takes the maximum.
+template <typename Args>
+class Operation {
+ public:
+  virtual void run(const Args& args, const Tensor& workspace) const = 0;
+  virtual size_t workspace_bytes(const Args& args) const = 0;
+
+ protected:
+  ~Operation() = default;
+};
+
+template <typename... Args>
+class Table : public Operation<Args>... {
+ public:
+  virtual ~Table() = default;
+  using Operation<Args>::run...;
+  using Operation<Args>::workspace_bytes...;
+};
+
+// The list of all operations. A new one is its struct, its cost and sizes (kernels/ops.cpp), a line
+// here, and a function for each device (kernels/cpu/operations.h, kernels/cuda/operations.h).
+using Operations = Table<EmbeddingForward, EmbeddingBackward, LayerNormForward, LayerNormBackward,
+                         LinearForward, LinearBackward, GeluForward, GeluBackward, AttentionForward,
+                         AttentionBackward, AttentionCached, Logits, LinearCrossEntropy, BeginStep,
+                         SquareSums, ClipScale, AdamW, Cast>;
+
+// What the model runs on.
+class Ops : public Operations {
+ public:
   virtual DType dtype() const = 0;
 
   // Which layer of the model the operations from here on belong to, as src/model/gpt2.h numbers
   // them; kNoLayer: none. For tables that observe; it computes nothing.
   virtual void enter_layer(int64_t) const {}
-
-  virtual void embedding_forward(const EmbeddingForward& args, const Tensor& workspace) const = 0;
-  virtual void embedding_backward(const EmbeddingBackward& args, const Tensor& workspace) const = 0;
-  virtual void layernorm_forward(const LayerNormForward& args, const Tensor& workspace) const = 0;
-  virtual void layernorm_backward(const LayerNormBackward& args, const Tensor& workspace) const = 0;
-  virtual void linear_forward(const LinearForward& args, const Tensor& workspace) const = 0;
-  virtual void linear_backward(const LinearBackward& args, const Tensor& workspace) const = 0;
-  virtual void gelu_forward(const GeluForward& args, const Tensor& workspace) const = 0;
-  virtual void gelu_backward(const GeluBackward& args, const Tensor& workspace) const = 0;
-  virtual void attention_forward(const AttentionForward& args, const Tensor& workspace) const = 0;
-  virtual void attention_backward(const AttentionBackward& args, const Tensor& workspace) const = 0;
-  virtual void attention_cached(const AttentionCached& args, const Tensor& workspace) const = 0;
-  virtual void logits(const Logits& args, const Tensor& workspace) const = 0;
-  virtual void linear_cross_entropy(const LinearCrossEntropy& args,
-                                    const Tensor& workspace) const = 0;
-  virtual void begin_step(const BeginStep& args, const Tensor& workspace) const = 0;
-  virtual void square_sums(const SquareSums& args, const Tensor& workspace) const = 0;
-  virtual void clip_scale(const ClipScale& args, const Tensor& workspace) const = 0;
-  virtual void adamw(const AdamW& args, const Tensor& workspace) const = 0;
-  virtual void cast(const Cast& args, const Tensor& workspace) const = 0;
-
-  virtual size_t workspace_bytes(const EmbeddingForward& args) const = 0;
-  virtual size_t workspace_bytes(const EmbeddingBackward& args) const = 0;
-  virtual size_t workspace_bytes(const LayerNormForward& args) const = 0;
-  virtual size_t workspace_bytes(const LayerNormBackward& args) const = 0;
-  virtual size_t workspace_bytes(const LinearForward& args) const = 0;
-  virtual size_t workspace_bytes(const LinearBackward& args) const = 0;
-  virtual size_t workspace_bytes(const GeluBackward& args) const = 0;
-  virtual size_t workspace_bytes(const AttentionForward& args) const = 0;
-  virtual size_t workspace_bytes(const AttentionBackward& args) const = 0;
-  virtual size_t workspace_bytes(const AttentionCached& args) const = 0;
-  virtual size_t workspace_bytes(const Logits& args) const = 0;
-  virtual size_t workspace_bytes(const LinearCrossEntropy& args) const = 0;
 };
+
+// Implements every operation of Ops by two members of Self, which are templates:
+//   template <typename Args> void call(const Args& args, const Tensor& workspace) const;
+//   template <typename Args> size_t bytes(const Args& args) const;
+// usage: class Mine : public ImplementsOps<Mine> { ... };
+template <typename Self, typename... Args>
+class Implements;
+
+template <typename Self>
+class Implements<Self> : public Ops {
+ public:
+  using Ops::run;
+  using Ops::workspace_bytes;
+};
+
+template <typename Self, typename First, typename... Rest>
+class Implements<Self, First, Rest...> : public Implements<Self, Rest...> {
+ public:
+  using Implements<Self, Rest...>::run;
+  using Implements<Self, Rest...>::workspace_bytes;
+  void run(const First& args, const Tensor& workspace) const final { self().call(args, workspace); }
+  size_t workspace_bytes(const First& args) const final { return self().bytes(args); }
+
+ private:
+  const Self& self() const { return static_cast<const Self&>(*this); }
+};
+
+template <typename Self, typename... Args>
+Implements<Self, Args...> implements_all_of(const Table<Args...>*);
+template <typename Self>
+using ImplementsOps = decltype(implements_all_of<Self>(static_cast<const Operations*>(nullptr)));
 
 }  // namespace lathe

@@ -6,10 +6,17 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/attention.h"
+#include "kernels/device/device.h"
+#include "kernels/ops.h"
 
 namespace lathe {
 namespace {
+
+template <typename T>
+const Ops& ops() {
+  static const std::unique_ptr<Device> cpu = make_cpu_device();
+  return cpu->ops(dtype_of<T>);
+}
 
 template <typename T>
 Tensor tensor_of(std::vector<T>& values, Shape shape) {
@@ -53,8 +60,7 @@ struct Problem {
                 tensor_of(qkv, bt3c),
                 H,
                 dropout};
-    scratch.resize(std::max(attention_forward_workspace_bytes(forward),
-                            attention_backward_workspace_bytes(backward)));
+    scratch.resize(std::max(ops<T>().workspace_bytes(forward), ops<T>().workspace_bytes(backward)));
   }
   Tensor workspace() { return tensor_of(scratch, {static_cast<int64_t>(scratch.size())}); }
   double causal_flops(double products) const {
@@ -71,15 +77,15 @@ void report(benchmark::State& state, double flops) {
 template <typename T>
 void bench_forward(benchmark::State& state) {
   Problem<T> problem(state);
-  for (auto _ : state) attention_forward<T>(problem.forward, problem.workspace());
+  for (auto _ : state) ops<T>().run(problem.forward, problem.workspace());
   report(state, problem.causal_flops(2));
 }
 
 template <typename T>
 void bench_backward(benchmark::State& state) {
   Problem<T> problem(state);
-  attention_forward<T>(problem.forward, problem.workspace());
-  for (auto _ : state) attention_backward<T>(problem.backward, problem.workspace());
+  ops<T>().run(problem.forward, problem.workspace());
+  for (auto _ : state) ops<T>().run(problem.backward, problem.workspace());
   report(state, problem.causal_flops(5));
 }
 
@@ -96,9 +102,9 @@ void bench_cached(benchmark::State& state) {
                        tensor_of(qkv, {B, N, 3 * C}),
                        H,
                        past};
-  std::vector<uint8_t> scratch(attention_cached_workspace_bytes(args));
+  std::vector<uint8_t> scratch(ops<T>().workspace_bytes(args));
   const Tensor workspace = tensor_of(scratch, {static_cast<int64_t>(scratch.size())});
-  for (auto _ : state) attention_cached<T>(args, workspace);
+  for (auto _ : state) ops<T>().run(args, workspace);
   state.SetBytesProcessed(state.iterations() * B * M * C * 2 * static_cast<int64_t>(sizeof(T)));
 }
 

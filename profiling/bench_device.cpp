@@ -103,12 +103,9 @@ struct Case {
 };
 
 template <typename Args>
-Call call(const Ops& ops, const Args& args,
-          void (Ops::*operation)(const Args&, const Tensor&) const) {
-  size_t workspace = 0;
-  if constexpr (requires { ops.workspace_bytes(args); }) workspace = ops.workspace_bytes(args);
-  return {sizes(args), cost(args), workspace,
-          [&ops, args, operation](const Tensor& scratch) { (ops.*operation)(args, scratch); }};
+Call call(const Ops& ops, const Args& args) {
+  return {args.sizes(), args.cost(), ops.workspace_bytes(args),
+          [&ops, args](const Tensor& scratch) { ops.run(args, scratch); }};
 }
 
 void add_embedding(std::vector<Case>& cases, const Sizes& s, DType type) {
@@ -119,7 +116,7 @@ void add_embedding(std::vector<Case>& cases, const Sizes& s, DType type) {
                      args.tokens_bt = t.tokens({s.B, s.T}, s.vocab_size);
                      args.wte_vc = t.make(type, {s.V(), s.C});
                      args.wpe_tc = t.make(type, {s.T, s.C});
-                     return call(ops, args, &Ops::embedding_forward);
+                     return call(ops, args);
                    }});
   cases.push_back({"embedding_backward", [=](Tensors& t, const Ops& ops) {
                      EmbeddingBackward args;
@@ -127,7 +124,7 @@ void add_embedding(std::vector<Case>& cases, const Sizes& s, DType type) {
                      args.dwpe_tc = t.make(DType::fp32, {s.T, s.C});
                      args.dx_btc = t.make(type, btc);
                      args.tokens_bt = t.tokens({s.B, s.T}, s.vocab_size);
-                     return call(ops, args, &Ops::embedding_backward);
+                     return call(ops, args);
                    }});
 }
 
@@ -139,7 +136,7 @@ void add_layernorm(std::vector<Case>& cases, const Sizes& s, DType type) {
                      args.mean_bt = t.make(DType::fp32, bt), args.rstd_bt = t.make(DType::fp32, bt);
                      args.x_btc = t.make(type, btc), args.residual_in_btc = t.make(type, btc);
                      args.weight_c = t.make(type, {s.C}), args.bias_c = t.make(type, {s.C});
-                     return call(ops, args, &Ops::layernorm_forward);
+                     return call(ops, args);
                    }});
   cases.push_back({"layernorm_backward", [=](Tensors& t, const Ops& ops) {
                      LayerNormBackward args;
@@ -150,7 +147,7 @@ void add_layernorm(std::vector<Case>& cases, const Sizes& s, DType type) {
                      args.dweight_c = t.make(DType::fp32, {s.C});
                      args.dbias_c = t.make(DType::fp32, {s.C});
                      args.dx_sums_c = t.make(DType::fp32, {s.C});
-                     return call(ops, args, &Ops::layernorm_backward);
+                     return call(ops, args);
                    }});
 }
 
@@ -175,7 +172,7 @@ void add_linear(std::vector<Case>& cases, const Sizes& s, DType type, const Line
                        args.pre_activation_no = t.make(type, {N, O});
                        args.gelu = Gelu::tanh;
                      }
-                     return call(ops, args, &Ops::linear_forward);
+                     return call(ops, args);
                    }});
   cases.push_back({"linear_backward " + name, [=](Tensors& t, const Ops& ops) {
                      LinearBackward args;
@@ -187,7 +184,7 @@ void add_linear(std::vector<Case>& cases, const Sizes& s, DType type, const Line
                        args.input_pre_activation_ni = t.make(type, {N, I});
                        args.gelu = Gelu::tanh;
                      }
-                     return call(ops, args, &Ops::linear_backward);
+                     return call(ops, args);
                    }});
 }
 
@@ -197,7 +194,7 @@ void add_gelu(std::vector<Case>& cases, const Sizes& s, DType type) {
     cases.push_back(
         {std::string("gelu_forward ") + kind, [=, gelu = gelu](Tensors& t, const Ops& ops) {
            const GeluForward args{t.make(type, shape), t.make(type, shape), gelu};
-           return call(ops, args, &Ops::gelu_forward);
+           return call(ops, args);
          }});
     cases.push_back(
         {std::string("gelu_backward ") + kind, [=, gelu = gelu](Tensors& t, const Ops& ops) {
@@ -206,7 +203,7 @@ void add_gelu(std::vector<Case>& cases, const Sizes& s, DType type) {
                                    .dy = t.make(type, shape),
                                    .x = t.make(type, shape),
                                    .gelu = gelu};
-           return call(ops, args, &Ops::gelu_backward);
+           return call(ops, args);
          }});
   }
 }
@@ -216,7 +213,7 @@ void add_attention(std::vector<Case>& cases, const Sizes& s, DType type) {
   cases.push_back({"attention_forward", [=](Tensors& t, const Ops& ops) {
                      const AttentionForward args{t.make(type, btc), t.make(DType::fp32, bht),
                                                  t.make(type, bt3c), s.H};
-                     return call(ops, args, &Ops::attention_forward);
+                     return call(ops, args);
                    }});
   cases.push_back({"attention_backward", [=](Tensors& t, const Ops& ops) {
                      AttentionBackward args;
@@ -224,7 +221,7 @@ void add_attention(std::vector<Case>& cases, const Sizes& s, DType type) {
                      args.dqkv_sums_3c = t.make(DType::fp32, {3 * s.C});
                      args.out_btc = t.make(type, btc), args.qkv_bt3c = t.make(type, bt3c);
                      args.logsumexp_bht = t.make(DType::fp32, bht), args.n_head = s.H;
-                     return call(ops, args, &Ops::attention_backward);
+                     return call(ops, args);
                    }});
 }
 
@@ -244,7 +241,7 @@ void add_head(std::vector<Case>& cases, const Sizes& s, DType type) {
                          args.dx_nc = t.make(type, {s.N(), s.C});
                          args.dwte_vc = t.make(DType::fp32, {s.V(), s.C});
                        }
-                       return call(ops, args, &Ops::linear_cross_entropy);
+                       return call(ops, args);
                      }});
   }
 }
@@ -254,7 +251,7 @@ void add_optimizer(std::vector<Case>& cases, const Sizes& s, DType type) {
   cases.push_back(
       {"square_sums", [=](Tensors& t, const Ops& ops) {
          const SquareSums args{t.make(DType::fp64, {norm_blocks(P)}), t.make(DType::fp32, {P})};
-         return call(ops, args, &Ops::square_sums);
+         return call(ops, args);
        }});
   cases.push_back({"adamw", [=](Tensors& t, const Ops& ops) {
                      AdamW args;
@@ -266,11 +263,11 @@ void add_optimizer(std::vector<Case>& cases, const Sizes& s, DType type) {
                      args.segment_count = 1;
                      args.inputs = t.place<StepInputs>({{.seed = 1, .learning_rate = 1e-5f}});
                      args.results = t.place<StepResults>({{.clip_scale = 1}});
-                     return call(ops, args, &Ops::adamw);
+                     return call(ops, args);
                    }});
   cases.push_back({"cast", [=](Tensors& t, const Ops& ops) {
                      const Cast args{t.make(type, {P}), t.make(DType::fp32, {P})};
-                     return call(ops, args, &Ops::cast);
+                     return call(ops, args);
                    }});
 }
 

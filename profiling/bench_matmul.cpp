@@ -7,7 +7,7 @@
 
 #include "kernels/cpu/matmul.h"
 
-namespace lathe {
+namespace lathe::cpu {
 namespace {
 
 enum class Product { forward, input_gradient, weight_gradient };
@@ -112,7 +112,7 @@ void add_type(const char* type) {
 }
 
 }  // namespace
-}  // namespace lathe
+}  // namespace lathe::cpu
 
 int main(int argc, char** argv) {
   lathe::add_type<float>("fp32");

@@ -93,8 +93,8 @@ void embedding(benchmark::State& state, const Model& m, DType type, bool dropout
                            memory.make(type, {m.T, m.C}),
                            dropout_if(dropout),
                            0};
-  for (auto _ : state) ops.embedding_forward(forward, {});
-  report(state, cost(forward));
+  for (auto _ : state) ops.run(forward, {});
+  report(state, forward.cost());
 }
 
 void embedding_backward(benchmark::State& state, const Model& m, DType type, bool dropout) {
@@ -106,8 +106,8 @@ void embedding_backward(benchmark::State& state, const Model& m, DType type, boo
                              memory.make(DType::int32, {m.B, m.T}),
                              dropout_if(dropout),
                              false};
-  for (auto _ : state) ops.embedding_backward(backward, {});
-  report(state, cost(backward));
+  for (auto _ : state) ops.run(backward, {});
+  report(state, backward.cost());
 }
 
 void layernorm(benchmark::State& state, const Model& m, DType type, bool dropout) {
@@ -122,8 +122,8 @@ void layernorm(benchmark::State& state, const Model& m, DType type, bool dropout
   forward.weight_c = memory.make(type, {m.C});
   if (m.bias) forward.bias_c = memory.make(type, {m.C});
   forward.dropout = dropout_if(dropout);
-  for (auto _ : state) ops.layernorm_forward(forward, {});
-  report(state, cost(forward));
+  for (auto _ : state) ops.run(forward, {});
+  report(state, forward.cost());
 }
 
 void layernorm_backward(benchmark::State& state, const Model& m, DType type, bool dropout) {
@@ -143,8 +143,8 @@ void layernorm_backward(benchmark::State& state, const Model& m, DType type, boo
   if (dropout) backward.dx_btc = memory.make(type, btc);
   backward.dropout = dropout_if(dropout), backward.fresh = true;
   const Tensor workspace = memory.workspace(ops.workspace_bytes(backward));
-  for (auto _ : state) ops.layernorm_backward(backward, workspace);
-  report(state, cost(backward));
+  for (auto _ : state) ops.run(backward, workspace);
+  report(state, backward.cost());
 }
 
 void gelu(benchmark::State& state, const Model& m, DType type, bool exact) {
@@ -153,8 +153,8 @@ void gelu(benchmark::State& state, const Model& m, DType type, bool exact) {
   const Shape shape{m.B * m.T, 4 * m.C};
   GeluForward forward{memory.make(type, shape), memory.make(type, shape),
                       exact ? Gelu::exact : Gelu::tanh};
-  for (auto _ : state) ops.gelu_forward(forward, {});
-  report(state, cost(forward));
+  for (auto _ : state) ops.run(forward, {});
+  report(state, forward.cost());
 }
 
 void gelu_backward(benchmark::State& state, const Model& m, DType type, bool exact) {
@@ -166,8 +166,8 @@ void gelu_backward(benchmark::State& state, const Model& m, DType type, bool exa
   backward.x = memory.make(type, shape), backward.gelu = exact ? Gelu::exact : Gelu::tanh;
   if (m.bias) backward.dx_sums_i = memory.make(DType::fp32, {4 * m.C});
   const Tensor workspace = memory.workspace(ops.workspace_bytes(backward));
-  for (auto _ : state) ops.gelu_backward(backward, workspace);
-  report(state, cost(backward));
+  for (auto _ : state) ops.run(backward, workspace);
+  report(state, backward.cost());
 }
 
 // The first linear of the MLP, with GELU.
@@ -182,8 +182,8 @@ void linear(benchmark::State& state, const Model& m, DType type, bool) {
   if (m.bias) forward.bias_o = memory.make(type, {4 * m.C});
   forward.gelu = Gelu::tanh;
   const Tensor workspace = memory.workspace(ops.workspace_bytes(forward));
-  for (auto _ : state) ops.linear_forward(forward, workspace);
-  report(state, cost(forward));
+  for (auto _ : state) ops.run(forward, workspace);
+  report(state, forward.cost());
 }
 
 // The second linear of the MLP, whose input was a GELU.
@@ -199,8 +199,8 @@ void linear_backward(benchmark::State& state, const Model& m, DType type, bool) 
   backward.dy_no = memory.make(type, {N, m.C});
   backward.weight_io = memory.make(type, {4 * m.C, m.C}), backward.gelu = Gelu::tanh;
   const Tensor workspace = memory.workspace(ops.workspace_bytes(backward));
-  for (auto _ : state) ops.linear_backward(backward, workspace);
-  report(state, cost(backward));
+  for (auto _ : state) ops.run(backward, workspace);
+  report(state, backward.cost());
 }
 
 void attention(benchmark::State& state, const Model& m, DType type, bool dropout) {
@@ -210,8 +210,8 @@ void attention(benchmark::State& state, const Model& m, DType type, bool dropout
                            memory.make(DType::fp32, {m.B, m.H, m.T}),
                            memory.make(type, {m.B, m.T, 3 * m.C}), m.H, dropout_if(dropout)};
   const Tensor workspace = memory.workspace(ops.workspace_bytes(forward));
-  for (auto _ : state) ops.attention_forward(forward, workspace);
-  report(state, cost(forward));
+  for (auto _ : state) ops.run(forward, workspace);
+  report(state, forward.cost());
 }
 
 void attention_backward(benchmark::State& state, const Model& m, DType type, bool dropout) {
@@ -228,8 +228,8 @@ void attention_backward(benchmark::State& state, const Model& m, DType type, boo
                              m.H,
                              dropout_if(dropout)};
   const Tensor workspace = memory.workspace(ops.workspace_bytes(backward));
-  for (auto _ : state) ops.attention_backward(backward, workspace);
-  report(state, cost(backward));
+  for (auto _ : state) ops.run(backward, workspace);
+  report(state, backward.cost());
 }
 
 void logits(benchmark::State& state, const Model& m, DType type, bool) {
@@ -237,8 +237,8 @@ void logits(benchmark::State& state, const Model& m, DType type, bool) {
   const Ops& ops = memory.ops(type);
   Logits args{memory.make(DType::fp32, {1, m.vocab_size}), memory.make(type, {1, m.C}),
               memory.make(type, {m.V, m.C}), m.vocab_size};
-  for (auto _ : state) ops.logits(args, {});
-  report(state, cost(args));
+  for (auto _ : state) ops.run(args, {});
+  report(state, args.cost());
 }
 
 void cross_entropy(benchmark::State& state, const Model& m, DType type, bool loss_only) {
@@ -256,8 +256,8 @@ void cross_entropy(benchmark::State& state, const Model& m, DType type, bool los
     args.dwte_vc = memory.make(DType::fp32, {m.V, m.C});
   }
   const Tensor workspace = memory.workspace(ops.workspace_bytes(args));
-  for (auto _ : state) ops.linear_cross_entropy(args, workspace);
-  report(state, cost(args));
+  for (auto _ : state) ops.run(args, workspace);
+  report(state, args.cost());
 }
 
 void global_norm(benchmark::State& state, const Model& m, DType type, bool) {
@@ -267,10 +267,10 @@ void global_norm(benchmark::State& state, const Model& m, DType type, bool) {
   const SquareSums args{memory.make(DType::fp64, {norm_blocks(m.parameters)}),
                         memory.make(DType::fp32, {m.parameters})};
   for (auto _ : state) {
-    ops.square_sums(args, {});
-    ops.clip_scale({args.sums, 1, &results}, {});
+    ops.run(args, {});
+    ops.run(ClipScale{args.sums, 1, &results}, {});
   }
-  report(state, cost(args));
+  report(state, args.cost());
 }
 
 void adamw(benchmark::State& state, const Model& m, DType type, bool) {
@@ -285,16 +285,16 @@ void adamw(benchmark::State& state, const Model& m, DType type, bool) {
     *tensor = memory.make(DType::fp32, {m.parameters});
   if (type == DType::bf16) args.weights = memory.make(type, {m.parameters});
   args.segments = segments, args.segment_count = 2, args.inputs = &inputs, args.results = &results;
-  for (auto _ : state) ops.adamw(args, {});
-  report(state, cost(args));
+  for (auto _ : state) ops.run(args, {});
+  report(state, args.cost());
 }
 
 void cast(benchmark::State& state, const Model& m, DType type, bool) {
   Memory memory(static_cast<size_t>(m.parameters) * 8 + (size_t{1} << 20));
   const Ops& ops = memory.ops(type);
   Cast args{memory.make(type, {m.parameters}), memory.make(DType::fp32, {m.parameters})};
-  for (auto _ : state) ops.cast(args, {});
-  report(state, cost(args));
+  for (auto _ : state) ops.run(args, {});
+  report(state, args.cost());
 }
 
 void add(const std::string& name, Bench bench, bool flag = false) {

@@ -11,11 +11,10 @@
 #include "kernels/observed_ops.h"
 #include "profiling/matmul_floor.h"
 #include "src/flags.h"
-#include "src/model/gpt2.h"
-#include "src/model/optimizer.h"
-#include "src/model/plan.h"
 #include "src/model/weights.h"
 #include "src/options.h"
+#include "src/parallel/make_communicator.h"
+#include "src/train.h"
 
 namespace lathe {
 namespace {
@@ -59,44 +58,33 @@ double median(std::vector<double> values) {
 struct Step {
   Step(const TrainOptions& options, int64_t batch_size, int64_t seq_len)
       : device(make_cpu_device()),
+        self(make_self_communicator(*device)),
         shape{.dtype = options.number_type(), .batch_size = batch_size, .seq_len = seq_len},
-        arena(*device, plan_training(options.gpt2, shape, device->ops(shape.dtype)).total()),
-        model(options.gpt2, shape.dtype, batch_size, seq_len, *device, arena),
-        optimizer(options.optimizer, model.weights(), model.gradients(), model.layout(), *device,
-                  arena),
-        state(*device, arena, 1),
-        tokens(arena.allocate(MemoryCategory::batch, DType::int32, {batch_size, seq_len})),
-        targets(arena.allocate(MemoryCategory::batch, DType::int32, {batch_size, seq_len})) {
-    initialize_parameters(model.layout(), 1, optimizer.masters(), *device);
-    if (shape.dtype == DType::bf16) {
-      model.ops().cast({.destination = model.weights().flat, .source = optimizer.masters()}, {});
-    }
+        arena(*device,
+              plan_training(options.gpt2, options.optimizer, shape, *device, *self).total()),
+        trainer(options.gpt2, options.optimizer, shape, *device, *self, arena) {
+    trainer.set_masters([this](const Tensor& all) {
+      initialize_parameters(trainer.model.layout(), 1, all, *device);
+    });
+    trainer.round_weights(0);
     std::mt19937 random(1);
-    std::vector<int32_t> ids(tokens.elements());
+    std::vector<int32_t> ids(static_cast<size_t>(batch_size * seq_len));
     for (int32_t& id : ids) id = static_cast<int32_t>(random() % options.gpt2.vocab_size);
-    device->upload(tokens, ids.data());
-    device->upload(targets, ids.data());
+    trainer.upload(0, ids.data(), ids.data());
   }
 
   double run() {
     const auto start = Clock::now();
-    const StepInputs inputs{.seed = 1, .learning_rate = 1e-4f};
-    const MicroBatch batch{tokens, targets, state.inputs(0)};
-    state.begin(model.ops(), {&inputs, 1});
-    model.forward(batch, true);
-    model.loss_and_backward(batch, 1.0 / static_cast<double>(tokens.elements()),
-                            state.device_results(), false, {});
-    optimizer.step(model.ops(), state);
+    trainer.begin({.seed = 1, .learning_rate = 1e-4});
+    enqueue_step(trainer, 0);
     return milliseconds_since(start);
   }
 
   std::unique_ptr<Device> device;
-  RunShape shape;
+  std::unique_ptr<Communicator> self;
+  StepShape shape;
   Arena arena;
-  GPT2 model;
-  Optimizer optimizer;
-  StepState state;
-  Tensor tokens, targets;
+  Trainer trainer;
 };
 
 int profile(int argc, char** argv) {
@@ -122,17 +110,17 @@ int profile(int argc, char** argv) {
   for (int i = 0; i < 2; ++i) step.run();
   std::vector<double> plain, floors, adamw;
   MatmulFloor floor(options.gpt2, options.number_type(), batch_size * seq_len);
-  const TimedOps timed(step.model.ops());
-  const Ops& real = step.model.ops();
+  const TimedOps timed(step.trainer.model.ops());
+  const Ops& real = step.trainer.model.ops();
   for (int64_t i = 0; i < steps;
        ++i) {  // in turn, so that a change of the machine's pace hits both
     plain.push_back(step.run());
     floors.push_back(floor.run());
-    step.model.use(timed);
+    step.trainer.model.use(timed);
     const double before = timed.totals["adamw"].ms;
     step.run();
     adamw.push_back(timed.totals["adamw"].ms - before);
-    step.model.use(real);
+    step.trainer.model.use(real);
   }
   double all = 0;
   for (const auto& [op, total] : timed.totals) all += total.ms;

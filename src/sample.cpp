@@ -6,7 +6,7 @@
 #include "src/flags.h"
 #include "src/io/checkpoint.h"
 #include "src/io/file.h"
-#include "src/model/plan.h"
+#include "src/model/decoder.h"
 #include "src/model/weights.h"
 #include "src/text.h"
 
@@ -74,15 +74,12 @@ int sample(int argc, char** argv) {
   const auto device = make_device(options.device, options.threads);
   const DType dtype = options.dtype == "bf16" ? DType::bf16 : DType::fp32;
   const int64_t chunk = std::min(kPrefillChunk, config.seq_len);
-  Arena arena(*device, plan_decoding(config, dtype, chunk, device->ops(dtype)).total());
-  const ParameterLayout layout(config);
-  const GPT2Parameters weights(layout,
-                               arena.allocate(MemoryCategory::weights, dtype, {layout.elements}));
-  read_model(directory, config, layout, weights.flat, *device);
-  Decoder decoder(config, weights, config.seq_len, chunk, *device, arena);
+  Arena arena(*device, Sampler::plan(config, dtype, chunk, *device).total());
+  Sampler sampler(config, dtype, chunk, *device, arena);
+  read_model(directory, config, sampler.layout, sampler.weights.flat, *device);
 
   print_out(prompt);
-  generate_text(decoder, *tokenizer, prompt, options.tokens, options.sampling, print_out);
+  generate_text(sampler.decoder, *tokenizer, prompt, options.tokens, options.sampling, print_out);
   print_out("\n");
   return 0;
 }

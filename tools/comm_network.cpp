@@ -194,17 +194,17 @@ class Network {
 
   // The gradients of a layer are on their way while those of the one before it are computed.
   void forward_and_backward() {
-    ops_.begin_step({results(), static_cast<const StepInputs*>(inputs_.data)}, workspace_);
-    for (int64_t layer = 0; layer < kLayers; ++layer)
-      ops_.linear_forward(forward_of(layer), workspace_);
-    ops_.linear_cross_entropy(loss(), workspace_);
+    ops_.run(BeginStep{results(), static_cast<const StepInputs*>(inputs_.data)}, workspace_);
+    for (int64_t layer = 0; layer < kLayers; ++layer) ops_.run(forward_of(layer), workspace_);
+    ops_.run(loss(), workspace_);
     sum(head(gradients_), "gradients of the classes");
     for (int64_t layer = kLayers - 1; layer >= 0; --layer) {
       if (layer == kLayers - 1) {
-        ops_.gelu_backward(
-            {.dx = dy_[layer], .dy = dy_[layer], .x = pre_[layer], .gelu = Gelu::tanh}, workspace_);
+        ops_.run(
+            GeluBackward{.dx = dy_[layer], .dy = dy_[layer], .x = pre_[layer], .gelu = Gelu::tanh},
+            workspace_);
       }
-      ops_.linear_backward(backward_of(layer), workspace_);
+      ops_.run(backward_of(layer), workspace_);
       const int64_t count = inputs_of(layer) * kHidden + kHidden;
       sum(gradients_.rows(first_of(layer), count), "gradients of a layer");
     }
@@ -215,17 +215,17 @@ class Network {
   }
   void update() {
     comm_.device_after(comm_.last());
-    ops_.square_sums({.sums = square_sums_, .gradients = gradients_}, workspace_);
-    ops_.clip_scale({.sums = square_sums_, .grad_clip = 1.0, .results = results()}, workspace_);
-    ops_.adamw({.masters = parameters_,
-                .m = m_,
-                .v = v_,
-                .gradients = gradients_,
-                .segments = static_cast<const OptimizerSegment*>(segment_.data),
-                .segment_count = 1,
-                .inputs = static_cast<const StepInputs*>(inputs_.data),
-                .results = results()},
-               workspace_);
+    ops_.run(SquareSums{.sums = square_sums_, .gradients = gradients_}, workspace_);
+    ops_.run(ClipScale{.sums = square_sums_, .grad_clip = 1.0, .results = results()}, workspace_);
+    ops_.run(AdamW{.masters = parameters_,
+                   .m = m_,
+                   .v = v_,
+                   .gradients = gradients_,
+                   .segments = static_cast<const OptimizerSegment*>(segment_.data),
+                   .segment_count = 1,
+                   .inputs = static_cast<const StepInputs*>(inputs_.data),
+                   .results = results()},
+             workspace_);
   }
 
   Device& device_;

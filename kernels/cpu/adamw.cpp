@@ -3,12 +3,12 @@
 #include <type_traits>
 
 #include "kernels/check.h"
-#include "kernels/cpu/operations.h"
+#include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/rounding.h"
 #include "kernels/cpu/vecmath.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 namespace {
 
@@ -76,7 +76,7 @@ void check_segments(const AdamW& args, int64_t elements) {
 }  // namespace
 
 template <typename T>
-void adamw(const AdamW& args) {
+void compute(const AdamW& args, MatmulContext&, const Tensor&) {
   using A = Accumulator<T>;
   const int64_t elements = args.masters.elements();
   check_vector(args.masters, dtype_of<A>, elements, "masters");
@@ -116,8 +116,6 @@ void adamw(const AdamW& args) {
   if (args.last) ++args.results->updates;
 }
 
-template void adamw<float>(const AdamW&);
-template void adamw<bf16>(const AdamW&);
-template void adamw<double>(const AdamW&);
+LATHE_CPU_OPERATION(AdamW)
 
-}  // namespace lathe
+}  // namespace lathe::cpu

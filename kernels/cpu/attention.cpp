@@ -1,8 +1,7 @@
-#include "kernels/cpu/attention.h"
-
 #include "kernels/cpu/attention_block.h"
+#include "kernels/cpu/define_operation.h"
 
-namespace lathe {
+namespace lathe::cpu {
 namespace {
 
 using namespace attention;  // NOLINT: this file is the rest of that namespace
@@ -242,13 +241,11 @@ void attend_all(const Sizes& s, int64_t past, const Tensor& workspace, const Hea
   }
 }
 
+template <typename T>
 size_t scratch_bytes(const Tensor& qkv, int64_t n_head) {
   const Sizes s(qkv, n_head);
-  const int64_t rows = Plan(s).scratch_rows();
-  const size_t bytes = accumulator_of(qkv.dtype) == DType::fp64
-                           ? ForwardScratch<double>(nullptr, rows, s.D).bytes
-                           : ForwardScratch<float>(nullptr, rows, s.D).bytes;
-  return bytes * static_cast<size_t>(max_threads());
+  return ForwardScratch<Accumulator<T>>(nullptr, Plan(s).scratch_rows(), s.D).bytes *
+         static_cast<size_t>(max_threads());
 }
 
 // Puts the keys and values of the new tokens into the cache.
@@ -268,7 +265,7 @@ void append(const AttentionCached& args, const Sizes& s) {
 }  // namespace
 
 template <typename T>
-void attention_forward(const AttentionForward& args, const Tensor& workspace) {
+void compute(const AttentionForward& args, MatmulContext&, const Tensor& workspace) {
   const Sizes s(args.qkv_bt3c, args.n_head);
   check_matrix(args.qkv_bt3c, dtype_of<T>, s.B * s.T, 3 * s.C, "qkv");
   check_matrix(args.out_btc, dtype_of<T>, s.B * s.T, s.C, "out");
@@ -292,7 +289,7 @@ void attention_forward(const AttentionForward& args, const Tensor& workspace) {
 }
 
 template <typename T>
-void attention_cached(const AttentionCached& args, const Tensor& workspace) {
+void compute(const AttentionCached& args, MatmulContext&, const Tensor& workspace) {
   const Sizes s(args.qkv_bt3c, args.n_head);
   check_matrix(args.qkv_bt3c, dtype_of<T>, s.B * s.T, 3 * s.C, "qkv");
   check_matrix(args.out_btc, dtype_of<T>, s.B * s.T, s.C, "out");
@@ -319,18 +316,16 @@ void attention_cached(const AttentionCached& args, const Tensor& workspace) {
   });
 }
 
-size_t attention_forward_workspace_bytes(const AttentionForward& args) {
-  return scratch_bytes(args.qkv_bt3c, args.n_head);
+template <typename T>
+size_t workspace_of(const AttentionForward& args, MatmulContext&) {
+  return scratch_bytes<T>(args.qkv_bt3c, args.n_head);
 }
-size_t attention_cached_workspace_bytes(const AttentionCached& args) {
-  return scratch_bytes(args.qkv_bt3c, args.n_head);
+template <typename T>
+size_t workspace_of(const AttentionCached& args, MatmulContext&) {
+  return scratch_bytes<T>(args.qkv_bt3c, args.n_head);
 }
 
-template void attention_forward<float>(const AttentionForward&, const Tensor&);
-template void attention_forward<bf16>(const AttentionForward&, const Tensor&);
-template void attention_forward<double>(const AttentionForward&, const Tensor&);
-template void attention_cached<float>(const AttentionCached&, const Tensor&);
-template void attention_cached<bf16>(const AttentionCached&, const Tensor&);
-template void attention_cached<double>(const AttentionCached&, const Tensor&);
+LATHE_CPU_OPERATION(AttentionForward)
+LATHE_CPU_OPERATION(AttentionCached)
 
-}  // namespace lathe
+}  // namespace lathe::cpu

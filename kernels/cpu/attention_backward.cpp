@@ -1,8 +1,8 @@
-#include "kernels/cpu/attention.h"
 #include "kernels/cpu/attention_block.h"
 #include "kernels/cpu/column_sums.h"
+#include "kernels/cpu/define_operation.h"
 
-namespace lathe {
+namespace lathe::cpu {
 namespace {
 
 using namespace attention;  // NOLINT: this file is the rest of that namespace
@@ -130,7 +130,7 @@ void head_backward(const HeadGradient<T>& head, const BackwardScratch<A>& scratc
 
 // One thread owns a head of a sequence, so that every sum over queries or keys has one order.
 template <typename T>
-void attention_backward(const AttentionBackward& args, const Tensor& workspace) {
+void compute(const AttentionBackward& args, MatmulContext&, const Tensor& workspace) {
   using A = Accumulator<T>;
   const Sizes s(args.qkv_bt3c, args.n_head);
   check_matrix(args.qkv_bt3c, dtype_of<T>, s.B * s.T, 3 * s.C, "qkv");
@@ -163,16 +163,13 @@ void attention_backward(const AttentionBackward& args, const Tensor& workspace) 
     column_sums(dqkv, s.B * s.T, 3 * s.C, args.accumulate, args.dqkv_sums_3c.as<A>());
 }
 
-size_t attention_backward_workspace_bytes(const AttentionBackward& args) {
+template <typename T>
+size_t workspace_of(const AttentionBackward& args, MatmulContext&) {
   const Sizes s(args.qkv_bt3c, args.n_head);
-  const size_t bytes = accumulator_of(args.qkv_bt3c.dtype) == DType::fp64
-                           ? BackwardScratch<double>(nullptr, s.T, s.D).bytes
-                           : BackwardScratch<float>(nullptr, s.T, s.D).bytes;
-  return bytes * static_cast<size_t>(max_threads());
+  return BackwardScratch<Accumulator<T>>(nullptr, s.T, s.D).bytes *
+         static_cast<size_t>(max_threads());
 }
 
-template void attention_backward<float>(const AttentionBackward&, const Tensor&);
-template void attention_backward<bf16>(const AttentionBackward&, const Tensor&);
-template void attention_backward<double>(const AttentionBackward&, const Tensor&);
+LATHE_CPU_OPERATION(AttentionBackward)
 
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -1,5 +1,9 @@
-// What the forward and backward passes of attention share: shapes, scratch, and the blocks that
-// are read into it.
+// Causal self-attention on the CPU: what the forward and backward passes share. Flash attention
+// (Dao et al., 2022; Dao, 2023): queries meet keys in blocks, the softmax is taken online, and
+// nothing of T x T is ever stored; blocks above the diagonal are skipped. Products, softmax and
+// statistics are in Accumulator<T>; bf16 is read once and rounded once, when a result is stored.
+//
+// Every sum has an order fixed by the shapes alone: the same bits at any number of threads.
 #pragma once
 
 #include <cmath>
@@ -13,7 +17,7 @@
 #include "kernels/cpu/vecmath.h"
 #include "kernels/ops.h"
 
-namespace lathe::attention {
+namespace lathe::cpu::attention {
 
 using tile::Matrix;
 
@@ -122,4 +126,4 @@ inline void clear_from(A* row, int64_t first) {
   for (int64_t j = first; j < kBlock; j += tile::kLanes<A>) tile::store(row + j, tile::Vector<A>{});
 }
 
-}  // namespace lathe::attention
+}  // namespace lathe::cpu::attention

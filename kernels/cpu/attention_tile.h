@@ -9,7 +9,7 @@
 
 #include "kernels/device/dtype.h"
 
-namespace lathe::tile {
+namespace lathe::cpu::tile {
 
 // Bytes of the widest vector of the target: 64 with AVX-512, 32 with AVX2.
 inline constexpr int kVectorBytes = __BIGGEST_ALIGNMENT__;
@@ -285,4 +285,4 @@ void transpose_square(const A* from, int64_t from_stride, A* to, int64_t to_stri
   for (int i = 0; i < W; ++i) store(to + i * to_stride, rows[i]);
 }
 
-}  // namespace lathe::tile
+}  // namespace lathe::cpu::tile

@@ -2,12 +2,12 @@
 #include <cstring>
 
 #include "kernels/check.h"
-#include "kernels/cpu/operations.h"
+#include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/rounding.h"
 #include "kernels/cpu/vecmath.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 namespace {
 
@@ -56,7 +56,8 @@ void cast_from(const Cast& args) {
 
 }  // namespace
 
-void cast(const Cast& args) {
+template <typename T>
+void compute(const Cast& args, MatmulContext&, const Tensor&) {
   check_vector(args.source, args.source.dtype, args.destination.elements(), "source");
   check_vector(args.destination, args.destination.dtype, args.source.elements(), "destination");
   if (args.rounding) return cast_stochastically(args);
@@ -72,4 +73,6 @@ void cast(const Cast& args) {
   }
 }
 
-}  // namespace lathe
+LATHE_CPU_OPERATION(Cast)
+
+}  // namespace lathe::cpu

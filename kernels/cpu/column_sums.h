@@ -7,7 +7,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/device/dtype.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 // sums (+)= the column sums of x [rows, channels], first within blocks of rows, so that many rows
 // lose no precision; threads take channels, so that the order is the same for any number of them.
@@ -33,4 +33,4 @@ void column_sums(const T* x, int64_t rows, int64_t channels, bool accumulate,
   });
 }
 
-}  // namespace lathe
+}  // namespace lathe::cpu

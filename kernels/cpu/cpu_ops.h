@@ -5,11 +5,11 @@
 
 #include "kernels/ops.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 class MatmulContext;
 
 // The table for fp32, bf16 or fp64 (CheckError for others). `matmul` outlives it.
 std::unique_ptr<Ops> make_cpu_ops(DType dtype, MatmulContext& matmul);
 
-}  // namespace lathe
+}  // namespace lathe::cpu

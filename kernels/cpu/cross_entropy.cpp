@@ -2,13 +2,13 @@
 #include <cmath>
 
 #include "kernels/check.h"
+#include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/matmul.h"
-#include "kernels/cpu/operations.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/sums.h"
 #include "kernels/cpu/vecmath.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 namespace {
 
@@ -189,7 +189,7 @@ void check_arguments(const LinearCrossEntropy& args, const Call<T>& call) {
 }  // namespace
 
 template <typename T>
-size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, MatmulContext& matmul) {
+size_t workspace_of(const LinearCrossEntropy& args, MatmulContext& matmul) {
   const Call<T> call(args);
   size_t most = 0;
   for (int64_t first : {int64_t{0}, (call.chunks.count - 1) * call.chunks.rows}) {
@@ -204,8 +204,7 @@ size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, MatmulCont
 }
 
 template <typename T>
-void linear_cross_entropy(const LinearCrossEntropy& args, MatmulContext& matmul,
-                          const Tensor& workspace) {
+void compute(const LinearCrossEntropy& args, MatmulContext& matmul, const Tensor& workspace) {
   Call<T> call(args);
   check_arguments(args, call);
   const size_t own = call.logits_bytes() + call.dlogits_bytes(args);
@@ -228,12 +227,6 @@ void linear_cross_entropy(const LinearCrossEntropy& args, MatmulContext& matmul,
   args.results->loss += args.scale * sum;
 }
 
-template size_t linear_cross_entropy_workspace<float>(const LinearCrossEntropy&, MatmulContext&);
-template size_t linear_cross_entropy_workspace<bf16>(const LinearCrossEntropy&, MatmulContext&);
-template size_t linear_cross_entropy_workspace<double>(const LinearCrossEntropy&, MatmulContext&);
-template void linear_cross_entropy<float>(const LinearCrossEntropy&, MatmulContext&, const Tensor&);
-template void linear_cross_entropy<bf16>(const LinearCrossEntropy&, MatmulContext&, const Tensor&);
-template void linear_cross_entropy<double>(const LinearCrossEntropy&, MatmulContext&,
-                                           const Tensor&);
+LATHE_CPU_OPERATION(LinearCrossEntropy)
 
-}  // namespace lathe
+}  // namespace lathe::cpu

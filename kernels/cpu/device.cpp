@@ -51,15 +51,15 @@ class CpuDevice final : public Device {
  public:
   explicit CpuDevice(int threads) {
     LATHE_CHECK(threads >= 0);
-    if (threads > 0) set_max_threads(threads);
+    if (threads > 0) cpu::set_max_threads(threads);
   }
 
   std::string_view kind() const override { return "cpu"; }
   std::string name() const override {
     std::string model = proc_value("/proc/cpuinfo", "model name");
     if (model.empty()) model = "CPU";
-    return fmt::format("{}, {} thread{}, {}", model, max_threads(), max_threads() == 1 ? "" : "s",
-                       matmul_backend_name());
+    return fmt::format("{}, {} thread{}, {}", model, cpu::max_threads(),
+                       cpu::max_threads() == 1 ? "" : "s", cpu::matmul_backend_name());
   }
 
   // No CPU tells the clock that it keeps while all its vector or matrix units are busy.
@@ -130,7 +130,7 @@ class CpuDevice final : public Device {
 
   const Ops& ops(DType dtype) override {
     std::unique_ptr<Ops>& table = tables_.at(static_cast<size_t>(dtype));
-    if (!table) table = make_cpu_ops(dtype, matmul_);
+    if (!table) table = cpu::make_cpu_ops(dtype, matmul_);
     return *table;
   }
 
@@ -152,7 +152,7 @@ class CpuDevice final : public Device {
 
   using Clock = std::chrono::steady_clock;
 
-  MatmulContext matmul_;
+  cpu::MatmulContext matmul_;
   std::array<std::vector<char>, kReadBacks> read_backs_;
   std::mutex marks_mutex_;  // the thread of the collectives marks, too
   std::vector<Clock::time_point> marks_;

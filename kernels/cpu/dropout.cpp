@@ -1,7 +1,7 @@
 // Philox over many counters at once. Compiled for vectors of 256 bits (see CMakeLists.txt).
 #include "kernels/cpu/dropout.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 void philox_words(uint64_t group, uint32_t place, uint32_t step, PhiloxKey key,
                   uint32_t* __restrict words) {
@@ -26,4 +26,4 @@ void philox_words(uint64_t group, uint32_t place, uint32_t step, PhiloxKey key,
   }
 }
 
-}  // namespace lathe
+}  // namespace lathe::cpu

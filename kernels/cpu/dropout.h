@@ -9,7 +9,7 @@
 #include "kernels/ops.h"
 #include "kernels/philox.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 inline constexpr int kPhiloxCounters = 16, kPhiloxWords = 4 * kPhiloxCounters;
 
@@ -66,4 +66,4 @@ class DropoutMask {
 // Channels that a kernel draws masks for at a time, into a buffer on its stack.
 inline constexpr int64_t kMaskChunk = 256;
 
-}  // namespace lathe
+}  // namespace lathe::cpu

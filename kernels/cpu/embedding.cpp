@@ -1,12 +1,12 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/dropout.h"
-#include "kernels/cpu/operations.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vecmath.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 namespace {
 
@@ -60,7 +60,7 @@ void undropped(const T* dx, const DropoutMask& mask, uint64_t first_element, int
 }  // namespace
 
 template <typename T>
-void embedding_forward(const EmbeddingForward& args) {
+void compute(const EmbeddingForward& args, MatmulContext&, const Tensor&) {
   LATHE_CHECK(args.x_btc.shape.rank == 3);
   const int64_t seq_len = args.x_btc.shape[1], channels = args.x_btc.shape[2];
   const int64_t rows = args.x_btc.shape[0] * seq_len;
@@ -86,7 +86,7 @@ void embedding_forward(const EmbeddingForward& args) {
 // Each thread takes channels, not rows: tokens repeat, channels do not, and the order of each sum
 // is that of the rows whatever the number of threads.
 template <typename T>
-void embedding_backward(const EmbeddingBackward& args) {
+void compute(const EmbeddingBackward& args, MatmulContext&, const Tensor&) {
   using A = Accumulator<T>;
   LATHE_CHECK(args.dx_btc.shape.rank == 3);
   const int64_t seq_len = args.dx_btc.shape[1], channels = args.dx_btc.shape[2];
@@ -124,11 +124,7 @@ void embedding_backward(const EmbeddingBackward& args) {
   });
 }
 
-template void embedding_forward<float>(const EmbeddingForward&);
-template void embedding_forward<bf16>(const EmbeddingForward&);
-template void embedding_forward<double>(const EmbeddingForward&);
-template void embedding_backward<float>(const EmbeddingBackward&);
-template void embedding_backward<bf16>(const EmbeddingBackward&);
-template void embedding_backward<double>(const EmbeddingBackward&);
+LATHE_CPU_OPERATION(EmbeddingForward)
+LATHE_CPU_OPERATION(EmbeddingBackward)
 
-}  // namespace lathe
+}  // namespace lathe::cpu

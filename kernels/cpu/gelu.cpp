@@ -2,11 +2,11 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/column_sums.h"
-#include "kernels/cpu/operations.h"
+#include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vecmath.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 namespace {
 
@@ -25,7 +25,7 @@ void map_elements(int64_t elements, T* out, const Function& function) {
 }  // namespace
 
 template <typename T>
-void gelu_forward(const GeluForward& args) {
+void compute(const GeluForward& args, MatmulContext&, const Tensor&) {
   using A = Accumulator<T>;
   const int64_t elements = args.x.elements();
   check_vector(args.x, dtype_of<T>, elements, "x");
@@ -40,7 +40,7 @@ void gelu_forward(const GeluForward& args) {
 }
 
 template <typename T>
-void gelu_backward(const GeluBackward& args) {
+void compute(const GeluBackward& args, MatmulContext&, const Tensor&) {
   using A = Accumulator<T>;
   const int64_t elements = args.x.elements();
   check_vector(args.x, dtype_of<T>, elements, "x");
@@ -63,11 +63,7 @@ void gelu_backward(const GeluBackward& args) {
     column_sums(dx, rows_of(args.dx), columns_of(args.dx), args.accumulate, args.dx_sums_i.as<A>());
 }
 
-template void gelu_forward<float>(const GeluForward&);
-template void gelu_forward<bf16>(const GeluForward&);
-template void gelu_forward<double>(const GeluForward&);
-template void gelu_backward<float>(const GeluBackward&);
-template void gelu_backward<bf16>(const GeluBackward&);
-template void gelu_backward<double>(const GeluBackward&);
+LATHE_CPU_OPERATION(GeluForward)
+LATHE_CPU_OPERATION(GeluBackward)
 
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -2,10 +2,10 @@
 #include <cmath>
 
 #include "kernels/check.h"
-#include "kernels/cpu/operations.h"
+#include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/parallel.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 namespace {
 
@@ -51,8 +51,9 @@ double sum_of_squares(const A* values, int64_t count) {
 
 // The squares are summed in double: memory is the limit anyway, and large gradients of float do
 // not overflow.
-template <typename A>
-void square_sums(const SquareSums& args) {
+template <typename T>
+void compute(const SquareSums& args, MatmulContext&, const Tensor&) {
+  using A = Accumulator<T>;
   const int64_t elements = args.gradients.elements(), blocks = norm_blocks(elements);
   check_vector(args.gradients, dtype_of<A>, elements, "gradients");
   check_vector(args.sums, DType::fp64, blocks, "sums");
@@ -64,10 +65,8 @@ void square_sums(const SquareSums& args) {
   });
 }
 
-template void square_sums<float>(const SquareSums&);
-template void square_sums<double>(const SquareSums&);
-
-void clip_scale(const ClipScale& args) {
+template <typename T>
+void compute(const ClipScale& args, MatmulContext&, const Tensor&) {
   check_vector(args.sums, DType::fp64, args.sums.elements(), "sums");
   LATHE_CHECK(args.results != nullptr && args.grad_clip >= 0);
   StepResults& results = *args.results;
@@ -77,4 +76,15 @@ void clip_scale(const ClipScale& args) {
   results.skip = std::isfinite(results.grad_norm) && std::isfinite(results.loss) ? 0 : 1;
 }
 
-}  // namespace lathe
+template <typename T>
+void compute(const BeginStep& args, MatmulContext&, const Tensor&) {
+  LATHE_CHECK(args.results != nullptr && args.inputs != nullptr);
+  args.results->loss = args.inputs->first_loss;
+  args.results->stop_votes = args.inputs->stop_vote;
+}
+
+LATHE_CPU_OPERATION(BeginStep)
+LATHE_CPU_OPERATION(SquareSums)
+LATHE_CPU_OPERATION(ClipScale)
+
+}  // namespace lathe::cpu

@@ -4,13 +4,13 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/column_sums.h"
+#include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/dropout.h"
-#include "kernels/cpu/operations.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/sums.h"
 #include "kernels/cpu/vecmath.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 namespace {
 
@@ -173,7 +173,7 @@ void check_backward(const LayerNormBackward& args, int64_t rows, int64_t channel
 }  // namespace
 
 template <typename T>
-void layernorm_forward(const LayerNormForward& args) {
+void compute(const LayerNormForward& args, MatmulContext&, const Tensor&) {
   using A = Accumulator<T>;
   const int64_t channels = columns_of(args.residual_in_btc), rows = rows_of(args.residual_in_btc);
   check_forward<T>(args, rows, channels);
@@ -207,17 +207,17 @@ void layernorm_forward(const LayerNormForward& args) {
 }
 
 template <typename T>
-size_t layernorm_backward_workspace(const LayerNormBackward& args) {
+size_t workspace_of(const LayerNormBackward& args, MatmulContext&) {
   const int64_t channels = columns_of(args.dout_btc), rows = rows_of(args.dout_btc);
   return static_cast<size_t>(partial_count(rows) * 2 * channels) * sizeof(Accumulator<T>);
 }
 
 template <typename T>
-void layernorm_backward(const LayerNormBackward& args, const Tensor& workspace) {
+void compute(const LayerNormBackward& args, MatmulContext& matmul, const Tensor& workspace) {
   using A = Accumulator<T>;
   const int64_t channels = columns_of(args.dout_btc), rows = rows_of(args.dout_btc);
   check_backward<T>(args, rows, channels);
-  check_workspace(workspace, layernorm_backward_workspace<T>(args));
+  check_workspace(workspace, workspace_of<T>(args, matmul));
   const DropoutMask mask(args.dropout);
   const uint64_t element0 = first_element(mask, args.dx_btc);
   const T *dout = args.dout_btc.as<T>(), *x = args.residual_out_btc.as<T>();
@@ -250,14 +250,7 @@ void layernorm_backward(const LayerNormBackward& args, const Tensor& workspace) 
     column_sums(dx ? dx : d_residual, rows, channels, args.accumulate, args.dx_sums_c.as<A>());
 }
 
-template void layernorm_forward<float>(const LayerNormForward&);
-template void layernorm_forward<bf16>(const LayerNormForward&);
-template void layernorm_forward<double>(const LayerNormForward&);
-template void layernorm_backward<float>(const LayerNormBackward&, const Tensor&);
-template void layernorm_backward<bf16>(const LayerNormBackward&, const Tensor&);
-template void layernorm_backward<double>(const LayerNormBackward&, const Tensor&);
-template size_t layernorm_backward_workspace<float>(const LayerNormBackward&);
-template size_t layernorm_backward_workspace<bf16>(const LayerNormBackward&);
-template size_t layernorm_backward_workspace<double>(const LayerNormBackward&);
+LATHE_CPU_OPERATION(LayerNormForward)
+LATHE_CPU_OPERATION(LayerNormBackward)
 
-}  // namespace lathe
+}  // namespace lathe::cpu

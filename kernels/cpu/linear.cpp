@@ -2,11 +2,11 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/column_sums.h"
+#include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/matmul.h"
-#include "kernels/cpu/operations.h"
 #include "kernels/cpu/vecmath.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 namespace {
 
@@ -94,7 +94,7 @@ void check_backward(const LinearBackward& args) {
 }  // namespace
 
 template <typename T>
-size_t linear_forward_workspace(const LinearForward& args, MatmulContext& matmul) {
+size_t workspace_of(const LinearForward& args, MatmulContext& matmul) {
   static constexpr T kSome{};  // only the absence of a pointer is read
   MatmulArgs<T, T> product = forward_product<T>(args);
   if (is_planned(args.bias_o)) product.bias = &kSome;
@@ -103,7 +103,7 @@ size_t linear_forward_workspace(const LinearForward& args, MatmulContext& matmul
 }
 
 template <typename T>
-void linear_forward(const LinearForward& args, MatmulContext& matmul, const Tensor& workspace) {
+void compute(const LinearForward& args, MatmulContext& matmul, const Tensor& workspace) {
   const int64_t rows = rows_of(args.x_ni), inputs = columns_of(args.x_ni);
   const int64_t outputs = columns_of(args.y_no);
   check_matrix(args.x_ni, dtype_of<T>, rows, inputs, "x");
@@ -118,14 +118,14 @@ void linear_forward(const LinearForward& args, MatmulContext& matmul, const Tens
 }
 
 template <typename T>
-size_t linear_backward_workspace(const LinearBackward& args, MatmulContext& matmul) {
+size_t workspace_of(const LinearBackward& args, MatmulContext& matmul) {
   const size_t weights = matmul.workspace_bytes(weight_product<T>(args));
   if (!is_planned(args.dx_ni)) return weights;
   return std::max(weights, matmul.workspace_bytes(input_product<T>(args)));
 }
 
 template <typename T>
-void linear_backward(const LinearBackward& args, MatmulContext& matmul, const Tensor& workspace) {
+void compute(const LinearBackward& args, MatmulContext& matmul, const Tensor& workspace) {
   using A = Accumulator<T>;
   check_backward<T>(args);
   lend(matmul, workspace);
@@ -136,25 +136,16 @@ void linear_backward(const LinearBackward& args, MatmulContext& matmul, const Te
   if (!args.dx_ni) return;
   matmul.run(input_product<T>(args));
   if (args.gelu == Gelu::none) return;
-  gelu_backward<T>({.dx = args.dx_ni,
-                    .dx_sums_i = args.dx_sums_i,
-                    .dy = args.dx_ni,
-                    .x = args.input_pre_activation_ni,
-                    .gelu = args.gelu,
-                    .accumulate = args.accumulate});
+  const GeluBackward gelu{.dx = args.dx_ni,
+                          .dx_sums_i = args.dx_sums_i,
+                          .dy = args.dx_ni,
+                          .x = args.input_pre_activation_ni,
+                          .gelu = args.gelu,
+                          .accumulate = args.accumulate};
+  run<T>(gelu, matmul, workspace);
 }
 
-template size_t linear_forward_workspace<float>(const LinearForward&, MatmulContext&);
-template size_t linear_forward_workspace<bf16>(const LinearForward&, MatmulContext&);
-template size_t linear_forward_workspace<double>(const LinearForward&, MatmulContext&);
-template void linear_forward<float>(const LinearForward&, MatmulContext&, const Tensor&);
-template void linear_forward<bf16>(const LinearForward&, MatmulContext&, const Tensor&);
-template void linear_forward<double>(const LinearForward&, MatmulContext&, const Tensor&);
-template size_t linear_backward_workspace<float>(const LinearBackward&, MatmulContext&);
-template size_t linear_backward_workspace<bf16>(const LinearBackward&, MatmulContext&);
-template size_t linear_backward_workspace<double>(const LinearBackward&, MatmulContext&);
-template void linear_backward<float>(const LinearBackward&, MatmulContext&, const Tensor&);
-template void linear_backward<bf16>(const LinearBackward&, MatmulContext&, const Tensor&);
-template void linear_backward<double>(const LinearBackward&, MatmulContext&, const Tensor&);
+LATHE_CPU_OPERATION(LinearForward)
+LATHE_CPU_OPERATION(LinearBackward)
 
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -1,15 +1,15 @@
 #include <algorithm>
 
 #include "kernels/check.h"
-#include "kernels/cpu/operations.h"
+#include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/sums.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 // A few rows against the whole vocabulary: limited by reading wte, which is read once.
 template <typename T>
-void logits(const Logits& args) {
+void compute(const Logits& args, MatmulContext&, const Tensor&) {
   using A = Accumulator<T>;
   const int64_t rows = rows_of(args.x_nc), channels = columns_of(args.x_nc);
   check_matrix(args.x_nc, dtype_of<T>, rows, channels, "x");
@@ -33,8 +33,6 @@ void logits(const Logits& args) {
   });
 }
 
-template void logits<float>(const Logits&);
-template void logits<bf16>(const Logits&);
-template void logits<double>(const Logits&);
+LATHE_CPU_OPERATION(Logits)
 
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -8,7 +8,7 @@
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/device/error.h"
 
-namespace lathe {
+namespace lathe::cpu {
 namespace {
 
 constexpr size_t kWorkspaceAlignment = 64;
@@ -202,4 +202,4 @@ template void MatmulContext::run(const MatmulArgs<double, double>&);
 template size_t MatmulContext::workspace_bytes(const MatmulArgs<double, double>&);
 template MatmulBackend MatmulContext::backend_for(const MatmulArgs<double, double>&) const;
 
-}  // namespace lathe
+}  // namespace lathe::cpu

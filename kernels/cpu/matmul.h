@@ -17,7 +17,7 @@
 
 #include "kernels/device/dtype.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 enum class Activation : uint8_t { none, gelu_tanh, gelu_exact };
 enum class MatmulBackend : uint8_t { automatic, plain, onednn, amx };
@@ -83,4 +83,4 @@ bool matmul_backend_available(MatmulBackend backend);
 // What the machine has, for the banner: "lathe AMX + oneDNN 2.6.3", "plain code (no oneDNN)", ...
 std::string matmul_backend_name();
 
-}  // namespace lathe
+}  // namespace lathe::cpu

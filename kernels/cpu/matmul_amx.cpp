@@ -20,7 +20,7 @@
 #include "kernels/cpu/matmul_epilogue.h"
 #include "kernels/cpu/threads.h"
 
-namespace lathe {
+namespace lathe::cpu {
 namespace {
 
 constexpr int64_t kTileRows = 16, kTileK = 32;         // of A; a tile of B is [kTileK / 2][16][2]
@@ -535,4 +535,4 @@ template size_t amx_workspace_bytes(const MatmulArgs<bf16, float>&);
 template void amx_matmul(const MatmulArgs<bf16, bf16>&, void*);
 template void amx_matmul(const MatmulArgs<bf16, float>&, void*);
 
-}  // namespace lathe
+}  // namespace lathe::cpu

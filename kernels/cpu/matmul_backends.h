@@ -9,7 +9,7 @@
 
 #include "kernels/cpu/matmul.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 // Plain code: blocked, packed, vectorised by the compiler. The order of every sum depends on the
 // shape alone.
@@ -43,4 +43,4 @@ size_t amx_workspace_bytes(const MatmulArgs<bf16, TOut>& args);
 template <typename TOut>
 void amx_matmul(const MatmulArgs<bf16, TOut>& args, void* workspace);
 
-}  // namespace lathe
+}  // namespace lathe::cpu

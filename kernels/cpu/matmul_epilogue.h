@@ -4,7 +4,7 @@
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/vecmath.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 template <Activation kind, typename T>
 inline T activate(T x) {
@@ -58,4 +58,4 @@ inline void finish_row(const MatmulArgs<T, TOut>& args, int64_t row, int64_t col
   for (int64_t i = 0; i < count; ++i) store(c[i], sum[i]);
 }
 
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -2,7 +2,7 @@
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/device/error.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 bool amx_available() {
   return false;
@@ -22,4 +22,4 @@ template size_t amx_workspace_bytes(const MatmulArgs<bf16, float>&);
 template void amx_matmul(const MatmulArgs<bf16, bf16>&, void*);
 template void amx_matmul(const MatmulArgs<bf16, float>&, void*);
 
-}  // namespace lathe
+}  // namespace lathe::cpu

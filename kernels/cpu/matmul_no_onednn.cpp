@@ -2,7 +2,7 @@
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/device/error.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 struct OneDnnMatmul::Impl {};
 
@@ -31,4 +31,4 @@ template void OneDnnMatmul::run(const MatmulArgs<float, float>&, void*);
 template void OneDnnMatmul::run(const MatmulArgs<bf16, bf16>&, void*);
 template void OneDnnMatmul::run(const MatmulArgs<bf16, float>&, void*);
 
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -10,7 +10,7 @@
 #include "kernels/cpu/matmul_epilogue.h"
 #include "kernels/cpu/threads.h"
 
-namespace lathe {
+namespace lathe::cpu {
 namespace {
 
 using Tag = dnnl::memory::data_type;
@@ -142,4 +142,4 @@ template void OneDnnMatmul::run(const MatmulArgs<float, float>&, void*);
 template void OneDnnMatmul::run(const MatmulArgs<bf16, bf16>&, void*);
 template void OneDnnMatmul::run(const MatmulArgs<bf16, float>&, void*);
 
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -9,7 +9,7 @@
 #include "kernels/cpu/matmul_epilogue.h"
 #include "kernels/cpu/threads.h"
 
-namespace lathe {
+namespace lathe::cpu {
 namespace {
 
 // The widest vector of the target: the largest alignment that the compiler knows (64 bytes with
@@ -199,4 +199,4 @@ template void plain_matmul(const MatmulArgs<bf16, bf16>&, void*);
 template void plain_matmul(const MatmulArgs<bf16, float>&, void*);
 template void plain_matmul(const MatmulArgs<double, double>&, void*);
 
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace lathe {
+namespace lathe::cpu {
 
 // Loops over fewer elements than this stay on the calling thread: waking the others costs more.
 inline constexpr int64_t kParallelElements = 16384;
@@ -16,4 +16,4 @@ void parallel_for(int64_t count, int64_t elements, const Body& body) {
   for (int64_t i = 0; i < count; ++i) body(i);
 }
 
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -7,7 +7,7 @@
 
 #include "kernels/cpu/dropout.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 struct RandomRounding {
   uint64_t seed;
@@ -30,4 +30,4 @@ struct RandomRounding {
   }
 };
 
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace lathe {
+namespace lathe::cpu {
 
 inline constexpr int kLanes = 16, kSumLanes = 4 * kLanes;  // four sums hide the add's latency
 
@@ -35,4 +35,4 @@ template <typename A, typename Term>
   return a[0];
 }
 
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -2,7 +2,7 @@
 // threads_serial.cpp, chosen by CMake).
 #pragma once
 
-namespace lathe {
+namespace lathe::cpu {
 
 // Threads that a parallel region started here may have; 1 inside a parallel region.
 int max_threads();
@@ -13,4 +13,4 @@ int thread_index();
 // Waits until every thread of the parallel region has come here.
 void thread_barrier();
 
-}  // namespace lathe
+}  // namespace lathe::cpu

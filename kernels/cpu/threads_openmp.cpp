@@ -2,7 +2,7 @@
 
 #include "kernels/cpu/threads.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 int max_threads() {
   return omp_in_parallel() ? 1 : omp_get_max_threads();
@@ -18,4 +18,4 @@ void thread_barrier() {
 #pragma omp barrier
 }
 
-}  // namespace lathe
+}  // namespace lathe::cpu

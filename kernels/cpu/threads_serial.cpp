@@ -1,6 +1,6 @@
 #include "kernels/cpu/threads.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 int max_threads() {
   return 1;
@@ -10,4 +10,4 @@ int thread_index() {
   return 0;
 }
 
-}  // namespace lathe
+}  // namespace lathe::cpu

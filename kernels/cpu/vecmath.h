@@ -13,7 +13,7 @@
 
 #include "kernels/device/dtype.h"
 
-namespace lathe {
+namespace lathe::cpu {
 
 // Stores a value rounded to the type of the target. Assigning a whole bf16 inside a loop keeps GCC
 // from vectorising it; assigning its bits does not.
@@ -162,4 +162,4 @@ inline T gelu_exact_grad(T x) {
   return phi + c * T(0.39894228040143268) * vecmath::exp_bounded(T(-0.5) * c * c);
 }
 
-}  // namespace lathe
+}  // namespace lathe::cpu

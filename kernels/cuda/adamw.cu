@@ -18,8 +18,8 @@
 #include <cmath>
 
 #include "kernels/check.h"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/operations.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/rounding.cuh"
 #include "kernels/cuda/vec.cuh"
@@ -198,7 +198,7 @@ void check_arguments(const AdamW& args, int64_t elements) {
 }  // namespace
 
 template <typename T>
-void adamw(const AdamW& args, const Context& context) {
+void compute(const AdamW& args, const Context& context, const Tensor&) {
   const int64_t elements = args.masters.elements();
   check_arguments<T>(args, elements);
   const Update<T> p{data<float>(args.masters),
@@ -225,7 +225,6 @@ void adamw(const AdamW& args, const Context& context) {
   if (args.last) launch(count_update_kernel, {dim3(1), dim3(1)}, context.stream, args.results);
 }
 
-template void adamw<float>(const AdamW&, const Context&);
-template void adamw<__nv_bfloat16>(const AdamW&, const Context&);
+LATHE_CUDA_OPERATION(AdamW)
 
 }  // namespace lathe::cuda

@@ -21,8 +21,8 @@
 //
 // fp32, and head sizes above 128, go to attention_plain.cu.
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/operations.h"
 
 namespace lathe::cuda {
 
@@ -222,7 +222,7 @@ void flash_forward(const FlashForward& args, cudaStream_t stream) {
 }  // namespace attention
 
 template <typename T>
-void attention_forward(const AttentionForward& args, const Context& context, const Tensor&) {
+void compute(const AttentionForward& args, const Context& context, const Tensor&) {
   using namespace attention;  // NOLINT: this function is the rest of that namespace
   const Sizes s(args.qkv_bt3c, args.n_head);
   check_matrix(args.qkv_bt3c, kernel_dtype<T>, s.B * s.T, 3 * s.C, "qkv");
@@ -254,15 +254,6 @@ void attention_forward(const AttentionForward& args, const Context& context, con
   plain_forward(plain, s, mask, context.stream);
 }
 
-template <typename T>
-size_t attention_forward_workspace(const AttentionForward&, const Context&) {
-  return 0;
-}
-
-template void attention_forward<float>(const AttentionForward&, const Context&, const Tensor&);
-template void attention_forward<__nv_bfloat16>(const AttentionForward&, const Context&,
-                                               const Tensor&);
-template size_t attention_forward_workspace<float>(const AttentionForward&, const Context&);
-template size_t attention_forward_workspace<__nv_bfloat16>(const AttentionForward&, const Context&);
+LATHE_CUDA_OPERATION(AttentionForward)
 
 }  // namespace lathe::cuda

@@ -31,8 +31,8 @@
 
 #include "kernels/cuda/attention_tile.cuh"
 #include "kernels/cuda/column_sums.h"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/operations.h"
 
 namespace lathe::cuda {
 
@@ -351,8 +351,7 @@ int64_t partial_rows(const Sizes& s) {
 }  // namespace attention
 
 template <typename T>
-void attention_backward(const AttentionBackward& args, const Context& context,
-                        const Tensor& workspace) {
+void compute(const AttentionBackward& args, const Context& context, const Tensor& workspace) {
   using namespace attention;  // NOLINT: this function is the rest of that namespace
   const Sizes s(args.qkv_bt3c, args.n_head);
   check_matrix(args.qkv_bt3c, kernel_dtype<T>, s.B * s.T, 3 * s.C, "qkv");
@@ -362,7 +361,7 @@ void attention_backward(const AttentionBackward& args, const Context& context,
   check_vector(args.logsumexp_bht, DType::fp32, s.B * s.H * s.T, "logsumexp");
   if (args.dqkv_sums_3c) check_vector(args.dqkv_sums_3c, DType::fp32, 3 * s.C, "dqkv_sums");
   const DropoutMask mask(args.dropout);
-  check_workspace(workspace, attention_backward_workspace<T>(args, context));
+  check_workspace(workspace, workspace_of<T>(args, context));
   auto* const statistics = static_cast<RowStatistics*>(workspace.data);
   LATHE_CHECK(reinterpret_cast<uintptr_t>(statistics) % 16 == 0, "workspace is not aligned");
   const T *const qkv = data<T>(args.qkv_bt3c), *const dout = data<T>(args.dout_btc);
@@ -399,7 +398,7 @@ void attention_backward(const AttentionBackward& args, const Context& context,
 }
 
 template <typename T>
-size_t attention_backward_workspace(const AttentionBackward& args, const Context&) {
+size_t workspace_of(const AttentionBackward& args, const Context&) {
   const attention::Sizes s(args.qkv_bt3c, args.n_head);
   const size_t statistics = attention::statistics_bytes(s);
   if (!is_planned(args.dqkv_sums_3c)) return statistics;
@@ -408,11 +407,6 @@ size_t attention_backward_workspace(const AttentionBackward& args, const Context
   return statistics + static_cast<size_t>(attention::partial_rows(s) * 3 * s.C) * sizeof(float);
 }
 
-template void attention_backward<float>(const AttentionBackward&, const Context&, const Tensor&);
-template void attention_backward<__nv_bfloat16>(const AttentionBackward&, const Context&,
-                                                const Tensor&);
-template size_t attention_backward_workspace<float>(const AttentionBackward&, const Context&);
-template size_t attention_backward_workspace<__nv_bfloat16>(const AttentionBackward&,
-                                                            const Context&);
+LATHE_CUDA_OPERATION(AttentionBackward)
 
 }  // namespace lathe::cuda

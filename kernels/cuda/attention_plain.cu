@@ -11,8 +11,8 @@
 // once per kRows queries. No speed is asked of fp32; sampling, whose kRows is 1, reads the whole
 // cache once for each new token and head.
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/operations.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vec.cuh"
 
@@ -274,7 +274,7 @@ template void plain_backward<__nv_bfloat16>(const PlainBackward<__nv_bfloat16>&,
 }  // namespace attention
 
 template <typename T>
-void attention_cached(const AttentionCached& args, const Context& context, const Tensor&) {
+void compute(const AttentionCached& args, const Context& context, const Tensor&) {
   using namespace attention;  // NOLINT: this function is the rest of that namespace
   const Sizes s(args.qkv_bt3c, args.n_head);
   check_matrix(args.qkv_bt3c, kernel_dtype<T>, s.B * s.T, 3 * s.C, "qkv");
@@ -308,15 +308,6 @@ void attention_cached(const AttentionCached& args, const Context& context, const
   launch_forward<T, 1>(forward, s, DropoutMask(Dropout{}), context.stream);
 }
 
-template <typename T>
-size_t attention_cached_workspace(const AttentionCached&, const Context&) {
-  return 0;
-}
-
-template void attention_cached<float>(const AttentionCached&, const Context&, const Tensor&);
-template void attention_cached<__nv_bfloat16>(const AttentionCached&, const Context&,
-                                              const Tensor&);
-template size_t attention_cached_workspace<float>(const AttentionCached&, const Context&);
-template size_t attention_cached_workspace<__nv_bfloat16>(const AttentionCached&, const Context&);
+LATHE_CUDA_OPERATION(AttentionCached)
 
 }  // namespace lathe::cuda

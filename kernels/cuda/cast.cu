@@ -7,8 +7,8 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/operations.h"
 #include "kernels/cuda/rounding.cuh"
 #include "kernels/cuda/vec.cuh"
 
@@ -96,7 +96,8 @@ void cast_from(const Cast& args, cudaStream_t stream) {
 
 }  // namespace
 
-void cast(const Cast& args, const Context& context) {
+template <typename T>
+void compute(const Cast& args, const Context& context, const Tensor&) {
   check_vector(args.source, args.source.dtype, args.destination.elements(), "source");
   check_vector(args.destination, args.destination.dtype, args.source.elements(), "destination");
   if (args.rounding) return cast_stochastically(args, context.stream);
@@ -111,5 +112,7 @@ void cast(const Cast& args, const Context& context) {
       LATHE_CHECK(false, "cast from {}", name_of(args.source.dtype));
   }
 }
+
+LATHE_CUDA_OPERATION(Cast)
 
 }  // namespace lathe::cuda

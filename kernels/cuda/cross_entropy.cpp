@@ -14,9 +14,9 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/cross_entropy.h"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/matmul.h"
-#include "kernels/cuda/operations.h"
 #include "kernels/cuda/parts.h"
 
 namespace lathe::cuda {
@@ -116,16 +116,15 @@ void check_arguments(const LinearCrossEntropy& args, const Call<T>& call) {
 }  // namespace
 
 template <typename T>
-size_t linear_cross_entropy_workspace(const LinearCrossEntropy& args, const Context&) {
+size_t workspace_of(const LinearCrossEntropy& args, const Context&) {
   return Call<T>(args).logits_bytes() + Matmul::kWorkspaceBytes;
 }
 
 template <typename T>
-void linear_cross_entropy(const LinearCrossEntropy& args, const Context& context,
-                          const Tensor& workspace) {
+void compute(const LinearCrossEntropy& args, const Context& context, const Tensor& workspace) {
   const Call<T> call(args);
   check_arguments(args, call);
-  check_workspace(workspace, linear_cross_entropy_workspace<T>(args, context));
+  check_workspace(workspace, workspace_of<T>(args, context));
   auto* const logits = static_cast<float*>(workspace.data);
   const auto own = static_cast<int64_t>(call.logits_bytes());
   const Tensor rest = workspace.rows(own, workspace.shape[0] - own);
@@ -147,11 +146,6 @@ void linear_cross_entropy(const LinearCrossEntropy& args, const Context& context
   add_losses(data<float>(args.losses_n), call.rows, args.scale, args.results, context.stream);
 }
 
-template size_t linear_cross_entropy_workspace<float>(const LinearCrossEntropy&, const Context&);
-template size_t linear_cross_entropy_workspace<__nv_bfloat16>(const LinearCrossEntropy&,
-                                                              const Context&);
-template void linear_cross_entropy<float>(const LinearCrossEntropy&, const Context&, const Tensor&);
-template void linear_cross_entropy<__nv_bfloat16>(const LinearCrossEntropy&, const Context&,
-                                                  const Tensor&);
+LATHE_CUDA_OPERATION(LinearCrossEntropy)
 
 }  // namespace lathe::cuda

@@ -24,9 +24,9 @@
 #include <cmath>
 
 #include "kernels/check.h"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/dropout.cuh"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/operations.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
@@ -412,7 +412,7 @@ void launch_backward(const Backward<T>& p, const Parts& parts, cudaStream_t stre
 }  // namespace
 
 template <typename T>
-void embedding_forward(const EmbeddingForward& args, const Context& context) {
+void compute(const EmbeddingForward& args, const Context& context, const Tensor&) {
   LATHE_CHECK(args.x_btc.shape.rank == 3);
   const int64_t seq_len = args.x_btc.shape[1], channels = args.x_btc.shape[2];
   const int64_t rows = args.x_btc.shape[0] * seq_len, vocabulary = rows_of(args.wte_vc);
@@ -442,13 +442,12 @@ void embedding_forward(const EmbeddingForward& args, const Context& context) {
 }
 
 template <typename T>
-size_t embedding_backward_workspace(const EmbeddingBackward& args, const Context&) {
+size_t workspace_of(const EmbeddingBackward& args, const Context&) {
   return Parts(rows_of(args.dx_btc), columns_of(args.dx_btc)).total();
 }
 
 template <typename T>
-void embedding_backward(const EmbeddingBackward& args, const Context& context,
-                        const Tensor& workspace) {
+void compute(const EmbeddingBackward& args, const Context& context, const Tensor& workspace) {
   LATHE_CHECK(args.dx_btc.shape.rank == 3);
   const int64_t seq_len = args.dx_btc.shape[1], channels = args.dx_btc.shape[2];
   const int64_t rows = args.dx_btc.shape[0] * seq_len, positions = rows_of(args.dwpe_tc);
@@ -492,13 +491,7 @@ void embedding_backward(const EmbeddingBackward& args, const Context& context,
   }
 }
 
-template void embedding_forward<float>(const EmbeddingForward&, const Context&);
-template void embedding_forward<__nv_bfloat16>(const EmbeddingForward&, const Context&);
-template void embedding_backward<float>(const EmbeddingBackward&, const Context&, const Tensor&);
-template void embedding_backward<__nv_bfloat16>(const EmbeddingBackward&, const Context&,
-                                                const Tensor&);
-template size_t embedding_backward_workspace<float>(const EmbeddingBackward&, const Context&);
-template size_t embedding_backward_workspace<__nv_bfloat16>(const EmbeddingBackward&,
-                                                            const Context&);
+LATHE_CUDA_OPERATION(EmbeddingForward)
+LATHE_CUDA_OPERATION(EmbeddingBackward)
 
 }  // namespace lathe::cuda

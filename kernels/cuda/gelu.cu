@@ -17,9 +17,9 @@
 #include "kernels/check.h"
 #include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/column_sums.h"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/gelu.cuh"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/operations.h"
 #include "kernels/cuda/vec.cuh"
 
 namespace lathe::cuda {
@@ -166,7 +166,7 @@ void launch_sums(const Backward<T>& p, float* partials, int64_t columns, int64_t
 }  // namespace
 
 template <typename T>
-void gelu_forward(const GeluForward& args, const Context& context) {
+void compute(const GeluForward& args, const Context& context, const Tensor&) {
   const int64_t elements = args.x.elements();
   check_vector(args.x, kernel_dtype<T>, elements, "x");
   check_vector(args.y, kernel_dtype<T>, elements, "y");
@@ -177,7 +177,7 @@ void gelu_forward(const GeluForward& args, const Context& context) {
 }
 
 template <typename T>
-size_t gelu_backward_workspace(const GeluBackward& args, const Context& context) {
+size_t workspace_of(const GeluBackward& args, const Context& context) {
   if (!is_planned(args.dx_sums_i)) return 0;
   const int64_t columns = columns_of(args.dx);
   return static_cast<size_t>(sum_blocks(rows_of(args.dx), columns, context) * columns) *
@@ -185,7 +185,7 @@ size_t gelu_backward_workspace(const GeluBackward& args, const Context& context)
 }
 
 template <typename T>
-void gelu_backward(const GeluBackward& args, const Context& context, const Tensor& workspace) {
+void compute(const GeluBackward& args, const Context& context, const Tensor& workspace) {
   const int64_t elements = args.x.elements();
   check_vector(args.x, kernel_dtype<T>, elements, "x");
   check_vector(args.dy, kernel_dtype<T>, elements, "dy");
@@ -200,7 +200,7 @@ void gelu_backward(const GeluBackward& args, const Context& context, const Tenso
   }
   const int64_t columns = columns_of(args.dx);
   check_vector(args.dx_sums_i, DType::fp32, columns, "dx_sums");
-  check_workspace(workspace, gelu_backward_workspace<T>(args, context));
+  check_workspace(workspace, workspace_of<T>(args, context));
   auto* const partials = static_cast<float*>(workspace.data);
   const int64_t blocks = sum_blocks(rows_of(args.dx), columns, context);
   with_gelu(args.gelu, [&]<Gelu kGelu>() {
@@ -214,11 +214,7 @@ void gelu_backward(const GeluBackward& args, const Context& context, const Tenso
                context.stream);
 }
 
-template void gelu_forward<float>(const GeluForward&, const Context&);
-template void gelu_forward<__nv_bfloat16>(const GeluForward&, const Context&);
-template void gelu_backward<float>(const GeluBackward&, const Context&, const Tensor&);
-template void gelu_backward<__nv_bfloat16>(const GeluBackward&, const Context&, const Tensor&);
-template size_t gelu_backward_workspace<float>(const GeluBackward&, const Context&);
-template size_t gelu_backward_workspace<__nv_bfloat16>(const GeluBackward&, const Context&);
+LATHE_CUDA_OPERATION(GeluForward)
+LATHE_CUDA_OPERATION(GeluBackward)
 
 }  // namespace lathe::cuda

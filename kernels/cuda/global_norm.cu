@@ -13,8 +13,8 @@
 #include <cmath>
 
 #include "kernels/check.h"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/operations.h"
 #include "kernels/cuda/reduce.cuh"
 
 namespace lathe::cuda {
@@ -78,7 +78,8 @@ __global__ void begin_step_kernel(StepResults* results, const StepInputs* inputs
 
 }  // namespace
 
-void square_sums(const SquareSums& args, const Context& context) {
+template <typename T>
+void compute(const SquareSums& args, const Context& context, const Tensor&) {
   const int64_t elements = args.gradients.elements(), blocks = norm_blocks(elements);
   check_vector(args.gradients, DType::fp32, elements, "gradients");
   check_vector(args.sums, DType::fp64, blocks, "sums");
@@ -87,16 +88,22 @@ void square_sums(const SquareSums& args, const Context& context) {
          context.stream, data<float>(args.gradients), elements, data<double>(args.sums));
 }
 
-void clip_scale(const ClipScale& args, const Context& context) {
+template <typename T>
+void compute(const ClipScale& args, const Context& context, const Tensor&) {
   check_vector(args.sums, DType::fp64, args.sums.elements(), "sums");
   LATHE_CHECK(args.results != nullptr && args.grad_clip >= 0);
   launch(finish_kernel, {dim3(1), dim3(kTreeThreads)}, context.stream, data<double>(args.sums),
          args.sums.elements(), args.grad_clip, args.results);
 }
 
-void begin_step(const BeginStep& args, const Context& context) {
+template <typename T>
+void compute(const BeginStep& args, const Context& context, const Tensor&) {
   LATHE_CHECK(args.results != nullptr && args.inputs != nullptr);
   launch(begin_step_kernel, {dim3(1), dim3(1)}, context.stream, args.results, args.inputs);
 }
+
+LATHE_CUDA_OPERATION(SquareSums)
+LATHE_CUDA_OPERATION(ClipScale)
+LATHE_CUDA_OPERATION(BeginStep)
 
 }  // namespace lathe::cuda

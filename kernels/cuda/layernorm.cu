@@ -27,9 +27,9 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/column_sums.h"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/dropout.cuh"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/operations.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
@@ -451,7 +451,7 @@ BackwardGrid backward_grid(int64_t rows, int64_t channels, const Context& contex
 }  // namespace
 
 template <typename T>
-void layernorm_forward(const LayerNormForward& args, const Context& context) {
+void compute(const LayerNormForward& args, const Context& context, const Tensor&) {
   const int64_t channels = columns_of(args.residual_in_btc), rows = rows_of(args.residual_in_btc);
   check_forward<T>(args, rows, channels);
   const DropoutMask mask(args.x_btc ? args.dropout : Dropout{});
@@ -481,18 +481,17 @@ void layernorm_forward(const LayerNormForward& args, const Context& context) {
 }
 
 template <typename T>
-size_t layernorm_backward_workspace(const LayerNormBackward& args, const Context& context) {
+size_t workspace_of(const LayerNormBackward& args, const Context& context) {
   const int64_t channels = columns_of(args.dout_btc), rows = rows_of(args.dout_btc);
   return static_cast<size_t>(backward_grid(rows, channels, context).blocks * kSums * channels) *
          sizeof(float);
 }
 
 template <typename T>
-void layernorm_backward(const LayerNormBackward& args, const Context& context,
-                        const Tensor& workspace) {
+void compute(const LayerNormBackward& args, const Context& context, const Tensor& workspace) {
   const int64_t channels = columns_of(args.dout_btc), rows = rows_of(args.dout_btc);
   check_backward<T>(args, rows, channels);
-  check_workspace(workspace, layernorm_backward_workspace<T>(args, context));
+  check_workspace(workspace, workspace_of<T>(args, context));
   const DropoutMask mask(args.dropout);
   auto* partials = static_cast<float*>(workspace.data);
   const Backward<T> p{data<T>(args.d_residual_btc),
@@ -526,13 +525,7 @@ void layernorm_backward(const LayerNormBackward& args, const Context& context,
       partials, grid.blocks, channels, args.accumulate, context.stream);
 }
 
-template void layernorm_forward<float>(const LayerNormForward&, const Context&);
-template void layernorm_forward<__nv_bfloat16>(const LayerNormForward&, const Context&);
-template void layernorm_backward<float>(const LayerNormBackward&, const Context&, const Tensor&);
-template void layernorm_backward<__nv_bfloat16>(const LayerNormBackward&, const Context&,
-                                                const Tensor&);
-template size_t layernorm_backward_workspace<float>(const LayerNormBackward&, const Context&);
-template size_t layernorm_backward_workspace<__nv_bfloat16>(const LayerNormBackward&,
-                                                            const Context&);
+LATHE_CUDA_OPERATION(LayerNormForward)
+LATHE_CUDA_OPERATION(LayerNormBackward)
 
 }  // namespace lathe::cuda

@@ -13,8 +13,8 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/column_sums.h"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/matmul.h"
-#include "kernels/cuda/operations.h"
 #include "kernels/cuda/parts.h"
 
 namespace lathe::cuda {
@@ -112,12 +112,12 @@ GeluBackward gelu_of(const LinearBackward& args) {
 }  // namespace
 
 template <typename T>
-size_t linear_forward_workspace(const LinearForward&, const Context&) {
+size_t workspace_of(const LinearForward&, const Context&) {
   return Matmul::kWorkspaceBytes;
 }
 
 template <typename T>
-void linear_forward(const LinearForward& args, const Context& context, const Tensor& workspace) {
+void compute(const LinearForward& args, const Context& context, const Tensor& workspace) {
   check_forward<T>(args);
   if (args.y_no.elements() == 0) return;
   // GELU without a place for the pre-activation is done in place: each element is read once.
@@ -125,21 +125,21 @@ void linear_forward(const LinearForward& args, const Context& context, const Ten
   run_part(context, "product", forward_product<T>(args, product), workspace);
   if (args.gelu == Gelu::none) return;
   const GeluForward gelu{args.y_no, product, args.gelu};
-  begin_part(context, "GELU", sizes(gelu), cost(gelu));
-  gelu_forward<T>(gelu, context);
+  begin_part(context, "GELU", gelu.sizes(), gelu.cost());
+  run<T>(gelu, context, workspace);
 }
 
 template <typename T>
-size_t linear_backward_workspace(const LinearBackward& args, const Context& context) {
+size_t workspace_of(const LinearBackward& args, const Context& context) {
   size_t bytes = Matmul::kWorkspaceBytes;
   if (is_planned(args.dbias_o))
     bytes = std::max(bytes, column_sums_workspace(rows_of(args.dy_no), columns_of(args.dy_no)));
   if (!is_planned(args.dx_ni)) return bytes;
-  return std::max(bytes, gelu_backward_workspace<T>(gelu_of(args), context));
+  return std::max(bytes, workspace_bytes<T>(gelu_of(args), context));
 }
 
 template <typename T>
-void linear_backward(const LinearBackward& args, const Context& context, const Tensor& workspace) {
+void compute(const LinearBackward& args, const Context& context, const Tensor& workspace) {
   check_backward<T>(args);
   run_part(context, "weight gradient", weight_product<T>(args), workspace);
   if (args.dbias_o) bias_gradient<T>(args, context, workspace);
@@ -147,17 +147,11 @@ void linear_backward(const LinearBackward& args, const Context& context, const T
   run_part(context, "input gradient", input_product<T>(args), workspace);
   if (args.gelu == Gelu::none) return;
   const GeluBackward gelu = gelu_of(args);
-  begin_part(context, "GELU backward", sizes(gelu), cost(gelu));
-  gelu_backward<T>(gelu, context, workspace);
+  begin_part(context, "GELU backward", gelu.sizes(), gelu.cost());
+  run<T>(gelu, context, workspace);
 }
 
-template size_t linear_forward_workspace<float>(const LinearForward&, const Context&);
-template size_t linear_forward_workspace<__nv_bfloat16>(const LinearForward&, const Context&);
-template void linear_forward<float>(const LinearForward&, const Context&, const Tensor&);
-template void linear_forward<__nv_bfloat16>(const LinearForward&, const Context&, const Tensor&);
-template size_t linear_backward_workspace<float>(const LinearBackward&, const Context&);
-template size_t linear_backward_workspace<__nv_bfloat16>(const LinearBackward&, const Context&);
-template void linear_backward<float>(const LinearBackward&, const Context&, const Tensor&);
-template void linear_backward<__nv_bfloat16>(const LinearBackward&, const Context&, const Tensor&);
+LATHE_CUDA_OPERATION(LinearForward)
+LATHE_CUDA_OPERATION(LinearBackward)
 
 }  // namespace lathe::cuda

@@ -11,8 +11,8 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/operations.h"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
 
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) logits_kernel(Product<T> p) {
 }  // namespace
 
 template <typename T>
-void logits(const Logits& args, const Context& context) {
+void compute(const Logits& args, const Context& context, const Tensor&) {
   const int64_t rows = rows_of(args.x_nc), channels = columns_of(args.x_nc);
   check_matrix(args.x_nc, kernel_dtype<T>, rows, channels, "x");
   check_matrix(args.wte_vc, kernel_dtype<T>, rows_of(args.wte_vc), channels, "wte");
@@ -87,7 +87,6 @@ void logits(const Logits& args, const Context& context) {
   }
 }
 
-template void logits<float>(const Logits&, const Context&);
-template void logits<__nv_bfloat16>(const Logits&, const Context&);
+LATHE_CUDA_OPERATION(Logits)
 
 }  // namespace lathe::cuda

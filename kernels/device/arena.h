@@ -60,6 +60,9 @@ inline constexpr bool kSeparateAllocations = true;
 inline constexpr bool kSeparateAllocations = false;
 #endif
 
+// A capacity for an arena that only counts (kernels/imagined_device.h).
+inline constexpr size_t kBoundless = size_t{1} << 62;
+
 // Owns `capacity` bytes of a device's memory and hands them out in order; nothing is given back
 // before the arena dies. Tensors are zeroed. Under AddressSanitizer each tensor is an allocation
 // of its own, so that an overrun is seen.
@@ -70,11 +73,10 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  // Throws CheckError where the capacity, which comes from the plan, does not hold the tensor.
+  // Throws CheckError if the capacity, which comes from the plan, does not hold the tensor.
   Tensor allocate(MemoryCategory category, DType dtype, Shape shape);
 
   const MemoryPlan& used() const { return used_; }
-  size_t capacity() const { return capacity_; }
 
  private:
   Device& device_;

@@ -7,12 +7,13 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "kernels/device/tensor.h"
 
 namespace lathe {
 
-struct Ops;
+class Ops;
 struct OpCost;
 class PartObserver;
 
@@ -58,9 +59,11 @@ class Device {
   virtual void read_back(int slot, const Tensor& source) = 0;
   virtual void collect(int slot, void* destination) = 0;
 
-  // Marks, numbered from 0 on, in the order of the operations: when the device last came by. Both
-  // must have been passed when the time between them is asked for, as is certain after collect() of
-  // a copy that was enqueued behind them.
+  // Marks: when the device last came by, in the order of the operations. A user of marks takes a
+  // range of numbers for itself and gets the first of them. Both marks must have been passed when
+  // the time between them is asked for, as is certain after collect() of a copy that was enqueued
+  // behind them.
+  int take_marks(int count) { return std::exchange(marks_taken_, marks_taken_ + count); }
   virtual void mark(int number) = 0;
   virtual double milliseconds_between(int from, int to) = 0;
 
@@ -98,6 +101,9 @@ class Device {
 
   // The table of operations (kernels/ops.h) for activations and weights of this number type.
   virtual const Ops& ops(DType dtype) = 0;
+
+ private:
+  int marks_taken_ = 0;
 };
 
 // The CPU: kernels/cpu. `threads` as OpenMP counts them; 0 takes OpenMP's own choice.

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <utility>
 
-#include "kernels/observed_ops.h"
+#include "kernels/imagined_device.h"
 #include "kernels/philox.h"
 
 namespace lathe {
@@ -68,52 +68,52 @@ void Decoder::run(int64_t t) {
       args.residual_out_btc = next;
       std::swap(residual, next);
     }
-    ops_->layernorm_forward(args, workspace_);
+    ops_->run(args, workspace_);
   };
   const auto linear = [&](const Tensor& y, const Tensor& x, const Tensor& weight,
                           const Tensor& bias) {
-    ops_->linear_forward({.y_no = y.reshaped({t, y.elements() / t}),
-                          .x_ni = x.reshaped({t, x.elements() / t}),
-                          .weight_io = weight,
-                          .bias_o = bias},
-                         workspace_);
+    ops_->run(LinearForward{.y_no = y.reshaped({t, y.elements() / t}),
+                            .x_ni = x.reshaped({t, x.elements() / t}),
+                            .weight_io = weight,
+                            .bias_o = bias},
+              workspace_);
   };
 
-  ops_->embedding_forward({.x_btc = residual,
-                           .tokens_bt = view(tokens_, {1, t}),
-                           .wte_vc = weights_.wte,
-                           .wpe_tc = weights_.wpe,
-                           .first_position = past_},
-                          workspace_);
+  ops_->run(EmbeddingForward{.x_btc = residual,
+                             .tokens_bt = view(tokens_, {1, t}),
+                             .wte_vc = weights_.wte,
+                             .wpe_tc = weights_.wpe,
+                             .first_position = past_},
+            workspace_);
   for (int64_t l = 0; l < config_.n_layer; ++l) {
     const GPT2Layer& w = weights_.layers[l];
     layernorm(w.ln_1_weight, w.ln_1_bias);
     const Tensor qkv = view(wide_, {1, t, 3 * c});
     linear(qkv, hidden, w.attn_weight, w.attn_bias);
-    ops_->attention_cached({.out_btc = hidden,
-                            .keys_bmc = keys_[l],
-                            .values_bmc = values_[l],
-                            .qkv_bt3c = qkv,
-                            .n_head = config_.n_head,
-                            .past = past_},
-                           workspace_);
+    ops_->run(AttentionCached{.out_btc = hidden,
+                              .keys_bmc = keys_[l],
+                              .values_bmc = values_[l],
+                              .qkv_bt3c = qkv,
+                              .n_head = config_.n_head,
+                              .past = past_},
+              workspace_);
     linear(branch, hidden, w.attn_proj_weight, w.attn_proj_bias);
     layernorm(w.ln_2_weight, w.ln_2_bias);
-    ops_->linear_forward({.y_no = view(wide2_, {t, 4 * c}),
-                          .pre_activation_no = view(wide_, {t, 4 * c}),
-                          .x_ni = hidden.reshaped({t, c}),
-                          .weight_io = w.fc_weight,
-                          .bias_o = w.fc_bias,
-                          .gelu = config_.gelu},
-                         workspace_);
+    ops_->run(LinearForward{.y_no = view(wide2_, {t, 4 * c}),
+                            .pre_activation_no = view(wide_, {t, 4 * c}),
+                            .x_ni = hidden.reshaped({t, c}),
+                            .weight_io = w.fc_weight,
+                            .bias_o = w.fc_bias,
+                            .gelu = config_.gelu},
+              workspace_);
     linear(branch, view(wide2_, {t, 4 * c}), w.mlp_proj_weight, w.mlp_proj_bias);
   }
   layernorm(weights_.ln_f_weight, weights_.ln_f_bias);
-  ops_->logits({.logits_nv = logits_,
-                .x_nc = hidden.reshaped({t, c}).rows(t - 1, 1),
-                .wte_vc = weights_.wte,
-                .vocab_size = config_.vocab_size},
-               workspace_);
+  ops_->run(Logits{.logits_nv = logits_,
+                   .x_nc = hidden.reshaped({t, c}).rows(t - 1, 1),
+                   .wte_vc = weights_.wte,
+                   .vocab_size = config_.vocab_size},
+            workspace_);
 }
 
 std::span<const double> Decoder::append(std::span<const int32_t> tokens) {
@@ -135,6 +135,17 @@ std::span<const double> Decoder::append(std::span<const int32_t> tokens) {
                 result_.begin());
   }
   return result_;
+}
+
+Sampler::Sampler(const GPT2Config& config, DType dtype, int64_t chunk, Device& device, Arena& arena)
+    : layout(config),
+      weights(layout, arena.allocate(MemoryCategory::weights, dtype, {layout.elements})),
+      decoder(config, weights, config.seq_len, chunk, device, arena) {}
+
+MemoryPlan Sampler::plan(const GPT2Config& config, DType dtype, int64_t chunk, Device& device) {
+  return count_memory(device, [&](Device& imagined, Arena& arena) {
+    Sampler(config, dtype, chunk, imagined, arena);
+  });
 }
 
 int32_t sample_token(std::span<const double> logits, const SamplingConfig& config,

@@ -44,6 +44,18 @@ class Decoder {
   std::vector<double> result_;
 };
 
+// Weights of their own with a decoder on them: what sampling needs.
+struct Sampler {
+  // A context of config.seq_len; up to `chunk` new tokens at a time.
+  Sampler(const GPT2Config& config, DType dtype, int64_t chunk, Device& device, Arena& arena);
+  // The bytes of one with these arguments.
+  static MemoryPlan plan(const GPT2Config& config, DType dtype, int64_t chunk, Device& device);
+
+  ParameterLayout layout;
+  GPT2Parameters weights;
+  Decoder decoder;
+};
+
 // How the next token is drawn from logits: temperature 0 takes the largest; otherwise the top_k
 // largest (0: all) are kept, then the smallest set whose probability reaches top_p (1: all).
 struct SamplingConfig {

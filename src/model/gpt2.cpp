@@ -74,35 +74,35 @@ void GPT2::forward(const MicroBatch& batch, bool training, const WeightsNeeded& 
     if (needed) needed(layer);
   };
   need(kEmbeddings);
-  ops_->embedding_forward({.x_btc = embedded_,
-                           .tokens_bt = batch.tokens_bt,
-                           .wte_vc = weights_.wte,
-                           .wpe_tc = weights_.wpe,
-                           .dropout = dropout(0, DropoutSite::embedding, batch, training)},
-                          workspace_);
+  ops_->run(EmbeddingForward{.x_btc = embedded_,
+                             .tokens_bt = batch.tokens_bt,
+                             .wte_vc = weights_.wte,
+                             .wpe_tc = weights_.wpe,
+                             .dropout = dropout(0, DropoutSite::embedding, batch, training)},
+            workspace_);
   for (int64_t l = 0; l < config_.n_layer; ++l) {
     const GPT2Layer& w = weights_.layers[l];
     need(l);
     first_layernorm(l, batch, training);
     layer_forward(l, batch, training);
-    ops_->linear_forward({.y_no = flat(projection_),
-                          .x_ni = layers_[l].gelu,
-                          .weight_io = w.mlp_proj_weight,
-                          .bias_o = w.mlp_proj_bias},
-                         workspace_);
+    ops_->run(LinearForward{.y_no = flat(projection_),
+                            .x_ni = layers_[l].gelu,
+                            .weight_io = w.mlp_proj_weight,
+                            .bias_o = w.mlp_proj_bias},
+              workspace_);
   }
   need(config_.n_layer);
-  ops_->layernorm_forward(
-      {.out_btc = ln_f_,
-       .residual_out_btc = layers_.back().residual_out,
-       .mean_bt = ln_f_mean_,
-       .rstd_bt = ln_f_rstd_,
-       .x_btc = projection_,
-       .residual_in_btc = layers_.back().residual_mid,
-       .weight_c = weights_.ln_f_weight,
-       .bias_c = weights_.ln_f_bias,
-       .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection, batch, training)},
-      workspace_);
+  ops_->run(LayerNormForward{.out_btc = ln_f_,
+                             .residual_out_btc = layers_.back().residual_out,
+                             .mean_bt = ln_f_mean_,
+                             .rstd_bt = ln_f_rstd_,
+                             .x_btc = projection_,
+                             .residual_in_btc = layers_.back().residual_mid,
+                             .weight_c = weights_.ln_f_weight,
+                             .bias_c = weights_.ln_f_bias,
+                             .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection,
+                                                batch, training)},
+            workspace_);
   ops_->enter_layer(kNoLayer);
 }
 
@@ -122,38 +122,38 @@ void GPT2::first_layernorm(int64_t l, const MicroBatch& batch, bool training) {
     args.residual_in_btc = layers_[l - 1].residual_mid;
     args.dropout = dropout(l - 1, DropoutSite::mlp_projection, batch, training);
   }
-  ops_->layernorm_forward(args, workspace_);
+  ops_->run(args, workspace_);
 }
 
 // From ln_1 to gelu.
 void GPT2::layer_forward(int64_t l, const MicroBatch& batch, bool training) {
   const GPT2Layer& w = weights_.layers[l];
   const LayerActivations& a = layers_[l];
-  const auto linear = [&](const LinearForward& args) { ops_->linear_forward(args, workspace_); };
+  const auto linear = [&](const LinearForward& args) { ops_->run(args, workspace_); };
   linear({.y_no = flat(a.qkv),
           .x_ni = flat(a.ln_1),
           .weight_io = w.attn_weight,
           .bias_o = w.attn_bias});
-  ops_->attention_forward({.out_btc = a.attention,
-                           .logsumexp_bht = a.logsumexp,
-                           .qkv_bt3c = a.qkv,
-                           .n_head = config_.n_head,
-                           .dropout = dropout(l, DropoutSite::attention, batch, training)},
-                          workspace_);
+  ops_->run(AttentionForward{.out_btc = a.attention,
+                             .logsumexp_bht = a.logsumexp,
+                             .qkv_bt3c = a.qkv,
+                             .n_head = config_.n_head,
+                             .dropout = dropout(l, DropoutSite::attention, batch, training)},
+            workspace_);
   linear({.y_no = flat(projection_),
           .x_ni = flat(a.attention),
           .weight_io = w.attn_proj_weight,
           .bias_o = w.attn_proj_bias});
-  ops_->layernorm_forward(
-      {.out_btc = a.ln_2,
-       .residual_out_btc = a.residual_mid,
-       .mean_bt = a.ln_2_mean,
-       .rstd_bt = a.ln_2_rstd,
-       .x_btc = projection_,
-       .residual_in_btc = layer_input(l),
-       .weight_c = w.ln_2_weight,
-       .bias_c = w.ln_2_bias,
-       .dropout = dropout(l, DropoutSite::attention_projection, batch, training)},
+  ops_->run(
+      LayerNormForward{.out_btc = a.ln_2,
+                       .residual_out_btc = a.residual_mid,
+                       .mean_bt = a.ln_2_mean,
+                       .rstd_bt = a.ln_2_rstd,
+                       .x_btc = projection_,
+                       .residual_in_btc = layer_input(l),
+                       .weight_c = w.ln_2_weight,
+                       .bias_c = w.ln_2_bias,
+                       .dropout = dropout(l, DropoutSite::attention_projection, batch, training)},
       workspace_);
   linear({.y_no = a.gelu,
           .pre_activation_no = a.pre_gelu,
@@ -170,25 +170,25 @@ void GPT2::make_again(int64_t l, const MicroBatch& batch) {
   const GPT2Layer& w = weights_.layers[l];
   const LayerActivations& a = layers_[l];
   if (recompute_ >= Recompute::layernorm) {
-    ops_->layernorm_forward({.out_btc = a.ln_1,
-                             .mean_bt = a.ln_1_mean,
-                             .rstd_bt = a.ln_1_rstd,
-                             .residual_in_btc = layer_input(l),
-                             .weight_c = w.ln_1_weight,
-                             .bias_c = w.ln_1_bias},
-                            workspace_);
+    ops_->run(LayerNormForward{.out_btc = a.ln_1,
+                               .mean_bt = a.ln_1_mean,
+                               .rstd_bt = a.ln_1_rstd,
+                               .residual_in_btc = layer_input(l),
+                               .weight_c = w.ln_1_weight,
+                               .bias_c = w.ln_1_bias},
+              workspace_);
   }
   if (recompute_ == Recompute::layernorm) {
-    ops_->layernorm_forward({.out_btc = a.ln_2,
-                             .mean_bt = a.ln_2_mean,
-                             .rstd_bt = a.ln_2_rstd,
-                             .residual_in_btc = a.residual_mid,
-                             .weight_c = w.ln_2_weight,
-                             .bias_c = w.ln_2_bias},
-                            workspace_);
+    ops_->run(LayerNormForward{.out_btc = a.ln_2,
+                               .mean_bt = a.ln_2_mean,
+                               .rstd_bt = a.ln_2_rstd,
+                               .residual_in_btc = a.residual_mid,
+                               .weight_c = w.ln_2_weight,
+                               .bias_c = w.ln_2_bias},
+              workspace_);
   }
   if (recompute_ == Recompute::gelu || recompute_ == Recompute::layernorm) {
-    ops_->gelu_forward({.y = a.gelu, .x = a.pre_gelu, .gelu = config_.gelu}, workspace_);
+    ops_->run(GeluForward{.y = a.gelu, .x = a.pre_gelu, .gelu = config_.gelu}, workspace_);
   }
   if (recompute_ == Recompute::block) layer_forward(l, batch, true);
 }
@@ -196,15 +196,15 @@ void GPT2::make_again(int64_t l, const MicroBatch& batch) {
 void GPT2::loss(const MicroBatch& batch, double scale, StepResults* results) {
   const int64_t n = batch_size_ * seq_len_;
   ops_->enter_layer(config_.n_layer);
-  ops_->linear_cross_entropy({.losses_n = losses_n_,
-                              .x_nc = ln_f_.reshaped({n, config_.n_embd}),
-                              .wte_vc = weights_.wte,
-                              .targets_n = batch.targets_bt.reshaped({n}),
-                              .vocab_size = config_.vocab_size,
-                              .scale = scale,
-                              .logits_at_once = logits_at_once_,
-                              .results = results},
-                             workspace_);
+  ops_->run(LinearCrossEntropy{.losses_n = losses_n_,
+                               .x_nc = ln_f_.reshaped({n, config_.n_embd}),
+                               .wte_vc = weights_.wte,
+                               .targets_n = batch.targets_bt.reshaped({n}),
+                               .vocab_size = config_.vocab_size,
+                               .scale = scale,
+                               .logits_at_once = logits_at_once_,
+                               .results = results},
+            workspace_);
   ops_->enter_layer(kNoLayer);
 }
 
@@ -231,33 +231,33 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
   const int64_t n = batch_size_ * seq_len_;
   Announcer finished(gradients_.flat, ready);
   ops_->enter_layer(config_.n_layer);
-  ops_->linear_cross_entropy({.losses_n = losses_n_,
-                              .dx_nc = d_c_.reshaped({n, config_.n_embd}),
-                              .dwte_vc = gradients_.wte,
-                              .x_nc = ln_f_.reshaped({n, config_.n_embd}),
-                              .wte_vc = weights_.wte,
-                              .targets_n = batch.targets_bt.reshaped({n}),
-                              .vocab_size = config_.vocab_size,
-                              .scale = scale,
-                              .logits_at_once = logits_at_once_,
-                              .accumulate = accumulate,
-                              .results = results},
-                             workspace_);
-  ops_->layernorm_backward(
-      {.d_residual_btc = d_residual_,
-       .dx_btc = d_branch_,
-       .dweight_c = gradients_.ln_f_weight,
-       .dbias_c = gradients_.ln_f_bias,
-       .dx_sums_c = gradients_.layers.back().mlp_proj_bias,
-       .dout_btc = d_c_,
-       .residual_out_btc = layers_.back().residual_out,
-       .mean_bt = ln_f_mean_,
-       .rstd_bt = ln_f_rstd_,
-       .weight_c = weights_.ln_f_weight,
-       .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection, batch, true),
-       .fresh = true,
-       .accumulate = accumulate},
-      workspace_);
+  ops_->run(LinearCrossEntropy{.losses_n = losses_n_,
+                               .dx_nc = d_c_.reshaped({n, config_.n_embd}),
+                               .dwte_vc = gradients_.wte,
+                               .x_nc = ln_f_.reshaped({n, config_.n_embd}),
+                               .wte_vc = weights_.wte,
+                               .targets_n = batch.targets_bt.reshaped({n}),
+                               .vocab_size = config_.vocab_size,
+                               .scale = scale,
+                               .logits_at_once = logits_at_once_,
+                               .accumulate = accumulate,
+                               .results = results},
+            workspace_);
+  ops_->run(LayerNormBackward{.d_residual_btc = d_residual_,
+                              .dx_btc = d_branch_,
+                              .dweight_c = gradients_.ln_f_weight,
+                              .dbias_c = gradients_.ln_f_bias,
+                              .dx_sums_c = gradients_.layers.back().mlp_proj_bias,
+                              .dout_btc = d_c_,
+                              .residual_out_btc = layers_.back().residual_out,
+                              .mean_bt = ln_f_mean_,
+                              .rstd_bt = ln_f_rstd_,
+                              .weight_c = weights_.ln_f_weight,
+                              .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection,
+                                                 batch, true),
+                              .fresh = true,
+                              .accumulate = accumulate},
+            workspace_);
   finished(gradients_.ln_f_weight);
   for (int64_t l = config_.n_layer - 1; l >= 0; --l) {
     ops_->enter_layer(l);
@@ -265,13 +265,13 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
     layer_backward(l, batch, accumulate, finished);
   }
   ops_->enter_layer(kEmbeddings);
-  ops_->embedding_backward({.dwte_vc = gradients_.wte,
-                            .dwpe_tc = gradients_.wpe,
-                            .dx_btc = d_residual_,
-                            .tokens_bt = batch.tokens_bt,
-                            .dropout = dropout(0, DropoutSite::embedding, batch, true),
-                            .accumulate = accumulate},
-                           workspace_);
+  ops_->run(EmbeddingBackward{.dwte_vc = gradients_.wte,
+                              .dwpe_tc = gradients_.wpe,
+                              .dx_btc = d_residual_,
+                              .tokens_bt = batch.tokens_bt,
+                              .dropout = dropout(0, DropoutSite::embedding, batch, true),
+                              .accumulate = accumulate},
+            workspace_);
   ops_->enter_layer(kNoLayer);
   finished(gradients_.wte);
 }
@@ -283,11 +283,11 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate,
                           Announcer& finished) {
   const auto linear = [&](LinearBackward args) {
     args.accumulate = accumulate;
-    ops_->linear_backward(args, workspace_);
+    ops_->run(args, workspace_);
   };
   const auto layernorm = [&](LayerNormBackward args) {
     args.accumulate = accumulate;
-    ops_->layernorm_backward(args, workspace_);
+    ops_->run(args, workspace_);
   };
   const GPT2Layer &w = weights_.layers[l], &g = gradients_.layers[l];
   const LayerActivations& a = layers_[l];
@@ -329,16 +329,16 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate,
           .x_ni = flat(a.attention),
           .weight_io = w.attn_proj_weight});
   finished(g.attn_proj_weight);
-  ops_->attention_backward({.dqkv_bt3c = d_qkv,
-                            .dqkv_sums_3c = g.attn_bias,
-                            .dout_btc = d_c_,
-                            .out_btc = a.attention,
-                            .logsumexp_bht = a.logsumexp,
-                            .qkv_bt3c = a.qkv,
-                            .n_head = config_.n_head,
-                            .dropout = dropout(l, DropoutSite::attention, batch, true),
-                            .accumulate = accumulate},
-                           workspace_);
+  ops_->run(AttentionBackward{.dqkv_bt3c = d_qkv,
+                              .dqkv_sums_3c = g.attn_bias,
+                              .dout_btc = d_c_,
+                              .out_btc = a.attention,
+                              .logsumexp_bht = a.logsumexp,
+                              .qkv_bt3c = a.qkv,
+                              .n_head = config_.n_head,
+                              .dropout = dropout(l, DropoutSite::attention, batch, true),
+                              .accumulate = accumulate},
+            workspace_);
   linear({.dx_ni = flat(d_c_),
           .dweight_io = g.attn_weight,
           .dy_no = flat(d_qkv),

@@ -1,5 +1,6 @@
 #include "src/model/optimizer.h"
 
+#include <cstddef>
 #include <utility>
 
 namespace lathe {
@@ -13,13 +14,18 @@ StepState::StepState(Device& device, Arena& arena, int64_t micro_steps)
 void StepState::begin(const Ops& ops, std::span<const StepInputs> inputs) {
   LATHE_CHECK(inputs.size_bytes() == inputs_.bytes());
   device_.upload(inputs_, inputs.data());
-  ops.begin_step({.results = device_results(), .inputs = this->inputs(0)}, {});
+  ops.run(BeginStep{.results = device_results(), .inputs = this->inputs(0)}, {});
 }
 
 StepResults StepState::results() const {
   StepResults results;
   device_.download(&results, results_);
   return results;
+}
+
+Tensor StepState::loss_and_votes() const {
+  static_assert(offsetof(StepResults, stop_votes) == offsetof(StepResults, loss) + sizeof(double));
+  return {&device_results()->loss, DType::fp64, Shape{2}};
 }
 
 void StepState::request_results() {
@@ -94,16 +100,18 @@ void Optimizer::step(const Ops& ops, const StepState& state) const {
 void Optimizer::sum_squares(const Ops& ops) const {
   if (ranks_ > 1) device_.zero(square_sums_);  // the others' blocks
   for (const ShardPart& part : ranks_ > 1 ? share_ : shard_) {
-    ops.square_sums({.sums = square_sums_.rows(part.begin / kNormBlock, norm_blocks(part.elements)),
-                     .gradients = gradients_.rows(part.local, part.elements)},
-                    {});
+    ops.run(
+        SquareSums{.sums = square_sums_.rows(part.begin / kNormBlock, norm_blocks(part.elements)),
+                   .gradients = gradients_.rows(part.local, part.elements)},
+        {});
   }
 }
 
 void Optimizer::update(const Ops& ops, const StepState& state,
                        const EmbeddingsNeeded& needed) const {
-  ops.clip_scale(
-      {.sums = square_sums_, .grad_clip = config_.grad_clip, .results = state.device_results()},
+  ops.run(
+      ClipScale{
+          .sums = square_sums_, .grad_clip = config_.grad_clip, .results = state.device_results()},
       {});
   const auto* segments = static_cast<const OptimizerSegment*>(segments_.data);
   for (const Launch& launch : launches_) {
@@ -112,21 +120,21 @@ void Optimizer::update(const Ops& ops, const StepState& state,
     const auto range = [&launch](const Tensor& flat) {
       return flat ? flat.rows(launch.begin, launch.elements) : flat;
     };
-    ops.adamw({.masters = range(masters_),
-               .m = range(m_),
-               .v = range(v_),
-               .gradients = range(gradients_),
-               .weights = range(weights_),
-               .segments = segments,
-               .segment_count = launch.segment_count,
-               .beta1 = config_.beta1,
-               .beta2 = config_.beta2,
-               .eps = config_.eps,
-               .inputs = state.inputs(0),
-               .results = state.device_results(),
-               .stochastic_rounding = config_.stochastic_rounding,
-               .last = last},
-              {});
+    ops.run(AdamW{.masters = range(masters_),
+                  .m = range(m_),
+                  .v = range(v_),
+                  .gradients = range(gradients_),
+                  .weights = range(weights_),
+                  .segments = segments,
+                  .segment_count = launch.segment_count,
+                  .beta1 = config_.beta1,
+                  .beta2 = config_.beta2,
+                  .eps = config_.eps,
+                  .inputs = state.inputs(0),
+                  .results = state.device_results(),
+                  .stochastic_rounding = config_.stochastic_rounding,
+                  .last = last},
+            {});
     segments += launch.segment_count;
   }
 }

@@ -31,6 +31,8 @@ class StepState {
   const StepInputs* inputs(int64_t micro_step) const {
     return static_cast<const StepInputs*>(inputs_.data) + micro_step;
   }
+  // Loss and stop votes in device_results(), fp64 [2]: the ranks sum them together.
+  Tensor loss_and_votes() const;
   StepResults* device_results() const { return static_cast<StepResults*>(results_.data); }
 
  private:
@@ -69,6 +71,8 @@ class Optimizer {
   // the sums of all ranks there, the rest. `needed` may be empty.
   void sum_squares(const Ops& ops) const;
   void update(const Ops& ops, const StepState& state, const EmbeddingsNeeded& needed = {}) const;
+
+  const OptimizerConfig& config() const { return config_; }
 
   // What it owns. Its tensors are flat over these parts, one after the other.
   const std::vector<ShardPart>& shard() const { return shard_; }

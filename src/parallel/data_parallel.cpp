@@ -1,7 +1,5 @@
 #include "src/parallel/data_parallel.h"
 
-#include <cstddef>
-
 namespace lathe {
 
 namespace {
@@ -16,21 +14,18 @@ int marks_of(size_t buckets) {
 
 DataParallel::DataParallel(Communicator& communicator, Device& device, GPT2& model,
                            const Optimizer& optimizer, const StepState& state, bool reduce_bf16,
-                           Arena& arena, int first_mark)
+                           Arena& arena)
     : communicator_(communicator),
       active_(communicator.kind() != "self"),
       device_(device),
       model_(model),
       optimizer_(optimizer),
-      loss_{reinterpret_cast<char*>(state.device_results()) + offsetof(StepResults, loss),
-            DType::fp64, Shape{2}},
-      sums_(optimizer.gradients()),
-      first_mark_(first_mark) {
-  // What is summed over the ranks lies side by side.
-  static_assert(offsetof(StepResults, stop_votes) == offsetof(StepResults, loss) + sizeof(double));
+      loss_(state.loss_and_votes()),
+      sums_(optimizer.gradients()) {
   const ParameterLayout& layout = model.layout();
   LATHE_CHECK(layout.ranks == communicator.size());
   if (!active_) return;
+  first_mark_ = device.take_marks(kSlots * marks_of(layout.buckets.size()));
   if (reduce_bf16) {
     staged_ = arena.allocate(MemoryCategory::gradients, DType::bf16, {layout.elements});
     sums_ = staged_;
@@ -53,16 +48,18 @@ DataParallel::DataParallel(Communicator& communicator, Device& device, GPT2& mod
   };
 }
 
-int DataParallel::end_of_marks() const {
-  return first_mark_ + kSets * marks_of(buckets().size());
+// Notes a span, whose marks it returns the first of.
+int DataParallel::next_span(const char* what, bool waits) {
+  const int from = first_mark_ + slot_ * marks_of(buckets().size()) + next_mark_;
+  next_mark_ += 2;
+  spans_[static_cast<size_t>(slot_)].push_back({what, waits, from, from + 1});
+  return from;
 }
 
 // A collective between two marks of its line.
 template <typename Collective>
 Ticket DataParallel::spanned(const char* what, const Collective& collective) {
-  const int from = first_mark_ + set_ * marks_of(buckets().size()) + next_mark_;
-  next_mark_ += 2;
-  spans_[static_cast<size_t>(set_)].push_back({what, false, from, from + 1});
+  const int from = next_span(what, /*waits=*/false);
   communicator_.mark(from);
   collective();
   communicator_.mark(from + 1);
@@ -70,19 +67,17 @@ Ticket DataParallel::spanned(const char* what, const Collective& collective) {
 }
 
 void DataParallel::wait_for(Ticket ticket, const char* what) {
-  const int from = first_mark_ + set_ * marks_of(buckets().size()) + next_mark_;
-  next_mark_ += 2;
-  spans_[static_cast<size_t>(set_)].push_back({what, true, from, from + 1});
+  const int from = next_span(what, /*waits=*/true);
   device_.mark(from);
   communicator_.device_after(ticket);
   device_.mark(from + 1);
 }
 
-void DataParallel::begin_step(int set) {
+void DataParallel::begin_step(int slot) {
   if (!active_) return;
-  set_ = set;
+  slot_ = slot;
   next_mark_ = 0;
-  spans_[static_cast<size_t>(set)].clear();
+  spans_[static_cast<size_t>(slot)].clear();
   loss_reduced_ = 0;
   if (!optimizer_.sharded()) return;
   communicator_.after_device();
@@ -109,7 +104,7 @@ void DataParallel::reduce_bucket(size_t b) {
   Tensor all = range(model_.gradients().flat, buckets()[b]);
   if (staged_) {
     const Tensor narrow = range(staged_, buckets()[b]);
-    model_.ops().cast({.destination = narrow, .source = all}, {});
+    model_.ops().run(Cast{.destination = narrow, .source = all}, {});
     all = narrow;
   }
   communicator_.after_device();
@@ -133,8 +128,8 @@ void DataParallel::finish_gradients() {
     const auto arrived = [&](const Tensor& sums) {
       return scattered(b) ? share(sums, b) : range(sums, buckets()[b]);
     };
-    model_.ops().cast({.destination = arrived(optimizer_.gradients()), .source = arrived(sums_)},
-                      {});
+    model_.ops().run(Cast{.destination = arrived(optimizer_.gradients()), .source = arrived(sums_)},
+                     {});
   }
 }
 
@@ -155,9 +150,9 @@ void DataParallel::add_up_squares() {
 void DataParallel::finish_embeddings() {
   wait_for(embeddings_gathered_, name_of(0));
   if (!staged_) return;
-  model_.ops().cast({.destination = range(optimizer_.gradients(), buckets()[0]),
-                     .source = range(sums_, buckets()[0])},
-                    {});
+  model_.ops().run(Cast{.destination = range(optimizer_.gradients(), buckets()[0]),
+                        .source = range(sums_, buckets()[0])},
+                   {});
 }
 
 void DataParallel::gather_weights() {

@@ -50,19 +50,17 @@ struct Span {
 
 class DataParallel {
  public:
-  // Takes memory from the arena where gradients are reduced in bf16. `first_mark`: the first of
-  // those that are its own.
+  // Takes memory from the arena if gradients are reduced in bf16.
   DataParallel(Communicator& communicator, Device& device, GPT2& model, const Optimizer& optimizer,
-               const StepState& state, bool reduce_bf16, Arena& arena, int first_mark);
+               const StepState& state, bool reduce_bf16, Arena& arena);
   DataParallel(const DataParallel&) = delete;
   DataParallel& operator=(const DataParallel&) = delete;
 
-  static constexpr int kSets = 2;  // of marks: two steps may be under way
-  int end_of_marks() const;        // the first number behind those that are its own
+  static constexpr int kSlots = 2;  // of marks: two steps may be under way
 
   // One step, in this order; what is between them is the model's and the optimizer's. May be
   // recorded. Before the first forward pass:
-  void begin_step(int set);
+  void begin_step(int slot);
   // What the first micro-step's forward pass calls, and the last micro-step's backward pass (only
   // that one's gradients are those of the step). Empty where there is one rank
   // that talks to nobody.
@@ -81,8 +79,8 @@ class DataParallel {
   // results->loss += the other ranks'.
   void add_up_loss();
 
-  // Of the step that last used this set of marks.
-  std::span<const Span> spans(int set) const { return spans_.at(static_cast<size_t>(set)); }
+  // Of the step that last used this slot.
+  std::span<const Span> spans(int slot) const { return spans_.at(static_cast<size_t>(slot)); }
 
  private:
   Ticket gather_bucket(size_t b);
@@ -92,6 +90,7 @@ class DataParallel {
   void wait_for(Ticket ticket, const char* what);
   template <typename Collective>
   Ticket spanned(const char* what, const Collective& collective);
+  int next_span(const char* what, bool waits);
   Tensor range(const Tensor& flat, const Bucket& bucket) const {
     return flat.rows(bucket.begin, bucket.elements());
   }
@@ -117,8 +116,8 @@ class DataParallel {
   std::vector<Ticket> gathered_, reduced_;  // of the buckets
   Ticket weights_seen_ = 0;                 // the last gather that the device has waited for
   Ticket loss_reduced_ = 0, embeddings_gathered_ = 0;
-  int first_mark_, set_ = 0, next_mark_ = 0;
-  std::array<std::vector<Span>, kSets> spans_;
+  int first_mark_ = 0, slot_ = 0, next_mark_ = 0;
+  std::array<std::vector<Span>, kSlots> spans_;
 };
 
 }  // namespace lathe

@@ -1,12 +1,12 @@
 // What only the CPU promises of attention; the operation itself is tested in tests/ops.
-#include "kernels/cpu/attention.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <array>
 #include <vector>
 
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/matmul.h"
 #include "kernels/cpu/threads.h"
 #include "kernels/philox.h"
 #include "tests/allocations.h"
@@ -54,14 +54,16 @@ std::vector<unsigned char> results(int64_t B, int64_t tokens, int64_t H, int64_t
                                    dropout};
   const AttentionCached sampling{tensor_of(cached, {B, tokens, C}), tensor_of(keys, {B, tokens, C}),
                                  tensor_of(values, {B, tokens, C}), qkv_t, H};
-  std::vector<uint8_t> workspace(std::max({attention_forward_workspace_bytes(forward),
-                                           attention_backward_workspace_bytes(backward),
-                                           attention_cached_workspace_bytes(sampling)}));
+  cpu::MatmulContext matmul;
+  const auto ops = cpu::make_cpu_ops(dtype_of<T>, matmul);
+  std::vector<uint8_t> workspace(
+      std::max({ops->workspace_bytes(forward), ops->workspace_bytes(backward),
+                ops->workspace_bytes(sampling)}));
   const Tensor scratch = tensor_of(workspace, {static_cast<int64_t>(workspace.size())});
   const size_t before = testing::allocated_bytes();
-  attention_forward<T>(forward, scratch);
-  attention_backward<T>(backward, scratch);
-  attention_cached<T>(sampling, scratch);
+  ops->run(forward, scratch);
+  ops->run(backward, scratch);
+  ops->run(sampling, scratch);
   EXPECT_EQ(testing::allocated_bytes(), before);
 
   std::vector<unsigned char> bytes;
@@ -79,16 +81,16 @@ using AllTypes = ::testing::Types<float, bf16, double>;
 TYPED_TEST_SUITE(CpuAttentionOf, AllTypes);
 
 TYPED_TEST(CpuAttentionOf, AnyNumberOfThreadsGivesTheSameBits) {
-  const int usual = max_threads();
+  const int usual = cpu::max_threads();
   for (const auto& [B, T, H, D] : {std::array<int64_t, 4>{3, 270, 2, 24}, {2, 20, 5, 16}}) {
-    set_max_threads(1);
+    cpu::set_max_threads(1);
     const auto one = results<TypeParam>(B, T, H, D);
     for (int threads : {2, 5}) {
-      set_max_threads(threads);
+      cpu::set_max_threads(threads);
       EXPECT_TRUE(one == results<TypeParam>(B, T, H, D)) << threads;
     }
   }
-  set_max_threads(usual);
+  cpu::set_max_threads(usual);
 }
 
 TYPED_TEST(CpuAttentionOf, AllocatesNothing) {

@@ -91,17 +91,17 @@ TEST(Costs, CountTheWorkThatTheModelAsksFor) {
   LinearForward forward;
   forward.y_no = tensor({10, 30}), forward.x_ni = tensor({10, 20});
   forward.weight_io = tensor({20, 30});
-  EXPECT_EQ(cost(forward).flops, 2.0 * 10 * 20 * 30);
-  EXPECT_EQ(cost(forward).bytes, 4.0 * (10 * 30 + 10 * 20 + 20 * 30));
+  EXPECT_EQ(forward.cost().flops, 2.0 * 10 * 20 * 30);
+  EXPECT_EQ(forward.cost().bytes, 4.0 * (10 * 30 + 10 * 20 + 20 * 30));
   LinearBackward backward;
   backward.x_ni = backward.dx_ni = tensor({10, 20}), backward.dy_no = tensor({10, 30});
   backward.weight_io = backward.dweight_io = tensor({20, 30});
-  EXPECT_EQ(cost(backward).flops, 4.0 * 10 * 20 * 30);
-  const double bytes = cost(backward).bytes;
+  EXPECT_EQ(backward.cost().flops, 4.0 * 10 * 20 * 30);
+  const double bytes = backward.cost().bytes;
   backward.dx_sums_i = tensor({20});
-  EXPECT_EQ(cost(backward).bytes, bytes + 4.0 * 20);
+  EXPECT_EQ(backward.cost().bytes, bytes + 4.0 * 20);
   backward.accumulate = true;  // dweight and the sums are read as well
-  EXPECT_EQ(cost(backward).bytes, bytes + 4.0 * (2 * 20 + 20 * 30));
+  EXPECT_EQ(backward.cost().bytes, bytes + 4.0 * (2 * 20 + 20 * 30));
   // The causal half of attention: 2 C T a token forward, 6 C T in all.
   AttentionForward attention;
   attention.out_btc = tensor({2, 8, 6}), attention.qkv_bt3c = tensor({2, 8, 18});
@@ -109,10 +109,10 @@ TEST(Costs, CountTheWorkThatTheModelAsksFor) {
   AttentionBackward attention_back;
   attention_back.out_btc = attention_back.dout_btc = tensor({2, 8, 6});
   attention_back.qkv_bt3c = attention_back.dqkv_bt3c = tensor({2, 8, 18});
-  EXPECT_EQ(cost(attention).flops + cost(attention_back).flops, 6.0 * 6 * 8 * 16);
-  const double without_sums = cost(attention_back).bytes;
+  EXPECT_EQ(attention.cost().flops + attention_back.cost().flops, 6.0 * 6 * 8 * 16);
+  const double without_sums = attention_back.cost().bytes;
   attention_back.dqkv_sums_3c = tensor({18});
-  EXPECT_EQ(cost(attention_back).bytes, without_sums + 4.0 * 18);
+  EXPECT_EQ(attention_back.cost().bytes, without_sums + 4.0 * 18);
 }
 
 }  // namespace

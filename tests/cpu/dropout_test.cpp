@@ -10,7 +10,7 @@ const StepInputs kInputs{.seed = 0xfedcba9876543210ULL, .first_sequence = 3, .st
 TEST(Dropout, MasksFollowTheDefinition) {
   for (float p : {1e-7f, 0.1f, 0.5f, 0.999f}) {
     const Dropout dropout{p, 5, DropoutSite::attention_projection, &kInputs};
-    const DropoutMask mask(dropout);
+    const cpu::DropoutMask mask(dropout);
     // The last start crosses the counter's 32-bit boundary.
     for (uint64_t first : {0ULL, 1ULL, 2ULL, 3ULL, 77777ULL, (1ULL << 34) - 130}) {
       for (int64_t count : {1, 2, 3, 5, 63, 64, 65, 300}) {
@@ -29,7 +29,7 @@ TEST(Dropout, DropsTheShareThatItShould) {
   constexpr int64_t kCount = 1 << 20;
   std::vector<double> scales(kCount);
   for (float p : {0.01f, 0.1f, 0.5f, 0.9f}) {
-    DropoutMask({p, 0, DropoutSite::embedding, &kInputs}).scales(8, kCount, scales.data());
+    cpu::DropoutMask({p, 0, DropoutSite::embedding, &kInputs}).scales(8, kCount, scales.data());
     double sum = 0;
     for (double s : scales) sum += s;
     // The mean of the multipliers is 1; its deviation sqrt(p / (1-p) / n).
@@ -49,7 +49,7 @@ TEST(Dropout, SitesLayersStepsAndSeedsDiffer) {
   std::vector<std::vector<float>> masks;
   for (const Dropout& dropout : all) {
     masks.emplace_back(4096);
-    DropoutMask(dropout).scales(0, 4096, masks.back().data());
+    cpu::DropoutMask(dropout).scales(0, 4096, masks.back().data());
   }
   for (size_t a = 0; a < masks.size(); ++a) {
     for (size_t b = 0; b < a; ++b) {
@@ -61,9 +61,9 @@ TEST(Dropout, SitesLayersStepsAndSeedsDiffer) {
 }
 
 TEST(Dropout, OffReadsNothing) {
-  EXPECT_FALSE(DropoutMask({0, 0, DropoutSite::embedding, nullptr}));
-  EXPECT_THROW(DropoutMask({1, 0, DropoutSite::embedding, &kInputs}), CheckError);
-  EXPECT_THROW(DropoutMask({0.5f, 0, DropoutSite::embedding, nullptr}), CheckError);
+  EXPECT_FALSE(cpu::DropoutMask({0, 0, DropoutSite::embedding, nullptr}));
+  EXPECT_THROW(cpu::DropoutMask({1, 0, DropoutSite::embedding, &kInputs}), CheckError);
+  EXPECT_THROW(cpu::DropoutMask({0.5f, 0, DropoutSite::embedding, nullptr}), CheckError);
 }
 
 }  // namespace

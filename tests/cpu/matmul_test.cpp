@@ -13,7 +13,7 @@
 #include "tests/allocations.h"
 #include "tests/tolerance.h"
 
-namespace lathe {
+namespace lathe::cpu {
 namespace {
 
 struct Size {
@@ -339,4 +339,4 @@ TEST(MatmulArguments, AreChecked) {
 }
 
 }  // namespace
-}  // namespace lathe
+}  // namespace lathe::cpu

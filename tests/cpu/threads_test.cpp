@@ -6,8 +6,8 @@ namespace {
 
 class Threads {
  public:
-  explicit Threads(int count) : before_(max_threads()) { set_max_threads(count); }
-  ~Threads() { set_max_threads(before_); }
+  explicit Threads(int count) : before_(cpu::max_threads()) { cpu::set_max_threads(count); }
+  ~Threads() { cpu::set_max_threads(before_); }
   Threads(const Threads&) = delete;
 
  private:

@@ -9,7 +9,7 @@
 
 #include "tests/tolerance.h"
 
-namespace lathe {
+namespace lathe::cpu {
 namespace {
 
 // The vectorised loop, as the kernels write it.
@@ -126,4 +126,4 @@ TEST(VecMath, StoreRoundsToNearestEven) {
 }
 
 }  // namespace
-}  // namespace lathe
+}  // namespace lathe::cpu

@@ -37,7 +37,7 @@ struct Call {
 template <typename T>
 void run_on_cpu(Call<T>& call) {
   const Ops& table = cpu().ops(dtype_of<T>);
-  table.linear_cross_entropy(call.args(), workspace_for(table, call.args()).tensor);
+  table.run(call.args(), workspace_for(table, call.args()).tensor);
 }
 
 template <typename T, typename KernelT>
@@ -53,13 +53,13 @@ void compare() {
   run_on_cpu(plain);
   run_on_cpu(reference);
 
-  const size_t bytes = cuda::linear_cross_entropy_workspace<KernelT>(ours.args(), context);
+  const size_t bytes = cuda::workspace_bytes<KernelT>(ours.args(), context);
   const size_t logits = 128 * kPadded * sizeof(float);
   EXPECT_EQ(bytes, logits + cuda::Matmul::kWorkspaceBytes);
   const Workspace workspace(bytes);
   {
     const OnDevice<LinearCrossEntropy> on(ours.args(), workspace.tensor);
-    cuda::linear_cross_entropy<KernelT>(on.there.args, context, on.there.workspace);
+    cuda::run<KernelT>(on.there.args, context, on.there.workspace);
     stream.wait();
   }
   expect_close<float>(ours.losses.values(), reference.losses.values(), plain.losses.values(),

@@ -71,8 +71,8 @@ TEST_F(CudaDevice, RefusesWhatItHasNot) {
   const Ops& ops = device->ops(DType::fp32);
   Tensor halves = numbers;
   halves.dtype = DType::fp32;
-  EXPECT_THROW(ops.cast({.destination = halves, .source = numbers}, {}), CheckError);
-  EXPECT_THROW(ops.cast({.destination = numbers, .source = halves}, {}), CheckError);
+  EXPECT_THROW(ops.run(Cast{.destination = halves, .source = numbers}, {}), CheckError);
+  EXPECT_THROW(ops.run(Cast{.destination = numbers, .source = halves}, {}), CheckError);
 }
 
 }  // namespace

@@ -70,8 +70,8 @@ std::vector<float> device_dwte(const Sizes& s, const std::vector<int32_t>& token
   args.dwpe_tc = {dwpe.data(), DType::fp32, {s.rows, s.channels}};
   args.dx_btc = {dx_nc.data(), DType::fp32, {1, s.rows, s.channels}};
   args.tokens_bt = {tokens_n.data(), DType::int32, {1, s.rows}};
-  const Workspace workspace(cuda::embedding_backward_workspace<float>(args, context));
-  cuda::embedding_backward<float>(args, context, workspace.tensor);
+  const Workspace workspace(cuda::workspace_bytes<float>(args, context));
+  cuda::run<float>(args, context, workspace.tensor);
   stream.wait();
   return dwte.values();
 }

@@ -14,11 +14,9 @@
 #include "kernels/device/arena.h"
 #include "kernels/observed_ops.h"
 #include "src/flags.h"
-#include "src/model/decoder.h"
-#include "src/model/gpt2.h"
-#include "src/model/optimizer.h"
-#include "src/model/plan.h"
 #include "src/options.h"
+#include "src/parallel/make_communicator.h"
+#include "src/train.h"
 #include "tests/cuda_on_cpu/block.h"
 #include "tests/cuda_on_cpu/runtime.h"
 
@@ -101,7 +99,7 @@ void print_run(const GPT2Config& config, const Flags& flags) {
       config.flops_per_token(config.seq_len), flags.gpu.multiprocessors);
 }
 
-// As src/train.cpp, run.cpp and sample.cpp call the model, but for what goes to and fro.
+// The step of src/train.cpp, and the other calls of the model, but for what goes to and fro.
 void list(const Flags& flags) {
   const GPT2Config config = flags.config();
   cuda_on_cpu::play(flags.gpu);
@@ -110,49 +108,39 @@ void list(const Flags& flags) {
   print_run(config, flags);
 
   constexpr int64_t kDecodeLength = 8;
-  RunShape shape{.dtype = flags.dtype == "bf16" ? DType::bf16 : DType::fp32,
-                 .batch_size = flags.batch_size,
-                 .seq_len = config.seq_len,
-                 .decode_len = kDecodeLength};
+  StepShape shape{.dtype = flags.dtype == "bf16" ? DType::bf16 : DType::fp32,
+                  .batch_size = flags.batch_size,
+                  .seq_len = config.seq_len,
+                  .decode_len = kDecodeLength};
+  const OptimizerConfig optimizer{.stochastic_rounding = flags.stochastic_rounding};
   // What is timed would be listed several times.
   const std::unique_ptr<Device> device = make_cuda_device({.autotune = false});
-  const Ops& table = device->ops(shape.dtype);
-  Arena arena(*device, plan_training_within(device->memory_bytes(), config, shape, table).total());
-  GPT2 model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena, Recompute::none,
-             {}, shape.logits_at_once);
-  const Optimizer optimizer({.stochastic_rounding = flags.stochastic_rounding}, model.weights(),
-                            model.gradients(), model.layout(), *device, arena);
-  StepState state(*device, arena, shape.micro_steps);
-  const auto batch_tensor = [&] {
-    return arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len});
-  };
-  const Tensor tokens = batch_tensor(), targets = batch_tensor();
-  const MicroBatch batch{tokens, targets, state.inputs(0)};
-  const double scale = 1.0 / static_cast<double>(tokens.elements());
+  const std::unique_ptr<Communicator> self = make_self_communicator(*device);
+  Arena arena(*device,
+              plan_training_within(device->memory_bytes(), config, optimizer, shape, *device, *self)
+                  .total());
+  Trainer trainer(config, optimizer, shape, *device, *self, arena);
+  GPT2& model = trainer.model;
   const ListedOps ops(model.ops());
   model.use(ops);
 
   if (shape.dtype == DType::bf16) {
     fmt::print("{{\"phase\": \"start\"}}\n");
-    ops.cast({.destination = model.weights().flat,
-              .source = optimizer.masters(),
-              .rounding = flags.stochastic_rounding ? state.inputs(0) : nullptr},
-             {});
+    ops.run(Cast{.destination = model.weights().flat,
+                 .source = trainer.optimizer.masters(),
+                 .rounding = flags.stochastic_rounding ? trainer.state.inputs(0) : nullptr},
+            {});
   }
   fmt::print("{{\"phase\": \"step\"}}\n");
-  const StepInputs inputs{};
-  state.begin(ops, {&inputs, 1});
-  model.forward(batch, true);
-  model.loss_and_backward(batch, scale, state.device_results(), false, {});
-  optimizer.step(ops, state);
+  trainer.begin({});
+  enqueue_step(trainer, 0);
   fmt::print("{{\"phase\": \"evaluation\"}}\n");
-  model.forward(batch, false);
-  model.loss(batch, scale, state.device_results());
+  model.forward(trainer.batch(0), false);
+  model.loss(trainer.batch(0), 1, trainer.state.device_results());
   fmt::print("{{\"phase\": \"sampling\"}}\n");
-  Decoder decoder(config, model.weights(), kDecodeLength, kDecodeLength - 1, *device, arena);
   const std::vector<int32_t> prompt(kDecodeLength - 1);
-  decoder.append(prompt);
-  decoder.append(std::span(prompt).first(1));
+  trainer.decoder->append(prompt);
+  trainer.decoder->append(std::span(prompt).first(1));
 }
 
 }  // namespace

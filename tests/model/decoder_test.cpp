@@ -18,7 +18,7 @@ template <typename T>
 std::vector<std::vector<double>> logits_in_pieces(DType dtype, const std::vector<int32_t>& tokens,
                                                   size_t piece, int64_t chunk) {
   Harness h(kConfig, {.dtype = dtype, .batch_size = 1, .seq_len = 4});
-  Arena arena(*h.device, plan_decoding(kConfig, dtype, chunk, h.model.ops()).total());
+  Arena arena(*h.device, Sampler::plan(kConfig, dtype, chunk, *h.device).total());
   Decoder decoder(kConfig, h.model.weights(), kConfig.seq_len, chunk, *h.device, arena);
   std::vector<std::vector<double>> result;
   for (size_t i = 0; i + piece <= tokens.size(); i += piece) {
@@ -51,7 +51,7 @@ TEST(Decoder, TheCacheChangesNothing) {
 
 TEST(Decoder, ResetForgets) {
   Harness h(kConfig, {.dtype = DType::fp32, .batch_size = 1, .seq_len = 4});
-  Arena arena(*h.device, plan_decoding(kConfig, DType::fp32, 4, h.model.ops()).total());
+  Arena arena(*h.device, Sampler::plan(kConfig, DType::fp32, 4, *h.device).total());
   Decoder decoder(kConfig, h.model.weights(), kConfig.seq_len, 4, *h.device, arena);
   const std::vector<int32_t> a{1, 2, 3}, b{9, 8, 7, 6, 5};
   const auto first = decoder.append(a);

@@ -33,7 +33,7 @@ struct Golden {
             .bias = file.metadata().at("bias") == "True",
             .gelu = gelu_from_name(file.metadata().at("gelu"))};
   }
-  RunShape shape(DType dtype) const {
+  StepShape shape(DType dtype) const {
     return {.dtype = dtype,
             .batch_size = std::stoll(file.metadata().at("batch")),
             .seq_len = std::stoll(file.metadata().at("t"))};

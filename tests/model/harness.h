@@ -8,10 +8,9 @@
 #include <vector>
 
 #include "kernels/device/arena.h"
-#include "src/model/gpt2.h"
-#include "src/model/optimizer.h"
-#include "src/model/plan.h"
 #include "src/model/weights.h"
+#include "src/parallel/make_communicator.h"
+#include "src/train/trainer.h"
 
 namespace lathe::testing {
 
@@ -55,21 +54,20 @@ inline void set_values(Device& device, const Tensor& tensor, const std::vector<d
 }
 
 struct Harness {
-  Harness(const GPT2Config& config, const RunShape& shape, uint64_t seed = 7)
+  Harness(const GPT2Config& config, const StepShape& shape, uint64_t seed = 7)
       : Harness(config, shape, make_test_device(shape.dtype), seed) {}
-  Harness(const GPT2Config& config, const RunShape& shape, std::unique_ptr<Device> on,
+  Harness(const GPT2Config& config, const StepShape& shape, std::unique_ptr<Device> on,
           uint64_t seed = 7)
       : device(std::move(on)),
-        arena(*device, plan_training(config, shape, device->ops(shape.dtype)).total()),
-        model(config, shape.dtype, shape.batch_size, shape.seq_len, *device, arena,
-              shape.recompute),
-        optimizer({}, model.weights(), model.gradients(), model.layout(), *device, arena),
-        state(*device, arena, shape.micro_steps),
-        tokens(
-            arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len})),
-        targets(
-            arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len})),
-        inputs(shape.micro_steps) {
+        self(make_self_communicator(*device)),
+        arena(*device, plan_training(config, {}, shape, *device, *self).total()),
+        trainer(config, {}, shape, *device, *self, arena),
+        model(trainer.model),
+        optimizer(trainer.optimizer),
+        state(trainer.state),
+        tokens(trainer.batch(0).tokens_bt),
+        targets(trainer.batch(0).targets_bt),
+        inputs(static_cast<size_t>(shape.micro_steps)) {
     initialize_parameters(model.layout(), seed, optimizer.masters(), *device);
     sync_weights();
     for (StepInputs& input : inputs) input = {.seed = seed, .step = 3, .learning_rate = 1e-3f};
@@ -79,10 +77,11 @@ struct Harness {
   // Weights that are a copy of the masters follow them.
   void sync_weights() {
     if (model.weights().flat.data != optimizer.masters().data) {
-      model.ops().cast({.destination = model.weights().flat, .source = optimizer.masters()}, {});
+      model.ops().run(Cast{.destination = model.weights().flat, .source = optimizer.masters()}, {});
     }
   }
 
+  // The same tokens and targets in every micro-step.
   MicroBatch batch(int64_t micro_step = 0) const {
     return {tokens, targets, state.inputs(micro_step)};
   }
@@ -115,10 +114,12 @@ struct Harness {
   }
 
   std::unique_ptr<Device> device;
+  std::unique_ptr<Communicator> self;
   Arena arena;
-  GPT2 model;
-  Optimizer optimizer;
-  StepState state;
+  Trainer trainer;
+  GPT2& model;
+  Optimizer& optimizer;
+  StepState& state;
   Tensor tokens, targets;
   std::vector<StepInputs> inputs;
 };

@@ -518,7 +518,7 @@ TYPED_TEST(AttentionOf, TooSmallAWorkspaceIsRefused) {
   const auto scratch = workspace_for(ops<T>(), args);
   Tensor workspace = scratch.tensor;
   workspace.shape.dim[0] -= 1;
-  EXPECT_THROW(testing::run(ops<T>(), &Ops::attention_backward, args, workspace), CheckError);
+  EXPECT_THROW(testing::run(ops<T>(), args, workspace), CheckError);
 }
 
 TYPED_TEST(AttentionOf, WrongShapesAreRefused) {

@@ -297,7 +297,7 @@ TEST(Linear, RefusesWrongShapes) {
   LinearForward a = c.first();
   a.weight_io.shape = {c.s.H, c.s.I};
   EXPECT_THROW(run(ops<float>(), a), CheckError);
-  EXPECT_THROW(ops<double>().linear_forward(Case<double>(kSizes[3]).first(), {}), CheckError);
+  EXPECT_THROW(ops<double>().run(Case<double>(kSizes[3]).first(), {}), CheckError);
   a = c.first();
   a.gelu = Gelu::none;  // with a pre-activation
   EXPECT_THROW(run(ops<float>(), a), CheckError);

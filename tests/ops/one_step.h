@@ -47,58 +47,66 @@ class OneStep {
   void run_own() { run_own(ops<T>()); }
   void run_own(const Ops& t) {
     const Dropout dropout{0.2f, 1, DropoutSite::embedding, inputs()};
-    t.begin_step({results(), inputs()}, workspace_);
-    t.embedding_forward({x_, tokens_, wte_, wpe_, dropout, 0}, workspace_);
-    t.layernorm_forward({normed_, residual_, mean_, rstd_, x_, x_, ln_weight_, ln_bias_, dropout},
-                        workspace_);
-    t.gelu_forward({h_, pre_, Gelu::exact}, workspace_);
-    t.gelu_backward({dpre_, sums({4 * C}, C), h_, pre_, Gelu::exact, false}, workspace_);
-    t.attention_forward({h_out_, logsumexp_, attention_in_, 4, dropout}, workspace_);
-    t.attention_backward({dqkv_, sums({3 * C}, 5 * C), normed_, h_out_, logsumexp_, attention_in_,
-                          4, dropout, false},
-                         workspace_);
-    t.layernorm_backward({d_residual_, dx_, gradient({C}, 0), gradient({C}, C), sums({C}, 0),
-                          normed_, residual_, mean_, rstd_, ln_weight_, dropout, true, false},
-                         workspace_);
-    t.embedding_backward(
-        {gradient({V, C}, 2 * C), gradient({L, C}, 2 * C + V * C), dx_, tokens_, dropout, true},
-        workspace_);
-    t.logits({logits_, x_.reshaped({N, C}).rows(0, 2), wte_, kVocab}, workspace_);
-    t.square_sums({sums_, gradients_}, workspace_);
-    t.clip_scale({sums_, 1, results()}, workspace_);
+    t.run(BeginStep{results(), inputs()}, workspace_);
+    t.run(EmbeddingForward{x_, tokens_, wte_, wpe_, dropout, 0}, workspace_);
+    t.run(LayerNormForward{normed_, residual_, mean_, rstd_, x_, x_, ln_weight_, ln_bias_, dropout},
+          workspace_);
+    t.run(GeluForward{h_, pre_, Gelu::exact}, workspace_);
+    t.run(GeluBackward{dpre_, sums({4 * C}, C), h_, pre_, Gelu::exact, false}, workspace_);
+    t.run(AttentionForward{h_out_, logsumexp_, attention_in_, 4, dropout}, workspace_);
+    t.run(AttentionBackward{dqkv_, sums({3 * C}, 5 * C), normed_, h_out_, logsumexp_, attention_in_,
+                            4, dropout, false},
+          workspace_);
+    t.run(LayerNormBackward{d_residual_, dx_, gradient({C}, 0), gradient({C}, C), sums({C}, 0),
+                            normed_, residual_, mean_, rstd_, ln_weight_, dropout, true, false},
+          workspace_);
+    t.run(EmbeddingBackward{gradient({V, C}, 2 * C), gradient({L, C}, 2 * C + V * C), dx_, tokens_,
+                            dropout, true},
+          workspace_);
+    t.run(Logits{logits_, x_.reshaped({N, C}).rows(0, 2), wte_, kVocab}, workspace_);
+    t.run(SquareSums{sums_, gradients_}, workspace_);
+    t.run(ClipScale{sums_, 1, results()}, workspace_);
     AdamW adamw;
     adamw.masters = masters_, adamw.m = m_, adamw.v = v_, adamw.gradients = gradients_;
     if (!std::is_same_v<T, A>) adamw.weights = weights_;
     adamw.segments = segment(), adamw.segment_count = 1;
     adamw.inputs = inputs(), adamw.results = results();
-    t.adamw(adamw, workspace_);
-    t.cast({weights_, masters_}, workspace_);
+    t.run(adamw, workspace_);
+    t.run(Cast{weights_, masters_}, workspace_);
   }
 
   // Operations with matmuls.
   void run_products() { run_products(ops<T>()); }
   void run_products(const Ops& t) {
     const Tensor dw1 = gradient({C, 4 * C}, 0), db1 = gradient({4 * C}, 4 * C * C);
-    t.linear_forward({h_, pre_, x_.reshaped({N, C}), w1_, b1_, Gelu::tanh}, workspace_);
-    t.linear_forward({h_out_.reshaped({N, C}), {}, h_, w2_, {}, Gelu::none}, workspace_);
-    t.linear_backward({dpre_,
-                       gradient({4 * C, C}, 5 * C * C),
-                       {},
-                       sums({4 * C}, 8 * C),
-                       x_.reshaped({N, C}),
-                       h_,
-                       w2_,
-                       pre_,
-                       Gelu::tanh,
-                       false},
-                      workspace_);
-    t.linear_backward(
-        {dx_.reshaped({N, C}), dw1, db1, {}, dpre_, x_.reshaped({N, C}), w1_, {}, Gelu::none, true},
-        workspace_);
-    t.linear_cross_entropy(
-        {losses_, dnormed_.reshaped({N, C}), gradient({V, C}, 10 * C * C), h_out_.reshaped({N, C}),
-         wte_, tokens_.reshaped({N}), kVocab, 0.01, 0, false, results()},
-        workspace_);
+    t.run(LinearForward{h_, pre_, x_.reshaped({N, C}), w1_, b1_, Gelu::tanh}, workspace_);
+    t.run(LinearForward{h_out_.reshaped({N, C}), {}, h_, w2_, {}, Gelu::none}, workspace_);
+    t.run(LinearBackward{dpre_,
+                         gradient({4 * C, C}, 5 * C * C),
+                         {},
+                         sums({4 * C}, 8 * C),
+                         x_.reshaped({N, C}),
+                         h_,
+                         w2_,
+                         pre_,
+                         Gelu::tanh,
+                         false},
+          workspace_);
+    t.run(LinearBackward{dx_.reshaped({N, C}),
+                         dw1,
+                         db1,
+                         {},
+                         dpre_,
+                         x_.reshaped({N, C}),
+                         w1_,
+                         {},
+                         Gelu::none,
+                         true},
+          workspace_);
+    t.run(LinearCrossEntropy{losses_, dnormed_.reshaped({N, C}), gradient({V, C}, 10 * C * C),
+                             h_out_.reshaped({N, C}), wte_, tokens_.reshaped({N}), kVocab, 0.01, 0,
+                             false, results()},
+          workspace_);
   }
 
   // Everything that the operations have written.

@@ -216,75 +216,15 @@ Buffer<uint8_t> workspace_for(const Ops& table, const Args& args) {
 
 // Runs an operation of the CPU's table, or of the device under test's, and waits for it.
 template <typename Args>
-void run(const Ops& table, void (Ops::*operation)(const Args&, const Tensor&) const,
-         const Args& args, const Tensor& workspace) {
-  if (&table == &cpu().ops(table.dtype())) return (table.*operation)(args, workspace);
+void run(const Ops& table, const Args& args, const Tensor& workspace) {
+  if (&table == &cpu().ops(table.dtype())) return table.run(args, workspace);
   const OnDevice<Args> on(args, workspace);
-  (table.*operation)(on.there.args, on.there.workspace);
+  table.run(on.there.args, on.there.workspace);
 }
 template <typename Args>
-void run(const Ops& table, void (Ops::*operation)(const Args&, const Tensor&) const,
-         const Args& args) {
-  if constexpr (requires { table.workspace_bytes(args); }) {
-    const Buffer<uint8_t> workspace = workspace_for(table, args);
-    run(table, operation, args, workspace.tensor);
-  } else {
-    run(table, operation, args, {});
-  }
-}
-inline void run(const Ops& t, const EmbeddingForward& a) {
-  run(t, &Ops::embedding_forward, a);
-}
-inline void run(const Ops& t, const EmbeddingBackward& a) {
-  run(t, &Ops::embedding_backward, a);
-}
-inline void run(const Ops& t, const LayerNormForward& a) {
-  run(t, &Ops::layernorm_forward, a);
-}
-inline void run(const Ops& t, const LayerNormBackward& a) {
-  run(t, &Ops::layernorm_backward, a);
-}
-inline void run(const Ops& t, const LinearForward& a) {
-  run(t, &Ops::linear_forward, a);
-}
-inline void run(const Ops& t, const LinearBackward& a) {
-  run(t, &Ops::linear_backward, a);
-}
-inline void run(const Ops& t, const GeluForward& a) {
-  run(t, &Ops::gelu_forward, a);
-}
-inline void run(const Ops& t, const GeluBackward& a) {
-  run(t, &Ops::gelu_backward, a);
-}
-inline void run(const Ops& t, const AttentionForward& a) {
-  run(t, &Ops::attention_forward, a);
-}
-inline void run(const Ops& t, const AttentionBackward& a) {
-  run(t, &Ops::attention_backward, a);
-}
-inline void run(const Ops& t, const AttentionCached& a) {
-  run(t, &Ops::attention_cached, a);
-}
-inline void run(const Ops& t, const Logits& a) {
-  run(t, &Ops::logits, a);
-}
-inline void run(const Ops& t, const LinearCrossEntropy& a) {
-  run(t, &Ops::linear_cross_entropy, a);
-}
-inline void run(const Ops& t, const BeginStep& a) {
-  run(t, &Ops::begin_step, a);
-}
-inline void run(const Ops& t, const SquareSums& a) {
-  run(t, &Ops::square_sums, a);
-}
-inline void run(const Ops& t, const ClipScale& a) {
-  run(t, &Ops::clip_scale, a);
-}
-inline void run(const Ops& t, const AdamW& a) {
-  run(t, &Ops::adamw, a);
-}
-inline void run(const Ops& t, const Cast& a) {
-  run(t, &Ops::cast, a);
+void run(const Ops& table, const Args& args) {
+  const Buffer<uint8_t> workspace = workspace_for(table, args);
+  run(table, args, workspace.tensor);
 }
 
 // EXPECTs that `gradient` is the derivative of `loss` by `x` (memory that loss reads), by central

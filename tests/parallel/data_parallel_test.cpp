@@ -1,14 +1,14 @@
 // Training steps of several ranks: gradients, loss, norm and weights are those of the whole batch.
-#include "src/parallel/data_parallel.h"
-
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
-#include "src/model/plan.h"
+#include "kernels/observed_ops.h"
 #include "src/model/weights.h"
 #include "src/parallel/agreement.h"
 #include "src/parallel/make_communicator.h"
+#include "src/train.h"
 #include "tests/parallel/harness.h"
 
 namespace lathe::testing {
@@ -40,7 +40,27 @@ struct Options {
   int64_t bucket_elements = 0;
 };
 
-// A rank with all it needs for a step. Sequence s of a step is the same whoever has it.
+// Writes a NaN into the gradients behind the first backward pass of a LayerNorm.
+class PoisonOps final : public ObservedOps {
+ public:
+  PoisonOps(Device& device, const GPT2& model)
+      : ObservedOps(model.ops()), device_(device), gradient_(model.gradients().ln_f_weight) {}
+
+ protected:
+  bool before(const Call&) const override { return true; }
+  void after(const Call& call) const override {
+    if (call.name != LayerNormBackward::kName || std::exchange(done_, true)) return;
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    device_.upload(gradient_.rows(0, 1), &nan);
+  }
+
+ private:
+  Device& device_;
+  Tensor gradient_;
+  mutable bool done_ = false;
+};
+
+// A rank in the middle of training. Sequence s of a step is the same whoever has it.
 struct Rank {
   Rank(Ranks& on, const Options& options)
       : ranks(on),
@@ -50,31 +70,16 @@ struct Rank {
               .batch_size = 2,
               .seq_len = config.seq_len,
               .micro_steps = options.micro_steps,
-              .sharding = {on.comm->size(), options.bucket_elements},
-              .rank = on.comm->rank(),
-              .sharded = options.sharded && on.comm->size() > 1,
-              .reduce_bf16 = options.reduce_bf16 && on.comm->size() > 1},
-        plan(plan_training(config, shape, device.ops(shape.dtype))),
+              .bucket_elements = options.bucket_elements,
+              .zero_stage = options.sharded ? 1 : 0,
+              .reduce_bf16 = options.reduce_bf16},
+        plan(plan_training(config, {}, shape, device, *on.comm)),
         arena(device, plan.total()),
-        model(config, shape.dtype, shape.batch_size, shape.seq_len, device, arena, Recompute::none,
-              shape.sharding),
-        optimizer({}, model.weights(), model.gradients(), model.layout(), device, arena,
-                  {shape.rank, shape.sharded}),
-        state(device, arena, shape.micro_steps),
-        parallel(*on.comm, device, model, optimizer, state, shape.reduce_bf16, arena, 0),
-        tokens(arena.allocate(MemoryCategory::batch, DType::int32,
-                              {shape.micro_steps, shape.batch_size, shape.seq_len})),
-        targets(arena.allocate(MemoryCategory::batch, DType::int32, tokens.shape)) {
-    const Tensor all = optimizer.sharded() ? model.gradients().flat : optimizer.masters();
-    initialize_parameters(model.layout(), 5, all, device);
-    for (const ShardPart& part : optimizer.shard()) {
-      const Tensor mine = optimizer.masters().rows(part.local, part.elements);
-      if (optimizer.sharded()) device.copy(mine, all.rows(part.begin, part.elements));
-      if (optimizer.weights().data == optimizer.masters().data) continue;
-      model.ops().cast(
-          {.destination = optimizer.weights().rows(part.local, part.elements), .source = mine}, {});
-    }
-    parallel.gather_weights();
+        trainer(config, {}, shape, device, *on.comm, arena) {
+    trainer.set_masters([this](const Tensor& all) {
+      initialize_parameters(trainer.model.layout(), 5, all, device);
+    });
+    trainer.round_weights(0);
   }
 
   ~Rank() {
@@ -82,55 +87,31 @@ struct Rank {
     device.forget_recordings();  // they use this rank's memory
   }
 
-  MicroBatch batch(int64_t m) const {
-    const Shape bt{shape.batch_size, shape.seq_len};
-    return {tokens.rows(m, 1).reshaped(bt), targets.rows(m, 1).reshaped(bt), state.inputs(m)};
-  }
-
-  // As src/train.cpp does it. `vote`: of this rank; `poison`: a gradient of this rank is NaN.
-  void enqueue_step(uint32_t step, bool vote = false, bool poison = false) {
-    const int64_t B = shape.batch_size, M = shape.micro_steps;
-    std::vector<StepInputs> inputs;
-    std::vector<int32_t> in, out;
-    for (int64_t m = 0; m < M; ++m) {
-      const int64_t first = (ranks.comm->rank() * M + m) * B;
-      inputs.push_back({.seed = 3,
-                        .first_sequence = static_cast<uint64_t>(first),
-                        .step = step,
-                        .learning_rate = 1e-2f,
-                        .stop_vote = vote ? 1.0 : 0.0});
-      for (int64_t i = 0; i < B * config.seq_len; ++i) {
+  // `vote`: of this rank; `poison`: a gradient of this rank is NaN.
+  void enqueue(uint32_t step, bool vote = false, bool poison = false) {
+    const int64_t sequences = shape.batch_size, micro_steps = shape.micro_steps;
+    for (int64_t m = 0; m < micro_steps; ++m) {
+      const int64_t first = (ranks.comm->rank() * micro_steps + m) * sequences;
+      std::vector<int32_t> in, out;
+      for (int64_t i = 0; i < sequences * config.seq_len; ++i) {
         const int64_t place = first * config.seq_len + i + 1000 * step;
         in.push_back(static_cast<int32_t>(place * 7919 % config.vocab_size));
         out.push_back(static_cast<int32_t>((place + 1) * 7919 % config.vocab_size));
       }
+      trainer.upload(m, in.data(), out.data());
     }
-    state.begin(model.ops(), inputs);
-    device.upload(tokens, in.data());
-    device.upload(targets, out.data());
-    const int set = static_cast<int>(step % 2);
-    device.replay(poison ? 2 : set, [this, set, M, poison] {
-      parallel.begin_step(set);
-      for (int64_t m = 0; m < M; ++m) {
-        model.forward(batch(m), true, m == 0 ? parallel.weights_needed() : WeightsNeeded());
-        GradientReady ready = m + 1 == M ? parallel.gradient_ready() : GradientReady();
-        model.loss_and_backward(batch(m), 1e-2, state.device_results(), m > 0,
-                                poison ? poisoned(ready) : ready);
-      }
-      parallel.finish_gradients();
-      optimizer.sum_squares(model.ops());
-      parallel.add_up_squares();
-      optimizer.update(model.ops(), state, parallel.embeddings_needed());
-    });
-    state.request_results();
-  }
-  // The first bucket that is announced carries a NaN.
-  GradientReady poisoned(const GradientReady& ready) {
-    return [this, &ready](int64_t begin, int64_t end) {
-      const float nan = std::numeric_limits<float>::quiet_NaN();
-      device.upload(model.gradients().flat.rows(begin + 1, 1), &nan);
-      if (ready) ready(begin, end);
-    };
+    trainer.begin({.seed = 3, .step = step, .learning_rate = 1e-2, .stop_vote = vote ? 1.0 : 0.0});
+    const int slot = static_cast<int>(step % Trainer::kSlots);
+    if (poison) {
+      const Ops& plain = trainer.model.ops();
+      const PoisonOps ops(device, trainer.model);
+      trainer.model.use(ops);
+      enqueue_step(trainer, slot);
+      trainer.model.use(plain);
+    } else {
+      device.replay(slot, [this, slot] { enqueue_step(trainer, slot); });
+    }
+    trainer.state.request_results();
   }
 
   Bytes bytes_of(const Tensor& tensor) {
@@ -139,21 +120,17 @@ struct Rank {
     return bytes;
   }
   Bytes weights() {
-    parallel.gather_weights();
-    return bytes_of(model.weights().flat);
+    trainer.parallel.gather_weights();
+    return bytes_of(trainer.model.weights().flat);
   }
 
   Ranks& ranks;
   Device& device;
   GPT2Config config;
-  RunShape shape;
+  StepShape shape;
   MemoryPlan plan;
   Arena arena;
-  GPT2 model;
-  Optimizer optimizer;
-  StepState state;
-  DataParallel parallel;
-  Tensor tokens, targets;
+  Trainer trainer;
 };
 
 struct Outcome {
@@ -166,17 +143,17 @@ Outcome train(Ranks& ranks, const Options& options, int steps = 3) {
   Rank rank(ranks, options);
   Outcome outcome;
   const auto collect = [&] {
-    const StepResults results = rank.state.collect_results();
+    const StepResults results = rank.trainer.state.collect_results();
     outcome.losses.push_back(results.loss);
     outcome.norms.push_back(results.grad_norm);
   };
   for (int step = 0; step < steps; ++step) {
-    rank.enqueue_step(static_cast<uint32_t>(step));
+    rank.enqueue(static_cast<uint32_t>(step));
     if (step > 0) collect();
   }
   collect();
   outcome.weights = rank.weights();
-  outcome.masters = rank.bytes_of(rank.optimizer.masters());
+  outcome.masters = rank.bytes_of(rank.trainer.optimizer.masters());
   return outcome;
 }
 
@@ -198,11 +175,12 @@ TEST_P(DataParallelTest, EveryRankHasTheSameWeights) {
                                  Options{.sharded = true, .reduce_bf16 = true}}) {
     Rank rank(ranks, options);
     for (uint32_t step = 0; step < 3; ++step) {
-      rank.enqueue_step(step);
-      EXPECT_EQ(rank.state.collect_results().skip, 0);
+      rank.enqueue(step);
+      EXPECT_EQ(rank.trainer.state.collect_results().skip, 0);
     }
-    rank.parallel.gather_weights();
-    require_same(*ranks.comm, "the weights", digest_of(rank.device, rank.model.weights().flat), "");
+    rank.trainer.parallel.gather_weights();
+    require_same(*ranks.comm, "the weights",
+                 digest_of(rank.device, rank.trainer.model.weights().flat), "");
   }
 }
 
@@ -211,15 +189,15 @@ TEST_P(DataParallelTest, AReplicaThatDiffersIsNamed) {
   Ranks ranks(GetParam());
   if (ranks.comm->size() == 1) GTEST_SKIP() << "nothing to differ from";
   Rank rank(ranks, {.dtype = DType::fp32});
-  const Tensor weight = rank.model.weights().flat.rows(77, 1);
+  const Tensor weight = rank.trainer.model.weights().flat.rows(77, 1);
   if (ranks.comm->rank() == 1) {
     Bytes bytes = rank.bytes_of(weight);
     bytes[0] ^= std::byte{1};
     rank.device.upload(weight, bytes.data());
   }
   try {
-    require_same(*ranks.comm, "the weights", digest_of(rank.device, rank.model.weights().flat),
-                 "look at that host");
+    require_same(*ranks.comm, "the weights",
+                 digest_of(rank.device, rank.trainer.model.weights().flat), "look at that host");
     ADD_FAILURE() << "nothing was noticed";
   } catch (const UserError& error) {
     EXPECT_STREQ(error.what(), "the weights of rank 1 differ from rank 0's: look at that host");
@@ -256,29 +234,29 @@ TEST_P(DataParallelTest, ANanOnOneRankIsSkippedByAll) {
   Ranks ranks(GetParam());
   for (bool sharded : {false, true}) {
     Rank rank(ranks, {.sharded = sharded});
-    rank.enqueue_step(0);
-    EXPECT_EQ(rank.state.collect_results().updates, 1);
+    rank.enqueue(0);
+    EXPECT_EQ(rank.trainer.state.collect_results().updates, 1);
     const Bytes before = rank.weights();
-    rank.enqueue_step(1, false, ranks.comm->rank() == ranks.comm->size() - 1);
-    const StepResults results = rank.state.collect_results();
+    rank.enqueue(1, false, ranks.comm->rank() == ranks.comm->size() - 1);
+    const StepResults results = rank.trainer.state.collect_results();
     EXPECT_EQ(results.skip, 1);
     EXPECT_EQ(results.updates, 1);
     EXPECT_TRUE(std::isfinite(results.loss));
     EXPECT_TRUE(rank.weights() == before);
-    rank.enqueue_step(2);
-    EXPECT_EQ(rank.state.collect_results().updates, 2);
+    rank.enqueue(2);
+    EXPECT_EQ(rank.trainer.state.collect_results().updates, 2);
   }
 }
 
 TEST_P(DataParallelTest, OneVoteStopsAll) {
   Ranks ranks(GetParam());
   Rank rank(ranks, {});
-  rank.enqueue_step(0);
-  EXPECT_EQ(rank.state.collect_results().stop_votes, 0);
-  rank.enqueue_step(1, ranks.comm->rank() == ranks.comm->size() - 1);
-  EXPECT_EQ(rank.state.collect_results().stop_votes, 1);
-  rank.enqueue_step(2);
-  EXPECT_EQ(rank.state.collect_results().stop_votes, 0);
+  rank.enqueue(0);
+  EXPECT_EQ(rank.trainer.state.collect_results().stop_votes, 0);
+  rank.enqueue(1, ranks.comm->rank() == ranks.comm->size() - 1);
+  EXPECT_EQ(rank.trainer.state.collect_results().stop_votes, 1);
+  rank.enqueue(2);
+  EXPECT_EQ(rank.trainer.state.collect_results().stop_votes, 0);
 }
 
 // Masters and moments of a rank are its part of all, padding apart, and the plan says so.
@@ -291,8 +269,9 @@ TEST_P(DataParallelTest, OptimizerMemoryIsShared) {
           << to_string(rank.arena.used()) << to_string(rank.plan);
       const int64_t size = ranks.comm->size();
       const int64_t total = ParameterLayout(kConfig).elements;
-      const int64_t buckets = static_cast<int64_t>(rank.model.layout().buckets.size());
-      EXPECT_LE(rank.optimizer.m().elements(), (total + size - 1) / size + buckets * kNormBlock);
+      const int64_t buckets = static_cast<int64_t>(rank.trainer.model.layout().buckets.size());
+      EXPECT_LE(rank.trainer.optimizer.m().elements(),
+                (total + size - 1) / size + buckets * kNormBlock);
     }
   }
 }

@@ -5,9 +5,8 @@
 #include <algorithm>
 #include <map>
 
-#include "kernels/observed_ops.h"
-#include "src/model/plan.h"
-#include "src/parallel/data_parallel.h"
+#include "kernels/imagined_device.h"
+#include "src/train.h"
 #include "tests/parallel/step_model.h"
 
 namespace lathe::testing {
@@ -27,42 +26,25 @@ struct Case {
   DType dtype = DType::bf16;
 };
 
-// The step of src/train.cpp, as it is seen from outside.
+// The step of src/train.cpp.
 Schedule schedule_of(const Case& c) {
-  BoundlessDevice boundless;
-  Device* const device = &boundless;
-  const RunShape shape{.dtype = c.dtype,
-                       .batch_size = c.batch_size,
-                       .seq_len = c.config.seq_len,
-                       .micro_steps = c.micro_steps,
-                       .sharding = {c.ranks, c.bucket_elements},
-                       .sharded = c.sharded,
-                       .reduce_bf16 = c.reduce_bf16};
-  Arena arena(*device, plan_training(c.config, shape, device->ops(c.dtype)).total());
-  GPT2 model(c.config, c.dtype, shape.batch_size, shape.seq_len, *device, arena, Recompute::none,
-             shape.sharding);
-  Optimizer optimizer({}, model.weights(), model.gradients(), model.layout(), *device, arena,
-                      {0, c.sharded});
-  StepState state(*device, arena, c.micro_steps);
+  const std::unique_ptr<Device> cpu = make_cpu_device();
+  ImaginedDevice device(*cpu);
   Schedule schedule;
   AbsentRanks ranks(c.ranks, schedule);
-  DataParallel parallel(ranks, *device, model, optimizer, state, c.reduce_bf16, arena, 0);
-  const ScheduleOps ops(model.ops(), schedule);
-  model.use(ops);
-  const MicroBatch batch{
-      arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len}),
-      arena.allocate(MemoryCategory::batch, DType::int32, {shape.batch_size, shape.seq_len}),
-      state.inputs(0)};
-  parallel.begin_step(0);
-  for (int64_t m = 0; m < c.micro_steps; ++m) {
-    model.forward(batch, true, m == 0 ? parallel.weights_needed() : WeightsNeeded());
-    model.loss_and_backward(batch, 1, state.device_results(), m > 0,
-                            m + 1 == c.micro_steps ? parallel.gradient_ready() : GradientReady());
-  }
-  parallel.finish_gradients();
-  optimizer.sum_squares(ops);
-  parallel.add_up_squares();
-  optimizer.update(ops, state, parallel.embeddings_needed());
+  Arena arena(device, kBoundless);
+  Trainer trainer(c.config, {},
+                  {.dtype = c.dtype,
+                   .batch_size = c.batch_size,
+                   .seq_len = c.config.seq_len,
+                   .micro_steps = c.micro_steps,
+                   .bucket_elements = c.bucket_elements,
+                   .zero_stage = c.sharded ? 1 : 0,
+                   .reduce_bf16 = c.reduce_bf16},
+                  device, ranks, arena);
+  const ScheduleOps ops(trainer.model.ops(), schedule);
+  trainer.model.use(ops);
+  enqueue_step(trainer, 0);
   return schedule;
 }
 

@@ -4,7 +4,6 @@
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <string>
@@ -79,36 +78,6 @@ class Schedule {
 
  private:
   std::vector<Entry> entries_;
-};
-
-// A CPU with as much memory as is asked for: what nobody touches takes none.
-class BoundlessDevice final : public Device {
- public:
-  std::string_view kind() const override { return real_->kind(); }
-  std::string name() const override { return real_->name(); }
-  double peak_flops(DType dtype) const override { return real_->peak_flops(dtype); }
-  void* allocate(size_t bytes) override {
-    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    LATHE_CHECK(memory != MAP_FAILED);
-    return memory;
-  }
-  void release(void* memory, size_t bytes) noexcept override { munmap(memory, bytes); }
-  void upload(const Tensor& to, const void* from) override { real_->upload(to, from); }
-  void download(void* to, const Tensor& from) override { real_->download(to, from); }
-  void zero(const Tensor&) override {}
-  void copy(const Tensor&, const Tensor&) override {}
-  void synchronize() override {}
-  bool asynchronous() const override { return false; }
-  void replay(int, const std::function<void()>& body) override { body(); }
-  void read_back(int slot, const Tensor& from) override { real_->read_back(slot, from); }
-  void collect(int slot, void* to) override { real_->collect(slot, to); }
-  void mark(int) override {}
-  double milliseconds_between(int, int) override { return 0; }
-  const Ops& ops(DType dtype) override { return real_->ops(dtype); }
-
- private:
-  std::unique_ptr<Device> real_ = make_cpu_device();
 };
 
 // Operations that are noted and not done.

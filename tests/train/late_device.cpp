@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "kernels/device/arena.h"
-#include "kernels/observed_ops.h"
+#include "kernels/ops.h"
 
 namespace lathe {
 namespace {
@@ -57,77 +57,22 @@ class Queue {
   std::vector<Work>* recording_ = nullptr;
 };
 
-class LateOps final : public ObservedOps {
+class LateOps final : public ImplementsOps<LateOps> {
  public:
-  LateOps(const Ops& real, Queue& queue) : ObservedOps(real), real_(real), queue_(queue) {}
+  LateOps(const Ops& real, Queue& queue) : real_(real), queue_(queue) {}
 
-  void embedding_forward(const EmbeddingForward& args, const Tensor& workspace) const override {
-    later(&Ops::embedding_forward, args, workspace);
-  }
-  void embedding_backward(const EmbeddingBackward& args, const Tensor& workspace) const override {
-    later(&Ops::embedding_backward, args, workspace);
-  }
-  void layernorm_forward(const LayerNormForward& args, const Tensor& workspace) const override {
-    later(&Ops::layernorm_forward, args, workspace);
-  }
-  void layernorm_backward(const LayerNormBackward& args, const Tensor& workspace) const override {
-    later(&Ops::layernorm_backward, args, workspace);
-  }
-  void linear_forward(const LinearForward& args, const Tensor& workspace) const override {
-    later(&Ops::linear_forward, args, workspace);
-  }
-  void linear_backward(const LinearBackward& args, const Tensor& workspace) const override {
-    later(&Ops::linear_backward, args, workspace);
-  }
-  void gelu_forward(const GeluForward& args, const Tensor& workspace) const override {
-    later(&Ops::gelu_forward, args, workspace);
-  }
-  void gelu_backward(const GeluBackward& args, const Tensor& workspace) const override {
-    later(&Ops::gelu_backward, args, workspace);
-  }
-  void attention_forward(const AttentionForward& args, const Tensor& workspace) const override {
-    later(&Ops::attention_forward, args, workspace);
-  }
-  void attention_backward(const AttentionBackward& args, const Tensor& workspace) const override {
-    later(&Ops::attention_backward, args, workspace);
-  }
-  void attention_cached(const AttentionCached& args, const Tensor& workspace) const override {
-    later(&Ops::attention_cached, args, workspace);
-  }
-  void logits(const Logits& args, const Tensor& workspace) const override {
-    later(&Ops::logits, args, workspace);
-  }
-  void linear_cross_entropy(const LinearCrossEntropy& args,
-                            const Tensor& workspace) const override {
-    later(&Ops::linear_cross_entropy, args, workspace);
-  }
-  void begin_step(const BeginStep& args, const Tensor& workspace) const override {
-    later(&Ops::begin_step, args, workspace);
-  }
-  void square_sums(const SquareSums& args, const Tensor& workspace) const override {
-    later(&Ops::square_sums, args, workspace);
-  }
-  void clip_scale(const ClipScale& args, const Tensor& workspace) const override {
-    later(&Ops::clip_scale, args, workspace);
-  }
-  void adamw(const AdamW& args, const Tensor& workspace) const override {
-    later(&Ops::adamw, args, workspace);
-  }
-  void cast(const Cast& args, const Tensor& workspace) const override {
-    later(&Ops::cast, args, workspace);
-  }
+  DType dtype() const override { return real_.dtype(); }
 
- protected:
-  bool before(const Call&) const override { return false; }
+  template <typename Args>
+  void call(const Args& args, const Tensor& workspace) const {
+    queue_.push([&real = real_, args, workspace] { real.run(args, workspace); });
+  }
+  template <typename Args>
+  size_t bytes(const Args& args) const {
+    return real_.workspace_bytes(args);
+  }
 
  private:
-  template <typename Args>
-  void later(void (Ops::*operation)(const Args&, const Tensor&) const, const Args& args,
-             const Tensor& workspace) const {
-    queue_.push(
-        [&real = real_, operation, args, workspace] { (real.*operation)(args, workspace); });
-  }
-
   const Ops& real_;
   Queue& queue_;
 };

@@ -1,4 +1,4 @@
-#include "src/resume.h"
+#include "src/train/resume.h"
 
 #include <charconv>
 #include <cmath>

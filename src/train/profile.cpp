@@ -1,4 +1,4 @@
-#include "src/profile.h"
+#include "src/train/profile.h"
 
 #include "kernels/device/standard_streams.h"
 
@@ -44,8 +44,8 @@ void RangedOps::after(const Call&) const {
 
 StepProfile::StepProfile(Run& run)
     : run_(run),
-      plain_(run.model.ops()),
-      ops_(plain_, run.device),
+      plain_(run.trainer.model.ops()),
+      ops_(plain_, run.trainer.device),
       first_(run.options().profile_begin),
       last_(run.options().profile_end - 1) {
   if (last_ < first_ || first_ > run.first_step) return;
@@ -62,20 +62,20 @@ StepProfile::~StepProfile() {
 
 void StepProfile::begin(int64_t step) {
   if (step != first_ || last_ < first_) return;
-  profiling_ = run_.device.start_profile();
+  profiling_ = run_.trainer.device.start_profile();
   if (!profiling_) {
-    say(run_, fmt::format("no profiler can watch the device {}", run_.device.kind()));
+    say(run_, fmt::format("no profiler can watch the device {}", run_.trainer.device.kind()));
     return;
   }
-  run_.model.use(ops_);
-  run_.device.observe_parts(&ops_);
+  run_.trainer.model.use(ops_);
+  run_.trainer.device.observe_parts(&ops_);
 }
 
 void StepProfile::replay(int key, const std::function<void()>& body) {
   if (profiling_)
     body();
   else
-    run_.device.replay(key, body);
+    run_.trainer.device.replay(key, body);
 }
 
 void StepProfile::end(int64_t step) {
@@ -84,9 +84,9 @@ void StepProfile::end(int64_t step) {
 
 void StepProfile::stop() {
   profiling_ = false;
-  run_.device.observe_parts(nullptr);
-  run_.model.use(plain_);
-  run_.device.stop_profile();
+  run_.trainer.device.observe_parts(nullptr);
+  run_.trainer.model.use(plain_);
+  run_.trainer.device.stop_profile();
 }
 
 }  // namespace lathe

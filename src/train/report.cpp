@@ -1,4 +1,4 @@
-#include "src/report.h"
+#include "src/train/report.h"
 
 #include <algorithm>
 #include <fstream>
@@ -24,14 +24,13 @@ std::string counts_line(const GPT2Config& config) {
                      counts.without_position_embeddings);
 }
 
-std::string numbers_line(const RunShape& shape) {
+std::string numbers_line(const StepShape& shape) {
   std::string numbers(name_of(shape.dtype));
   if (shape.recompute == Recompute::none) return numbers;
   return fmt::format("{}, recompute {}", numbers, name_of(shape.recompute));
 }
 
-std::string step_line(const RunShape& shape) {
-  const int64_t ranks = shape.sharding.ranks;
+std::string step_line(const StepShape& shape, int64_t ranks) {
   return fmt::format("{} tokens: {} sequences x {} tokens x {} micro-steps{}",
                      shape.batch_size * shape.seq_len * shape.micro_steps * ranks, shape.batch_size,
                      shape.seq_len, shape.micro_steps,
@@ -39,10 +38,10 @@ std::string step_line(const RunShape& shape) {
 }
 
 // How the gradients cross the network.
-std::string parallel_line(const Setup& setup) {
-  const RunShape& shape = setup.shape;
-  const size_t buckets = ParameterLayout(setup.options.gpt2, shape.sharding).buckets.size();
-  return fmt::format("ZeRO stage {}, {} buckets, gradients reduced in {}", shape.sharded ? 1 : 0,
+std::string parallel_line(const Setup& setup, int64_t ranks) {
+  const Sharding sharding{ranks, setup.shape.bucket_elements};
+  const size_t buckets = ParameterLayout(setup.options.gpt2, sharding).buckets.size();
+  return fmt::format("ZeRO stage {}, {} buckets, gradients reduced in {}", setup.shape.zero_stage,
                      buckets, setup.options.reduce_dtype);
 }
 
@@ -61,71 +60,6 @@ double median(std::vector<double> values) {
   std::nth_element(values.begin(), middle, values.end());
   return *middle;
 }
-
-}  // namespace
-
-std::string_view name_of(Phase phase) {
-  switch (phase) {
-    case Phase::forward:
-      return "forward";
-    case Phase::backward:
-      return "backward";
-    case Phase::optimizer:
-      return "optimizer";
-    case Phase::end:
-      break;
-  }
-  return "end";
-}
-
-StepClock::StepClock(Device& device, int64_t micro_steps, int set)
-    : device_(device), micro_steps_(micro_steps), set_(set) {}
-
-// In the order of the operations: forward and backward of each micro-step, optimizer, end.
-int StepClock::number_of(Phase phase, int64_t micro_step) const {
-  const int64_t first = set_ * (2 * micro_steps_ + 2);
-  switch (phase) {
-    case Phase::forward:
-      return static_cast<int>(first + 2 * micro_step);
-    case Phase::backward:
-      return static_cast<int>(first + 2 * micro_step + 1);
-    case Phase::optimizer:
-      return static_cast<int>(first + 2 * micro_steps_);
-    case Phase::end:
-      break;
-  }
-  return static_cast<int>(first + 2 * micro_steps_ + 1);
-}
-
-void StepClock::start(Phase phase, int64_t micro_step) {
-  const int mark = number_of(phase, micro_step);
-  if (mark != first_mark()) device_.pop_range();
-  device_.mark(mark);
-  if (phase != Phase::end) device_.push_range(name_of(phase), {});
-}
-
-std::vector<StepClock::Part> StepClock::parts() const {
-  std::vector<Part> parts;
-  const auto add = [&](Phase phase, int64_t micro_step) {
-    const int from = number_of(phase, micro_step);
-    parts.push_back({phase, from, from + 1});
-  };
-  for (int64_t m = 0; m < micro_steps_; ++m) add(Phase::forward, m), add(Phase::backward, m);
-  add(Phase::optimizer, 0);
-  return parts;
-}
-
-double StepClock::milliseconds(Phase phase) const {
-  const int64_t times = phase == Phase::optimizer ? 1 : micro_steps_;
-  double sum = 0;
-  for (int64_t m = 0; m < times; ++m) {  // each phase lasts until the next mark
-    const int from = number_of(phase, m);
-    sum += device_.milliseconds_between(from, from + 1);
-  }
-  return sum;
-}
-
-namespace {
 
 struct CommTimes {
   double total_ms = 0, exposed_ms = 0;
@@ -158,8 +92,9 @@ void print_setup(const Setup& setup, const Device& device, const World& world,
       {"parameters", counts_line(c)}};
   rows.insert(rows.end(), ranks.begin(), ranks.end());
   rows.emplace_back("numbers", numbers_line(setup.shape));
-  rows.emplace_back("step", step_line(setup.shape));
-  if (communicator.size() > 1) rows.emplace_back("parallel", parallel_line(setup));
+  rows.emplace_back("step", step_line(setup.shape, communicator.size()));
+  if (communicator.size() > 1)
+    rows.emplace_back("parallel", parallel_line(setup, communicator.size()));
   rows.emplace_back("resume",
                     setup.resume_from.empty() ? "a fresh run" : setup.resume_from.string());
   const std::string plan = "memory plan\n" + to_string(setup.plan);
@@ -176,7 +111,7 @@ Report::Report(Run& run)
     : run_(run),
       flops_per_step_(run.options().gpt2.flops_per_token(run.options().gpt2.seq_len) *
                       static_cast<double>(run.tokens_per_step())),
-      peak_flops_(run.device.peak_flops(run.setup().shape.dtype)),
+      peak_flops_(run.trainer.device.peak_flops(run.setup().shape.dtype)),
       // Of several ranks the launcher passes the output on: nothing is redrawn there.
       console_({.live = run.ranks() > 1 ? std::optional(false) : std::nullopt,
                 .log_interval = run.options().log_interval}) {
@@ -198,15 +133,15 @@ void Report::write_config() const {
              std::string(kConfigHead) + run_.options().resolved);
 }
 
-void Report::step(int64_t steps_done, const StepResults& results, double lr,
-                  const StepClock& clock) {
+void Report::step(int64_t steps_done, const StepResults& results, int slot) {
+  const StepClock& clock = run_.trainer.clocks[static_cast<size_t>(slot)];
   const auto now = std::chrono::steady_clock::now();
   const double seconds =
       std::chrono::duration<double>(now - std::max(told_, clock.begun())).count();
   told_ = now;
   StepMetrics m{.step = steps_done,
                 .loss = results.loss,
-                .lr = lr,
+                .lr = learning_rate(run_.options(), steps_done - 1),
                 .grad_norm = results.grad_norm,
                 .dt_ms = 1e3 * seconds,
                 .forward_ms = clock.milliseconds(Phase::forward),
@@ -219,9 +154,9 @@ void Report::step(int64_t steps_done, const StepResults& results, double lr,
   if (peak_flops_ > 0) m.mfu = flops_per_step_ / seconds / peak_flops_ / run_.ranks();
   step_ms_.push_back(1e3 * seconds);
   double exposed = 0;
-  const auto spans = run_.parallel.spans(static_cast<int>((steps_done - 1) % 2));
+  const auto spans = run_.trainer.parallel.spans(slot);
   if (!spans.empty()) {
-    const CommTimes times = comm_times(run_.device, spans);
+    const CommTimes times = comm_times(run_.trainer.device, spans);
     m.comm_ms = times.total_ms;
     m.comm_exposed_ms = exposed = times.exposed_ms;
   }
@@ -250,7 +185,7 @@ void Report::sample(Run& run, const std::function<bool()>& stop) {
   const Tokenizer& tokenizer = *run.setup().tokenizer;
   try {
     generate_text(
-        *run.decoder, tokenizer, default_prompt(tokenizer), run.options().sample_tokens,
+        *run.trainer.decoder, tokenizer, default_prompt(tokenizer), run.options().sample_tokens,
         {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
         [&](std::string_view part) { text += part; }, stop);
   } catch (const LogitsNotFinite& error) {  // the steps tell whether the run can go on
@@ -277,7 +212,7 @@ void Report::spread() {
   const double mine = median(busy_ms_);
   busy_ms_.clear();
   std::vector<double> all(static_cast<size_t>(run_.ranks()));
-  run_.communicator.exchange(all.data(), &mine, sizeof(mine));
+  run_.trainer.communicator.exchange(all.data(), &mine, sizeof(mine));
   if (!tells()) return;
   const auto [least, most] = std::minmax_element(all.begin(), all.end());
   console_.print(fmt::format("ranks: busy {:.1f} ms a step (rank {}) to {:.1f} ms (rank {})",

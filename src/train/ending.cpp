@@ -1,4 +1,4 @@
-#include "src/ending.h"
+#include "src/train/ending.h"
 
 #include <limits>
 #include <vector>
@@ -20,7 +20,7 @@ bool Ending::ask_all() {
   if (run_.ranks() == 1) return wanted();
   const char mine = wanted() ? 1 : 0;
   std::vector<char> all(static_cast<size_t>(run_.ranks()));
-  run_.communicator.exchange(all.data(), &mine, sizeof(mine));
+  run_.trainer.communicator.exchange(all.data(), &mine, sizeof(mine));
   for (const char vote : all) known_to_all_ = known_to_all_ || vote != 0;
   return known_to_all_;
 }

@@ -1,4 +1,4 @@
-#include "src/trace.h"
+#include "src/train/trace.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -40,13 +40,15 @@ std::string members_of(const TracingOps::Stretch& stretch) {
 
 void TracingOps::clear() {
   stretches_.clear();
-  next_mark_ = first_mark_;
+  marked_ = 0;
   parts_ = 0;
 }
 
 int TracingOps::mark() const {
-  device_.mark(next_mark_);
-  return next_mark_++;
+  if (marked_ == marks_.size()) marks_.push_back(device_.take_marks(1));
+  const int number = marks_[marked_++];
+  device_.mark(number);
+  return number;
 }
 
 bool TracingOps::before(const Call& call) const {
@@ -76,8 +78,8 @@ void TracingOps::after(const Call&) const {
 
 StepTrace::StepTrace(Run& run, const std::string& file)
     : run_(run),
-      plain_(run.model.ops()),
-      ops_(plain_, run.device, run.parallel.end_of_marks()),
+      plain_(run.trainer.model.ops()),
+      ops_(plain_, run.trainer.device),
       traced_step_(file.empty() ? -1 : run.first_step + kWarmUpSteps + kTracedSteps - 1) {
   // A run that is taken up again with the same flags may have less to do than that.
   if (traced_step_ >= run.options().steps) {
@@ -93,18 +95,18 @@ void StepTrace::begin(int64_t step) {
   if (traced_step_ < 0) return;
   tracing_ = step <= traced_step_ && step > traced_step_ - kTracedSteps;
   if (tracing_ && step == traced_step_ - kTracedSteps + 1) {
-    run_.model.use(ops_);
-    run_.device.observe_parts(&ops_);
+    run_.trainer.model.use(ops_);
+    run_.trainer.device.observe_parts(&ops_);
   } else if (step == traced_step_ + 1) {
-    run_.model.use(plain_);
-    run_.device.observe_parts(nullptr);
+    run_.trainer.model.use(plain_);
+    run_.trainer.device.observe_parts(nullptr);
   }
   if (tracing_) ops_.clear();
 }
 
-void StepTrace::end(int64_t step, const StepClock& clock) {
+void StepTrace::end(int64_t step, int slot) {
   if (step != traced_step_) return;
-  const std::vector<std::string> all = run_.communicator.exchange_text(events(clock));
+  const std::vector<std::string> all = run_.trainer.communicator.exchange_text(events(slot));
   if (!file_) return;
   std::string text =
       "{\"displayTimeUnit\":\"ms\",\"otherData\":" + about() + ",\"traceEvents\":[\n";
@@ -117,9 +119,9 @@ void StepTrace::end(int64_t step, const StepClock& clock) {
 // What was run, and on what (rank 0's device), so that the file speaks for itself.
 std::string StepTrace::about() const {
   const TrainOptions& o = run_.options();
-  const RunShape& shape = run_.setup().shape;
-  return nlohmann::ordered_json{{"device", run_.device.name()},
-                                {"kind", std::string(run_.device.kind())},
+  const StepShape& shape = run_.setup().shape;
+  return nlohmann::ordered_json{{"device", run_.trainer.device.name()},
+                                {"kind", std::string(run_.trainer.device.kind())},
                                 {"dtype", o.dtype},
                                 {"tf32", o.cuda.tf32},
                                 {"model", o.model},
@@ -133,23 +135,24 @@ std::string StepTrace::about() const {
 }
 
 // Times count from the step's beginning on each rank.
-std::string StepTrace::events(const StepClock& clock) const {
+std::string StepTrace::events(int slot) const {
+  const StepClock& clock = run_.trainer.clocks[static_cast<size_t>(slot)];
   const int rank = run_.rank(), origin = clock.first_mark();
   std::string text = label("process_name", rank, 0, fmt::format("rank {}", rank)) +
-                     label("thread_name", rank, kDeviceRow, run_.device.kind()) +
+                     label("thread_name", rank, kDeviceRow, run_.trainer.device.kind()) +
                      label("thread_name", rank, kPhaseRow, "phases");
   const auto add = [&](std::string_view name, int row, int from, int to,
                        std::string_view more = {}) {
-    text += event(name, rank, row, run_.device.milliseconds_between(origin, from),
-                  run_.device.milliseconds_between(from, to), more);
+    text += event(name, rank, row, run_.trainer.device.milliseconds_between(origin, from),
+                  run_.trainer.device.milliseconds_between(from, to), more);
   };
   for (const StepClock::Part& phase : clock.parts())
     add(name_of(phase.phase), kPhaseRow, phase.from, phase.to, R"(,"cat":"phase")");
   for (const TracingOps::Stretch& stretch : ops_.stretches())
     add(stretch.name, kDeviceRow, stretch.from, stretch.to, members_of(stretch));
   if (run_.ranks() == 1) return text;
-  text += label("thread_name", rank, kCommunicationRow, run_.communicator.kind());
-  for (const Span& span : run_.parallel.spans(static_cast<int>(traced_step_ % 2))) {
+  text += label("thread_name", rank, kCommunicationRow, run_.trainer.communicator.kind());
+  for (const Span& span : run_.trainer.parallel.spans(slot)) {
     add(span.waits ? std::string("wait: ") + span.what : span.what,
         span.waits ? kDeviceRow : kCommunicationRow, span.from, span.to,
         span.waits ? R"(,"cat":"wait")" : R"(,"cat":"communication")");

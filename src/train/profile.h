@@ -6,7 +6,7 @@
 #include <string>
 
 #include "kernels/observed_ops.h"
-#include "src/run.h"
+#include "src/train/run.h"
 
 namespace lathe {
 

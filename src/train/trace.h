@@ -10,16 +10,14 @@
 
 #include "kernels/observed_ops.h"
 #include "src/io/file.h"
-#include "src/report.h"
-#include "src/run.h"
+#include "src/train/run.h"
 
 namespace lathe {
 
 // A table of operations that marks when each begins and ends, and when each of its parts begins.
 class TracingOps final : public ObservedOps, public PartObserver {
  public:
-  TracingOps(const Ops& real, Device& device, int first_mark)
-      : ObservedOps(real), device_(device), first_mark_(first_mark), next_mark_(first_mark) {}
+  TracingOps(const Ops& real, Device& device) : ObservedOps(real), device_(device) {}
 
   // An operation, or a part of the operation before it; it lies between two marks.
   struct Stretch {
@@ -48,8 +46,8 @@ class TracingOps final : public ObservedOps, public PartObserver {
   int mark() const;
 
   Device& device_;
-  int first_mark_;
-  mutable int next_mark_;
+  mutable std::vector<int> marks_;  // that it has taken of the device
+  mutable size_t marked_ = 0;       // of these, since clear()
   mutable std::vector<Stretch> stretches_;
   mutable int64_t layer_ = kNoLayer;
   mutable size_t parts_ = 0;        // of all operations
@@ -64,20 +62,20 @@ class StepTrace {
   // Does nothing where `file` is empty, or where the run ends before that step, which is said.
   // UserError where it cannot be written.
   StepTrace(Run& run, const std::string& file);
-  ~StepTrace() { run_.device.observe_parts(nullptr); }
+  ~StepTrace() { run_.trainer.device.observe_parts(nullptr); }
   StepTrace(const StepTrace&) = delete;
   StepTrace& operator=(const StepTrace&) = delete;
 
   // Before a step is enqueued, and the key that it is to be recorded under.
   void begin(int64_t step);
-  int key(int otherwise) const { return tracing_ ? kKey : otherwise; }
-  // When the results of `step` are here; all ranks. Rank 0 writes the file.
-  void end(int64_t step, const StepClock& clock);
-
-  static constexpr int kKey = 100;  // beside the loop's own
+  int key(int otherwise) const {
+    return tracing_ ? static_cast<int>(Trainer::kTracedStep) : otherwise;
+  }
+  // When the results of `step`, which was in `slot`, are here; all ranks. Rank 0 writes the file.
+  void end(int64_t step, int slot);
 
  private:
-  std::string events(const StepClock& clock) const;
+  std::string events(int slot) const;
   std::string about() const;
 
   Run& run_;

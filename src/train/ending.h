@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "src/io/signals.h"
-#include "src/run.h"
+#include "src/train/run.h"
 
 namespace lathe {
 

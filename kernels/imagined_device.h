@@ -1,0 +1,53 @@
+// A device that computes nothing, on memory that nobody backs. What is built on it asks for the
+// memory, and the workspaces, that it would ask a real device for: that is how memory is planned.
+#pragma once
+
+#include <map>
+
+#include "kernels/device/arena.h"
+#include "kernels/device/device.h"
+#include "kernels/observed_ops.h"
+
+namespace lathe {
+
+// Tensors have addresses that nobody may read. `real` outlives it.
+class ImaginedDevice : public Device {
+ public:
+  explicit ImaginedDevice(Device& real) : real_(real) {}
+
+  std::string_view kind() const override { return real_.kind(); }
+  std::string name() const override { return real_.name(); }
+  double peak_flops(DType dtype) const override { return real_.peak_flops(dtype); }
+  void* allocate(size_t) override { return reinterpret_cast<void*>(kArenaAlignment); }
+  void release(void*, size_t) noexcept override {}
+  void upload(const Tensor&, const void*) override {}
+  void download(void*, const Tensor&) override {}
+  void zero(const Tensor&) override {}
+  void copy(const Tensor&, const Tensor&) override {}
+  void synchronize() override {}
+  bool asynchronous() const override { return false; }
+  void replay(int, const std::function<void()>& body) override { body(); }
+  void read_back(int, const Tensor&) override {}
+  void collect(int, void*) override {}
+  void mark(int) override {}
+  double milliseconds_between(int, int) override { return 0; }
+  // The real device's, which answer how much workspace they need and run nothing.
+  const Ops& ops(DType dtype) override {
+    return tables_.try_emplace(dtype, real_.ops(dtype)).first->second;
+  }
+
+ private:
+  Device& real_;
+  std::map<DType, RecordingOps> tables_;
+};
+
+// The bytes, by category, that build(device, arena) takes from an arena of `real`.
+template <typename Build>
+MemoryPlan count_memory(Device& real, const Build& build) {
+  ImaginedDevice device(real);
+  Arena arena(device, kBoundless);
+  build(device, arena);
+  return arena.used();
+}
+
+}  // namespace lathe

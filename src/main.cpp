@@ -1,0 +1,7 @@
+// build/train: src/train.cpp on each rank.
+#include "src/train.h"
+
+int main(int argc, char** argv) {
+  return lathe::run_ranks("train", argc, argv,
+                          [&](lathe::World& world) { return lathe::train(world, argc, argv); });
+}

@@ -1,0 +1,74 @@
+#include "src/train/run.h"
+
+#include "src/model/weights.h"
+#include "src/train/products.h"
+#include "src/train/save.h"
+
+namespace lathe {
+
+namespace {
+
+LoaderOptions loader_options(const TrainOptions& o, const std::string& split,
+                             const Communicator& communicator, const OpenShardFile& open) {
+  return {.directory = o.data,
+          .split = split,
+          .seq_len = o.gpt2.seq_len,
+          .batch_size = o.batch_size,
+          .micro_steps = o.micro_steps(communicator.size()),
+          .rank = communicator.rank(),
+          .world_size = communicator.size(),
+          .seed = o.seed,
+          .sampling = parse_sampling(o.sampling),
+          .vocab_size = static_cast<int32_t>(o.gpt2.vocab_size),
+          .open = open};
+}
+
+}  // namespace
+
+Run::Run(Setup setup, Device& device, Communicator& communicator)
+    : setup_(std::move(setup)),
+      arena_(device, setup_.plan.total()),
+      trainer(setup_.options.gpt2, setup_.options.optimizer, setup_.shape, device, communicator,
+              arena_),
+      loader(loader_options(setup_.options, "train", communicator, setup_.open)) {
+  const TrainOptions& o = setup_.options;
+  LATHE_CHECK(arena_.used() == setup_.plan, "plan and arena differ:\n{}{}", to_string(setup_.plan),
+              to_string(arena_.used()));
+  if (o.eval_only || (!o.benchmark && o.eval_interval > 0))
+    validation.emplace(loader_options(o, "val", communicator, setup_.open));
+
+  write_tuning_log(*this);  // empty as yet: a path that cannot be written is told now
+  const ParameterLayout& layout = trainer.model.layout();
+  if (!setup_.resume_from.empty()) {
+    restore_checkpoint(*this);
+  } else if (o.init == "random") {
+    trainer.set_masters(
+        [&](const Tensor& all) { initialize_parameters(layout, o.seed, all, device, o.init_std); });
+  } else {
+    trainer.set_masters(
+        [&](const Tensor& all) { read_model(o.init, o.gpt2, layout, all, device); });
+  }
+  trainer.round_weights(o.seed);
+}
+
+void Run::begin(int64_t step, const StepVote& vote) {
+  trainer.begin({.seed = options().seed,
+                 .step = step,
+                 .learning_rate = learning_rate(options(), step),
+                 .stop_vote = vote.stop,
+                 .first_loss = vote.loss});
+}
+
+void Run::upload(const Batch& from, int64_t micro_step) {
+  trainer.upload(micro_step, from.inputs.data(), from.targets.data());
+}
+
+void Run::upload_blanks() {
+  const auto tokens = static_cast<size_t>(setup_.shape.batch_size * setup_.shape.seq_len);
+  Batch blank;
+  blank.inputs.assign(tokens, 0);
+  blank.targets.assign(tokens, kIgnoredTarget);
+  for (int64_t m = 0; m < micro_steps(); ++m) upload(blank, m);
+}
+
+}  // namespace lathe

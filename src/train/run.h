@@ -1,0 +1,52 @@
+// A training run: the trainer, its data, and how far it has come.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "kernels/device/arena.h"
+#include "src/data/loader.h"
+#include "src/train/setup.h"
+#include "src/train/trainer.h"
+
+namespace lathe {
+
+// What a rank says with a step.
+struct StepVote {
+  double stop = 0;  // not 0: the run should end after it
+  double loss = 0;  // NaN: no rank may update anything
+};
+
+class Run {
+ public:
+  // Fresh weights, or those that setup.resume_from holds.
+  Run(Setup setup, Device& device, Communicator& communicator);
+
+  const TrainOptions& options() const { return setup_.options; }
+  const Setup& setup() const { return setup_; }
+  int rank() const { return trainer.rank(); }
+  int ranks() const { return trainer.ranks(); }
+  int64_t micro_steps() const { return setup_.shape.micro_steps; }
+  int64_t tokens_per_step() const { return trainer.tokens_per_step(); }  // of all ranks
+
+  // Starts a step: the loss is 0, the device knows learning rate, step and seed, and this rank's
+  // vote.
+  void begin(int64_t step, const StepVote& vote = {});
+  // Copies a batch to the device as micro-step m's.
+  void upload(const Batch& batch, int64_t micro_step);
+  // One without targets for each micro-step: this rank has none, and the others wait for it.
+  void upload_blanks();
+
+ private:
+  Setup setup_;
+  Arena arena_;
+
+ public:
+  Trainer trainer;
+  Loader loader;
+  std::optional<EvalLoader> validation;  // if there is a validation set and it is wanted
+  int64_t first_step = 0;                // steps done before this run
+  int64_t skipped_steps = 0;             // updates left out for a NaN or infinity, in all
+};
+
+}  // namespace lathe

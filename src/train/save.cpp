@@ -1,0 +1,133 @@
+#include "src/train/save.h"
+
+#include <functional>
+#include <optional>
+#include <sstream>
+
+#include "kernels/device/standard_streams.h"
+#include "src/io/checkpoint.h"
+#include "src/io/trainer_state.h"
+#include "src/model/weights.h"
+#include "src/parallel/agreement.h"
+#include "src/train/products.h"
+#include "src/train/resume.h"
+
+namespace lathe {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+TrainerState trainer_state(const Run& run, int64_t step) {
+  const TrainOptions& o = run.options();
+  const Device& device = run.trainer.device;
+  TrainerState s;
+  s.step = step;
+  s.tokens = step * run.tokens_per_step();
+  s.skipped_steps = run.skipped_steps;
+  s.seed = o.seed;
+  s.loader = {.sampling = o.sampling, .step = step};
+  s.layout = {.world_size = run.ranks(),
+              .zero_stage = run.trainer.optimizer.sharded() ? 1 : 0,
+              .threads = o.threads,
+              .cpu = device.name(),
+              .dtype = o.dtype,
+              .device = std::string(device.kind())};
+  s.matmul_plans = device.plans();
+  s.data_fingerprint = run.setup().data_fingerprint;
+  s.config = keys_of(o.resolved);
+  return s;
+}
+
+}  // namespace
+
+// Rank 0 makes the directory, everybody writes a file of moments into it, rank 0 also the weights;
+// when it knows the digests of all files the checkpoint appears under its name. What fails on one
+// rank, as on a disk that is full, fails on all, and rank 0 removes what is half done before it
+// ends.
+void save_checkpoint(Run& run, int64_t step, bool prune) {
+  share_plans(run);  // what was met since the first step, too
+  Trainer& trainer = run.trainer;
+  const TrainOptions& o = run.options();
+  const ParameterLayout& layout = trainer.model.layout();
+  const Tensor masters = trainer.gathered_masters();
+  std::optional<CheckpointWriter> writer;
+  const auto together = [&](const std::function<void()>& part) {
+    do_together(trainer.communicator, part, [&] { writer.reset(); });
+  };
+  together([&] {
+    if (run.rank() == 0) writer.emplace(o.out, step);
+  });
+  const fs::path directory = checkpoint_partial_path(o.out, step);
+  const Tokenizer* tokenizer = run.setup().tokenizer.get();
+  const std::optional<int32_t> end_of_text =
+      tokenizer ? tokenizer->end_of_text() : std::optional<int32_t>();
+  std::string lines;
+  together([&] {
+    WrittenFiles written =
+        write_optimizer(directory, layout, trainer.optimizer, trainer.device, run.rank());
+    if (writer) {
+      written.merge(write_model(directory, o.gpt2, layout, masters, trainer.device, end_of_text));
+    }
+    for (const auto& [name, digest] : written)
+      lines += fmt::format("{} {} {}\n", name, digest.size, digest.xxh128);
+  });
+  const std::vector<std::string> all = trainer.communicator.exchange_text(lines);
+  // Nobody ends, or saves the next, before this one is there.
+  together([&] {
+    if (!writer) return;
+    for (const std::string& text : all) {
+      std::istringstream words(text);
+      FileDigest digest;
+      for (std::string name; words >> name >> digest.size >> digest.xxh128;)
+        writer->add(name, digest);
+    }
+    if (tokenizer) {
+      std::optional<std::string_view> end;
+      if (end_of_text) end = tokenizer->token(*end_of_text);
+      writer->write("tokenizer.json", tokenizer->to_json());
+      writer->write("tokenizer_config.json", tokenizer_config_json(o.gpt2, end));
+    }
+    writer->write("trainer.json", to_json(trainer_state(run, step)));
+    writer->commit();
+    if (prune) prune_checkpoints(o.out, o.keep, step);
+  });
+}
+
+void restore_checkpoint(Run& run) {
+  const fs::path& from = run.setup().resume_from;
+  const TrainOptions& o = run.options();
+  Trainer& trainer = run.trainer;
+  Device& device = trainer.device;
+  const ParameterLayout& layout = trainer.model.layout();
+  const TrainerState s = read_trainer_state(from / "trainer.json");
+  const ConfigKeys now = keys_of(o.resolved);
+  const Manifest manifest = read_manifest(from);
+  refuse_changes(s.config, now, from);
+  refuse_unfit(s, manifest, o, from);
+  if (s.step > 0 && s.tokens != s.step * run.tokens_per_step()) {
+    throw UserError(
+        "{} was made with {} tokens a step, now they are {} (--batch-size {} x --seq-len {} x {} "
+        "rank{} x {} micro-step{}): give --total-batch-size {}, or begin anew with --resume never "
+        "and another --out",
+        from.string(), s.tokens / s.step, run.tokens_per_step(), trainer.shape.batch_size,
+        trainer.shape.seq_len, run.ranks(), run.ranks() == 1 ? "" : "s", run.micro_steps(),
+        run.micro_steps() == 1 ? "" : "s", s.tokens / s.step);
+  }
+  const std::string difference =
+      difference_to(s, now, run.setup().data_fingerprint, run.ranks(), device);
+  if (!difference.empty() && run.rank() == 0) {
+    say(fmt::format("train: {} {}: the run goes on, but not bit for bit", from.string(),
+                    difference));
+  }
+  if (same_products(s.config, now, device) && s.layout.cpu == device.name())
+    device.load_plans(s.matmul_plans);
+  trainer.set_masters([&](const Tensor& all) { read_model(from, o.gpt2, layout, all, device); });
+  read_optimizer(from, optimizer_ranks(from, manifest), layout, trainer.optimizer, device);
+  run.first_step = s.step;
+  run.skipped_steps = s.skipped_steps;
+  trainer.state.set_results({.updates = s.step - s.skipped_steps});
+  run.loader.restore({.step = s.loader.step, .micro_step = 0});
+}
+
+}  // namespace lathe

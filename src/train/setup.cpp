@@ -1,0 +1,214 @@
+#include "src/train/setup.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdlib>
+#include <thread>
+
+#include "src/io/checkpoint.h"
+#include "src/io/toml.h"
+#include "src/model/weights.h"
+#include "src/parallel/agreement.h"
+#include "src/parallel/mpi_file.h"
+#include "src/train/resume.h"
+
+namespace lathe {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// Shares of a bucket are whole blocks of the norm; with fewer than this many a share's last block,
+// which is padding for the most part, would weigh too much.
+constexpr int64_t kLeastBlocksOfShare = 16;
+
+int64_t bucket_elements(const TrainOptions& o, int64_t ranks) {
+  const int64_t wanted = o.bucket_mb * (int64_t{1} << 20) / int64_t{sizeof(float)};
+  const int64_t least = ranks > 1 && wanted > 0 ? ranks * kLeastBlocksOfShare * kNormBlock : 0;
+  return std::max(wanted, least);
+}
+
+// Before anything is said of what the directory lacks.
+void require_readable_data(const std::string& data) {
+  if (data.empty()) return;
+  std::error_code error;
+  const fs::directory_iterator readable(data, error);
+  if (!error) return;
+  throw UserError(
+      "cannot read the data directory {}: {}; --data names one that build/prepare wrote", data,
+      error.message());
+}
+
+// Nobody wants to know the loss of random weights unless they say so: a mistyped --out has none.
+void require_weights_to_evaluate(const TrainOptions& o, const fs::path& resume_from) {
+  const bool asked = o.init != "random" || o.source_of("init") == FlagSource::command_line;
+  if (!o.eval_only || !resume_from.empty() || asked) return;
+  const std::string found = o.out.empty() ? "" : ", for --out " + o.out + " holds no checkpoint";
+  throw UserError(
+      "--eval-only has no weights to evaluate{}: name a run by --out, a checkpoint by --resume "
+      "or a model by --init, which may be random",
+      o.resume == "never" ? "" : found);
+}
+
+// Sizes are those of the weights. A flag that says otherwise is an error, unless it stands in a
+// file and --init on the command line.
+void refuse_other_sizes(const TrainOptions& o, const GPT2Config& asked, const GPT2Config& opened,
+                        const fs::path& weights) {
+  const auto refuse = [&](const char* flag, const auto& wanted, const auto& found) {
+    const FlagSource source = o.source_of(flag);
+    if (wanted == found || source == FlagSource::preset || source < o.source_of("init")) return;
+    throw UserError("--{} is {}, but the model in {} has {}: take the flag away, or --init", flag,
+                    wanted, weights.string(), found);
+  };
+  refuse("n-layer", asked.n_layer, opened.n_layer);
+  refuse("n-head", asked.n_head, opened.n_head);
+  refuse("n-embd", asked.n_embd, opened.n_embd);
+  if (asked.vocab_size > 0) refuse("vocab-size", asked.vocab_size, opened.vocab_size);
+  refuse("bias", asked.bias, opened.bias);
+  refuse("gelu", name_of(asked.gelu), name_of(opened.gelu));
+}
+
+}  // namespace
+
+std::unique_ptr<Device> make_rank_device(const TrainOptions& options, const Place& place) {
+  CudaDeviceOptions cuda = options.cuda;
+  // Of several ranks on this host, or of nobody knows how many.
+  if (const int count = place.local_size != 1 ? cuda_device_count() : 0; count > 0)
+    cuda.index = place.local_rank % count;
+  int threads = options.threads;
+  if (threads == 0 && place.local_size > 1 && std::getenv("OMP_NUM_THREADS") == nullptr) {
+    // A rank that its launcher has bound to some cores may use them all.
+    cpu_set_t cores;
+    CPU_ZERO(&cores);
+    sched_getaffinity(0, sizeof(cores), &cores);
+    const int mine = CPU_COUNT(&cores);
+    const bool bound = mine < static_cast<int>(std::thread::hardware_concurrency());
+    threads = std::max(1, bound ? mine : mine / place.local_size);
+  }
+  return make_device(options.device, threads, cuda);
+}
+
+CommunicatorOptions communicator_options(const TrainOptions& options) {
+  return {.kind = options.comm,
+          .timeout_seconds = static_cast<double>(options.comm_timeout),
+          .rendezvous = options.rendezvous};
+}
+
+Setup::Setup(const TrainOptions& given, Device& device, const World& world,
+             Communicator& communicator)
+    : options(given) {
+  require_readable_data(options.data);
+  if (options.reader == "mpi-io") open = mpi_shard_files(world);
+  data_fingerprint = lathe::data_fingerprint(options.data);
+  if (communicator.size() > 1) require_same_world(communicator, options.resolved, data_fingerprint);
+  GPT2Config& gpt2 = options.gpt2;
+  if (!options.data.empty()) {
+    if (gpt2.vocab_size == 0 && !has_tokenizer(options.data)) {
+      throw UserError(
+          "--vocab-size is missing: {} holds no tokenizer that tells it; give it, or put a "
+          "tokenizer.json, encoder.json + vocab.bpe or vocab.json + merges.txt beside the shards",
+          options.data);
+    }
+    // Shards from elsewhere (llm.c's, say) come without one: then the model's vocabulary counts.
+    if (has_tokenizer(options.data) || gpt2.vocab_size == 0)
+      tokenizer = load_tokenizer(options.data);
+    if (gpt2.vocab_size == 0) gpt2.vocab_size = tokenizer->vocab_size();
+    if (tokenizer && tokenizer->vocab_size() > gpt2.vocab_size) {
+      throw UserError("--vocab-size {} is too small: the data in {} use {} tokens", gpt2.vocab_size,
+                      options.data, tokenizer->vocab_size());
+    }
+  }
+  // One rank looks through the disk and reads what a checkpoint's manifest vouches for.
+  std::string chosen;
+  if (communicator.rank() == 0) {
+    if (options.writes()) {
+      lock = std::make_unique<DirectoryLock>(options.out);
+      remove_leftovers(options.out);
+    }
+    chosen = checkpoint_to_resume(options).string();
+  }
+  resume_from = communicator.exchange_text(chosen).front();
+  require_weights_to_evaluate(options, resume_from);
+  const fs::path weights = resume_from.empty() ? fs::path(options.init) : resume_from;
+  if (options.init != "random") take_sizes(weights, given.gpt2);
+  if (weights != "random") take_tokenizer(weights);
+  if (!tokenizer && options.sample_interval > 0) {
+    throw UserError(
+        "--sample-interval: {} holds no tokenizer to write samples with; put one beside the shards",
+        options.data);
+  }
+  validate(gpt2);
+  for (const auto& [key, value] :
+       std::initializer_list<std::pair<const char*, int64_t>>{{"n-layer", gpt2.n_layer},
+                                                              {"n-head", gpt2.n_head},
+                                                              {"n-embd", gpt2.n_embd},
+                                                              {"vocab-size", gpt2.vocab_size}}) {
+    options.resolve(key, fmt::format("{}", value));
+  }
+  options.resolve("bias", gpt2.bias ? "1" : "0");
+  options.resolve("gelu", toml_string(name_of(gpt2.gelu)));
+  shape = {.dtype = options.number_type(),
+           .batch_size = options.batch_size,
+           .seq_len = gpt2.seq_len,
+           .micro_steps = options.micro_steps(communicator.size()),
+           .decode_len = options.sample_interval > 0 && !options.benchmark ? gpt2.seq_len : 0,
+           .recompute = options.recompute,
+           .bucket_elements = bucket_elements(options, communicator.size()),
+           .zero_stage = options.zero_stage,
+           .reduce_bf16 = options.reduce_dtype == "bf16"};
+  plan_memory(device, communicator);
+  if (communicator.size() > 1 && options.writes()) require_one_out(communicator, options.out);
+}
+
+// A run that goes on keeps its number of logits at once, which bits depend on.
+void Setup::plan_memory(Device& device, Communicator& communicator) {
+  shape.logits_at_once = options.chunk_logits;
+  if (shape.logits_at_once == 0 && !resume_from.empty()) {
+    const TrainerState before = read_trainer_state(resume_from / "trainer.json");
+    const auto found = before.config.find("chunk-logits");
+    if (found != before.config.end() && before.layout.cpu == device.name())
+      std::from_chars(found->second.data(), found->second.data() + found->second.size(),
+                      shape.logits_at_once);  // stays 0 if that is no number
+  }
+  plan = plan_training_within(device.memory_bytes(), options.gpt2, options.optimizer, shape, device,
+                              communicator);
+  options.resolve("chunk-logits", fmt::format("{}", shape.logits_at_once));
+}
+
+// Token ids must mean the same to the weights and to the data.
+void Setup::take_tokenizer(const fs::path& weights) {
+  if (!has_tokenizer(weights)) return;
+  std::unique_ptr<Tokenizer> known = load_tokenizer(weights);
+  // Shards from elsewhere have none: the one that the weights came with goes on with them.
+  if (!tokenizer) {
+    if (known->vocab_size() <= options.gpt2.vocab_size) tokenizer = std::move(known);
+    return;
+  }
+  if (same_tokens(*known, *tokenizer)) return;
+  throw UserError(
+      "{} was made with another tokenizer than the data in {}: the same ids mean other texts; "
+      "prepare the data with the tokenizer of {}",
+      weights.string(), options.data, weights.string());
+}
+
+// Context length and dropout stay the user's to say; all else is what the weights are.
+void Setup::take_sizes(const fs::path& weights, const GPT2Config& asked) {
+  if (resume_from.empty()) verify_model(weights);
+  const GPT2Config opened = read_model_config(weights);
+  GPT2Config& gpt2 = options.gpt2;
+  refuse_other_sizes(options, asked, opened, weights);
+  if (tokenizer && tokenizer->vocab_size() > opened.vocab_size) {
+    throw UserError("{} has a vocabulary of {}, but the data in {} use {} tokens", weights.string(),
+                    opened.vocab_size, options.data, tokenizer->vocab_size());
+  }
+  if (gpt2.seq_len > opened.seq_len) {
+    throw UserError("--seq-len {} is beyond the {} positions of {}: lower it", gpt2.seq_len,
+                    opened.seq_len, weights.string());
+  }
+  gpt2 = {opened.n_layer, opened.n_head, opened.n_embd, opened.vocab_size,
+          gpt2.seq_len,   opened.bias,   gpt2.dropout,  opened.gelu};
+}
+
+}  // namespace lathe
