@@ -10,10 +10,10 @@
 
 #include "kernels/observed_ops.h"
 #include "profiling/matmul_floor.h"
+#include "src/comm/make_communicator.h"
 #include "src/flags.h"
 #include "src/model/weights.h"
 #include "src/options.h"
-#include "src/parallel/make_communicator.h"
 #include "src/train.h"
 
 namespace lathe {
@@ -64,7 +64,7 @@ struct Step {
               plan_training(options.gpt2, options.optimizer, shape, *device, *self).total()),
         trainer(options.gpt2, options.optimizer, shape, *device, *self, arena) {
     trainer.set_masters([this](const Tensor& all) {
-      initialize_parameters(trainer.model.layout(), 1, all, *device);
+      initialize_parameters(trainer.parameters->layout(), 1, all, *device);
     });
     trainer.round_weights(0);
     std::mt19937 random(1);
@@ -110,17 +110,17 @@ int profile(int argc, char** argv) {
   for (int i = 0; i < 2; ++i) step.run();
   std::vector<double> plain, floors, adamw;
   MatmulFloor floor(options.gpt2, options.number_type(), batch_size * seq_len);
-  const TimedOps timed(step.trainer.model.ops());
-  const Ops& real = step.trainer.model.ops();
+  const TimedOps timed(step.trainer.ops());
+  const Ops& real = step.trainer.ops();
   for (int64_t i = 0; i < steps;
        ++i) {  // in turn, so that a change of the machine's pace hits both
     plain.push_back(step.run());
     floors.push_back(floor.run());
-    step.trainer.model.use(timed);
+    step.trainer.use(timed);
     const double before = timed.totals["adamw"].ms;
     step.run();
     adamw.push_back(timed.totals["adamw"].ms - before);
-    step.trainer.model.use(real);
+    step.trainer.use(real);
   }
   double all = 0;
   for (const auto& [op, total] : timed.totals) all += total.ms;

@@ -5,7 +5,7 @@
 //   src/train/trainer.h   what a step needs, in device memory
 //   src/train/run.h       the trainer and its data
 //   src/model/gpt2.h      forward and backward
-//   src/parallel/         several ranks: data_parallel.h
+//   src/parallel/         what several ranks share, and when: data_parallel.h
 //   src/train/progress.h  steps under way, results, checkpoints
 //   src/train/report.h    console lines, metrics.jsonl
 //   src/train/ending.h    when a run ends early, and that it saves
@@ -26,21 +26,17 @@ namespace lathe {
 void enqueue_step(Trainer& t, int slot) {
   StepClock& clock = t.clocks[static_cast<size_t>(slot)];
   const double scale = 1.0 / static_cast<double>(t.tokens_per_step());
-  t.parallel.begin_step(slot);
+  t.parameters->begin_step(slot);
   for (int64_t m = 0; m < t.shape.micro_steps; ++m) {
-    const bool first = m == 0, last = m + 1 == t.shape.micro_steps;
+    t.parameters->begin_micro_step(/*last=*/m + 1 == t.shape.micro_steps);
     clock.start(Phase::forward, m);
-    t.model.forward(t.batch(m), /*training=*/true,
-                    first ? t.parallel.weights_needed() : WeightsNeeded());
+    t.model.forward(t.batch(m), /*training=*/true);
     clock.start(Phase::backward, m);
-    t.model.loss_and_backward(t.batch(m), scale, t.state.device_results(), /*accumulate=*/!first,
-                              last ? t.parallel.gradient_ready() : GradientReady());
+    t.model.loss_and_backward(t.batch(m), scale, t.state.device_results(), /*accumulate=*/m > 0);
   }
-  t.parallel.finish_gradients();
+  t.parameters->finish_gradients();
   clock.start(Phase::optimizer);
-  t.optimizer.sum_squares(t.model.ops());
-  t.parallel.add_up_squares();
-  t.optimizer.update(t.model.ops(), t.state, t.parallel.embeddings_needed());
+  t.optimizer.step(t.ops(), t.state);
   clock.start(Phase::end);
 }
 
@@ -68,7 +64,7 @@ void train_step(Run& run, int64_t step, Ending& ending, StepTrace& trace, StepPr
 std::optional<double> evaluate(Run& run, Ending& ending) {
   constexpr int64_t kBatchesBetweenQuestions = 8;  // to all ranks
   Trainer& t = run.trainer;
-  t.parallel.gather_weights();
+  t.parameters->gather_weights();
   const int64_t wanted = run.options().eval_batches;
   const int64_t batches =
       wanted > 0 ? std::min(wanted, run.validation->batches()) : run.validation->batches();
@@ -84,7 +80,7 @@ std::optional<double> evaluate(Run& run, Ending& ending) {
     targets += run.validation->counted_targets(b);
   }
   if (ending.ask_all()) return {};
-  t.parallel.add_up_loss();
+  t.parameters->add_up_loss();
   return t.state.results().loss / static_cast<double>(targets);
 }
 
@@ -124,12 +120,11 @@ int train_all(Run& run) {
     }
     if (!ending.agreed() && run.trainer.decoder && (due(o.sample_interval, step) || last)) {
       progress.collect_all();
-      run.trainer.parallel.gather_weights();
+      run.trainer.parameters->gather_weights();
       ending.tried([&] { report.sample(run, [&] { return ending.wanted(); }); });
     }
     if (due(o.replica_check_interval, step) && step > run.first_step) {
       progress.collect_all();
-      run.trainer.parallel.gather_weights();
       run.trainer.compare_replicas();
     }
     const bool leave = last || ending.agreed();

@@ -1,7 +1,7 @@
 // The training loop, and its step for all who take one: the program, tests and benchmarks.
 #pragma once
 
-#include "src/parallel/world.h"
+#include "src/comm/world.h"
 #include "src/train/trainer.h"
 
 namespace lathe {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "src/parallel/collective.h"
+#include "src/comm/collective.h"
 
 namespace lathe {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "src/parallel/communicator.h"
+#include "src/comm/communicator.h"
 
 namespace lathe {
 

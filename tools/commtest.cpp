@@ -4,9 +4,9 @@
 #include <CLI/CLI.hpp>
 
 #include "kernels/device/standard_streams.h"
+#include "src/comm/banner.h"
 #include "src/flags.h"
 #include "src/io/console.h"
-#include "src/parallel/banner.h"
 #include "tools/comm_measure.h"
 #include "tools/comm_network.h"
 

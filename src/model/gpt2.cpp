@@ -6,20 +6,19 @@
 
 namespace lathe {
 
-GPT2::GPT2(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len,
-           Device& device, Arena& arena, Recompute recompute, const Sharding& sharding,
+GPT2::GPT2(const GPT2Config& config, ParameterStore& parameters, int64_t batch_size,
+           int64_t seq_len, Device& device, Arena& arena, Recompute recompute,
            int64_t logits_at_once)
     : config_(config),
-      dtype_(dtype),
+      dtype_(parameters.weights().flat.dtype),
       batch_size_(batch_size),
       seq_len_(seq_len),
       recompute_(recompute),
       logits_at_once_(logits_at_once),
-      layout_(config, sharding),
-      ops_(&device.ops(dtype)),
-      weights_(layout_, arena.allocate(MemoryCategory::weights, dtype, {layout_.elements})),
-      gradients_(layout_, arena.allocate(MemoryCategory::gradients, accumulator_of(dtype),
-                                         {layout_.elements})) {
+      parameters_(parameters),
+      ops_(&device.ops(dtype_)),
+      weights_(parameters.weights()),
+      gradients_(parameters.gradients()) {
   LATHE_CHECK(seq_len >= 1 && seq_len <= config.seq_len && batch_size >= 1);
   allocate_activations(arena);
   allocate_workspace(arena);
@@ -57,7 +56,7 @@ void GPT2::allocate_workspace(Arena& arena) {
   const MicroBatch batch{tokens, tokens, &inputs};
   forward(batch, true);
   loss(batch, 1, &results);
-  loss_and_backward(batch, 1, &results, true, {});
+  loss_and_backward(batch, 1, &results, true);
   ops_ = real;
   workspace_ = arena.allocate(MemoryCategory::workspace, DType::uint8,
                               {static_cast<int64_t>(recorder.workspace())});
@@ -68,21 +67,18 @@ Dropout GPT2::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
   return {training ? config_.dropout : 0, static_cast<uint32_t>(layer), site, batch.inputs};
 }
 
-void GPT2::forward(const MicroBatch& batch, bool training, const WeightsNeeded& needed) {
-  const auto need = [&](int64_t layer) {
-    ops_->enter_layer(layer);
-    if (needed) needed(layer);
-  };
-  need(kEmbeddings);
+void GPT2::forward(const MicroBatch& batch, bool training) {
+  enter(Pass::forward, kEmbeddings);
   ops_->run(EmbeddingForward{.x_btc = embedded_,
                              .tokens_bt = batch.tokens_bt,
                              .wte_vc = weights_.wte,
                              .wpe_tc = weights_.wpe,
                              .dropout = dropout(0, DropoutSite::embedding, batch, training)},
             workspace_);
+  leave(Pass::forward, kEmbeddings);
   for (int64_t l = 0; l < config_.n_layer; ++l) {
     const GPT2Layer& w = weights_.layers[l];
-    need(l);
+    enter(Pass::forward, l);
     first_layernorm(l, batch, training);
     layer_forward(l, batch, training);
     ops_->run(LinearForward{.y_no = flat(projection_),
@@ -90,8 +86,9 @@ void GPT2::forward(const MicroBatch& batch, bool training, const WeightsNeeded& 
                             .weight_io = w.mlp_proj_weight,
                             .bias_o = w.mlp_proj_bias},
               workspace_);
+    leave(Pass::forward, l);
   }
-  need(config_.n_layer);
+  enter(Pass::forward, config_.n_layer);
   ops_->run(LayerNormForward{.out_btc = ln_f_,
                              .residual_out_btc = layers_.back().residual_out,
                              .mean_bt = ln_f_mean_,
@@ -103,6 +100,16 @@ void GPT2::forward(const MicroBatch& batch, bool training, const WeightsNeeded& 
                              .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection,
                                                 batch, training)},
             workspace_);
+  leave(Pass::forward, config_.n_layer);
+}
+
+void GPT2::enter(Pass pass, int64_t unit) {
+  ops_->enter_layer(unit);
+  parameters_.need(pass, unit);
+}
+
+void GPT2::leave(Pass pass, int64_t unit) {
+  parameters_.release(pass, unit);
   ops_->enter_layer(kNoLayer);
 }
 
@@ -193,56 +200,41 @@ void GPT2::make_again(int64_t l, const MicroBatch& batch) {
   if (recompute_ == Recompute::block) layer_forward(l, batch, true);
 }
 
-void GPT2::loss(const MicroBatch& batch, double scale, StepResults* results) {
+// The head's products belong to the layer of the last LayerNorm; its weights are the embeddings.
+LinearCrossEntropy GPT2::head(const MicroBatch& batch, double scale, StepResults* results) const {
   const int64_t n = batch_size_ * seq_len_;
-  ops_->enter_layer(config_.n_layer);
-  ops_->run(LinearCrossEntropy{.losses_n = losses_n_,
-                               .x_nc = ln_f_.reshaped({n, config_.n_embd}),
-                               .wte_vc = weights_.wte,
-                               .targets_n = batch.targets_bt.reshaped({n}),
-                               .vocab_size = config_.vocab_size,
-                               .scale = scale,
-                               .logits_at_once = logits_at_once_,
-                               .results = results},
-            workspace_);
-  ops_->enter_layer(kNoLayer);
+  return {.losses_n = losses_n_,
+          .x_nc = ln_f_.reshaped({n, config_.n_embd}),
+          .wte_vc = weights_.wte,
+          .targets_n = batch.targets_bt.reshaped({n}),
+          .vocab_size = config_.vocab_size,
+          .scale = scale,
+          .logits_at_once = logits_at_once_,
+          .results = results};
 }
 
-class GPT2::Announcer {
- public:
-  Announcer(const Tensor& flat, const GradientReady& ready)
-      : flat_(flat), ready_(ready), end_(flat.elements()) {}
-  // All gradients from `first` on are final.
-  void operator()(const Tensor& first) {
-    const int64_t begin = (static_cast<char*>(first.data) - static_cast<char*>(flat_.data)) /
-                          static_cast<int64_t>(size_of(flat_.dtype));
-    if (ready_) ready_(begin, end_);
-    end_ = begin;
-  }
-
- private:
-  const Tensor& flat_;
-  const GradientReady& ready_;
-  int64_t end_;  // of what is not announced yet
-};
+void GPT2::loss(const MicroBatch& batch, double scale, StepResults* results) {
+  ops_->enter_layer(config_.n_layer);
+  parameters_.need(Pass::forward, kEmbeddings);
+  ops_->run(head(batch, scale, results), workspace_);
+  leave(Pass::forward, kEmbeddings);
+}
 
 void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults* results,
-                             bool accumulate, const GradientReady& ready) {
-  const int64_t n = batch_size_ * seq_len_;
-  Announcer finished(gradients_.flat, ready);
-  ops_->enter_layer(config_.n_layer);
-  ops_->run(LinearCrossEntropy{.losses_n = losses_n_,
-                               .dx_nc = d_c_.reshaped({n, config_.n_embd}),
-                               .dwte_vc = gradients_.wte,
-                               .x_nc = ln_f_.reshaped({n, config_.n_embd}),
-                               .wte_vc = weights_.wte,
-                               .targets_n = batch.targets_bt.reshaped({n}),
-                               .vocab_size = config_.vocab_size,
-                               .scale = scale,
-                               .logits_at_once = logits_at_once_,
-                               .accumulate = accumulate,
-                               .results = results},
-            workspace_);
+                             bool accumulate) {
+  const int64_t last = config_.n_layer - 1, final = config_.n_layer;
+  ops_->enter_layer(final);
+  parameters_.need(Pass::backward, kEmbeddings);
+  parameters_.need_gradients(kEmbeddings);
+  LinearCrossEntropy args = head(batch, scale, results);
+  args.dx_nc = d_c_.reshaped({batch_size_ * seq_len_, config_.n_embd});
+  args.dwte_vc = gradients_.wte;
+  args.accumulate = accumulate;
+  ops_->run(args, workspace_);
+  parameters_.release(Pass::backward, kEmbeddings);
+  parameters_.need(Pass::backward, final);
+  parameters_.need_gradients(final);
+  parameters_.need_gradients(last);  // the bias of its last projection
   ops_->run(LayerNormBackward{.d_residual_btc = d_residual_,
                               .dx_btc = d_branch_,
                               .dweight_c = gradients_.ln_f_weight,
@@ -253,18 +245,20 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
                               .mean_bt = ln_f_mean_,
                               .rstd_bt = ln_f_rstd_,
                               .weight_c = weights_.ln_f_weight,
-                              .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection,
-                                                 batch, true),
+                              .dropout = dropout(last, DropoutSite::mlp_projection, batch, true),
                               .fresh = true,
                               .accumulate = accumulate},
             workspace_);
-  finished(gradients_.ln_f_weight);
-  for (int64_t l = config_.n_layer - 1; l >= 0; --l) {
-    ops_->enter_layer(l);
+  parameters_.gradients_final(gradients_.ln_f_slot);
+  leave(Pass::backward, final);
+  for (int64_t l = last; l >= 0; --l) {
+    enter(Pass::backward, l);
     make_again(l, batch);
-    layer_backward(l, batch, accumulate, finished);
+    mlp_backward(l, batch, accumulate);
+    attention_backward(l, batch, accumulate);
+    leave(Pass::backward, l);
   }
-  ops_->enter_layer(kEmbeddings);
+  ops_->enter_layer(kEmbeddings);  // whose weights it does not read
   ops_->run(EmbeddingBackward{.dwte_vc = gradients_.wte,
                               .dwpe_tc = gradients_.wpe,
                               .dx_btc = d_residual_,
@@ -273,62 +267,70 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
                               .accumulate = accumulate},
             workspace_);
   ops_->enter_layer(kNoLayer);
-  finished(gradients_.wte);
+  parameters_.gradients_final(GPT2Parameters::kWteSlot);
 }
 
-// On entry d_residual_ is the gradient of the layer's output, on exit that of its input. The
-// gradient of a bias is made by the operation that makes the gradient of what the bias was added
-// to.
-void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate,
-                          Announcer& finished) {
-  const auto linear = [&](LinearBackward args) {
-    args.accumulate = accumulate;
-    ops_->run(args, workspace_);
-  };
-  const auto layernorm = [&](LayerNormBackward args) {
-    args.accumulate = accumulate;
-    ops_->run(args, workspace_);
-  };
+void GPT2::backward(LinearBackward args, bool accumulate) {
+  args.accumulate = accumulate;
+  ops_->run(args, workspace_);
+}
+
+void GPT2::backward(LayerNormBackward args, bool accumulate) {
+  args.d_residual_btc = d_residual_;
+  args.dout_btc = d_c_;
+  args.accumulate = accumulate;
+  ops_->run(args, workspace_);
+}
+
+// residual_out = residual_mid + mlp_proj(gelu(fc(ln_2(residual_mid)))). On entry d_residual_ is the
+// gradient of residual_out, on exit that of residual_mid. The gradient of a bias is made by the
+// operation that makes the gradient of what the bias was added to.
+void GPT2::mlp_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
   const GPT2Layer &w = weights_.layers[l], &g = gradients_.layers[l];
   const LayerActivations& a = layers_[l];
+  backward(LinearBackward{.dx_ni = d_4c_,
+                          .dweight_io = g.mlp_proj_weight,
+                          .dx_sums_i = g.fc_bias,
+                          .dy_no = flat(branch_gradient()),
+                          .x_ni = a.gelu,
+                          .weight_io = w.mlp_proj_weight,
+                          .input_pre_activation_ni = a.pre_gelu,
+                          .gelu = config_.gelu},
+           accumulate);
+  parameters_.gradients_final(g.mlp_proj_slot);
+  backward(LinearBackward{.dx_ni = flat(d_c_),
+                          .dweight_io = g.fc_weight,
+                          .dy_no = d_4c_,
+                          .x_ni = flat(a.ln_2),
+                          .weight_io = w.fc_weight},
+           accumulate);
+  backward(LayerNormBackward{.dx_btc = d_branch_,
+                             .dweight_c = g.ln_2_weight,
+                             .dbias_c = g.ln_2_bias,
+                             .dx_sums_c = g.attn_proj_bias,
+                             .residual_out_btc = a.residual_mid,
+                             .mean_bt = a.ln_2_mean,
+                             .rstd_bt = a.ln_2_rstd,
+                             .weight_c = w.ln_2_weight,
+                             .dropout = dropout(l, DropoutSite::attention_projection, batch, true)},
+           accumulate);
+  parameters_.gradients_final(g.ln_2_slot);
+}
 
-  // residual_out = residual_mid + mlp_proj(gelu(fc(ln_2(residual_mid))))
-  linear({.dx_ni = d_4c_,
-          .dweight_io = g.mlp_proj_weight,
-          .dx_sums_i = g.fc_bias,
-          .dy_no = flat(branch_gradient()),
-          .x_ni = a.gelu,
-          .weight_io = w.mlp_proj_weight,
-          .input_pre_activation_ni = a.pre_gelu,
-          .gelu = config_.gelu});
-  finished(g.mlp_proj_weight);
-  linear({.dx_ni = flat(d_c_),
-          .dweight_io = g.fc_weight,
-          .dy_no = d_4c_,
-          .x_ni = flat(a.ln_2),
-          .weight_io = w.fc_weight});
-  layernorm({.d_residual_btc = d_residual_,
-             .dx_btc = d_branch_,
-             .dweight_c = g.ln_2_weight,
-             .dbias_c = g.ln_2_bias,
-             .dx_sums_c = g.attn_proj_bias,
-             .dout_btc = d_c_,
-             .residual_out_btc = a.residual_mid,
-             .mean_bt = a.ln_2_mean,
-             .rstd_bt = a.ln_2_rstd,
-             .weight_c = w.ln_2_weight,
-             .dropout = dropout(l, DropoutSite::attention_projection, batch, true)});
-  finished(g.ln_2_weight);
-
-  // residual_mid = residual_in + attn_proj(attention(qkv(ln_1(residual_in))))
+// residual_mid = residual_in + attn_proj(attention(qkv(ln_1(residual_in)))). d_residual_ becomes
+// the gradient of residual_in.
+void GPT2::attention_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
+  const GPT2Layer &w = weights_.layers[l], &g = gradients_.layers[l];
+  const LayerActivations& a = layers_[l];
   Tensor d_qkv = d_4c_;
   d_qkv.shape = {batch_size_, seq_len_, 3 * config_.n_embd};
-  linear({.dx_ni = flat(d_c_),
-          .dweight_io = g.attn_proj_weight,
-          .dy_no = flat(branch_gradient()),
-          .x_ni = flat(a.attention),
-          .weight_io = w.attn_proj_weight});
-  finished(g.attn_proj_weight);
+  backward(LinearBackward{.dx_ni = flat(d_c_),
+                          .dweight_io = g.attn_proj_weight,
+                          .dy_no = flat(branch_gradient()),
+                          .x_ni = flat(a.attention),
+                          .weight_io = w.attn_proj_weight},
+           accumulate);
+  parameters_.gradients_final(g.attn_proj_slot);
   ops_->run(AttentionBackward{.dqkv_bt3c = d_qkv,
                               .dqkv_sums_3c = g.attn_bias,
                               .dout_btc = d_c_,
@@ -339,26 +341,26 @@ void GPT2::layer_backward(int64_t l, const MicroBatch& batch, bool accumulate,
                               .dropout = dropout(l, DropoutSite::attention, batch, true),
                               .accumulate = accumulate},
             workspace_);
-  linear({.dx_ni = flat(d_c_),
-          .dweight_io = g.attn_weight,
-          .dy_no = flat(d_qkv),
-          .x_ni = flat(a.ln_1),
-          .weight_io = w.attn_weight});
-  // Below the first layer lies the embedding, which applies its own mask.
-  const Dropout below =
-      l > 0 ? dropout(l - 1, DropoutSite::mlp_projection, batch, true) : Dropout{};
-  layernorm({.d_residual_btc = d_residual_,
-             .dx_btc = l > 0 ? d_branch_ : Tensor{},
-             .dweight_c = g.ln_1_weight,
-             .dbias_c = g.ln_1_bias,
-             .dx_sums_c = l > 0 ? gradients_.layers[l - 1].mlp_proj_bias : Tensor{},
-             .dout_btc = d_c_,
-             .residual_out_btc = layer_input(l),
-             .mean_bt = a.ln_1_mean,
-             .rstd_bt = a.ln_1_rstd,
-             .weight_c = w.ln_1_weight,
-             .dropout = below});
-  finished(g.ln_1_weight);
+  backward(LinearBackward{.dx_ni = flat(d_c_),
+                          .dweight_io = g.attn_weight,
+                          .dy_no = flat(d_qkv),
+                          .x_ni = flat(a.ln_1),
+                          .weight_io = w.attn_weight},
+           accumulate);
+  LayerNormBackward layernorm{.dweight_c = g.ln_1_weight,
+                              .dbias_c = g.ln_1_bias,
+                              .residual_out_btc = layer_input(l),
+                              .mean_bt = a.ln_1_mean,
+                              .rstd_bt = a.ln_1_rstd,
+                              .weight_c = w.ln_1_weight};
+  if (l > 0) {  // below the first layer lies the embedding, which applies its own mask
+    parameters_.need_gradients(l - 1);  // the bias of its last projection
+    layernorm.dx_btc = d_branch_;
+    layernorm.dx_sums_c = gradients_.layers[l - 1].mlp_proj_bias;
+    layernorm.dropout = dropout(l - 1, DropoutSite::mlp_projection, batch, true);
+  }
+  backward(layernorm, accumulate);
+  parameters_.gradients_final(g.ln_1_slot);
 }
 
 }  // namespace lathe

@@ -44,48 +44,23 @@ void StepState::set_results(const StepResults& results) {
   device_.upload(results_, &results);
 }
 
-Optimizer::Optimizer(const OptimizerConfig& config, const GPT2Parameters& weights,
-                     const GPT2Parameters& gradients, const ParameterLayout& layout, Device& device,
-                     Arena& arena, const Ownership& ownership)
-    : config_(config),
-      device_(device),
-      sharded_(ownership.sharded),
-      shard_(layout.shard(ownership.rank, !ownership.sharded)),
-      share_(layout.shard(ownership.rank, false)),
-      ranks_(layout.ranks),
-      weights_(weights.flat),
-      gradients_(gradients.flat) {
-  if (!sharded_) {
-    for (ShardPart& part : share_) part.local = part.begin;
-  }
-  const DType acc = gradients_.dtype, dtype = weights_.dtype;
-  const Shape mine{shard_elements(shard_)};
-  if (sharded_) {
-    weights_ = {};
-    if (dtype != acc) weights_ = arena.allocate(MemoryCategory::weights, dtype, mine);
-    gradients_ = arena.allocate(MemoryCategory::gradients, acc, mine);
-  }
-  if (dtype == acc && !sharded_) {
-    masters_ = std::exchange(weights_, Tensor{});
-  } else {
-    masters_ = arena.allocate(MemoryCategory::masters, acc, mine);
-  }
+Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& parameters, Device& device,
+                     Arena& arena)
+    : config_(config), parameters_(parameters), device_(device) {
+  const DType acc = parameters.my_gradients().dtype;
+  const Shape mine = parameters.my_gradients().shape;
+  const bool are_masters = parameters.my_weights().dtype == acc;
+  masters_ =
+      are_masters ? parameters.my_weights() : arena.allocate(MemoryCategory::masters, acc, mine);
   m_ = arena.allocate(MemoryCategory::optimizer, acc, mine);
   v_ = arena.allocate(MemoryCategory::optimizer, acc, mine);
-  square_sums_ =
-      arena.allocate(MemoryCategory::workspace, DType::fp64, {norm_blocks(layout.elements)});
+  square_sums_ = arena.allocate(MemoryCategory::workspace, DType::fp64,
+                                {norm_blocks(parameters.layout().elements)});
   std::vector<OptimizerSegment> segments;
-  const auto launch = [&](const std::vector<ShardPart>& parts, int64_t begin, int64_t elements) {
-    const std::vector<OptimizerSegment> more = layout.segments(config.weight_decay, parts);
+  for (const UpdateRange& range : parameters.updates()) {
+    const auto more = parameters.layout().segments(config.weight_decay, range.parts);
     segments.insert(segments.end(), more.begin(), more.end());
-    launches_.push_back({begin, elements, static_cast<int64_t>(more.size())});
-  };
-  if (sharded_ || ranks_ == 1) {
-    launch(shard_, 0, shard_elements(shard_));
-  } else {
-    const int64_t embeddings = layout.buckets[0].end, layers = layout.elements - embeddings;
-    launch({{embeddings, 0, layers}}, embeddings, layers);
-    launch({{0, 0, embeddings}}, 0, embeddings);
+    segment_counts_.push_back(static_cast<int64_t>(more.size()));
   }
   segments_ = arena.allocate(MemoryCategory::batch, DType::uint8,
                              {static_cast<int64_t>(segments.size() * sizeof(OptimizerSegment))});
@@ -94,48 +69,51 @@ Optimizer::Optimizer(const OptimizerConfig& config, const GPT2Parameters& weight
 
 void Optimizer::step(const Ops& ops, const StepState& state) const {
   sum_squares(ops);
+  parameters_.add_up_squares(square_sums_);
   update(ops, state);
 }
 
 void Optimizer::sum_squares(const Ops& ops) const {
-  if (ranks_ > 1) device_.zero(square_sums_);  // the others' blocks
-  for (const ShardPart& part : ranks_ > 1 ? share_ : shard_) {
+  int64_t brought = 0;
+  for (const ShardPart& part : parameters_.share()) brought += part.elements;
+  if (brought < parameters_.layout().elements) device_.zero(square_sums_);  // the others' blocks
+  for (const ShardPart& part : parameters_.share()) {
     ops.run(
         SquareSums{.sums = square_sums_.rows(part.begin / kNormBlock, norm_blocks(part.elements)),
-                   .gradients = gradients_.rows(part.local, part.elements)},
+                   .gradients = parameters_.my_gradients().rows(part.local, part.elements)},
         {});
   }
 }
 
-void Optimizer::update(const Ops& ops, const StepState& state,
-                       const EmbeddingsNeeded& needed) const {
+void Optimizer::update(const Ops& ops, const StepState& state) const {
   ops.run(
       ClipScale{
           .sums = square_sums_, .grad_clip = config_.grad_clip, .results = state.device_results()},
       {});
   const auto* segments = static_cast<const OptimizerSegment*>(segments_.data);
-  for (const Launch& launch : launches_) {
-    const bool last = &launch == &launches_.back();
-    if (last && needed) needed();
-    const auto range = [&launch](const Tensor& flat) {
-      return flat ? flat.rows(launch.begin, launch.elements) : flat;
+  const std::vector<UpdateRange>& updates = parameters_.updates();
+  const bool are_masters = parameters_.my_weights().data == masters_.data;
+  for (size_t i = 0; i < updates.size(); ++i) {
+    const auto range = [&updates, i](const Tensor& flat) {
+      return flat.rows(updates[i].begin, updates[i].elements);
     };
+    parameters_.await_update(i);
     ops.run(AdamW{.masters = range(masters_),
                   .m = range(m_),
                   .v = range(v_),
-                  .gradients = range(gradients_),
-                  .weights = range(weights_),
+                  .gradients = range(parameters_.my_gradients()),
+                  .weights = are_masters ? Tensor{} : range(parameters_.my_weights()),
                   .segments = segments,
-                  .segment_count = launch.segment_count,
+                  .segment_count = segment_counts_[i],
                   .beta1 = config_.beta1,
                   .beta2 = config_.beta2,
                   .eps = config_.eps,
                   .inputs = state.inputs(0),
                   .results = state.device_results(),
                   .stochastic_rounding = config_.stochastic_rounding,
-                  .last = last},
+                  .last = i + 1 == updates.size()},
             {});
-    segments += launch.segment_count;
+    segments += segment_counts_[i];
   }
 }
 

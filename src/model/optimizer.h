@@ -2,13 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
 #include "kernels/device/arena.h"
 #include "kernels/ops.h"
-#include "src/model/parameters.h"
+#include "src/model/parameter_store.h"
 
 namespace lathe {
 
@@ -48,61 +47,33 @@ struct OptimizerConfig {
   bool stochastic_rounding = false;  // of masters to bf16 weights
 };
 
-// Which part of the parameters an optimizer keeps: of several ranks each its share of every bucket
-// (ZeRO-1), or all of them. The norm is always taken by shares.
-struct Ownership {
-  int64_t rank = 0;
-  bool sharded = false;
-};
-
-// The update is about to read the gradients of the embeddings, which come last.
-using EmbeddingsNeeded = std::function<void()>;
-
 class Optimizer {
  public:
-  Optimizer(const OptimizerConfig& config, const GPT2Parameters& weights,
-            const GPT2Parameters& gradients, const ParameterLayout& layout, Device& device,
-            Arena& arena, const Ownership& ownership = {});
+  // Of what this rank owns.
+  Optimizer(const OptimizerConfig& config, ParameterStore& parameters, Device& device,
+            Arena& arena);
 
   // Norm, clipping and update, with no word from the host in between: a step whose loss or gradient
   // norm is not finite leaves weights and moments as they are.
   void step(const Ops& ops, const StepState& state) const;
-  // Its halves: square_sums() of the blocks in this rank's share, zeros for the others; then, with
-  // the sums of all ranks there, the rest. `needed` may be empty.
-  void sum_squares(const Ops& ops) const;
-  void update(const Ops& ops, const StepState& state, const EmbeddingsNeeded& needed = {}) const;
 
   const OptimizerConfig& config() const { return config_; }
-
-  // What it owns. Its tensors are flat over these parts, one after the other.
-  const std::vector<ShardPart>& shard() const { return shard_; }
-  // This rank's share of every bucket, in these tensors: all of them, or with all owned a part.
-  const std::vector<ShardPart>& share() const { return share_; }
-  bool sharded() const { return sharded_; }
-  // fp32 masters (the weights themselves where those are not bf16 and all are owned) and moments.
+  // Masters (the weights themselves if those are not bf16) and moments, flat over what is owned.
   const Tensor& masters() const { return masters_; }
   const Tensor& m() const { return m_; }
   const Tensor& v() const { return v_; }
-  // The gradients it reads: the model's where all are owned.
-  const Tensor& gradients() const { return gradients_; }
-  // The updated weights in the model's number type: the model's own where all are owned.
-  const Tensor& weights() const { return weights_ ? weights_ : masters_; }
-  const Tensor& square_sums() const { return square_sums_; }  // fp64, of the blocks of all ranks
 
  private:
+  void sum_squares(const Ops& ops) const;
+  void update(const Ops& ops, const StepState& state) const;
+
   OptimizerConfig config_;
+  ParameterStore& parameters_;
   Device& device_;
-  bool sharded_;
-  std::vector<ShardPart> shard_, share_;
-  int64_t ranks_;
-  Tensor weights_;  // absent where masters_ are the weights
-  Tensor gradients_, masters_, m_, v_, square_sums_;
-  Tensor segments_;  // OptimizerSegment, those of each launch one after the other
-  struct Launch {
-    int64_t begin = 0, elements = 0;  // of the flat tensors
-    int64_t segment_count = 0;
-  };
-  std::vector<Launch> launches_;  // of AdamW: the embeddings in the last
+  Tensor masters_, m_, v_;
+  Tensor square_sums_;  // fp64, of the norm's blocks of all ranks
+  Tensor segments_;     // OptimizerSegment, those of each update one after the other
+  std::vector<int64_t> segment_counts_;  // of each update
 };
 
 }  // namespace lathe

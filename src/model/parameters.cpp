@@ -99,9 +99,12 @@ ParameterLayout::ParameterLayout(const GPT2Config& config, const Sharding& shard
     if (bucket.first_layer >= 0 && bucket.name != last) bucket.name += " to " + last;
   };
   buckets.push_back({.name = "embeddings"});
+  bucket_of_slot.assign(specs.size(), -1);
+  bucket_of_slot[0] = 0;
   for (size_t i = 0; i < specs.size(); ++i) {
     if (starts[i]) {
       close_bucket();
+      bucket_of_slot[i] = static_cast<int>(buckets.size());
       buckets.push_back(
           {.begin = elements, .first_layer = specs[i].layer, .name = module_of(specs[i])});
     }
@@ -168,19 +171,26 @@ GPT2Parameters::GPT2Parameters(const ParameterLayout& layout, const Tensor& flat
   wte = take("wte.weight");
   wpe = take("wpe.weight");
   while (layout.slots[next].spec.layer >= 0) {
-    layers.push_back({.ln_1_weight = take("ln_1.weight"),
-                      .ln_1_bias = take("ln_1.bias"),
-                      .attn_weight = take("c_attn.weight"),
-                      .attn_bias = take("c_attn.bias"),
-                      .attn_proj_weight = take("c_proj.weight"),
-                      .attn_proj_bias = take("c_proj.bias"),
-                      .ln_2_weight = take("ln_2.weight"),
-                      .ln_2_bias = take("ln_2.bias"),
-                      .fc_weight = take("c_fc.weight"),
-                      .fc_bias = take("c_fc.bias"),
-                      .mlp_proj_weight = take("c_proj.weight"),
-                      .mlp_proj_bias = take("c_proj.bias")});
+    GPT2Layer layer;
+    layer.ln_1_slot = next;
+    layer.ln_1_weight = take("ln_1.weight");
+    layer.ln_1_bias = take("ln_1.bias");
+    layer.attn_weight = take("c_attn.weight");
+    layer.attn_bias = take("c_attn.bias");
+    layer.attn_proj_slot = next;
+    layer.attn_proj_weight = take("c_proj.weight");
+    layer.attn_proj_bias = take("c_proj.bias");
+    layer.ln_2_slot = next;
+    layer.ln_2_weight = take("ln_2.weight");
+    layer.ln_2_bias = take("ln_2.bias");
+    layer.fc_weight = take("c_fc.weight");
+    layer.fc_bias = take("c_fc.bias");
+    layer.mlp_proj_slot = next;
+    layer.mlp_proj_weight = take("c_proj.weight");
+    layer.mlp_proj_bias = take("c_proj.bias");
+    layers.push_back(layer);
   }
+  ln_f_slot = next;
   ln_f_weight = take("ln_f.weight");
   ln_f_bias = take("ln_f.bias");
   LATHE_CHECK(next == layout.slots.size());

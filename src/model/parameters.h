@@ -19,8 +19,8 @@ struct ParameterSpec {
   float init_std = 0;    // N(0, init_std); 0: all init_value
   float init_value = 0;  // 1 for LayerNorm weights
   int64_t layer = -1;    // -1: not part of a layer
-  // The backward pass is through with everything from here to the end at one moment, and a bucket
-  // may begin here: a matrix, with the LayerNorm before it.
+  // A bucket may begin here: once this gradient is final, so are all that follow it. A matrix, with
+  // the LayerNorm before it.
   bool cut = false;
 };
 
@@ -74,6 +74,7 @@ struct ParameterLayout {
   int64_t ranks = 1;
   // In the order of the flat buffer: embeddings, parts of layers, the last with ln_f.
   std::vector<Bucket> buckets;
+  std::vector<int> bucket_of_slot;  // the bucket that begins with a slot; -1: none
 
   // What a rank keeps the optimizer's state of: its share of every bucket, or with `all`
   // everything.
@@ -95,6 +96,8 @@ struct GPT2Layer {
   Tensor ln_2_weight, ln_2_bias;
   Tensor fc_weight, fc_bias;              // mlp.c_fc [C, 4C]
   Tensor mlp_proj_weight, mlp_proj_bias;  // mlp.c_proj [4C, C]
+  // Where a bucket may begin, as indices of ParameterLayout::slots.
+  size_t ln_1_slot = 0, attn_proj_slot = 0, ln_2_slot = 0, mlp_proj_slot = 0;
 };
 struct GPT2Parameters {
   GPT2Parameters(const ParameterLayout& layout, const Tensor& flat);
@@ -103,6 +106,8 @@ struct GPT2Parameters {
   Tensor wte, wpe;  // [padded V, C], [seq_len, C]
   std::vector<GPT2Layer> layers;
   Tensor ln_f_weight, ln_f_bias;
+  static constexpr size_t kWteSlot = 0;
+  size_t ln_f_slot = 0;
 };
 
 }  // namespace lathe

@@ -492,14 +492,14 @@ int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, con
 
 }  // namespace
 
-WrittenFiles write_optimizer(const fs::path& dir, const ParameterLayout& layout,
+WrittenFiles write_optimizer(const fs::path& dir, const ParameterStore& parameters,
                              const Optimizer& optimizer, Device& device, int64_t rank) {
-  const std::vector<Piece> pieces = pieces_of(layout, optimizer.share());
+  const std::vector<Piece> pieces = pieces_of(parameters.layout(), parameters.share());
   std::map<std::string, std::string> places;
   for (const Piece& piece : pieces) {
     if (!piece.whole()) places[piece.slot->spec.name] = std::to_string(piece.first);
   }
-  const std::string name = optimizer_file(rank, layout.ranks);
+  const std::string name = optimizer_file(rank, parameters.layout().ranks);
   SafetensorsWriter file(dir / name, places);
   const std::pair<std::string, const Tensor*> moments[] = {{"m.", &optimizer.m()},
                                                            {"v.", &optimizer.v()}};
@@ -540,14 +540,14 @@ int64_t optimizer_ranks(const fs::path& dir, const Manifest& manifest) {
   return ranks;
 }
 
-void read_optimizer(const fs::path& dir, int64_t ranks, const ParameterLayout& layout,
+void read_optimizer(const fs::path& dir, int64_t ranks, const ParameterStore& parameters,
                     const Optimizer& optimizer, Device& device) {
   std::vector<SafetensorsReader> files;
   for (int64_t rank = 0; rank < ranks; ++rank)
     files.emplace_back(dir / optimizer_file(rank, ranks));
   const std::pair<std::string, const Tensor*> moments[] = {{"m.", &optimizer.m()},
                                                            {"v.", &optimizer.v()}};
-  for (const Piece& piece : pieces_of(layout, optimizer.shard())) {
+  for (const Piece& piece : pieces_of(parameters.layout(), parameters.owned())) {
     for (const auto& [prefix, flat] : moments) {
       int64_t found = 0;
       for (const SafetensorsReader& file : files) {

@@ -52,18 +52,18 @@ GPT2Config read_model_config(const std::filesystem::path& dir);
 void read_model(const std::filesystem::path& dir, const GPT2Config& config,
                 const ParameterLayout& layout, const Tensor& flat, Device& device);
 
-// AdamW's moments, "m.NAME" and "v.NAME", in one file for each of layout.ranks ranks: DIR/
+// AdamW's moments, "m.NAME" and "v.NAME", in one file for each rank of the layout: DIR/
 // optimizer-RRRRR-of-NNNNN.safetensors holds the share of rank R, whichever stage of ZeRO it runs
 // in. Of a parameter that is cut there is the piece as a vector, and in the metadata NAME: the
 // place of its first element.
-WrittenFiles write_optimizer(const std::filesystem::path& dir, const ParameterLayout& layout,
+WrittenFiles write_optimizer(const std::filesystem::path& dir, const ParameterStore& parameters,
                              const Optimizer& optimizer, Device& device, int64_t rank = 0);
 // How many ranks have written a checkpoint's moments. UserError if its manifest does not list the
 // file of each.
 int64_t optimizer_ranks(const std::filesystem::path& dir, const Manifest& manifest);
 // Reads what this optimizer owns of the files of so many ranks. Throws UserError if anything is
 // missing or not finite.
-void read_optimizer(const std::filesystem::path& dir, int64_t ranks, const ParameterLayout& layout,
-                    const Optimizer& optimizer, Device& device);
+void read_optimizer(const std::filesystem::path& dir, int64_t ranks,
+                    const ParameterStore& parameters, const Optimizer& optimizer, Device& device);
 
 }  // namespace lathe

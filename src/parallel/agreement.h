@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-#include "src/parallel/communicator.h"
+#include "src/comm/communicator.h"
 
 namespace lathe {
 

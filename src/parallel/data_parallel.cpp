@@ -1,5 +1,8 @@
 #include "src/parallel/data_parallel.h"
 
+#include <array>
+#include <vector>
+
 namespace lathe {
 
 namespace {
@@ -10,163 +13,314 @@ int marks_of(size_t buckets) {
   return static_cast<int>(8 * buckets + 8);
 }
 
-}  // namespace
+// What stages 0 and 1 share: buckets are reduced as soon as they are final, on a line beside the
+// device's.
+class DataParallelStore : public ParameterStore {
+ public:
+  void gradients_final(size_t slot) override;
+  void add_up_squares(const Tensor& sums) override;
+  void begin_step(int slot) override;
+  void begin_micro_step(bool last) override { last_micro_step_ = last; }
+  void finish_gradients() override;
+  std::span<const Span> spans(int slot) const override {
+    return spans_.at(static_cast<size_t>(slot));
+  }
+  void add_up_loss() override;
 
-DataParallel::DataParallel(Communicator& communicator, Device& device, GPT2& model,
-                           const Optimizer& optimizer, const StepState& state, bool reduce_bf16,
-                           Arena& arena)
-    : communicator_(communicator),
-      active_(communicator.kind() != "self"),
+ protected:
+  DataParallelStore(const GPT2Config& config, const DataParallelOptions& options,
+                    Communicator& communicator, Device& device, const Ops& ops, const Tensor& loss,
+                    Arena& arena);
+  // Where reduced gradients arrive. Called when it is known what is owned.
+  void allocate_sums(Arena& arena);
+
+  // Whether bucket b is reduced to this rank's share of it alone.
+  virtual bool scattered(size_t b) const = 0;
+  // The norm is being summed: what is not waited for before it may begin now.
+  virtual void after_norm() {}
+
+  void wait_for(Ticket ticket, const char* what);
+  // A collective between two marks of its line.
+  template <typename Collective>
+  Ticket spanned(const char* what, const Collective& collective) {
+    const int from = next_span(what, /*waits=*/false);
+    communicator_.mark(from);
+    collective();
+    communicator_.mark(from + 1);
+    return communicator_.last();  // whoever waits for it may ask for the time
+  }
+  Tensor range(const Tensor& flat, size_t b) const {
+    return flat.rows(buckets()[b].begin, buckets()[b].elements());
+  }
+  // This rank's share of a bucket, in tensors like my_gradients().
+  Tensor share_of(const Tensor& mine, size_t b) const {
+    return mine.rows(bucket_shares_[b].local, bucket_shares_[b].elements);
+  }
+  const std::vector<Bucket>& buckets() const { return layout_.buckets; }
+  const char* name_of(size_t b) const { return buckets()[b].name.c_str(); }
+
+  Communicator& communicator_;
+  Device& device_;
+  std::vector<ShardPart> bucket_shares_;  // this rank's, of each bucket
+  Tensor sums_;  // where reduced gradients arrive: my_gradients(), or the same in bf16
+
+ private:
+  void reduce_bucket(size_t b);
+  int next_span(const char* what, bool waits);
+
+  bool reduce_bf16_;
+  Tensor loss_;
+  Tensor staged_;                // bf16: gradients on their way
+  std::vector<Ticket> reduced_;  // of the buckets
+  size_t reductions_ = 0;        // of the step
+  Ticket loss_reduced_ = 0;
+  bool last_micro_step_ = false;
+  int first_mark_, slot_ = 0, next_mark_ = 0;
+  std::array<std::vector<Span>, kStepSlots> spans_;
+};
+
+// Stage 0: every rank updates everything.
+class ReplicatedStore final : public DataParallelStore {
+ public:
+  ReplicatedStore(const GPT2Config& config, const DataParallelOptions& options,
+                  Communicator& communicator, Device& device, const Ops& ops, const Tensor& loss,
+                  Arena& arena);
+  void await_update(size_t i) override;
+
+ private:
+  bool scattered(size_t b) const override { return b == 0; }
+  void after_norm() override;
+
+  Ticket embeddings_gathered_ = 0;
+};
+
+// Stage 1: each rank updates its share of every bucket.
+class Zero1Store final : public DataParallelStore {
+ public:
+  Zero1Store(const GPT2Config& config, const DataParallelOptions& options,
+             Communicator& communicator, Device& device, const Ops& ops, const Tensor& loss,
+             Arena& arena);
+  void begin_step(int slot) override;
+  void need(Pass pass, int64_t unit) override;
+  void gather_weights() override;
+  Tensor whole(const Tensor&) override { return gradients_.flat; }
+  Tensor gather(const Tensor& mine, const char* what) override;
+  void keep_mine(const Tensor& mine) override;
+
+ private:
+  bool scattered(size_t) const override { return true; }
+  Ticket gather_bucket(size_t b);
+
+  std::vector<Ticket> gathered_;  // of the buckets
+  Ticket weights_seen_ = 0;       // the last gather that the device has waited for
+};
+
+DataParallelStore::DataParallelStore(const GPT2Config& config, const DataParallelOptions& options,
+                                     Communicator& communicator, Device& device, const Ops& ops,
+                                     const Tensor& loss, Arena& arena)
+    : ParameterStore(config, {communicator.size(), options.bucket_elements}, ops, arena),
+      communicator_(communicator),
       device_(device),
-      model_(model),
-      optimizer_(optimizer),
-      loss_(state.loss_and_votes()),
-      sums_(optimizer.gradients()) {
-  const ParameterLayout& layout = model.layout();
-  LATHE_CHECK(layout.ranks == communicator.size());
-  if (!active_) return;
-  first_mark_ = device.take_marks(kSlots * marks_of(layout.buckets.size()));
-  if (reduce_bf16) {
-    staged_ = arena.allocate(MemoryCategory::gradients, DType::bf16, {layout.elements});
-    sums_ = staged_;
-    if (optimizer.sharded()) {
-      sums_ = arena.allocate(MemoryCategory::gradients, DType::bf16,
-                             {shard_elements(optimizer.shard())});
-    }
-  }
-  if (!optimizer.sharded()) embeddings_needed_ = [this] { finish_embeddings(); };
-  gathered_.resize(layout.buckets.size());
-  reduced_.resize(layout.buckets.size());
-  for (std::vector<Span>& spans : spans_) {
-    spans.reserve(static_cast<size_t>(marks_of(layout.buckets.size()) / 2));
-  }
-  if (optimizer.sharded()) weights_needed_ = [this](int64_t layer) { need(layer); };
-  gradient_ready_ = [this](int64_t begin, int64_t) {
-    for (size_t b = 0; b < buckets().size(); ++b) {
-      if (buckets()[b].begin == begin) reduce_bucket(b);
-    }
-  };
+      bucket_shares_(layout_.shard(communicator.rank(), /*all=*/false)),
+      reduce_bf16_(options.reduce_bf16 && communicator.size() > 1),
+      loss_(loss),
+      reduced_(layout_.buckets.size()),
+      first_mark_(device.take_marks(kStepSlots * marks_of(layout_.buckets.size()))) {
+  for (std::vector<Span>& spans : spans_)
+    spans.reserve(static_cast<size_t>(marks_of(layout_.buckets.size()) / 2));
 }
 
-// Notes a span, whose marks it returns the first of.
-int DataParallel::next_span(const char* what, bool waits) {
+void DataParallelStore::allocate_sums(Arena& arena) {
+  sums_ = my_gradients_;
+  if (!reduce_bf16_) return;
+  staged_ = arena.allocate(MemoryCategory::gradients, DType::bf16, {layout_.elements});
+  const bool all = my_gradients_.data == gradients_.flat.data;
+  sums_ =
+      all ? staged_ : arena.allocate(MemoryCategory::gradients, DType::bf16, my_gradients_.shape);
+}
+
+// Notes a span and returns the first of its two marks.
+int DataParallelStore::next_span(const char* what, bool waits) {
   const int from = first_mark_ + slot_ * marks_of(buckets().size()) + next_mark_;
   next_mark_ += 2;
   spans_[static_cast<size_t>(slot_)].push_back({what, waits, from, from + 1});
   return from;
 }
 
-// A collective between two marks of its line.
-template <typename Collective>
-Ticket DataParallel::spanned(const char* what, const Collective& collective) {
-  const int from = next_span(what, /*waits=*/false);
-  communicator_.mark(from);
-  collective();
-  communicator_.mark(from + 1);
-  return communicator_.last();  // whoever waits for it may ask for the time
-}
-
-void DataParallel::wait_for(Ticket ticket, const char* what) {
+void DataParallelStore::wait_for(Ticket ticket, const char* what) {
   const int from = next_span(what, /*waits=*/true);
   device_.mark(from);
   communicator_.device_after(ticket);
   device_.mark(from + 1);
 }
 
-void DataParallel::begin_step(int slot) {
-  if (!active_) return;
+void DataParallelStore::begin_step(int slot) {
   slot_ = slot;
   next_mark_ = 0;
   spans_[static_cast<size_t>(slot)].clear();
   loss_reduced_ = 0;
-  if (!optimizer_.sharded()) return;
-  communicator_.after_device();
-  for (size_t b = 0; b < buckets().size(); ++b)
-    gathered_[b] = spanned(name_of(b), [&] { return gather_bucket(b); });
+  reductions_ = 0;
 }
 
-Ticket DataParallel::gather_bucket(size_t b) {
-  return communicator_.all_gather(range(model_.weights().flat, buckets()[b]),
-                                  share(optimizer_.weights(), b), name_of(b));
-}
-
-// Gathers come in the order of the layers, so the last that a layer needs is all it waits for.
-void DataParallel::need(int64_t layer) {
-  size_t b = buckets().size() - 1;
-  while (buckets()[b].first_layer > layer) --b;
-  if (gathered_[b] <= weights_seen_) return;
-  weights_seen_ = gathered_[b];
-  wait_for(gathered_[b], name_of(b));
+void DataParallelStore::gradients_final(size_t slot) {
+  if (!last_micro_step_) return;
+  const int bucket = layout_.bucket_of_slot[slot];
+  if (bucket >= 0) reduce_bucket(static_cast<size_t>(bucket));
 }
 
 // The backward pass has written the last gradient of bucket b.
-void DataParallel::reduce_bucket(size_t b) {
-  Tensor all = range(model_.gradients().flat, buckets()[b]);
+void DataParallelStore::reduce_bucket(size_t b) {
+  Tensor all = range(gradients_.flat, b);
   if (staged_) {
-    const Tensor narrow = range(staged_, buckets()[b]);
-    model_.ops().run(Cast{.destination = narrow, .source = all}, {});
+    const Tensor narrow = range(staged_, b);
+    ops().run(Cast{.destination = narrow, .source = all}, {});
     all = narrow;
   }
   communicator_.after_device();
   const char* name = name_of(b);
   reduced_[b] = spanned(name, [&] {
-    return scattered(b) ? communicator_.reduce_scatter(share(sums_, b), all, Reduction::sum, name)
-                        : communicator_.all_reduce(all, all, Reduction::sum, name);
+    return scattered(b)
+               ? communicator_.reduce_scatter(share_of(sums_, b), all, Reduction::sum, name)
+               : communicator_.all_reduce(all, all, Reduction::sum, name);
   });
+  ++reductions_;
   if (loss_reduced_ != 0) return;  // the head came before the first bucket: the loss is known
   loss_reduced_ = spanned(
       "loss", [&] { return communicator_.all_reduce(loss_, loss_, Reduction::sum, "loss"); });
 }
 
-void DataParallel::finish_gradients() {
-  if (!active_) return;
+void DataParallelStore::finish_gradients() {
+  LATHE_CHECK(reductions_ == buckets().size(), "{} of {} buckets were final in the last micro-step",
+              reductions_, buckets().size());
+  last_micro_step_ = false;
   // The last bucket to be reduced is the first of the buffer, and waits for all before it; sums in
   // bf16 are made fp32 again as they come.
   if (!staged_) return wait_for(reduced_[0], name_of(0));
   for (size_t b = buckets().size(); b-- > 0;) {
     wait_for(reduced_[b], name_of(b));
     const auto arrived = [&](const Tensor& sums) {
-      return scattered(b) ? share(sums, b) : range(sums, buckets()[b]);
+      return scattered(b) ? share_of(sums, b) : range(sums, b);
     };
-    model_.ops().run(Cast{.destination = arrived(optimizer_.gradients()), .source = arrived(sums_)},
-                     {});
+    ops().run(Cast{.destination = arrived(my_gradients_), .source = arrived(sums_)}, {});
   }
 }
 
-void DataParallel::add_up_squares() {
-  if (!active_) return;
+void DataParallelStore::add_up_squares(const Tensor& squares) {
   communicator_.after_device();
-  const Tensor& squares = optimizer_.square_sums();
   const Ticket norm = spanned(
       "norm", [&] { return communicator_.all_reduce(squares, squares, Reduction::sum, "norm"); });
-  if (!optimizer_.sharded()) {
-    embeddings_gathered_ = spanned(name_of(0), [&] {
-      return communicator_.all_gather(range(sums_, buckets()[0]), share(sums_, 0), name_of(0));
-    });
-  }
+  after_norm();
   wait_for(norm, "norm");
 }
 
-void DataParallel::finish_embeddings() {
-  wait_for(embeddings_gathered_, name_of(0));
-  if (!staged_) return;
-  model_.ops().run(Cast{.destination = range(optimizer_.gradients(), buckets()[0]),
-                        .source = range(sums_, buckets()[0])},
-                   {});
+void DataParallelStore::add_up_loss() {
+  communicator_.after_device();
+  communicator_.all_reduce(loss_, loss_, Reduction::sum, "loss");
+  communicator_.device_after(communicator_.last());
 }
 
-void DataParallel::gather_weights() {
-  if (!active_ || !optimizer_.sharded()) return;
+// ------------------------------------------------------------------------------------ stage 0
+
+ReplicatedStore::ReplicatedStore(const GPT2Config& config, const DataParallelOptions& options,
+                                 Communicator& communicator, Device& device, const Ops& ops,
+                                 const Tensor& loss, Arena& arena)
+    : DataParallelStore(config, options, communicator, device, ops, loss, arena) {
+  own_all();
+  for (ShardPart& part : bucket_shares_) part.local = part.begin;
+  if (layout_.ranks > 1) {
+    share_ = bucket_shares_;
+    const int64_t embeddings = layout_.buckets[0].end, rest = layout_.elements - embeddings;
+    updates_ = {{embeddings, rest, {{embeddings, 0, rest}}}, {0, embeddings, {{0, 0, embeddings}}}};
+  }
+  allocate_sums(arena);
+}
+
+void ReplicatedStore::after_norm() {
+  embeddings_gathered_ = spanned(name_of(0), [&] {
+    return communicator_.all_gather(range(sums_, 0), share_of(sums_, 0), name_of(0));
+  });
+}
+
+// The embeddings come last.
+void ReplicatedStore::await_update(size_t i) {
+  if (i + 1 < updates_.size()) return;
+  wait_for(embeddings_gathered_, name_of(0));
+  if (sums_.data == my_gradients_.data) return;
+  ops().run(Cast{.destination = range(my_gradients_, 0), .source = range(sums_, 0)}, {});
+}
+
+// ------------------------------------------------------------------------------------ stage 1
+
+Zero1Store::Zero1Store(const GPT2Config& config, const DataParallelOptions& options,
+                       Communicator& communicator, Device& device, const Ops& ops,
+                       const Tensor& loss, Arena& arena)
+    : DataParallelStore(config, options, communicator, device, ops, loss, arena),
+      gathered_(layout_.buckets.size()) {
+  owned_ = share_ = bucket_shares_;
+  const DType dtype = weights_.flat.dtype, acc = gradients_.flat.dtype;
+  const Shape mine{shard_elements(owned_)};
+  my_weights_ =
+      arena.allocate(dtype == acc ? MemoryCategory::masters : MemoryCategory::weights, dtype, mine);
+  my_gradients_ = arena.allocate(MemoryCategory::gradients, acc, mine);
+  updates_ = {{0, shard_elements(owned_), owned_}};
+  allocate_sums(arena);
+}
+
+void Zero1Store::begin_step(int slot) {
+  DataParallelStore::begin_step(slot);
+  communicator_.after_device();
+  for (size_t b = 0; b < buckets().size(); ++b)
+    gathered_[b] = spanned(name_of(b), [&] { return gather_bucket(b); });
+}
+
+Ticket Zero1Store::gather_bucket(size_t b) {
+  return communicator_.all_gather(range(weights_.flat, b), share_of(my_weights_, b), name_of(b));
+}
+
+// Gathers come in the order of the units, so the last that a unit needs is all it waits for.
+void Zero1Store::need(Pass, int64_t unit) {
+  size_t b = buckets().size() - 1;
+  while (buckets()[b].first_layer > unit) --b;
+  if (gathered_[b] <= weights_seen_) return;
+  weights_seen_ = gathered_[b];
+  wait_for(gathered_[b], name_of(b));
+}
+
+void Zero1Store::gather_weights() {
   communicator_.after_device();
   for (size_t b = 0; b < buckets().size(); ++b) gather_bucket(b);
   communicator_.device_after(communicator_.last());
 }
 
-void DataParallel::add_up_loss() {
-  if (!active_) return;
+Tensor Zero1Store::gather(const Tensor& mine, const char* what) {
   communicator_.after_device();
-  communicator_.all_reduce(loss_, loss_, Reduction::sum, "loss");
-  communicator_.device_after(communicator_.last());
+  for (size_t b = 0; b < buckets().size(); ++b)
+    communicator_.all_gather(range(gradients_.flat, b), share_of(mine, b), what);
+  communicator_.wait(communicator_.last());
+  return gradients_.flat;
+}
+
+void Zero1Store::keep_mine(const Tensor& mine) {
+  for (const ShardPart& part : owned_) {
+    device_.copy(mine.rows(part.local, part.elements),
+                 gradients_.flat.rows(part.begin, part.elements));
+  }
+  device_.zero(gradients_.flat);
+}
+
+}  // namespace
+
+std::unique_ptr<ParameterStore> make_parameter_store(const GPT2Config& config,
+                                                     const DataParallelOptions& options,
+                                                     Communicator& communicator, Device& device,
+                                                     const Ops& ops, const Tensor& loss,
+                                                     Arena& arena) {
+  // A rank by itself for which nobody asked for a library talks to nobody.
+  if (communicator.kind() == "self") return std::make_unique<LocalStore>(config, ops, arena);
+  if (options.zero_stage >= 1 && communicator.size() > 1) {
+    return std::make_unique<Zero1Store>(config, options, communicator, device, ops, loss, arena);
+  }
+  return std::make_unique<ReplicatedStore>(config, options, communicator, device, ops, loss, arena);
 }
 
 }  // namespace lathe

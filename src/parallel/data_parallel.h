@@ -28,96 +28,25 @@
 // over lathe's own reductions they give the same bits.
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <span>
-#include <string>
-#include <vector>
+#include <memory>
 
-#include "src/model/gpt2.h"
-#include "src/model/optimizer.h"
-#include "src/parallel/communicator.h"
+#include "src/comm/communicator.h"
+#include "src/model/parameter_store.h"
 
 namespace lathe {
 
-// Two marks (Device::mark) between which a line did one thing.
-struct Span {
-  const char* what = "";
-  bool waits =
-      false;  // the device's line, waiting for communication; else a collective on its own line
-  int from = 0, to = 0;
+struct DataParallelOptions {
+  int64_t bucket_elements = Sharding().bucket_elements;  // the least that is reduced together
+  int64_t zero_stage = 0;
+  bool reduce_bf16 = false;  // gradients cross the network as bf16
 };
 
-class DataParallel {
- public:
-  // Takes memory from the arena if gradients are reduced in bf16.
-  DataParallel(Communicator& communicator, Device& device, GPT2& model, const Optimizer& optimizer,
-               const StepState& state, bool reduce_bf16, Arena& arena);
-  DataParallel(const DataParallel&) = delete;
-  DataParallel& operator=(const DataParallel&) = delete;
-
-  static constexpr int kSlots = 2;  // of marks: two steps may be under way
-
-  // One step, in this order; what is between them is the model's and the optimizer's. May be
-  // recorded. Before the first forward pass:
-  void begin_step(int slot);
-  // What the first micro-step's forward pass calls, and the last micro-step's backward pass (only
-  // that one's gradients are those of the step). Empty where there is one rank
-  // that talks to nobody.
-  const WeightsNeeded& weights_needed() const { return weights_needed_; }
-  const GradientReady& gradient_ready() const { return gradient_ready_; }
-  // The optimizer's gradients and the step's loss are those of all ranks for what the device is
-  // given from here on; but of the embeddings' gradient, at stage 0, only this rank's share.
-  void finish_gradients();
-  // So are the sums of squares, of which each rank has brought those of its own share.
-  void add_up_squares();
-  // What the optimizer's update calls. Empty where it need not.
-  const EmbeddingsNeeded& embeddings_needed() const { return embeddings_needed_; }
-
-  // Outside of a step. ZeRO-1: the model's weights are what the ranks' optimizers last made them.
-  void gather_weights();
-  // results->loss += the other ranks'.
-  void add_up_loss();
-
-  // Of the step that last used this slot.
-  std::span<const Span> spans(int slot) const { return spans_.at(static_cast<size_t>(slot)); }
-
- private:
-  Ticket gather_bucket(size_t b);
-  void finish_embeddings();
-  void reduce_bucket(size_t b);
-  void need(int64_t layer);
-  void wait_for(Ticket ticket, const char* what);
-  template <typename Collective>
-  Ticket spanned(const char* what, const Collective& collective);
-  int next_span(const char* what, bool waits);
-  Tensor range(const Tensor& flat, const Bucket& bucket) const {
-    return flat.rows(bucket.begin, bucket.elements());
-  }
-  // This rank's share of a bucket, in buffers like the optimizer's.
-  Tensor share(const Tensor& of, size_t b) const {
-    return of.rows(optimizer_.share()[b].local, optimizer_.share()[b].elements);
-  }
-  const std::vector<Bucket>& buckets() const { return model_.layout().buckets; }
-  const char* name_of(size_t b) const { return buckets()[b].name.c_str(); }
-  bool scattered(size_t b) const { return optimizer_.sharded() || b == 0; }
-
-  Communicator& communicator_;
-  bool active_;  // not where a rank is by itself and nobody asked for a library
-  Device& device_;
-  GPT2& model_;
-  const Optimizer& optimizer_;
-  Tensor loss_;    // fp64 [2], in the step's results: loss, stop_votes
-  Tensor staged_;  // bf16: gradients on their way
-  Tensor sums_;    // where they arrive: like the optimizer's gradients
-  WeightsNeeded weights_needed_;
-  GradientReady gradient_ready_;
-  EmbeddingsNeeded embeddings_needed_;
-  std::vector<Ticket> gathered_, reduced_;  // of the buckets
-  Ticket weights_seen_ = 0;                 // the last gather that the device has waited for
-  Ticket loss_reduced_ = 0, embeddings_gathered_ = 0;
-  int first_mark_ = 0, slot_ = 0, next_mark_ = 0;
-  std::array<std::vector<Span>, kSlots> spans_;
-};
+// The store of this rank. `loss`: fp64, in the step's results, of which the ranks' sum is wanted.
+std::unique_ptr<ParameterStore> make_parameter_store(const GPT2Config& config,
+                                                     const DataParallelOptions& options,
+                                                     Communicator& communicator, Device& device,
+                                                     const Ops& ops, const Tensor& loss,
+                                                     Arena& arena);
 
 }  // namespace lathe

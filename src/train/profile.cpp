@@ -44,7 +44,7 @@ void RangedOps::after(const Call&) const {
 
 StepProfile::StepProfile(Run& run)
     : run_(run),
-      plain_(run.trainer.model.ops()),
+      plain_(run.trainer.ops()),
       ops_(plain_, run.trainer.device),
       first_(run.options().profile_begin),
       last_(run.options().profile_end - 1) {
@@ -67,7 +67,7 @@ void StepProfile::begin(int64_t step) {
     say(run_, fmt::format("no profiler can watch the device {}", run_.trainer.device.kind()));
     return;
   }
-  run_.trainer.model.use(ops_);
+  run_.trainer.use(ops_);
   run_.trainer.device.observe_parts(&ops_);
 }
 
@@ -85,7 +85,7 @@ void StepProfile::end(int64_t step) {
 void StepProfile::stop() {
   profiling_ = false;
   run_.trainer.device.observe_parts(nullptr);
-  run_.trainer.model.use(plain_);
+  run_.trainer.use(plain_);
   run_.trainer.device.stop_profile();
 }
 

@@ -5,8 +5,8 @@
 #include <string>
 
 #include "kernels/device/standard_streams.h"
+#include "src/comm/banner.h"
 #include "src/io/file.h"
-#include "src/parallel/banner.h"
 #include "src/text.h"
 
 namespace lathe {
@@ -154,7 +154,7 @@ void Report::step(int64_t steps_done, const StepResults& results, int slot) {
   if (peak_flops_ > 0) m.mfu = flops_per_step_ / seconds / peak_flops_ / run_.ranks();
   step_ms_.push_back(1e3 * seconds);
   double exposed = 0;
-  const auto spans = run_.trainer.parallel.spans(slot);
+  const auto spans = run_.trainer.parameters->spans(slot);
   if (!spans.empty()) {
     const CommTimes times = comm_times(run_.trainer.device, spans);
     m.comm_ms = times.total_ms;

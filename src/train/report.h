@@ -7,9 +7,9 @@
 #include <optional>
 #include <vector>
 
+#include "src/comm/world.h"
 #include "src/io/console.h"
 #include "src/io/metrics.h"
-#include "src/parallel/world.h"
 #include "src/train/run.h"
 
 namespace lathe {

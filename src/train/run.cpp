@@ -38,7 +38,7 @@ Run::Run(Setup setup, Device& device, Communicator& communicator)
     validation.emplace(loader_options(o, "val", communicator, setup_.open));
 
   write_tuning_log(*this);  // empty as yet: a path that cannot be written is told now
-  const ParameterLayout& layout = trainer.model.layout();
+  const ParameterLayout& layout = trainer.parameters->layout();
   if (!setup_.resume_from.empty()) {
     restore_checkpoint(*this);
   } else if (o.init == "random") {

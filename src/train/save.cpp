@@ -28,7 +28,7 @@ TrainerState trainer_state(const Run& run, int64_t step) {
   s.seed = o.seed;
   s.loader = {.sampling = o.sampling, .step = step};
   s.layout = {.world_size = run.ranks(),
-              .zero_stage = run.trainer.optimizer.sharded() ? 1 : 0,
+              .zero_stage = run.ranks() > 1 ? run.trainer.shape.zero_stage : 0,
               .threads = o.threads,
               .cpu = device.name(),
               .dtype = o.dtype,
@@ -49,7 +49,7 @@ void save_checkpoint(Run& run, int64_t step, bool prune) {
   share_plans(run);  // what was met since the first step, too
   Trainer& trainer = run.trainer;
   const TrainOptions& o = run.options();
-  const ParameterLayout& layout = trainer.model.layout();
+  const ParameterLayout& layout = trainer.parameters->layout();
   const Tensor masters = trainer.gathered_masters();
   std::optional<CheckpointWriter> writer;
   const auto together = [&](const std::function<void()>& part) {
@@ -64,8 +64,8 @@ void save_checkpoint(Run& run, int64_t step, bool prune) {
       tokenizer ? tokenizer->end_of_text() : std::optional<int32_t>();
   std::string lines;
   together([&] {
-    WrittenFiles written =
-        write_optimizer(directory, layout, trainer.optimizer, trainer.device, run.rank());
+    WrittenFiles written = write_optimizer(directory, *trainer.parameters, trainer.optimizer,
+                                           trainer.device, run.rank());
     if (writer) {
       written.merge(write_model(directory, o.gpt2, layout, masters, trainer.device, end_of_text));
     }
@@ -99,7 +99,7 @@ void restore_checkpoint(Run& run) {
   const TrainOptions& o = run.options();
   Trainer& trainer = run.trainer;
   Device& device = trainer.device;
-  const ParameterLayout& layout = trainer.model.layout();
+  const ParameterLayout& layout = trainer.parameters->layout();
   const TrainerState s = read_trainer_state(from / "trainer.json");
   const ConfigKeys now = keys_of(o.resolved);
   const Manifest manifest = read_manifest(from);
@@ -123,7 +123,8 @@ void restore_checkpoint(Run& run) {
   if (same_products(s.config, now, device) && s.layout.cpu == device.name())
     device.load_plans(s.matmul_plans);
   trainer.set_masters([&](const Tensor& all) { read_model(from, o.gpt2, layout, all, device); });
-  read_optimizer(from, optimizer_ranks(from, manifest), layout, trainer.optimizer, device);
+  read_optimizer(from, optimizer_ranks(from, manifest), *trainer.parameters, trainer.optimizer,
+                 device);
   run.first_step = s.step;
   run.skipped_steps = s.skipped_steps;
   trainer.state.set_results({.updates = s.step - s.skipped_steps});

@@ -7,11 +7,11 @@
 #include <cstdlib>
 #include <thread>
 
+#include "src/comm/mpi_file.h"
 #include "src/io/checkpoint.h"
 #include "src/io/toml.h"
 #include "src/model/weights.h"
 #include "src/parallel/agreement.h"
-#include "src/parallel/mpi_file.h"
 #include "src/train/resume.h"
 
 namespace lathe {

@@ -5,11 +5,11 @@
 #include <memory>
 #include <string>
 
+#include "src/comm/communicator.h"
 #include "src/data/loader.h"
 #include "src/data/tokenizer.h"
 #include "src/io/directory_lock.h"
 #include "src/options.h"
-#include "src/parallel/communicator.h"
 #include "src/train/trainer.h"
 
 namespace lathe {

@@ -78,7 +78,7 @@ void TracingOps::after(const Call&) const {
 
 StepTrace::StepTrace(Run& run, const std::string& file)
     : run_(run),
-      plain_(run.trainer.model.ops()),
+      plain_(run.trainer.ops()),
       ops_(plain_, run.trainer.device),
       traced_step_(file.empty() ? -1 : run.first_step + kWarmUpSteps + kTracedSteps - 1) {
   // A run that is taken up again with the same flags may have less to do than that.
@@ -95,10 +95,10 @@ void StepTrace::begin(int64_t step) {
   if (traced_step_ < 0) return;
   tracing_ = step <= traced_step_ && step > traced_step_ - kTracedSteps;
   if (tracing_ && step == traced_step_ - kTracedSteps + 1) {
-    run_.trainer.model.use(ops_);
+    run_.trainer.use(ops_);
     run_.trainer.device.observe_parts(&ops_);
   } else if (step == traced_step_ + 1) {
-    run_.trainer.model.use(plain_);
+    run_.trainer.use(plain_);
     run_.trainer.device.observe_parts(nullptr);
   }
   if (tracing_) ops_.clear();
@@ -152,7 +152,7 @@ std::string StepTrace::events(int slot) const {
     add(stretch.name, kDeviceRow, stretch.from, stretch.to, members_of(stretch));
   if (run_.ranks() == 1) return text;
   text += label("thread_name", rank, kCommunicationRow, run_.trainer.communicator.kind());
-  for (const Span& span : run_.trainer.parallel.spans(slot)) {
+  for (const Span& span : run_.trainer.parameters->spans(slot)) {
     add(span.waits ? std::string("wait: ") + span.what : span.what,
         span.waits ? kDeviceRow : kCommunicationRow, span.from, span.to,
         span.waits ? R"(,"cat":"wait")" : R"(,"cat":"communication")");

@@ -11,19 +11,18 @@ Trainer::Trainer(const GPT2Config& config, const OptimizerConfig& optimizer_conf
     : shape(s),
       device(on),
       communicator(ranks),
-      model(config, s.dtype, s.batch_size, s.seq_len, on, arena, s.recompute,
-            {ranks.size(), s.bucket_elements}, s.logits_at_once),
-      optimizer(optimizer_config, model.weights(), model.gradients(), model.layout(), on, arena,
-                {ranks.rank(), s.zero_stage >= 1 && ranks.size() > 1}),
       state(on, arena, s.micro_steps),
+      parameters(make_parameter_store(config, {s.bucket_elements, s.zero_stage, s.reduce_bf16},
+                                      ranks, on, on.ops(s.dtype), state.loss_and_votes(), arena)),
+      model(config, *parameters, s.batch_size, s.seq_len, on, arena, s.recompute, s.logits_at_once),
+      optimizer(optimizer_config, *parameters, on, arena),
       clocks{StepClock(on, s.micro_steps), StepClock(on, s.micro_steps)},
-      parallel(ranks, on, model, optimizer, state, s.reduce_bf16 && ranks.size() > 1, arena),
       tokens_mbt_(arena.allocate(MemoryCategory::batch, DType::int32,
                                  {s.micro_steps, s.batch_size, s.seq_len})),
       targets_mbt_(arena.allocate(MemoryCategory::batch, DType::int32, tokens_mbt_.shape)),
       step_inputs_(static_cast<size_t>(s.micro_steps)) {
   if (s.decode_len > 0)
-    decoder.emplace(config, model.weights(), s.decode_len, s.decode_len, on, arena);
+    decoder.emplace(config, parameters->weights(), s.decode_len, s.decode_len, on, arena);
 }
 
 int64_t Trainer::tokens_per_step() const {
@@ -41,7 +40,7 @@ void Trainer::begin(const StepStart& start) {
                        .stop_vote = start.stop_vote,
                        .first_loss = m == 0 ? start.first_loss : 0};
   }
-  state.begin(model.ops(), step_inputs_);
+  state.begin(ops(), step_inputs_);
 }
 
 void Trainer::upload(int64_t micro_step, const int32_t* tokens, const int32_t* targets) {
@@ -56,9 +55,13 @@ MicroBatch Trainer::batch(int64_t micro_step) const {
           targets_mbt_.rows(micro_step, 1).reshaped(bt), state.inputs(micro_step)};
 }
 
-// If a rank keeps a share, all masters pass through the gradients, of which there are none yet.
+void Trainer::use(const Ops& ops) {
+  model.use(ops);
+  parameters->use(ops);
+}
+
 void Trainer::set_masters(const Fill& fill) {
-  const Tensor all = optimizer.sharded() ? model.gradients().flat : optimizer.masters();
+  const Tensor all = parameters->whole(optimizer.masters());
   if (rank() == 0) fill(all);
   if (ranks() > 1) {
     communicator.after_device();
@@ -66,50 +69,37 @@ void Trainer::set_masters(const Fill& fill) {
     require_same(communicator, "the initial weights", digest_of(device, all),
                  "a broadcast has failed; run build/commtest on these hosts");
   }
-  if (!optimizer.sharded()) return;
-  for (const ShardPart& part : optimizer.shard()) {
-    device.copy(optimizer.masters().rows(part.local, part.elements),
-                all.rows(part.begin, part.elements));
-  }
-  device.zero(all);
+  parameters->keep_mine(optimizer.masters());
 }
 
 Tensor Trainer::gathered_masters() {
-  if (!optimizer.sharded()) return optimizer.masters();
-  const Tensor all = model.gradients().flat;
-  const std::vector<Bucket>& buckets = model.layout().buckets;
-  communicator.after_device();
-  for (size_t b = 0; b < buckets.size(); ++b) {
-    const ShardPart& part = optimizer.shard()[b];
-    communicator.all_gather(all.rows(buckets[b].begin, buckets[b].elements()),
-                            optimizer.masters().rows(part.local, part.elements),
-                            "masters for a checkpoint");
-  }
-  communicator.wait(communicator.last());
-  return all;
+  return parameters->gather(optimizer.masters(), "masters for a checkpoint");
 }
 
 void Trainer::round_weights(uint64_t seed) {
-  const Tensor& weights = optimizer.weights();
-  if (weights.data == optimizer.masters().data) return;
-  const int64_t updates = state.results().updates;
-  const bool at_random = optimizer.config().stochastic_rounding && updates > 0;
-  if (at_random) begin({.seed = seed, .step = updates});
-  for (const ShardPart& part : optimizer.shard()) {
-    model.ops().run(Cast{.destination = weights.rows(part.local, part.elements),
-                         .source = optimizer.masters().rows(part.local, part.elements),
-                         .rounding = at_random ? state.inputs(0) : nullptr,
-                         .first_element = part.begin},
-                    {});
+  const Tensor &weights = parameters->my_weights(), &masters = optimizer.masters();
+  if (weights.data != masters.data) {
+    const int64_t updates = state.results().updates;
+    const bool at_random = optimizer.config().stochastic_rounding && updates > 0;
+    if (at_random) begin({.seed = seed, .step = updates});
+    for (const ShardPart& part : parameters->owned()) {
+      ops().run(Cast{.destination = weights.rows(part.local, part.elements),
+                     .source = masters.rows(part.local, part.elements),
+                     .rounding = at_random ? state.inputs(0) : nullptr,
+                     .first_element = part.begin},
+                {});
+    }
   }
-  parallel.gather_weights();
+  parameters->gather_weights();
 }
 
 void Trainer::compare_replicas() {
   if (ranks() == 1) return;
-  std::string digest = digest_of(device, model.weights().flat);
-  // If each rank has all masters, they are the weights, and bf16 shows half of their bits.
-  if (!optimizer.sharded() && optimizer.masters().data != model.weights().flat.data)
+  parameters->gather_weights();
+  std::string digest = digest_of(device, parameters->weights().flat);
+  // Masters that every rank has show all of their bits; bf16 weights show half of them.
+  const bool replicated = optimizer.masters().elements() == parameters->layout().elements;
+  if (replicated && optimizer.masters().data != parameters->weights().flat.data)
     digest += digest_of(device, optimizer.masters());
   require_same(communicator, "the weights", digest,
                "a device or the network has computed something wrong; continue from the last "

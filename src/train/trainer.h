@@ -6,15 +6,16 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
 #include "kernels/device/arena.h"
+#include "src/comm/communicator.h"
 #include "src/model/decoder.h"
 #include "src/model/gpt2.h"
 #include "src/model/optimizer.h"
-#include "src/parallel/communicator.h"
 #include "src/parallel/data_parallel.h"
 #include "src/train/clock.h"
 
@@ -62,10 +63,14 @@ class Trainer {
   // Where micro-step m's are, in every step.
   MicroBatch batch(int64_t micro_step) const;
 
+  // Runs on another table from here on: one that observes the device's.
+  void use(const Ops& ops);
+  const Ops& ops() const { return model.ops(); }
+
   // Rank 0 fills all masters (or the weights, if they are the masters), the others get them.
   using Fill = std::function<void(const Tensor& all)>;
   void set_masters(const Fill& fill);
-  // All masters on every rank. At ZeRO-1 they lie in the gradients, which are lost.
+  // All masters on every rank. If ranks share them they lie in the gradients, which are lost.
   Tensor gathered_masters();
   // Makes the weights from the masters, rounded as the last update did that; `seed`: of the run.
   void round_weights(uint64_t seed);
@@ -73,7 +78,7 @@ class Trainer {
   void compare_replicas();
 
   // Two steps may be under way; each has a slot for what is read after it is done.
-  static constexpr int kSlots = DataParallel::kSlots;
+  static constexpr int kSlots = kStepSlots;
 
   // What the device may record (Device::replay): a step of each slot, and these.
   enum RecordingKey : int { kEvaluation = kSlots, kTracedStep };
@@ -81,11 +86,11 @@ class Trainer {
   const StepShape shape;
   Device& device;
   Communicator& communicator;
+  StepState state;
+  const std::unique_ptr<ParameterStore> parameters;
   GPT2 model;
   Optimizer optimizer;
-  StepState state;
   std::array<StepClock, kSlots> clocks;
-  DataParallel parallel;
   std::optional<Decoder> decoder;  // if decode_len > 0
 
  private:

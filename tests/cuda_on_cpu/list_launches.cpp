@@ -13,9 +13,9 @@
 
 #include "kernels/device/arena.h"
 #include "kernels/observed_ops.h"
+#include "src/comm/make_communicator.h"
 #include "src/flags.h"
 #include "src/options.h"
-#include "src/parallel/make_communicator.h"
 #include "src/train.h"
 #include "tests/cuda_on_cpu/block.h"
 #include "tests/cuda_on_cpu/runtime.h"
@@ -121,12 +121,12 @@ void list(const Flags& flags) {
                   .total());
   Trainer trainer(config, optimizer, shape, *device, *self, arena);
   GPT2& model = trainer.model;
-  const ListedOps ops(model.ops());
-  model.use(ops);
+  const ListedOps ops(trainer.ops());
+  trainer.use(ops);
 
   if (shape.dtype == DType::bf16) {
     fmt::print("{{\"phase\": \"start\"}}\n");
-    ops.run(Cast{.destination = model.weights().flat,
+    ops.run(Cast{.destination = trainer.parameters->weights().flat,
                  .source = trainer.optimizer.masters(),
                  .rounding = flags.stochastic_rounding ? trainer.state.inputs(0) : nullptr},
             {});

@@ -1,9 +1,9 @@
-// Takes the place of src/parallel/nccl_library.cpp: the functions of the stand-in.
+// Takes the place of src/comm/nccl_library.cpp: the functions of the stand-in.
 #include <chrono>
 #include <cstdlib>
 #include <thread>
 
-#include "src/parallel/nccl_library.h"
+#include "src/comm/nccl_library.h"
 
 namespace lathe {
 

@@ -63,7 +63,7 @@ Outcome train(const Case& c, uint64_t seed, int64_t* waits = nullptr, int64_t* l
   const auto body = [&] {
     for (int64_t m = 0; m < kMicroSteps; ++m) {
       h.model.forward(h.batch(m), true);
-      h.model.loss_and_backward(h.batch(m), 1e-2, h.state.device_results(), m > 0, {});
+      h.model.loss_and_backward(h.batch(m), 1e-2, h.state.device_results(), m > 0);
     }
     h.optimizer.step(h.model.ops(), h.state);
   };
@@ -89,7 +89,7 @@ Outcome train(const Case& c, uint64_t seed, int64_t* waits = nullptr, int64_t* l
   outcome.masters = bytes_of(*h.device, h.optimizer.masters());
   outcome.m = bytes_of(*h.device, h.optimizer.m());
   outcome.v = bytes_of(*h.device, h.optimizer.v());
-  outcome.weights = bytes_of(*h.device, h.model.weights().flat);
+  outcome.weights = bytes_of(*h.device, h.parameters.weights().flat);
   return outcome;
 }
 

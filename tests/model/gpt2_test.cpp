@@ -63,7 +63,7 @@ struct Golden {
 using Results = std::map<std::string, std::vector<double>>;
 
 Results results_of(const Golden& golden, Harness& h) {
-  for (const ParameterSlot& slot : h.model.layout().slots) {
+  for (const ParameterSlot& slot : h.parameters.layout().slots) {
     const int64_t n = slot.spec.shape.elements();
     set_values(*h.device, h.optimizer.masters().rows(slot.offset, n),
                golden.doubles("weight." + slot.spec.name));
@@ -71,8 +71,9 @@ Results results_of(const Golden& golden, Harness& h) {
   h.sync_weights();
   h.set_batch(golden.integers("tokens"), golden.integers("targets"));
   Results results{{"loss", {h.forward_backward()}}};
-  for (const ParameterSlot& slot : h.model.layout().slots) {
-    const Tensor gradient = h.model.gradients().flat.rows(slot.offset, slot.spec.shape.elements());
+  for (const ParameterSlot& slot : h.parameters.layout().slots) {
+    const Tensor gradient =
+        h.parameters.gradients().flat.rows(slot.offset, slot.spec.shape.elements());
     results["grad." + slot.spec.name] = values_of(*h.device, gradient);
   }
   return results;
@@ -177,18 +178,18 @@ TEST_P(FiniteDifferences, AgreeWithBackward) {
   h.random_batch(11);
   std::mt19937_64 random(5);
   std::normal_distribution<double> normal;
-  const Tensor weights = h.model.weights().flat;
+  const Tensor weights = h.parameters.weights().flat;
   std::vector<double> w = values_of(*h.device, weights);
   for (const ParameterSlot& slot :
-       h.model.layout().slots) {  // away from the initial zeros and ones
+       h.parameters.layout().slots) {  // away from the initial zeros and ones
     for (int64_t i = 0; i < slot.spec.shape.elements(); ++i)
       w[slot.offset + i] += 0.2 * normal(random);
   }
   set_values(*h.device, weights, w);
   h.forward_backward();
-  const std::vector<double> gradient = values_of(*h.device, h.model.gradients().flat);
+  const std::vector<double> gradient = values_of(*h.device, h.parameters.gradients().flat);
 
-  for (const ParameterSlot& slot : h.model.layout().slots) {
+  for (const ParameterSlot& slot : h.parameters.layout().slots) {
     std::vector<double> direction(slot.spec.shape.elements());
     double slope = 0, scale = 0;
     for (size_t i = 0; i < direction.size(); ++i) {
@@ -249,40 +250,12 @@ TEST(GPT2, AccumulationEqualsOneBatch) {
     half.set_batch({tokens.begin() + 18 * m, tokens.begin() + 18 * (m + 1)},
                    {targets.begin() + 18 * m, targets.begin() + 18 * (m + 1)});
     half.model.forward(half.batch(m), true);
-    half.model.loss_and_backward(half.batch(m), 1.0 / 36, half.state.device_results(), m > 0, {});
+    half.model.loss_and_backward(half.batch(m), 1.0 / 36, half.state.device_results(), m > 0);
   }
   EXPECT_NEAR(half.state.results().loss, loss, 1e-14);
-  const auto a = values_of(*whole.device, whole.model.gradients().flat);
-  const auto b = values_of(*half.device, half.model.gradients().flat);
+  const auto a = values_of(*whole.device, whole.parameters.gradients().flat);
+  const auto b = values_of(*half.device, half.parameters.gradients().flat);
   for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-14) << i;
-}
-
-TEST(GPT2, AnnouncesEveryGradientOnceWhenItIsFinal) {
-  const GPT2Config config = small(2, 16, 40, 9, true, 0.1f, Gelu::tanh);
-  Harness h(config, {.dtype = DType::fp32, .batch_size = 2, .seq_len = 9});
-  h.random_batch(3);
-  h.forward_backward();
-  const std::vector<double> final = values_of(*h.device, h.model.gradients().flat);
-  // Ready ranges hold their final values at once, and together they are the whole gradient.
-  h.state.begin(h.model.ops(), h.inputs);
-  std::vector<int> seen(final.size());
-  std::set<int64_t> begins;
-  h.model.forward(h.batch(), true);
-  h.model.loss_and_backward(
-      h.batch(), 1.0 / 18, h.state.device_results(), false, [&](int64_t begin, int64_t end) {
-        const std::vector<double> now =
-            values_of(*h.device, h.model.gradients().flat.rows(begin, end - begin));
-        for (size_t i = 0; i < now.size(); ++i) {
-          ++seen[begin + i];
-          ASSERT_EQ(now[i], final[begin + i]);
-        }
-        begins.insert(begin);
-      });
-  for (int count : seen) ASSERT_EQ(count, 1);
-  // A bucket may begin wherever the parameters say that it may.
-  for (const ParameterSlot& slot : h.model.layout().slots) {
-    EXPECT_TRUE(!slot.spec.cut || begins.contains(slot.offset)) << slot.spec.name;
-  }
 }
 
 TEST(GPT2, ThePaddedVocabularyIsNeverPredictedAndGetsNoGradient) {
@@ -291,8 +264,8 @@ TEST(GPT2, ThePaddedVocabularyIsNeverPredictedAndGetsNoGradient) {
   Harness h(config, {.dtype = DType::fp32, .batch_size = 2, .seq_len = 9});
   h.random_batch(3);
   const double loss = h.forward_backward();
-  const Tensor padding = h.model.weights().wte.rows(17, config.padded_vocab_size() - 17);
-  for (double g : values_of(*h.device, h.model.gradients().wte.rows(17, padding.shape[0])))
+  const Tensor padding = h.parameters.weights().wte.rows(17, config.padded_vocab_size() - 17);
+  for (double g : values_of(*h.device, h.parameters.gradients().wte.rows(17, padding.shape[0])))
     ASSERT_EQ(g, 0);
   // Rows that would win every softmax change nothing.
   set_values(*h.device, padding, std::vector<double>(padding.elements(), 1e3));
@@ -320,10 +293,10 @@ TEST(GPT2, ABadStepTouchesNothing) {
   Harness h(config, {.dtype = DType::bf16, .batch_size = 2, .seq_len = 9});
   h.random_batch(3);
   const auto masters = values_of(*h.device, h.optimizer.masters());
-  const auto good = values_of(*h.device, h.model.weights().flat);
-  std::vector<double> poisoned = values_of(*h.device, h.model.weights().ln_f_weight);
+  const auto good = values_of(*h.device, h.parameters.weights().flat);
+  std::vector<double> poisoned = values_of(*h.device, h.parameters.weights().ln_f_weight);
   poisoned[3] = NAN;
-  set_values(*h.device, h.model.weights().ln_f_weight, poisoned);
+  set_values(*h.device, h.parameters.weights().ln_f_weight, poisoned);
   h.forward_backward();
   h.optimizer.step(h.model.ops(), h.state);
   EXPECT_EQ(h.state.results().skip, 1);

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "kernels/device/arena.h"
+#include "src/comm/make_communicator.h"
 #include "src/model/weights.h"
-#include "src/parallel/make_communicator.h"
 #include "src/train/trainer.h"
 
 namespace lathe::testing {
@@ -62,13 +62,14 @@ struct Harness {
         self(make_self_communicator(*device)),
         arena(*device, plan_training(config, {}, shape, *device, *self).total()),
         trainer(config, {}, shape, *device, *self, arena),
+        parameters(*trainer.parameters),
         model(trainer.model),
         optimizer(trainer.optimizer),
         state(trainer.state),
         tokens(trainer.batch(0).tokens_bt),
         targets(trainer.batch(0).targets_bt),
         inputs(static_cast<size_t>(shape.micro_steps)) {
-    initialize_parameters(model.layout(), seed, optimizer.masters(), *device);
+    initialize_parameters(parameters.layout(), seed, optimizer.masters(), *device);
     sync_weights();
     for (StepInputs& input : inputs) input = {.seed = seed, .step = 3, .learning_rate = 1e-3f};
     state.begin(model.ops(), inputs);
@@ -76,8 +77,9 @@ struct Harness {
 
   // Weights that are a copy of the masters follow them.
   void sync_weights() {
-    if (model.weights().flat.data != optimizer.masters().data) {
-      model.ops().run(Cast{.destination = model.weights().flat, .source = optimizer.masters()}, {});
+    if (parameters.weights().flat.data != optimizer.masters().data) {
+      model.ops().run(Cast{.destination = parameters.weights().flat, .source = optimizer.masters()},
+                      {});
     }
   }
 
@@ -103,7 +105,7 @@ struct Harness {
     state.begin(model.ops(), inputs);
     const double scale = 1.0 / static_cast<double>(tokens.elements());
     model.forward(batch(), true);
-    model.loss_and_backward(batch(), scale, state.device_results(), false, {});
+    model.loss_and_backward(batch(), scale, state.device_results(), false);
     return state.results().loss;
   }
   double training_loss() {  // dropout on, no backward
@@ -117,6 +119,7 @@ struct Harness {
   std::unique_ptr<Communicator> self;
   Arena arena;
   Trainer trainer;
+  ParameterStore& parameters;
   GPT2& model;
   Optimizer& optimizer;
   StepState& state;

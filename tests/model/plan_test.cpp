@@ -414,7 +414,7 @@ TEST(Plan, AnArenaThatIsTooSmallIsAnError) {
   const GPT2Config config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 20, .seq_len = 8};
   const MemoryPlan plan = plan_of(config, {.batch_size = 1, .seq_len = 8});
   Arena arena(*device, plan.bytes[static_cast<int>(MemoryCategory::weights)]);
-  EXPECT_THROW(GPT2(config, DType::fp32, 1, 8, *device, arena), CheckError);
+  EXPECT_THROW(LocalStore(config, device->ops(DType::fp32), arena), CheckError);
 }
 
 TEST(Plan, ParameterCountsOfTheKnownModels) {

@@ -47,15 +47,15 @@ Trace two_steps(const Case& c, DType dtype, Recompute recompute) {
     for (int64_t m = 0; m < c.micro_steps; ++m) {
       h.random_batch(100 * step + static_cast<uint64_t>(m));
       h.model.forward(h.batch(m), true);
-      h.model.loss_and_backward(h.batch(m), 1e-2, h.state.device_results(), m > 0, {});
+      h.model.loss_and_backward(h.batch(m), 1e-2, h.state.device_results(), m > 0);
     }
-    keep("gradients", h.model.gradients().flat);
+    keep("gradients", h.parameters.gradients().flat);
     h.optimizer.step(h.model.ops(), h.state);
     const StepResults results = h.state.results();
     EXPECT_EQ(results.skip, 0);
     const char* raw = reinterpret_cast<const char*>(&results);
     trace[fmt::format("results of step {}", step)].assign(raw, raw + sizeof(results));
-    keep("weights", h.model.weights().flat);
+    keep("weights", h.parameters.weights().flat);
     keep("masters", h.optimizer.masters());
     keep("m", h.optimizer.m());
     keep("v", h.optimizer.v());
@@ -119,7 +119,7 @@ OpCost cost_of_a_micro_step(const GPT2Config& config, int64_t batch_size, Recomp
   const RecordingOps recorder(h.model.ops());
   h.model.use(recorder);
   h.model.forward(h.batch(), true);
-  h.model.loss_and_backward(h.batch(), 1, h.state.device_results(), false, {});
+  h.model.loss_and_backward(h.batch(), 1, h.state.device_results(), false);
   return recorder.total();
 }
 

@@ -61,7 +61,8 @@ struct SavedModel : Harness {
   fs::path save(const std::string& name, std::optional<int32_t> end_of_text = {}) {
     const fs::path dir = scratch / name;
     fs::create_directory(dir);
-    write_model(dir, model.config(), model.layout(), optimizer.masters(), *device, end_of_text);
+    write_model(dir, model.config(), parameters.layout(), optimizer.masters(), *device,
+                end_of_text);
     return dir;
   }
   // The same with another model.safetensors.
@@ -79,9 +80,9 @@ struct SavedModel : Harness {
 // What a model that is read from a directory holds, by parameter.
 FileTensors read_back(const fs::path& dir) {
   Harness h(read_model_config(dir), {.dtype = DType::fp32, .batch_size = 1, .seq_len = 6}, 8);
-  read_model(dir, h.model.config(), h.model.layout(), h.optimizer.masters(), *h.device);
+  read_model(dir, h.model.config(), h.parameters.layout(), h.optimizer.masters(), *h.device);
   FileTensors tensors;
-  for (const ParameterSlot& slot : h.model.layout().slots) {
+  for (const ParameterSlot& slot : h.parameters.layout().slots) {
     tensors[slot.spec.name] = {
         {slot.spec.shape.dim.begin(), slot.spec.shape.dim.begin() + slot.spec.shape.rank},
         values_of(*h.device, h.optimizer.masters().rows(slot.offset, slot.spec.shape.elements()))};
@@ -117,8 +118,9 @@ TEST(Weights, BiasesThatOtherSoftwareHasTrainedAreRead) {
     expect_equal(read_back(dir), expected);
     // Whoever has planned a model without biases is not given one that lacks them.
     Harness h(small(false), {.dtype = DType::fp32, .batch_size = 1, .seq_len = 6});
-    const std::string sentence = user_error(
-        [&] { read_model(dir, small(false), h.model.layout(), h.optimizer.masters(), *h.device); });
+    const std::string sentence = user_error([&] {
+      read_model(dir, small(false), h.parameters.layout(), h.optimizer.masters(), *h.device);
+    });
     expect_contains(sentence, std::string("tensor ") + name + " is not zero");
   }
   // A file without the biases that lathe does not need is as good as one with zeros.
@@ -197,9 +199,9 @@ TEST(Weights, MomentsThatAreNotFiniteAreNamed) {
   SavedModel model(small(true));
   const fs::path dir = model.save("moments");
   const auto read = [&] {
-    read_optimizer(dir, 1, model.model.layout(), model.optimizer, *model.device);
+    read_optimizer(dir, 1, model.parameters, model.optimizer, *model.device);
   };
-  write_optimizer(dir, model.model.layout(), model.optimizer, *model.device);
+  write_optimizer(dir, model.parameters, model.optimizer, *model.device);
   read();
   const fs::path path = dir / "optimizer-00000-of-00001.safetensors";
   const FileTensors good = tensors_of(path);

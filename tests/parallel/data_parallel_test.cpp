@@ -5,11 +5,11 @@
 #include <utility>
 
 #include "kernels/observed_ops.h"
+#include "src/comm/make_communicator.h"
 #include "src/model/weights.h"
 #include "src/parallel/agreement.h"
-#include "src/parallel/make_communicator.h"
 #include "src/train.h"
-#include "tests/parallel/harness.h"
+#include "tests/comm/harness.h"
 
 namespace lathe::testing {
 namespace {
@@ -43,8 +43,10 @@ struct Options {
 // Writes a NaN into the gradients behind the first backward pass of a LayerNorm.
 class PoisonOps final : public ObservedOps {
  public:
-  PoisonOps(Device& device, const GPT2& model)
-      : ObservedOps(model.ops()), device_(device), gradient_(model.gradients().ln_f_weight) {}
+  explicit PoisonOps(const Trainer& trainer)
+      : ObservedOps(trainer.ops()),
+        device_(trainer.device),
+        gradient_(trainer.parameters->gradients().ln_f_weight) {}
 
  protected:
   bool before(const Call&) const override { return true; }
@@ -77,7 +79,7 @@ struct Rank {
         arena(device, plan.total()),
         trainer(config, {}, shape, device, *on.comm, arena) {
     trainer.set_masters([this](const Tensor& all) {
-      initialize_parameters(trainer.model.layout(), 5, all, device);
+      initialize_parameters(trainer.parameters->layout(), 5, all, device);
     });
     trainer.round_weights(0);
   }
@@ -103,11 +105,11 @@ struct Rank {
     trainer.begin({.seed = 3, .step = step, .learning_rate = 1e-2, .stop_vote = vote ? 1.0 : 0.0});
     const int slot = static_cast<int>(step % Trainer::kSlots);
     if (poison) {
-      const Ops& plain = trainer.model.ops();
-      const PoisonOps ops(device, trainer.model);
-      trainer.model.use(ops);
+      const Ops& plain = trainer.ops();
+      const PoisonOps ops(trainer);
+      trainer.use(ops);
       enqueue_step(trainer, slot);
-      trainer.model.use(plain);
+      trainer.use(plain);
     } else {
       device.replay(slot, [this, slot] { enqueue_step(trainer, slot); });
     }
@@ -120,8 +122,8 @@ struct Rank {
     return bytes;
   }
   Bytes weights() {
-    trainer.parallel.gather_weights();
-    return bytes_of(trainer.model.weights().flat);
+    trainer.parameters->gather_weights();
+    return bytes_of(trainer.parameters->weights().flat);
   }
 
   Ranks& ranks;
@@ -178,9 +180,9 @@ TEST_P(DataParallelTest, EveryRankHasTheSameWeights) {
       rank.enqueue(step);
       EXPECT_EQ(rank.trainer.state.collect_results().skip, 0);
     }
-    rank.trainer.parallel.gather_weights();
+    rank.trainer.parameters->gather_weights();
     require_same(*ranks.comm, "the weights",
-                 digest_of(rank.device, rank.trainer.model.weights().flat), "");
+                 digest_of(rank.device, rank.trainer.parameters->weights().flat), "");
   }
 }
 
@@ -189,7 +191,7 @@ TEST_P(DataParallelTest, AReplicaThatDiffersIsNamed) {
   Ranks ranks(GetParam());
   if (ranks.comm->size() == 1) GTEST_SKIP() << "nothing to differ from";
   Rank rank(ranks, {.dtype = DType::fp32});
-  const Tensor weight = rank.trainer.model.weights().flat.rows(77, 1);
+  const Tensor weight = rank.trainer.parameters->weights().flat.rows(77, 1);
   if (ranks.comm->rank() == 1) {
     Bytes bytes = rank.bytes_of(weight);
     bytes[0] ^= std::byte{1};
@@ -197,7 +199,8 @@ TEST_P(DataParallelTest, AReplicaThatDiffersIsNamed) {
   }
   try {
     require_same(*ranks.comm, "the weights",
-                 digest_of(rank.device, rank.trainer.model.weights().flat), "look at that host");
+                 digest_of(rank.device, rank.trainer.parameters->weights().flat),
+                 "look at that host");
     ADD_FAILURE() << "nothing was noticed";
   } catch (const UserError& error) {
     EXPECT_STREQ(error.what(), "the weights of rank 1 differ from rank 0's: look at that host");
@@ -269,7 +272,8 @@ TEST_P(DataParallelTest, OptimizerMemoryIsShared) {
           << to_string(rank.arena.used()) << to_string(rank.plan);
       const int64_t size = ranks.comm->size();
       const int64_t total = ParameterLayout(kConfig).elements;
-      const int64_t buckets = static_cast<int64_t>(rank.trainer.model.layout().buckets.size());
+      const int64_t buckets =
+          static_cast<int64_t>(rank.trainer.parameters->layout().buckets.size());
       EXPECT_LE(rank.trainer.optimizer.m().elements(),
                 (total + size - 1) / size + buckets * kNormBlock);
     }

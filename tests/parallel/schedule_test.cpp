@@ -42,8 +42,8 @@ Schedule schedule_of(const Case& c) {
                    .zero_stage = c.sharded ? 1 : 0,
                    .reduce_bf16 = c.reduce_bf16},
                   device, ranks, arena);
-  const ScheduleOps ops(trainer.model.ops(), schedule);
-  trainer.model.use(ops);
+  const ScheduleOps ops(trainer.ops(), schedule);
+  trainer.use(ops);
   enqueue_step(trainer, 0);
   return schedule;
 }

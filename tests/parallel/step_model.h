@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kernels/observed_ops.h"
-#include "src/parallel/communicator.h"
+#include "src/comm/communicator.h"
 
 namespace lathe::testing {
 

@@ -34,7 +34,7 @@ TESTS = "^(cuda_on_cpu_test|cuda_device_test|cuda_gpt2_test)$"
 REPOSITORY = "/srv/lathe"
 # A file for each kind of what a build needs: CLI11 and fmt; cuBLASLt's header; NCCL's; a kernel by nvcc.
 SAMPLES = ["src/CMakeFiles/lathe_options.dir/options.cpp.o", "kernels/cuda/CMakeFiles/lathe_cuda.dir/matmul.cpp.o",
-           "src/parallel/CMakeFiles/lathe_parallel.dir/nccl_communicator.cpp.o",
+           "src/comm/CMakeFiles/lathe_comm.dir/nccl_communicator.cpp.o",
            "kernels/cuda/CMakeFiles/lathe_cuda.dir/cast.cu.o"]
 
 

@@ -78,7 +78,7 @@ Count count_of_steps(DType dtype) {
       for (int m = 0; m < 2; ++m) {
         run.device->mark(m);
         run.model.forward(run.batch(m), true);
-        run.model.loss_and_backward(run.batch(m), 1e-3, run.state.device_results(), m > 0, {});
+        run.model.loss_and_backward(run.batch(m), 1e-3, run.state.device_results(), m > 0);
       }
       run.optimizer.step(run.model.ops(), run.state);
     });

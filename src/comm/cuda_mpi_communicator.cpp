@@ -1,0 +1,175 @@
+// Ranks on GPUs, over MPI: through pinned memory of the host, a piece at a time. The stream copies
+// the piece out, waits for a function of the host that runs the collective, and copies the result
+// in. Slower than NCCL, and there where NCCL is not, or where ranks share a GPU.
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <deque>
+#include <exception>
+
+#include "src/comm/cuda_communicator.h"
+#include "src/comm/make_communicator.h"
+#include "src/comm/mpi_collectives.h"
+
+namespace lathe {
+
+namespace {
+
+using cuda::check_cuda;
+
+// A piece's collective, as the function of the host finds it.
+struct Step {
+  MpiCollectives* collectives = nullptr;
+  const World* world = nullptr;
+  Collective collective;
+  std::atomic<bool> done{false};
+};
+
+void run_step(void* data) {
+  Step& step = *static_cast<Step*>(data);
+  try {
+    step.collectives->run(step.collective);
+  } catch (const std::exception&) {  // nobody above could catch it
+    const Failure failure = current_failure();
+    step.world->fail(failure.message, failure.exit_code);
+  }
+  step.done = true;
+}
+
+class CudaMpiCommunicator final : public CudaCommunicator {
+ public:
+  CudaMpiCommunicator(const World& world, Device& device, double timeout_seconds)
+      : CudaCommunicator(world, device), collectives_(world, timeout_seconds) {
+    void* memory = nullptr;
+    check_cuda(cudaHostAlloc(&memory, kPinnedBytes, cudaHostAllocDefault), "pinned memory");
+    pinned_ = static_cast<char*>(memory);
+  }
+
+  // Waits for what was called; but where an error ends this rank, not for others.
+  ~CudaMpiCommunicator() override {
+    if (std::uncaught_exceptions() > 0) collectives_.give_up();
+    cudaStreamSynchronize(line_.stream());
+    device_.synchronize();
+    device_.forget_recordings();  // they call into this
+    cudaFreeHost(pinned_);
+  }
+
+  std::string_view kind() const override { return "mpi"; }
+  void wait(Ticket ticket) override {
+    line_.wait(ticket, [] {});
+  }
+  void exchange(void* all, const void* mine, size_t bytes) override {
+    wait(last());
+    world_.exchange(all, mine, bytes, "exchange");
+  }
+
+ private:
+  static constexpr size_t kPinnedBytes = size_t{32} << 20;
+
+  Ticket call(const Collective& c) override {
+    line_.begin();
+    // Blocks of all ranks lie side by side in the pinned memory.
+    const bool blocks = c.kind == CollectiveKind::reduce_scatter ||
+                        c.kind == CollectiveKind::all_gather || c.kind == CollectiveKind::gather ||
+                        c.kind == CollectiveKind::scatter;
+    const size_t ranks = blocks ? static_cast<size_t>(size()) : 1;
+    const auto piece = static_cast<int64_t>(kPinnedBytes / ranks / size_of(c.dtype));
+    for (int64_t first = 0; first == 0 || first < c.count; first += piece)
+      enqueue_piece(c, first, std::min(piece, c.count - first));
+    return line_.end();
+  }
+  void enqueue_piece(const Collective& whole, int64_t first, int64_t count);
+  void run_on_host(const Collective& c);
+  void copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind);
+
+  MpiCollectives collectives_;
+  char* pinned_ = nullptr;
+  std::deque<Step> steps_, recorded_;
+};
+
+void CudaMpiCommunicator::copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  if (bytes > 0) check_cuda(cudaMemcpyAsync(to, from, bytes, kind, line_.stream()), "collective");
+}
+
+void CudaMpiCommunicator::run_on_host(const Collective& c) {
+  while (!steps_.empty() && steps_.front().done) steps_.pop_front();
+  std::deque<Step>& steps = line_.recording() ? recorded_ : steps_;
+  Step& step = steps.emplace_back();
+  step.collectives = &collectives_;
+  step.world = &world_;
+  step.collective = c;
+  check_cuda(cudaLaunchHostFunc(line_.stream(), run_step, &step), "collective");
+}
+
+// Elements first .. first + count of the tensor, or of each rank's block of it.
+void CudaMpiCommunicator::enqueue_piece(const Collective& whole, int64_t first, int64_t count) {
+  const size_t bytes = static_cast<size_t>(count) * size_of(whole.dtype);
+  const size_t offset = static_cast<size_t>(first) * size_of(whole.dtype);
+  const char* const in = whole.in ? static_cast<const char*>(whole.in) + offset : nullptr;
+  char* const out = whole.out ? static_cast<char*>(whole.out) + offset : nullptr;
+  char* const own = pinned_ + static_cast<size_t>(rank()) * bytes;  // among the blocks
+  const bool is_root = whole.root < 0 || whole.root == rank();
+  const auto copy_out = [&](char* to) { copy(to, in, bytes, cudaMemcpyDeviceToHost); };
+  const auto copy_in = [&](const char* from) { copy(out, from, bytes, cudaMemcpyHostToDevice); };
+  const auto for_blocks = [&](const auto& function) {
+    for (int r = 0; r < size(); ++r)
+      function(pinned_ + static_cast<size_t>(r) * bytes, static_cast<size_t>(r) * whole.bytes());
+  };
+  const auto copy_blocks_out = [&] {
+    for_blocks(
+        [&](char* block, size_t from) { copy(block, in + from, bytes, cudaMemcpyDeviceToHost); });
+  };
+  const auto copy_blocks_in = [&] {
+    for_blocks([&](const char* block, size_t to) {
+      copy(out + to, block, bytes, cudaMemcpyHostToDevice);
+    });
+  };
+  Collective c = whole;
+  c.count = count;
+  c.in = c.out = pinned_;
+  switch (whole.kind) {
+    case CollectiveKind::all_reduce:
+    case CollectiveKind::reduce:
+      copy_out(pinned_);
+      if (!is_root) c.out = nullptr;
+      run_on_host(c);
+      return is_root ? copy_in(pinned_) : void();
+    case CollectiveKind::broadcast:
+      if (is_root) copy_out(pinned_);
+      run_on_host(c);
+      return is_root ? void() : copy_in(pinned_);
+    case CollectiveKind::reduce_scatter:
+      copy_blocks_out();
+      c.out = own;
+      run_on_host(c);
+      return copy_in(own);
+    case CollectiveKind::all_gather:
+    case CollectiveKind::gather:
+      copy_out(own);
+      c.in = own;
+      if (!is_root) c.out = nullptr;
+      run_on_host(c);
+      return is_root ? copy_blocks_in() : void();
+    case CollectiveKind::scatter:
+      if (is_root) copy_blocks_out();
+      c.out = own;
+      if (!is_root) c.in = nullptr;
+      run_on_host(c);
+      return copy_in(own);
+    case CollectiveKind::send:
+      copy_out(pinned_);
+      return run_on_host(c);
+    case CollectiveKind::receive:
+      run_on_host(c);
+      return copy_in(pinned_);
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_cuda_mpi_communicator(const World& world, Device& device,
+                                                         const CommunicatorOptions& options) {
+  return std::make_unique<CudaMpiCommunicator>(world, device, options.timeout_seconds);
+}
+
+}  // namespace lathe

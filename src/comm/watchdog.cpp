@@ -1,0 +1,79 @@
+#include "src/comm/watchdog.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "kernels/device/error.h"
+#include "src/comm/backoff.h"
+
+namespace lathe {
+
+namespace {
+
+constexpr std::chrono::milliseconds kLook(50);
+constexpr double kAnswerSeconds = 2;
+constexpr double kErrorAfterSeconds = 1;  // without progress: then the library is asked
+
+// What rank R does while this rank waits.
+std::string account(int rank, const std::optional<LineStatus>& status) {
+  if (!status) return fmt::format("rank {} does not answer", rank);
+  if (status->begun == 0) return fmt::format("rank {} has begun none", rank);
+  const char* const state = status->begun == status->done ? "has done" : "is in";
+  return fmt::format("rank {} {} collective {}, {}", rank, state, status->begun, status->what);
+}
+
+}  // namespace
+
+Watchdog::Watchdog(const World& world, double timeout_seconds, StatusBoard::Mine status,
+                   Error error)
+    : world_(world),
+      timeout_seconds_(timeout_seconds),
+      status_(std::move(status)),
+      error_(std::move(error)),
+      board_(make_status_board(world)),
+      thread_([this] { watch(); }) {}
+
+Watchdog::~Watchdog() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  stop_changed_.notify_all();
+  thread_.join();
+}
+
+void Watchdog::watch() {
+  LineStatus before;
+  Patience patience;
+  std::unique_lock lock(mutex_);
+  while (!stop_changed_.wait_for(lock, kLook, [this] { return stop_; })) {
+    if (board_) board_->answer(status_);
+    const LineStatus status = status_();
+    const bool stands =
+        status.begun != status.done && status.begun == before.begun && status.done == before.done;
+    if (!stands) patience = {};
+    const double still_seconds = patience.waited();
+    before = status;
+    const std::string error = still_seconds > kErrorAfterSeconds ? error_() : "";
+    if (!error.empty())
+      world_.fail(fmt::format("collective {}, {}: {}", status.begun, status.what, error));
+    if (still_seconds > timeout_seconds_) fail(status);
+  }
+}
+
+void Watchdog::fail(const LineStatus& mine) {
+  std::string others;
+  if (board_) {
+    const auto all = board_->ask(status_, kAnswerSeconds);
+    for (int rank = 0; rank < world_.size(); ++rank) {
+      const auto& status = all[static_cast<size_t>(rank)];
+      const bool here = status && status->begun == mine.begun && status->done == mine.done;
+      if (rank != world_.rank() && !here) others += "; " + account(rank, status);
+    }
+    if (others.empty()) others = "; all ranks are in it";
+  }
+  world_.fail(fmt::format("waits in collective {}, {}: nothing has moved for {:g} s{}", mine.begun,
+                          mine.what, timeout_seconds_, others));
+}
+
+}  // namespace lathe
