@@ -1,8 +1,11 @@
-// A device that computes nothing, on memory that nobody backs. What is built on it asks for the
-// memory, and the workspaces, that it would ask a real device for: that is how memory is planned.
+// A device that computes nothing and hands out addresses without memory behind them. What is built
+// on it asks for the memory, and the workspaces, that it would ask a real device for: that is how
+// memory is planned.
 #pragma once
 
+#include <cstdint>
 #include <map>
+#include <utility>
 
 #include "kernels/device/arena.h"
 #include "kernels/device/device.h"
@@ -18,7 +21,9 @@ class ImaginedDevice : public Device {
   std::string_view kind() const override { return real_.kind(); }
   std::string name() const override { return real_.name(); }
   double peak_flops(DType dtype) const override { return real_.peak_flops(dtype); }
-  void* allocate(size_t) override { return reinterpret_cast<void*>(kArenaAlignment); }
+  void* allocate(size_t bytes) override {
+    return reinterpret_cast<void*>(std::exchange(next_, next_ + arena_aligned(bytes)));
+  }
   void release(void*, size_t) noexcept override {}
   void upload(const Tensor&, const void*) override {}
   void download(void*, const Tensor&) override {}
@@ -38,6 +43,7 @@ class ImaginedDevice : public Device {
 
  private:
   Device& real_;
+  uintptr_t next_ = kArenaAlignment;  // addresses are distinct, as a device's are
   std::map<DType, RecordingOps> tables_;
 };
 

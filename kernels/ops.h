@@ -72,7 +72,7 @@ struct Dropout {
 // [B, T, C], [B, H, T, C/H] of attention, the elements of what is flat.
 
 // x = dropout(wte[token] + wpe[first_position + t]); mask element ((first_sequence + b) T + t) C +
-// c. Tokens outside the vocabulary are an error where the device can look at them first, as the CPU
+// c. Tokens outside the vocabulary are an error if the device can look at them first, as the CPU
 // does; a GPU makes their rows NaN, and leaves them out of the gradient.
 struct EmbeddingForward {
   static constexpr std::string_view kName = "embedding_forward";
@@ -113,7 +113,7 @@ struct LayerNormForward {
 
 // d_residual += LayerNorm'(dout): the gradient of residual_out (with the share that flows through
 // the residual stream, which it holds on entry unless fresh), which is that of residual_in as well.
-// dx = dropout'(d_residual), only where p > 0 (without dropout dx *is* d_residual; dx is absent).
+// dx = dropout'(d_residual), only if p > 0 (without dropout dx *is* d_residual; dx is absent).
 // dx_sums (+)= the column sums of dx as it is stored, or of d_residual without dropout: the
 // gradient of the bias of the projection whose output was added.
 struct LayerNormBackward {
@@ -137,7 +137,7 @@ struct LinearForward {
   OpCost cost() const;
   Shape sizes() const;
   Tensor y_no;               // out [N, O]
-  Tensor pre_activation_no;  // out [N, O], absent where gelu is none
+  Tensor pre_activation_no;  // out [N, O], absent if gelu is none
   Tensor x_ni;               // [N, I]
   Tensor weight_io;          // [I, O], as Hugging Face's Conv1D stores it
   Tensor bias_o;             // or absent
@@ -279,7 +279,7 @@ constexpr int64_t norm_blocks(int64_t elements) {
 }
 
 // Then grad_norm = sqrt(sum of the sums, as a tree whose shape depends on their number alone),
-// clip_scale = min(1, grad_clip / grad_norm) (1 where grad_clip is 0), skip = loss or norm is not
+// clip_scale = min(1, grad_clip / grad_norm) (1 if grad_clip is 0), skip = loss or norm is not
 // finite.
 struct ClipScale {
   static constexpr std::string_view kName = "clip_scale";
@@ -291,7 +291,7 @@ struct ClipScale {
 };
 
 // Elements [begin, end) of AdamW's tensors share a weight decay. Element e of these is element
-// e + shift of the whole model's flat parameters: not the same where a rank holds a part of them.
+// e + shift of the whole model's flat parameters: not the same if a rank holds a part of them.
 // Shifts are multiples of 4, and so are the places where one ends and another begins.
 struct OptimizerSegment {
   int64_t begin = 0, end = 0;
@@ -302,8 +302,8 @@ struct OptimizerSegment {
 // AdamW (Loshchilov & Hutter, 2019) over flat parameters in one launch: with g = clip_scale
 // gradient, t = updates + 1: m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (m/(1-b1^t) /
 // (sqrt(v/(1-b2^t)) + eps) + decay w). Reads and writes masters (which are the weights themselves
-// where T is acc: weights is absent then), rounds into weights, and counts one update where these
-// are the step's last parameters. Does nothing where results->skip is set.
+// if T is acc: weights is absent then), rounds into weights, and counts one update if these
+// are the step's last parameters. Does nothing if results->skip is set.
 //
 // stochastic_rounding (bf16 weights): element e of the flat parameters is
 // stochastic_bf16_bits(its master, upper 16 bits of word e % 4 of philox(inputs->seed, e / 4,
@@ -370,7 +370,7 @@ class Table : public Operation<Args>... {
 };
 
 // The list of all operations. A new one is its struct, its cost and sizes (kernels/ops.cpp), a line
-// here, and a function for each device (kernels/cpu/operations.h, kernels/cuda/operations.h).
+// here, and a function for each device (define_operation.h in kernels/cpu and kernels/cuda).
 using Operations = Table<EmbeddingForward, EmbeddingBackward, LayerNormForward, LayerNormBackward,
                          LinearForward, LinearBackward, GeluForward, GeluBackward, AttentionForward,
                          AttentionBackward, AttentionCached, Logits, LinearCrossEntropy, BeginStep,

@@ -115,9 +115,9 @@ void add_type(const char* type) {
 }  // namespace lathe::cpu
 
 int main(int argc, char** argv) {
-  lathe::add_type<float>("fp32");
-  lathe::add_type<lathe::bf16>("bf16");
+  lathe::cpu::add_type<float>("fp32");
+  lathe::cpu::add_type<lathe::bf16>("bf16");
   benchmark::Initialize(&argc, argv);
-  benchmark::AddCustomContext("matmul", lathe::matmul_backend_name());
+  benchmark::AddCustomContext("matmul", lathe::cpu::matmul_backend_name());
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -1,14 +1,10 @@
 // THE training loop. What it does is on this page; how, in the rooms it calls:
-//
-//   src/options.h         flags, presets, the learning rate
 //   src/train/setup.h     options and what lies on disk become a run
+//   src/train/run.h       a run: its trainer and its data
 //   src/train/trainer.h   what a step needs, in device memory
-//   src/train/run.h       the trainer and its data
-//   src/model/gpt2.h      forward and backward
+//   src/model/            forward and backward (gpt2.h), AdamW (optimizer.h)
 //   src/parallel/         what several ranks share, and when: data_parallel.h
 //   src/train/progress.h  steps under way, results, checkpoints
-//   src/train/report.h    console lines, metrics.jsonl
-//   src/train/ending.h    when a run ends early, and that it saves
 #include "src/train.h"
 
 #include <cmath>
@@ -27,12 +23,15 @@ void enqueue_step(Trainer& t, int slot) {
   StepClock& clock = t.clocks[static_cast<size_t>(slot)];
   const double scale = 1.0 / static_cast<double>(t.tokens_per_step());
   t.parameters->begin_step(slot);
-  for (int64_t m = 0; m < t.shape.micro_steps; ++m) {
-    t.parameters->begin_micro_step(/*last=*/m + 1 == t.shape.micro_steps);
-    clock.start(Phase::forward, m);
-    t.model.forward(t.batch(m), /*training=*/true);
-    clock.start(Phase::backward, m);
-    t.model.loss_and_backward(t.batch(m), scale, t.state.device_results(), /*accumulate=*/m > 0);
+  for (const auto& [kind, m] : t.schedule) {
+    if (kind == Action::forward) {
+      clock.start(Phase::forward, m);
+      t.model.forward(t.batch(m), /*training=*/true);
+    } else {
+      clock.start(Phase::backward, m);
+      t.parameters->begin_backward(/*last=*/m + 1 == t.shape.micro_steps);
+      t.model.loss_and_backward(t.batch(m), scale, t.state.device_results(), /*accumulate=*/m > 0);
+    }
   }
   t.parameters->finish_gradients();
   clock.start(Phase::optimizer);
@@ -65,12 +64,9 @@ std::optional<double> evaluate(Run& run, Ending& ending) {
   constexpr int64_t kBatchesBetweenQuestions = 8;  // to all ranks
   Trainer& t = run.trainer;
   t.parameters->gather_weights();
-  const int64_t wanted = run.options().eval_batches;
-  const int64_t batches =
-      wanted > 0 ? std::min(wanted, run.validation->batches()) : run.validation->batches();
   int64_t targets = 0;  // of all ranks
   run.begin(0);
-  for (int64_t b = 0; b < batches; ++b) {
+  for (int64_t b = 0; b < run.validation_batches(); ++b) {
     if ((run.ranks() == 1 || b % kBatchesBetweenQuestions == 0) && ending.ask_all()) return {};
     if (!ending.tried([&] { run.upload(run.validation->batch(b), 0); })) continue;
     t.device.replay(Trainer::kEvaluation, [&t] {
@@ -84,7 +80,7 @@ std::optional<double> evaluate(Run& run, Ending& ending) {
   return t.state.results().loss / static_cast<double>(targets);
 }
 
-int evaluate_only(Run& run) {
+void evaluate_only(Run& run) {
   Ending ending(run, /*signals=*/false);
   const std::optional<double> loss = evaluate(run, ending);
   ending.rethrow();
@@ -96,20 +92,16 @@ int evaluate_only(Run& run) {
                     *loss));
   }
   if (run.rank() == 0) print_out(fmt::format("val_loss {}\n", *loss));
-  return 0;
 }
 
-bool due(int64_t interval, int64_t step) {
-  return interval > 0 && step % interval == 0;
-}
-
-int train_all(Run& run) {
+void train_all(Run& run) {
   const TrainOptions& o = run.options();
   Ending ending(run, /*signals=*/true);
   Report report(run);
   StepTrace trace(run, o.trace);
   StepProfile profile(run);
   Progress progress(run, ending, report, trace);
+  const auto due = [](int64_t interval, int64_t step) { return interval && step % interval == 0; };
   for (int64_t step = run.first_step;; ++step) {
     const bool last = step >= o.steps;
     if (!ending.agreed() && run.validation && (due(o.eval_interval, step) || last)) {
@@ -136,7 +128,6 @@ int train_all(Run& run) {
   }
   report.finish(ending.agreed());
   ending.rethrow();
-  return 0;
 }
 
 }  // namespace
@@ -152,7 +143,8 @@ int train(World& world, int argc, char** argv) {
   print_setup(setup, *device, world, *communicator);
   if (o.dry_run) return 0;
   Run run(std::move(setup), *device, *communicator);
-  return o.eval_only ? evaluate_only(run) : train_all(run);
+  o.eval_only ? evaluate_only(run) : train_all(run);
+  return 0;
 }
 
 }  // namespace lathe

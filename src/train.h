@@ -1,4 +1,4 @@
-// The training loop, and its step for all who take one: the program, tests and benchmarks.
+// The training loop, and its step as a function, which tests and benchmarks call too.
 #pragma once
 
 #include "src/comm/world.h"
@@ -11,7 +11,7 @@ namespace lathe {
 // `slot`: 0 <= slot < Trainer::kSlots, where the step's times go.
 void enqueue_step(Trainer& trainer, int slot);
 
-// build/train: the exit code.
+// Runs build/train; returns its exit code.
 int train(World& world, int argc, char** argv);
 
 }  // namespace lathe

@@ -1,5 +1,6 @@
 // The operations of kernels/ops.h on the CPU. Each lives in a file of its own, which defines it and
-// ends with LATHE_CPU_OPERATION (kernels/cpu/define_operation.h).
+// ends with LATHE_CPU_OPERATION (define_operation.h). Nothing here is defined in a header, so that
+// a file may call an operation of another file.
 #pragma once
 
 #include "kernels/ops.h"
@@ -8,9 +9,9 @@ namespace lathe::cpu {
 
 class MatmulContext;
 
-// Operation Args for number type T (float, bf16, double): checks its arguments (CheckError), then
-// computes. `workspace` (uint8) has at least workspace_bytes(args), asked for at the same number of
-// threads; nothing else is allocated.
+// The operation with arguments Args, for number type T (float, bf16, double): checks its arguments
+// (CheckError), then computes. `workspace` (uint8) has at least workspace_bytes(args), asked for at
+// the same number of threads; nothing else is allocated.
 template <typename T, typename Args>
 void run(const Args& args, MatmulContext& matmul, const Tensor& workspace);
 

@@ -351,6 +351,16 @@ int64_t partial_rows(const Sizes& s) {
 }  // namespace attention
 
 template <typename T>
+size_t workspace_of(const AttentionBackward& args, const Context&) {
+  const attention::Sizes s(args.qkv_bt3c, args.n_head);
+  const size_t statistics = attention::statistics_bytes(s);
+  if (!is_planned(args.dqkv_sums_3c)) return statistics;
+  if (!attention::is_flash<T>(s))
+    return std::max(statistics, column_sums_workspace(s.B * s.T, 3 * s.C));
+  return statistics + static_cast<size_t>(attention::partial_rows(s) * 3 * s.C) * sizeof(float);
+}
+
+template <typename T>
 void compute(const AttentionBackward& args, const Context& context, const Tensor& workspace) {
   using namespace attention;  // NOLINT: this function is the rest of that namespace
   const Sizes s(args.qkv_bt3c, args.n_head);
@@ -395,16 +405,6 @@ void compute(const AttentionBackward& args, const Context& context, const Tensor
   if (sums)  // the statistics have been used
     column_sums(sums, dqkv, kernel_dtype<T>, s.B * s.T, 3 * s.C, args.accumulate, workspace,
                 context.stream);
-}
-
-template <typename T>
-size_t workspace_of(const AttentionBackward& args, const Context&) {
-  const attention::Sizes s(args.qkv_bt3c, args.n_head);
-  const size_t statistics = attention::statistics_bytes(s);
-  if (!is_planned(args.dqkv_sums_3c)) return statistics;
-  if (!attention::is_flash<T>(s))
-    return std::max(statistics, column_sums_workspace(s.B * s.T, 3 * s.C));
-  return statistics + static_cast<size_t>(attention::partial_rows(s) * 3 * s.C) * sizeof(float);
 }
 
 LATHE_CUDA_OPERATION(AttentionBackward)

@@ -1,5 +1,6 @@
 // The operations of kernels/ops.h on the GPU. Each lives in a file of its own, which defines it and
-// ends with LATHE_CUDA_OPERATION (kernels/cuda/define_operation.h).
+// ends with LATHE_CUDA_OPERATION (define_operation.h). Nothing here is defined in a header, so that
+// a file may call an operation of another file.
 #pragma once
 
 #include "kernels/cuda/context.h"
@@ -7,9 +8,9 @@
 
 namespace lathe::cuda {
 
-// Operation Args for storage type T (float, __nv_bfloat16): checks its arguments (CheckError),
-// enqueues its work on the context's stream and returns. `workspace` (uint8) has at least
-// workspace_bytes(args).
+// The operation with arguments Args, for storage type T (float, __nv_bfloat16): checks its
+// arguments (CheckError), enqueues its work on the context's stream and returns. `workspace`
+// (uint8) has at least workspace_bytes(args).
 template <typename T, typename Args>
 void run(const Args& args, const Context& context, const Tensor& workspace);
 

@@ -32,6 +32,8 @@ Recompute recompute_from_name(const std::string& name) {
   throw UserError("--recompute is '{}', but must be none, gelu, layernorm or block", name);
 }
 
+namespace {
+
 std::vector<LayerActivations> allocate_layers(const GPT2Config& config, DType dtype,
                                               int64_t batch_size, int64_t seq_len,
                                               Recompute recompute, Arena& arena) {
@@ -43,7 +45,7 @@ std::vector<LayerActivations> allocate_layers(const GPT2Config& config, DType dt
     const auto keep = [&](Member tensor, DType type, Shape shape) {
       layer.*tensor = arena.allocate(MemoryCategory::activations, type, shape);
     };
-    // Where `level` makes it again, the first layer's is everyone's.
+    // If `level` recomputes it, the first layer's is everyone's.
     const auto keep_below = [&](Recompute level, Member tensor, DType type, Shape shape) {
       if (recompute >= level && &layer != &layers.front()) {
         layer.*tensor = layers.front().*tensor;
@@ -67,6 +69,24 @@ std::vector<LayerActivations> allocate_layers(const GPT2Config& config, DType dt
     keep(&LayerActivations::residual_out, dtype, {b, t, c});
   }
   return layers;
+}
+
+}  // namespace
+
+Activations::Activations(const GPT2Config& config, DType dtype, int64_t b, int64_t t,
+                         Recompute level, Arena& arena)
+    : batch_size(b), seq_len(t), recompute(level) {
+  LATHE_CHECK(t >= 1 && t <= config.seq_len && b >= 1);
+  const auto allocate = [&](DType type, Shape shape) {
+    return arena.allocate(MemoryCategory::activations, type, shape);
+  };
+  const DType acc = accumulator_of(dtype);
+  embedded = allocate(dtype, {b, t, config.n_embd});
+  layers = allocate_layers(config, dtype, b, t, level, arena);
+  ln_f = allocate(dtype, {b, t, config.n_embd});
+  ln_f_mean = allocate(acc, {b, t});
+  ln_f_rstd = allocate(acc, {b, t});
+  losses_n = allocate(acc, {b * t});
 }
 
 }  // namespace lathe

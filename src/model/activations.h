@@ -1,4 +1,4 @@
-// What the layers keep from the forward pass for the backward pass, and what the backward pass
+// What a micro-batch keeps from the forward pass for the backward pass, and what the backward pass
 // makes again instead (Chen et al., "Training deep nets with sublinear memory cost", 2016).
 // By level of --recompute:
 //
@@ -40,9 +40,23 @@ struct LayerActivations {
   Tensor residual_out;  // the next layer's input; that of layer 0 is the embedding
 };
 
-// Those of all layers, for batch_size sequences of seq_len tokens.
-std::vector<LayerActivations> allocate_layers(const GPT2Config& config, DType dtype,
-                                              int64_t batch_size, int64_t seq_len,
-                                              Recompute recompute, Arena& arena);
+// What one micro-batch in flight keeps: from its forward pass to its backward pass.
+struct Activations {
+  // Of batch_size sequences of seq_len <= config.seq_len tokens.
+  Activations(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len,
+              Recompute recompute, Arena& arena);
+
+  // The residual stream where layer l begins.
+  const Tensor& layer_input(int64_t l) const {
+    return l > 0 ? layers[static_cast<size_t>(l - 1)].residual_out : embedded;
+  }
+
+  int64_t batch_size, seq_len;
+  Recompute recompute;
+  Tensor embedded;  // the residual stream at layer 0
+  std::vector<LayerActivations> layers;
+  Tensor ln_f, ln_f_mean, ln_f_rstd;
+  Tensor losses_n;
+};
 
 }  // namespace lathe

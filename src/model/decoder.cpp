@@ -7,6 +7,7 @@
 
 #include "kernels/imagined_device.h"
 #include "kernels/philox.h"
+#include "src/model/blocks.h"
 
 namespace lathe {
 
@@ -47,70 +48,54 @@ Decoder::Decoder(const GPT2Config& config, const GPT2Parameters& weights, int64_
   workspace_ = cache(DType::uint8, {static_cast<int64_t>(recorder.workspace())});
 }
 
+// The same blocks as in training, on one set of activations that all layers share: the residual
+// stream alternates between two tensors.
 void Decoder::run(int64_t t) {
   const int64_t c = config_.n_embd;
-  const auto view = [](const Tensor& buffer, Shape shape) {
-    return Tensor{buffer.data, buffer.dtype, shape};
+  const auto view = [t](const Tensor& buffer, int64_t columns) {
+    return Tensor{buffer.data, buffer.dtype, {1, t, columns}};
   };
-  const Tensor hidden = view(hidden_, {1, t, c}), branch = view(branch_, {1, t, c});
-  const Tensor mean = view(mean_, {1, t}), rstd = view(rstd_, {1, t});
-  Tensor residual = view(x_, {1, t, c}), next = view(residual_, {1, t, c});
-  bool first = true;  // the first LayerNorm has no branch to add
-  const auto layernorm = [&](const Tensor& weight, const Tensor& bias) {
-    LayerNormForward args{.out_btc = hidden,
-                          .mean_bt = mean,
-                          .rstd_bt = rstd,
-                          .residual_in_btc = residual,
-                          .weight_c = weight,
-                          .bias_c = bias};
-    if (!std::exchange(first, false)) {
-      args.x_btc = branch;
-      args.residual_out_btc = next;
-      std::swap(residual, next);
-    }
-    ops_->run(args, workspace_);
-  };
-  const auto linear = [&](const Tensor& y, const Tensor& x, const Tensor& weight,
-                          const Tensor& bias) {
-    ops_->run(LinearForward{.y_no = y.reshaped({t, y.elements() / t}),
-                            .x_ni = x.reshaped({t, x.elements() / t}),
-                            .weight_io = weight,
-                            .bias_o = bias},
-              workspace_);
+  const Blocks blocks{*ops_, workspace_};
+  LayerActivations a;
+  a.ln_1 = a.ln_2 = a.attention = view(hidden_, c);
+  a.ln_1_mean = a.ln_2_mean = Tensor{mean_.data, mean_.dtype, {1, t}};
+  a.ln_1_rstd = a.ln_2_rstd = Tensor{rstd_.data, rstd_.dtype, {1, t}};
+  a.qkv = view(wide_, 3 * c);
+  a.pre_gelu = Blocks::rows(view(wide_, 4 * c));
+  a.gelu = Blocks::rows(view(wide2_, 4 * c));
+  const Tensor branch = view(branch_, c);
+  Tensor stream = view(x_, c), sum = view(residual_, c);
+  const auto added = [&] {  // the branch is added by the next LayerNorm, which stores the sum
+    const Residual residual{.stream = stream, .branch = branch, .sum = sum};
+    std::swap(stream, sum);
+    return residual;
   };
 
-  ops_->run(EmbeddingForward{.x_btc = residual,
-                             .tokens_bt = view(tokens_, {1, t}),
+  ops_->run(EmbeddingForward{.x_btc = stream,
+                             .tokens_bt = Tensor{tokens_.data, tokens_.dtype, {1, t}},
                              .wte_vc = weights_.wte,
                              .wpe_tc = weights_.wpe,
                              .first_position = past_},
             workspace_);
   for (int64_t l = 0; l < config_.n_layer; ++l) {
     const GPT2Layer& w = weights_.layers[l];
-    layernorm(w.ln_1_weight, w.ln_1_bias);
-    const Tensor qkv = view(wide_, {1, t, 3 * c});
-    linear(qkv, hidden, w.attn_weight, w.attn_bias);
-    ops_->run(AttentionCached{.out_btc = hidden,
-                              .keys_bmc = keys_[l],
-                              .values_bmc = values_[l],
-                              .qkv_bt3c = qkv,
-                              .n_head = config_.n_head,
-                              .past = past_},
-              workspace_);
-    linear(branch, hidden, w.attn_proj_weight, w.attn_proj_bias);
-    layernorm(w.ln_2_weight, w.ln_2_bias);
-    ops_->run(LinearForward{.y_no = view(wide2_, {t, 4 * c}),
-                            .pre_activation_no = view(wide_, {t, 4 * c}),
-                            .x_ni = hidden.reshaped({t, c}),
-                            .weight_io = w.fc_weight,
-                            .bias_o = w.fc_bias,
-                            .gelu = config_.gelu},
-              workspace_);
-    linear(branch, view(wide2_, {t, 4 * c}), w.mlp_proj_weight, w.mlp_proj_bias);
+    const auto attend = [&] {
+      ops_->run(AttentionCached{.out_btc = a.attention,
+                                .keys_bmc = keys_[l],
+                                .values_bmc = values_[l],
+                                .qkv_bt3c = a.qkv,
+                                .n_head = config_.n_head,
+                                .past = past_},
+                workspace_);
+    };
+    blocks.attention(w, a, l == 0 ? Residual{.stream = stream} : added(), attend, branch);
+    blocks.mlp(w, a, added(), config_.gelu);
+    blocks.mlp_projection(w, a, branch);
   }
-  layernorm(weights_.ln_f_weight, weights_.ln_f_bias);
+  blocks.norm(added(), {a.ln_1, a.ln_1_mean, a.ln_1_rstd}, weights_.ln_f_weight,
+              weights_.ln_f_bias);
   ops_->run(Logits{.logits_nv = logits_,
-                   .x_nc = hidden.reshaped({t, c}).rows(t - 1, 1),
+                   .x_nc = Blocks::rows(a.ln_1).rows(t - 1, 1),
                    .wte_vc = weights_.wte,
                    .vocab_size = config_.vocab_size},
             workspace_);

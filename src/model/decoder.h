@@ -44,7 +44,7 @@ class Decoder {
   std::vector<double> result_;
 };
 
-// Weights of their own with a decoder on them: what sampling needs.
+// A decoder with its own weights: what sampling alone needs.
 struct Sampler {
   // A context of config.seq_len; up to `chunk` new tokens at a time.
   Sampler(const GPT2Config& config, DType dtype, int64_t chunk, Device& device, Arena& arena);

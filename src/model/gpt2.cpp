@@ -6,101 +6,41 @@
 
 namespace lathe {
 
-GPT2::GPT2(const GPT2Config& config, ParameterStore& parameters, int64_t batch_size,
-           int64_t seq_len, Device& device, Arena& arena, Recompute recompute,
-           int64_t logits_at_once)
+GPT2::GPT2(const GPT2Config& config, ParameterStore& parameters, const Activations& like,
+           Device& device, Arena& arena, int64_t logits_at_once)
     : config_(config),
-      dtype_(parameters.weights().flat.dtype),
-      batch_size_(batch_size),
-      seq_len_(seq_len),
-      recompute_(recompute),
       logits_at_once_(logits_at_once),
       parameters_(parameters),
-      ops_(&device.ops(dtype_)),
+      ops_(&device.ops(parameters.weights().flat.dtype)),
       weights_(parameters.weights()),
       gradients_(parameters.gradients()) {
-  LATHE_CHECK(seq_len >= 1 && seq_len <= config.seq_len && batch_size >= 1);
-  allocate_activations(arena);
-  allocate_workspace(arena);
-}
-
-void GPT2::allocate_activations(Arena& arena) {
-  const int64_t b = batch_size_, t = seq_len_, c = config_.n_embd;
-  const auto values = [&](Shape shape) {
-    return arena.allocate(MemoryCategory::activations, dtype_, shape);
+  const int64_t b = like.batch_size, t = like.seq_len, c = config.n_embd;
+  const auto allocate = [&](Shape shape) {
+    return arena.allocate(MemoryCategory::activations, ops_->dtype(), shape);
   };
-  const auto statistics = [&](Shape shape) {
-    return arena.allocate(MemoryCategory::activations, accumulator_of(dtype_), shape);
-  };
-  embedded_ = values({b, t, c});
-  layers_ = allocate_layers(config_, dtype_, b, t, recompute_, arena);
-  projection_ = values({b, t, c});
-  ln_f_ = values({b, t, c});
-  ln_f_mean_ = statistics({b, t});
-  ln_f_rstd_ = statistics({b, t});
-  losses_n_ = statistics({b * t});
-  d_residual_ = values({b, t, c});
-  if (config_.dropout > 0) d_branch_ = values({b, t, c});
-  d_c_ = values({b, t, c});
-  d_4c_ = values({b * t, 4 * c});
+  projection_ = allocate({b, t, c});
+  d_residual_ = allocate({b, t, c});
+  if (config_.dropout > 0) d_branch_ = allocate({b, t, c});
+  d_c_ = allocate({b, t, c});
+  d_4c_ = allocate({b * t, 4 * c});
+  allocate_workspace(like, arena);
 }
 
 // The workspace holds the largest operation's scratch. Which that is, the step itself tells: it
 // runs once against a table that computes nothing.
-void GPT2::allocate_workspace(Arena& arena) {
+void GPT2::allocate_workspace(const Activations& like, Arena& arena) {
   const RecordingOps recorder(*ops_);
   const Ops* real = std::exchange(ops_, &recorder);
   StepResults results;
   StepInputs inputs;
-  const Tensor tokens{&inputs, DType::int32, {batch_size_, seq_len_}};
-  const MicroBatch batch{tokens, tokens, &inputs};
+  const Tensor tokens{&inputs, DType::int32, {like.batch_size, like.seq_len}};
+  const MicroBatch batch{tokens, tokens, &inputs, &like};
   forward(batch, true);
   loss(batch, 1, &results);
   loss_and_backward(batch, 1, &results, true);
   ops_ = real;
   workspace_ = arena.allocate(MemoryCategory::workspace, DType::uint8,
                               {static_cast<int64_t>(recorder.workspace())});
-}
-
-Dropout GPT2::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
-                      bool training) const {
-  return {training ? config_.dropout : 0, static_cast<uint32_t>(layer), site, batch.inputs};
-}
-
-void GPT2::forward(const MicroBatch& batch, bool training) {
-  enter(Pass::forward, kEmbeddings);
-  ops_->run(EmbeddingForward{.x_btc = embedded_,
-                             .tokens_bt = batch.tokens_bt,
-                             .wte_vc = weights_.wte,
-                             .wpe_tc = weights_.wpe,
-                             .dropout = dropout(0, DropoutSite::embedding, batch, training)},
-            workspace_);
-  leave(Pass::forward, kEmbeddings);
-  for (int64_t l = 0; l < config_.n_layer; ++l) {
-    const GPT2Layer& w = weights_.layers[l];
-    enter(Pass::forward, l);
-    first_layernorm(l, batch, training);
-    layer_forward(l, batch, training);
-    ops_->run(LinearForward{.y_no = flat(projection_),
-                            .x_ni = layers_[l].gelu,
-                            .weight_io = w.mlp_proj_weight,
-                            .bias_o = w.mlp_proj_bias},
-              workspace_);
-    leave(Pass::forward, l);
-  }
-  enter(Pass::forward, config_.n_layer);
-  ops_->run(LayerNormForward{.out_btc = ln_f_,
-                             .residual_out_btc = layers_.back().residual_out,
-                             .mean_bt = ln_f_mean_,
-                             .rstd_bt = ln_f_rstd_,
-                             .x_btc = projection_,
-                             .residual_in_btc = layers_.back().residual_mid,
-                             .weight_c = weights_.ln_f_weight,
-                             .bias_c = weights_.ln_f_bias,
-                             .dropout = dropout(config_.n_layer - 1, DropoutSite::mlp_projection,
-                                                batch, training)},
-            workspace_);
-  leave(Pass::forward, config_.n_layer);
 }
 
 void GPT2::enter(Pass pass, int64_t unit) {
@@ -113,100 +53,99 @@ void GPT2::leave(Pass pass, int64_t unit) {
   ops_->enter_layer(kNoLayer);
 }
 
-// Each residual addition is fused into the LayerNorm that follows it: this one adds the MLP of the
-// layer below.
-void GPT2::first_layernorm(int64_t l, const MicroBatch& batch, bool training) {
-  const LayerActivations& a = layers_[l];
-  LayerNormForward args{.out_btc = a.ln_1,
-                        .mean_bt = a.ln_1_mean,
-                        .rstd_bt = a.ln_1_rstd,
-                        .residual_in_btc = embedded_,
-                        .weight_c = weights_.layers[l].ln_1_weight,
-                        .bias_c = weights_.layers[l].ln_1_bias};
-  if (l > 0) {
-    args.residual_out_btc = layers_[l - 1].residual_out;
-    args.x_btc = projection_;
-    args.residual_in_btc = layers_[l - 1].residual_mid;
-    args.dropout = dropout(l - 1, DropoutSite::mlp_projection, batch, training);
+void GPT2::forward(const MicroBatch& batch, bool training) {
+  const Activations& kept = *batch.kept;
+  enter(Pass::forward, kEmbeddings);
+  ops_->run(EmbeddingForward{.x_btc = kept.embedded,
+                             .tokens_bt = batch.tokens_bt,
+                             .wte_vc = weights_.wte,
+                             .wpe_tc = weights_.wpe,
+                             .dropout = dropout(0, DropoutSite::embedding, batch, training)},
+            workspace_);
+  leave(Pass::forward, kEmbeddings);
+  for (int64_t l = 0; l < config_.n_layer; ++l) {
+    enter(Pass::forward, l);
+    attention_block(l, input_of(l, batch, training), batch, training);
+    mlp_block(l, batch, training);
+    blocks().mlp_projection(weights_.layers[l], kept.layers[l], projection_);
+    leave(Pass::forward, l);
   }
-  ops_->run(args, workspace_);
+  enter(Pass::forward, config_.n_layer);
+  blocks().norm(input_of(config_.n_layer, batch, training),
+                {kept.ln_f, kept.ln_f_mean, kept.ln_f_rstd}, weights_.ln_f_weight,
+                weights_.ln_f_bias);
+  leave(Pass::forward, config_.n_layer);
 }
 
-// From ln_1 to gelu.
-void GPT2::layer_forward(int64_t l, const MicroBatch& batch, bool training) {
-  const GPT2Layer& w = weights_.layers[l];
-  const LayerActivations& a = layers_[l];
-  const auto linear = [&](const LinearForward& args) { ops_->run(args, workspace_); };
-  linear({.y_no = flat(a.qkv),
-          .x_ni = flat(a.ln_1),
-          .weight_io = w.attn_weight,
-          .bias_o = w.attn_bias});
-  ops_->run(AttentionForward{.out_btc = a.attention,
-                             .logsumexp_bht = a.logsumexp,
-                             .qkv_bt3c = a.qkv,
-                             .n_head = config_.n_head,
-                             .dropout = dropout(l, DropoutSite::attention, batch, training)},
-            workspace_);
-  linear({.y_no = flat(projection_),
-          .x_ni = flat(a.attention),
-          .weight_io = w.attn_proj_weight,
-          .bias_o = w.attn_proj_bias});
-  ops_->run(
-      LayerNormForward{.out_btc = a.ln_2,
-                       .residual_out_btc = a.residual_mid,
-                       .mean_bt = a.ln_2_mean,
-                       .rstd_bt = a.ln_2_rstd,
-                       .x_btc = projection_,
-                       .residual_in_btc = layer_input(l),
-                       .weight_c = w.ln_2_weight,
-                       .bias_c = w.ln_2_bias,
-                       .dropout = dropout(l, DropoutSite::attention_projection, batch, training)},
-      workspace_);
-  linear({.y_no = a.gelu,
-          .pre_activation_no = a.pre_gelu,
-          .x_ni = flat(a.ln_2),
-          .weight_io = w.fc_weight,
-          .bias_o = w.fc_bias,
-          .gelu = config_.gelu});
+Dropout GPT2::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
+                      bool training) const {
+  return {training ? config_.dropout : 0, static_cast<uint32_t>(layer), site, batch.inputs};
+}
+
+// What the first LayerNorm of a unit normalises: the MLP of the layer below is still to be added.
+Residual GPT2::input_of(int64_t unit, const MicroBatch& batch, bool training) const {
+  if (unit == 0) return {.stream = batch.kept->embedded};
+  const LayerActivations& below = batch.kept->layers[unit - 1];
+  return {.stream = below.residual_mid,
+          .branch = projection_,
+          .sum = below.residual_out,
+          .dropout = dropout(unit - 1, DropoutSite::mlp_projection, batch, training)};
+}
+
+// From the layer's input to projection_.
+void GPT2::attention_block(int64_t l, const Residual& in, const MicroBatch& batch, bool training) {
+  const LayerActivations& a = batch.kept->layers[l];
+  const auto attend = [&] {
+    ops_->run(AttentionForward{.out_btc = a.attention,
+                               .logsumexp_bht = a.logsumexp,
+                               .qkv_bt3c = a.qkv,
+                               .n_head = config_.n_head,
+                               .dropout = dropout(l, DropoutSite::attention, batch, training)},
+              workspace_);
+  };
+  blocks().attention(weights_.layers[l], a, in, attend, projection_);
+}
+
+// From projection_ to gelu.
+void GPT2::mlp_block(int64_t l, const MicroBatch& batch, bool training) {
+  const LayerActivations& a = batch.kept->layers[l];
+  blocks().mlp(weights_.layers[l], a,
+               {.stream = batch.kept->layer_input(l),
+                .branch = projection_,
+                .sum = a.residual_mid,
+                .dropout = dropout(l, DropoutSite::attention_projection, batch, training)},
+               config_.gelu);
 }
 
 // What layer l did not keep (src/model/activations.h). The sums of the residual stream are stored,
 // so a LayerNorm has nothing to add this time.
-void GPT2::make_again(int64_t l, const MicroBatch& batch) {
+void GPT2::recompute(int64_t l, const MicroBatch& batch) {
   if (l + 1 == config_.n_layer) return;  // the last layer's are still there
   const GPT2Layer& w = weights_.layers[l];
-  const LayerActivations& a = layers_[l];
-  if (recompute_ >= Recompute::layernorm) {
-    ops_->run(LayerNormForward{.out_btc = a.ln_1,
-                               .mean_bt = a.ln_1_mean,
-                               .rstd_bt = a.ln_1_rstd,
-                               .residual_in_btc = layer_input(l),
-                               .weight_c = w.ln_1_weight,
-                               .bias_c = w.ln_1_bias},
-              workspace_);
+  const LayerActivations& a = batch.kept->layers[l];
+  const Residual in{.stream = batch.kept->layer_input(l)};
+  switch (batch.kept->recompute) {
+    case Recompute::none:
+      return;
+    case Recompute::block:
+      attention_block(l, in, batch, true);
+      return mlp_block(l, batch, true);
+    case Recompute::layernorm:
+      blocks().norm(in, {a.ln_1, a.ln_1_mean, a.ln_1_rstd}, w.ln_1_weight, w.ln_1_bias);
+      blocks().norm({.stream = a.residual_mid}, {a.ln_2, a.ln_2_mean, a.ln_2_rstd}, w.ln_2_weight,
+                    w.ln_2_bias);
+      [[fallthrough]];
+    case Recompute::gelu:
+      ops_->run(GeluForward{.y = a.gelu, .x = a.pre_gelu, .gelu = config_.gelu}, workspace_);
   }
-  if (recompute_ == Recompute::layernorm) {
-    ops_->run(LayerNormForward{.out_btc = a.ln_2,
-                               .mean_bt = a.ln_2_mean,
-                               .rstd_bt = a.ln_2_rstd,
-                               .residual_in_btc = a.residual_mid,
-                               .weight_c = w.ln_2_weight,
-                               .bias_c = w.ln_2_bias},
-              workspace_);
-  }
-  if (recompute_ == Recompute::gelu || recompute_ == Recompute::layernorm) {
-    ops_->run(GeluForward{.y = a.gelu, .x = a.pre_gelu, .gelu = config_.gelu}, workspace_);
-  }
-  if (recompute_ == Recompute::block) layer_forward(l, batch, true);
 }
 
 // The head's products belong to the layer of the last LayerNorm; its weights are the embeddings.
 LinearCrossEntropy GPT2::head(const MicroBatch& batch, double scale, StepResults* results) const {
-  const int64_t n = batch_size_ * seq_len_;
-  return {.losses_n = losses_n_,
-          .x_nc = ln_f_.reshaped({n, config_.n_embd}),
+  return {.losses_n = batch.kept->losses_n,
+          .x_nc = Blocks::rows(batch.kept->ln_f),
           .wte_vc = weights_.wte,
-          .targets_n = batch.targets_bt.reshaped({n}),
+          .targets_n = batch.targets_bt.reshaped({batch.targets_bt.elements()}),
           .vocab_size = config_.vocab_size,
           .scale = scale,
           .logits_at_once = logits_at_once_,
@@ -223,11 +162,12 @@ void GPT2::loss(const MicroBatch& batch, double scale, StepResults* results) {
 void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults* results,
                              bool accumulate) {
   const int64_t last = config_.n_layer - 1, final = config_.n_layer;
+  const Activations& kept = *batch.kept;
   ops_->enter_layer(final);
   parameters_.need(Pass::backward, kEmbeddings);
   parameters_.need_gradients(kEmbeddings);
   LinearCrossEntropy args = head(batch, scale, results);
-  args.dx_nc = d_c_.reshaped({batch_size_ * seq_len_, config_.n_embd});
+  args.dx_nc = Blocks::rows(d_c_);
   args.dwte_vc = gradients_.wte;
   args.accumulate = accumulate;
   ops_->run(args, workspace_);
@@ -241,9 +181,9 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
                               .dbias_c = gradients_.ln_f_bias,
                               .dx_sums_c = gradients_.layers.back().mlp_proj_bias,
                               .dout_btc = d_c_,
-                              .residual_out_btc = layers_.back().residual_out,
-                              .mean_bt = ln_f_mean_,
-                              .rstd_bt = ln_f_rstd_,
+                              .residual_out_btc = kept.layers.back().residual_out,
+                              .mean_bt = kept.ln_f_mean,
+                              .rstd_bt = kept.ln_f_rstd,
                               .weight_c = weights_.ln_f_weight,
                               .dropout = dropout(last, DropoutSite::mlp_projection, batch, true),
                               .fresh = true,
@@ -253,7 +193,7 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
   leave(Pass::backward, final);
   for (int64_t l = last; l >= 0; --l) {
     enter(Pass::backward, l);
-    make_again(l, batch);
+    recompute(l, batch);
     mlp_backward(l, batch, accumulate);
     attention_backward(l, batch, accumulate);
     leave(Pass::backward, l);
@@ -287,21 +227,21 @@ void GPT2::backward(LayerNormBackward args, bool accumulate) {
 // operation that makes the gradient of what the bias was added to.
 void GPT2::mlp_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
   const GPT2Layer &w = weights_.layers[l], &g = gradients_.layers[l];
-  const LayerActivations& a = layers_[l];
+  const LayerActivations& a = batch.kept->layers[l];
   backward(LinearBackward{.dx_ni = d_4c_,
                           .dweight_io = g.mlp_proj_weight,
                           .dx_sums_i = g.fc_bias,
-                          .dy_no = flat(branch_gradient()),
+                          .dy_no = Blocks::rows(branch_gradient()),
                           .x_ni = a.gelu,
                           .weight_io = w.mlp_proj_weight,
                           .input_pre_activation_ni = a.pre_gelu,
                           .gelu = config_.gelu},
            accumulate);
   parameters_.gradients_final(g.mlp_proj_slot);
-  backward(LinearBackward{.dx_ni = flat(d_c_),
+  backward(LinearBackward{.dx_ni = Blocks::rows(d_c_),
                           .dweight_io = g.fc_weight,
                           .dy_no = d_4c_,
-                          .x_ni = flat(a.ln_2),
+                          .x_ni = Blocks::rows(a.ln_2),
                           .weight_io = w.fc_weight},
            accumulate);
   backward(LayerNormBackward{.dx_btc = d_branch_,
@@ -321,13 +261,13 @@ void GPT2::mlp_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
 // the gradient of residual_in.
 void GPT2::attention_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
   const GPT2Layer &w = weights_.layers[l], &g = gradients_.layers[l];
-  const LayerActivations& a = layers_[l];
+  const LayerActivations& a = batch.kept->layers[l];
   Tensor d_qkv = d_4c_;
-  d_qkv.shape = {batch_size_, seq_len_, 3 * config_.n_embd};
-  backward(LinearBackward{.dx_ni = flat(d_c_),
+  d_qkv.shape = a.qkv.shape;
+  backward(LinearBackward{.dx_ni = Blocks::rows(d_c_),
                           .dweight_io = g.attn_proj_weight,
-                          .dy_no = flat(branch_gradient()),
-                          .x_ni = flat(a.attention),
+                          .dy_no = Blocks::rows(branch_gradient()),
+                          .x_ni = Blocks::rows(a.attention),
                           .weight_io = w.attn_proj_weight},
            accumulate);
   parameters_.gradients_final(g.attn_proj_slot);
@@ -341,15 +281,15 @@ void GPT2::attention_backward(int64_t l, const MicroBatch& batch, bool accumulat
                               .dropout = dropout(l, DropoutSite::attention, batch, true),
                               .accumulate = accumulate},
             workspace_);
-  backward(LinearBackward{.dx_ni = flat(d_c_),
+  backward(LinearBackward{.dx_ni = Blocks::rows(d_c_),
                           .dweight_io = g.attn_weight,
-                          .dy_no = flat(d_qkv),
-                          .x_ni = flat(a.ln_1),
+                          .dy_no = Blocks::rows(d_qkv),
+                          .x_ni = Blocks::rows(a.ln_1),
                           .weight_io = w.attn_weight},
            accumulate);
   LayerNormBackward layernorm{.dweight_c = g.ln_1_weight,
                               .dbias_c = g.ln_1_bias,
-                              .residual_out_btc = layer_input(l),
+                              .residual_out_btc = batch.kept->layer_input(l),
                               .mean_bt = a.ln_1_mean,
                               .rstd_bt = a.ln_1_rstd,
                               .weight_c = w.ln_1_weight};

@@ -1,7 +1,6 @@
 #include "src/model/optimizer.h"
 
 #include <cstddef>
-#include <utility>
 
 namespace lathe {
 

@@ -35,7 +35,7 @@ struct Span {
 // Elements [begin, begin + elements) of the tensors that a rank owns, which are updated together.
 struct UpdateRange {
   int64_t begin = 0, elements = 0;
-  std::vector<ShardPart> parts;  // of the layout, one after the other from `begin` on
+  std::vector<ShardPart> parts;  // of the layout; `local` counts from `begin`
 };
 
 class ParameterStore {
@@ -77,8 +77,8 @@ class ParameterStore {
 
   // For the step (src/train.cpp). Before its first forward pass; `slot`: whose spans it writes.
   virtual void begin_step(int /*slot*/) {}
-  // Before each micro-step. The gradients of the last one are those of the step.
-  virtual void begin_micro_step(bool /*last*/) {}
+  // Before each micro-step's backward pass. The gradients of the last one are those of the step.
+  virtual void begin_backward(bool /*last*/) {}
   // my_gradients() and the loss are those of all ranks for what the device is given from here on;
   // some of them only after await_update().
   virtual void finish_gradients() {}

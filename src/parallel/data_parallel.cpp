@@ -20,7 +20,7 @@ class DataParallelStore : public ParameterStore {
   void gradients_final(size_t slot) override;
   void add_up_squares(const Tensor& sums) override;
   void begin_step(int slot) override;
-  void begin_micro_step(bool last) override { last_micro_step_ = last; }
+  void begin_backward(bool last) override { last_micro_step_ = last; }
   void finish_gradients() override;
   std::span<const Span> spans(int slot) const override {
     return spans_.at(static_cast<size_t>(slot));
@@ -134,7 +134,7 @@ void DataParallelStore::allocate_sums(Arena& arena) {
   sums_ = my_gradients_;
   if (!reduce_bf16_) return;
   staged_ = arena.allocate(MemoryCategory::gradients, DType::bf16, {layout_.elements});
-  const bool all = my_gradients_.data == gradients_.flat.data;
+  const bool all = shard_elements(owned_) == layout_.elements;
   sums_ =
       all ? staged_ : arena.allocate(MemoryCategory::gradients, DType::bf16, my_gradients_.shape);
 }

@@ -37,12 +37,13 @@
 namespace lathe {
 
 struct DataParallelOptions {
-  int64_t bucket_elements = Sharding().bucket_elements;  // the least that is reduced together
+  int64_t bucket_elements = Sharding().bucket_elements;  // the smallest bucket of gradients
   int64_t zero_stage = 0;
   bool reduce_bf16 = false;  // gradients cross the network as bf16
 };
 
-// The store of this rank. `loss`: fp64, in the step's results, of which the ranks' sum is wanted.
+// The store of this rank. `loss`: fp64 [2], loss and stop votes (StepState::loss_and_votes), which
+// the ranks sum.
 std::unique_ptr<ParameterStore> make_parameter_store(const GPT2Config& config,
                                                      const DataParallelOptions& options,
                                                      Communicator& communicator, Device& device,

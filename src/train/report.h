@@ -24,8 +24,8 @@ class Report {
  public:
   explicit Report(Run& run);
 
-  // As soon as the results of the step in `slot` are here. It took the time since the step before
-  // it was reported, or since it began if there was none under way.
+  // As soon as the results of the step in `slot` are here. Its time counts from the report of the
+  // previous step, or from its own beginning if none was under way.
   void step(int64_t steps_done, const StepResults& results, int slot);
   void validation(int64_t steps_done, double loss);
   // `stop` may end it before its last token; then nothing is shown.

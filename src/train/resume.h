@@ -1,4 +1,4 @@
-// Taking a run up again: from which checkpoint, what must be as it was, and what makes other bits.
+// Resuming a run: from which checkpoint, what must be as it was, and what makes other bits.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ namespace lathe {
 using ConfigKeys = std::map<std::string, std::string>;
 ConfigKeys keys_of(const std::string& resolved);
 
-// The checkpoint that --resume and --out choose, verified; empty: a fresh run. UserError where that
+// The checkpoint that --resume and --out choose, verified; empty: a fresh run. UserError if that
 // would leave a run's own past behind.
 std::filesystem::path checkpoint_to_resume(const TrainOptions& options);
 
@@ -25,7 +25,7 @@ std::filesystem::path checkpoint_to_resume(const TrainOptions& options);
 void refuse_unfit(const TrainerState& state, const Manifest& manifest, const TrainOptions& options,
                   const std::filesystem::path& checkpoint);
 
-// UserError where a flag that makes a run what it is has changed since `checkpoint`; what may
+// UserError if a flag that makes a run what it is has changed since `checkpoint`; what may
 // change is listed in resume.cpp.
 void refuse_changes(const ConfigKeys& before, const ConfigKeys& now,
                     const std::filesystem::path& checkpoint);

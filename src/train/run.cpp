@@ -1,5 +1,7 @@
 #include "src/train/run.h"
 
+#include <algorithm>
+
 #include "src/model/weights.h"
 #include "src/train/products.h"
 #include "src/train/save.h"
@@ -49,6 +51,11 @@ Run::Run(Setup setup, Device& device, Communicator& communicator)
         [&](const Tensor& all) { read_model(o.init, o.gpt2, layout, all, device); });
   }
   trainer.round_weights(o.seed);
+}
+
+int64_t Run::validation_batches() const {
+  const int64_t wanted = options().eval_batches;
+  return wanted > 0 ? std::min(wanted, validation->batches()) : validation->batches();
 }
 
 void Run::begin(int64_t step, const StepVote& vote) {

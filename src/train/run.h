@@ -28,6 +28,7 @@ class Run {
   int ranks() const { return trainer.ranks(); }
   int64_t micro_steps() const { return setup_.shape.micro_steps; }
   int64_t tokens_per_step() const { return trainer.tokens_per_step(); }  // of all ranks
+  int64_t validation_batches() const;  // of an evaluation, on this rank
 
   // Starts a step: the loss is 0, the device knows learning rate, step and seed, and this rank's
   // vote.

@@ -1,4 +1,4 @@
-// A run on disk: checkpoints that all ranks write together, and how one of them goes on.
+// A run on disk: checkpoints that all ranks write together, and how a run resumes from one.
 #pragma once
 
 #include <cstdint>

@@ -7,11 +7,11 @@
 #include <cstdlib>
 #include <thread>
 
-#include "src/comm/mpi_file.h"
 #include "src/io/checkpoint.h"
 #include "src/io/toml.h"
 #include "src/model/weights.h"
 #include "src/parallel/agreement.h"
+#include "src/parallel/mpi_file.h"
 #include "src/train/resume.h"
 
 namespace lathe {
@@ -103,23 +103,7 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
   if (options.reader == "mpi-io") open = mpi_shard_files(world);
   data_fingerprint = lathe::data_fingerprint(options.data);
   if (communicator.size() > 1) require_same_world(communicator, options.resolved, data_fingerprint);
-  GPT2Config& gpt2 = options.gpt2;
-  if (!options.data.empty()) {
-    if (gpt2.vocab_size == 0 && !has_tokenizer(options.data)) {
-      throw UserError(
-          "--vocab-size is missing: {} holds no tokenizer that tells it; give it, or put a "
-          "tokenizer.json, encoder.json + vocab.bpe or vocab.json + merges.txt beside the shards",
-          options.data);
-    }
-    // Shards from elsewhere (llm.c's, say) come without one: then the model's vocabulary counts.
-    if (has_tokenizer(options.data) || gpt2.vocab_size == 0)
-      tokenizer = load_tokenizer(options.data);
-    if (gpt2.vocab_size == 0) gpt2.vocab_size = tokenizer->vocab_size();
-    if (tokenizer && tokenizer->vocab_size() > gpt2.vocab_size) {
-      throw UserError("--vocab-size {} is too small: the data in {} use {} tokens", gpt2.vocab_size,
-                      options.data, tokenizer->vocab_size());
-    }
-  }
+  if (!options.data.empty()) take_vocabulary();
   // One rank looks through the disk and reads what a checkpoint's manifest vouches for.
   std::string chosen;
   if (communicator.rank() == 0) {
@@ -139,7 +123,43 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
         "--sample-interval: {} holds no tokenizer to write samples with; put one beside the shards",
         options.data);
   }
-  validate(gpt2);
+  validate(options.gpt2);
+  resolve_sizes();
+  shape = {
+      .dtype = options.number_type(),
+      .batch_size = options.batch_size,
+      .seq_len = options.gpt2.seq_len,
+      .micro_steps = options.micro_steps(communicator.size()),
+      .decode_len = options.sample_interval > 0 && !options.benchmark ? options.gpt2.seq_len : 0,
+      .recompute = options.recompute,
+      .bucket_elements = bucket_elements(options, communicator.size()),
+      .zero_stage = options.zero_stage,
+      .reduce_bf16 = options.reduce_dtype == "bf16"};
+  plan_memory(device, communicator);
+  if (communicator.size() > 1 && options.writes()) require_one_out(communicator, options.out);
+}
+
+// The vocabulary is the data's, or what --vocab-size says.
+void Setup::take_vocabulary() {
+  GPT2Config& gpt2 = options.gpt2;
+  if (gpt2.vocab_size == 0 && !has_tokenizer(options.data)) {
+    throw UserError(
+        "--vocab-size is missing: {} holds no tokenizer that tells it; give it, or put a "
+        "tokenizer.json, encoder.json + vocab.bpe or vocab.json + merges.txt beside the shards",
+        options.data);
+  }
+  // Shards from elsewhere (llm.c's, say) come without one: then the model's vocabulary counts.
+  if (has_tokenizer(options.data) || gpt2.vocab_size == 0) tokenizer = load_tokenizer(options.data);
+  if (gpt2.vocab_size == 0) gpt2.vocab_size = tokenizer->vocab_size();
+  if (tokenizer && tokenizer->vocab_size() > gpt2.vocab_size) {
+    throw UserError("--vocab-size {} is too small: the data in {} use {} tokens", gpt2.vocab_size,
+                    options.data, tokenizer->vocab_size());
+  }
+}
+
+// What the data and the weights have decided belongs to the configuration.
+void Setup::resolve_sizes() {
+  const GPT2Config& gpt2 = options.gpt2;
   for (const auto& [key, value] :
        std::initializer_list<std::pair<const char*, int64_t>>{{"n-layer", gpt2.n_layer},
                                                               {"n-head", gpt2.n_head},
@@ -149,17 +169,6 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
   }
   options.resolve("bias", gpt2.bias ? "1" : "0");
   options.resolve("gelu", toml_string(name_of(gpt2.gelu)));
-  shape = {.dtype = options.number_type(),
-           .batch_size = options.batch_size,
-           .seq_len = gpt2.seq_len,
-           .micro_steps = options.micro_steps(communicator.size()),
-           .decode_len = options.sample_interval > 0 && !options.benchmark ? gpt2.seq_len : 0,
-           .recompute = options.recompute,
-           .bucket_elements = bucket_elements(options, communicator.size()),
-           .zero_stage = options.zero_stage,
-           .reduce_bf16 = options.reduce_dtype == "bf16"};
-  plan_memory(device, communicator);
-  if (communicator.size() > 1 && options.writes()) require_one_out(communicator, options.out);
 }
 
 // A run that goes on keeps its number of logits at once, which bits depend on.

@@ -25,7 +25,7 @@ struct Setup {
         Communicator& communicator);
 
   TrainOptions options;
-  std::unique_ptr<Tokenizer> tokenizer;  // null where --data has none
+  std::unique_ptr<Tokenizer> tokenizer;  // null if --data has none
   OpenShardFile open = map_shard_file;   // --reader
   std::filesystem::path resume_from;     // empty: a fresh run
   StepShape shape;
@@ -34,6 +34,8 @@ struct Setup {
   std::unique_ptr<DirectoryLock> lock;  // of --out, held by rank 0
 
  private:
+  void take_vocabulary();
+  void resolve_sizes();
   void take_sizes(const std::filesystem::path& weights, const GPT2Config& asked);
   void take_tokenizer(const std::filesystem::path& weights);
   void plan_memory(Device& device, Communicator& communicator);

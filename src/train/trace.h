@@ -59,8 +59,8 @@ class TracingOps final : public ObservedOps, public PartObserver {
 // with the marks, so that a device that records steps has recorded the fourth as any other.
 class StepTrace {
  public:
-  // Does nothing where `file` is empty, or where the run ends before that step, which is said.
-  // UserError where it cannot be written.
+  // Does nothing if `file` is empty, or if the run ends before that step, which is said. UserError
+  // if it cannot be written.
   StepTrace(Run& run, const std::string& file);
   ~StepTrace() { run_.trainer.device.observe_parts(nullptr); }
   StepTrace(const StepTrace&) = delete;

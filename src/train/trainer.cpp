@@ -6,6 +6,18 @@
 
 namespace lathe {
 
+namespace {
+
+std::vector<Activations> allocate_activations(const GPT2Config& config, const StepShape& s,
+                                              int64_t count, Arena& arena) {
+  std::vector<Activations> sets;
+  for (int64_t i = 0; i < count; ++i)
+    sets.emplace_back(config, s.dtype, s.batch_size, s.seq_len, s.recompute, arena);
+  return sets;
+}
+
+}  // namespace
+
 Trainer::Trainer(const GPT2Config& config, const OptimizerConfig& optimizer_config,
                  const StepShape& s, Device& on, Communicator& ranks, Arena& arena)
     : shape(s),
@@ -14,7 +26,9 @@ Trainer::Trainer(const GPT2Config& config, const OptimizerConfig& optimizer_conf
       state(on, arena, s.micro_steps),
       parameters(make_parameter_store(config, {s.bucket_elements, s.zero_stage, s.reduce_bf16},
                                       ranks, on, on.ops(s.dtype), state.loss_and_votes(), arena)),
-      model(config, *parameters, s.batch_size, s.seq_len, on, arena, s.recompute, s.logits_at_once),
+      schedule(one_forward_one_backward(/*stage=*/0, /*stages=*/1, s.micro_steps)),
+      in_flight(allocate_activations(config, s, most_in_flight(schedule), arena)),
+      model(config, *parameters, in_flight.front(), on, arena, s.logits_at_once),
       optimizer(optimizer_config, *parameters, on, arena),
       clocks{StepClock(on, s.micro_steps), StepClock(on, s.micro_steps)},
       tokens_mbt_(arena.allocate(MemoryCategory::batch, DType::int32,
@@ -51,8 +65,9 @@ void Trainer::upload(int64_t micro_step, const int32_t* tokens, const int32_t* t
 
 MicroBatch Trainer::batch(int64_t micro_step) const {
   const Shape bt{shape.batch_size, shape.seq_len};
+  const auto set = static_cast<size_t>(micro_step) % in_flight.size();
   return {tokens_mbt_.rows(micro_step, 1).reshaped(bt),
-          targets_mbt_.rows(micro_step, 1).reshaped(bt), state.inputs(micro_step)};
+          targets_mbt_.rows(micro_step, 1).reshaped(bt), state.inputs(micro_step), &in_flight[set]};
 }
 
 void Trainer::use(const Ops& ops) {

@@ -8,7 +8,6 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <span>
 #include <vector>
 
 #include "kernels/device/arena.h"
@@ -17,6 +16,7 @@
 #include "src/model/gpt2.h"
 #include "src/model/optimizer.h"
 #include "src/parallel/data_parallel.h"
+#include "src/parallel/schedule.h"
 #include "src/train/clock.h"
 
 namespace lathe {
@@ -29,7 +29,7 @@ struct StepShape {
   int64_t micro_steps = 1;  // of a step
   int64_t decode_len = 0;   // positions of the KV cache for samples; 0: none
   Recompute recompute = Recompute::none;
-  int64_t bucket_elements = Sharding().bucket_elements;  // the least that ranks reduce together
+  int64_t bucket_elements = Sharding().bucket_elements;  // the smallest bucket of gradients
   int64_t zero_stage = 0;                                // 1: ranks share the optimizer's state
   bool reduce_bf16 = false;                              // gradients cross the network as bf16
   int64_t logits_at_once = 0;                            // about; 0: the device's choice
@@ -72,7 +72,7 @@ class Trainer {
   void set_masters(const Fill& fill);
   // All masters on every rank. If ranks share them they lie in the gradients, which are lost.
   Tensor gathered_masters();
-  // Makes the weights from the masters, rounded as the last update did that; `seed`: of the run.
+  // Makes the weights from the masters, rounded as in the last update; `seed`: of the run.
   void round_weights(uint64_t seed);
   // Throws UserError if the ranks' weights are no longer the same.
   void compare_replicas();
@@ -88,6 +88,8 @@ class Trainer {
   Communicator& communicator;
   StepState state;
   const std::unique_ptr<ParameterStore> parameters;
+  const std::vector<Action> schedule;  // of a step
+  std::vector<Activations> in_flight;  // of the micro-steps between their two passes
   GPT2 model;
   Optimizer optimizer;
   std::array<StepClock, kSlots> clocks;

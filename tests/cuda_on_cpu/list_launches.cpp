@@ -99,7 +99,7 @@ void print_run(const GPT2Config& config, const Flags& flags) {
       config.flops_per_token(config.seq_len), flags.gpu.multiprocessors);
 }
 
-// The step of src/train.cpp, and the other calls of the model, but for what goes to and fro.
+// The step of src/train.cpp and the other calls of the model, without the transfers.
 void list(const Flags& flags) {
   const GPT2Config config = flags.config();
   cuda_on_cpu::play(flags.gpu);

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
-#include <set>
 #include <string>
 
 #include "src/io/safetensors.h"

@@ -68,6 +68,7 @@ struct Harness {
         state(trainer.state),
         tokens(trainer.batch(0).tokens_bt),
         targets(trainer.batch(0).targets_bt),
+        kept(&trainer.in_flight.front()),
         inputs(static_cast<size_t>(shape.micro_steps)) {
     initialize_parameters(parameters.layout(), seed, optimizer.masters(), *device);
     sync_weights();
@@ -85,7 +86,7 @@ struct Harness {
 
   // The same tokens and targets in every micro-step.
   MicroBatch batch(int64_t micro_step = 0) const {
-    return {tokens, targets, state.inputs(micro_step)};
+    return {tokens, targets, state.inputs(micro_step), kept};
   }
   void set_batch(const std::vector<int32_t>& in, const std::vector<int32_t>& out) {
     device->upload(tokens, in.data());
@@ -124,6 +125,7 @@ struct Harness {
   Optimizer& optimizer;
   StepState& state;
   Tensor tokens, targets;
+  const Activations* kept;
   std::vector<StepInputs> inputs;
 };
 

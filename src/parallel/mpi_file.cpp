@@ -1,4 +1,4 @@
-#include "src/comm/mpi_file.h"
+#include "src/parallel/mpi_file.h"
 
 #include <mpi.h>
 
