@@ -68,13 +68,13 @@ def configurations():
         "cpu 4 ranks ZeRO-1 resumes stage 0": Configuration(
             ranks=4, resume_at=4, resume_flags={"zero-stage": 1}, dropout=0.1
         ),
-        "cuda fp32": Configuration(**on_cuda, dropout=0.1),
+        "cuda fp32": Configuration(quick=True, **on_cuda, dropout=0.1),
         "cuda bf16": Configuration(**on_cuda, **all_at_once),
         "cuda bf16 recompute layernorm": Configuration(
             **on_cuda, dtype="bf16", recompute="layernorm"
         ),
         "cuda bf16 recompute block": Configuration(
-            **on_cuda, dtype="bf16", recompute="block", dropout=0.1
+            quick=True, **on_cuda, dtype="bf16", recompute="block", dropout=0.1
         ),
         "cuda fp32 resume": Configuration(**on_cuda, resume_at=4, sampling="sequential"),
         "cuda 2 ranks bf16": Configuration(ranks=2, **on_cuda, comm="mpi", **all_at_once),
