@@ -18,7 +18,7 @@ struct Residual {
   Dropout dropout;
 };
 
-// Where a LayerNorm writes.
+// What a LayerNorm writes.
 struct Normed {
   Tensor out, mean, rstd;
 };

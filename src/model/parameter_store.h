@@ -57,8 +57,8 @@ class ParameterStore {
   virtual void release(Pass, int64_t /*unit*/) {}
   // The backward pass is about to write, or to add to, the gradients of a unit.
   virtual void need_gradients(int64_t /*unit*/) {}
-  // The gradients of all parameters from layout().slots[slot] to what was final before are final
-  // now: of each slot where a bucket may begin, from the last to the first.
+  // The gradients of slots[slot] and of all slots behind it are final. Called for each slot at
+  // which a bucket may begin, from the last to the first.
   virtual void gradients_final(size_t /*slot*/) {}
 
   // For the optimizer. What this rank updates: parts of the layout, one after the other in flat

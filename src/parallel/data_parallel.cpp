@@ -31,12 +31,12 @@ class DataParallelStore : public ParameterStore {
   DataParallelStore(const GPT2Config& config, const DataParallelOptions& options,
                     Communicator& communicator, Device& device, const Ops& ops, const Tensor& loss,
                     Arena& arena);
-  // Where reduced gradients arrive. Called when it is known what is owned.
+  // Allocates where reduced gradients arrive. Call it once the owned parts are known.
   void allocate_sums(Arena& arena);
 
   // Whether bucket b is reduced to this rank's share of it alone.
   virtual bool scattered(size_t b) const = 0;
-  // The norm is being summed: what is not waited for before it may begin now.
+  // Called behind the norm's all-reduce, for collectives that the norm need not wait for.
   virtual void after_norm() {}
 
   void wait_for(Ticket ticket, const char* what);

@@ -23,7 +23,7 @@ class StepClock {
   // Before anything of the step is enqueued: the host's clock.
   void begin() { begun_ = std::chrono::steady_clock::now(); }
   // Enqueues a mark. Micro-step m has a forward and a backward phase, the step one of the others.
-  // A profiler is told of the phase, too.
+  // Also names the phase for a profiler.
   void start(Phase phase, int64_t micro_step = 0);
 
   int first_mark() const { return number_of(Phase::forward, 0); }

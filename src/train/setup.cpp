@@ -11,7 +11,7 @@
 #include "src/io/toml.h"
 #include "src/model/weights.h"
 #include "src/parallel/agreement.h"
-#include "src/parallel/mpi_file.h"
+#include "src/train/mpi_file.h"
 #include "src/train/resume.h"
 
 namespace lathe {

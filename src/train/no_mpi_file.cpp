@@ -1,6 +1,6 @@
 // What takes the place of mpi_file.cpp in a build without MPI.
 #include "kernels/device/error.h"
-#include "src/parallel/mpi_file.h"
+#include "src/train/mpi_file.h"
 
 namespace lathe {
 

@@ -1,4 +1,4 @@
-#include "src/parallel/mpi_file.h"
+#include "src/train/mpi_file.h"
 
 #include <mpi.h>
 
