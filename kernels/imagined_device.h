@@ -18,7 +18,7 @@ class ImaginedDevice : public Device {
  public:
   explicit ImaginedDevice(Device& real) : real_(real) {}
 
-  std::string_view kind() const override { return real_.kind(); }
+  DeviceKind kind() const override { return real_.kind(); }
   std::string name() const override { return real_.name(); }
   double peak_flops(DType dtype) const override { return real_.peak_flops(dtype); }
   void* allocate(size_t bytes) override {

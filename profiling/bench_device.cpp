@@ -17,7 +17,7 @@
 
 #include "kernels/device/arena.h"
 #include "kernels/ops.h"
-#include "src/flags.h"
+#include "src/io/flags.h"
 
 namespace lathe {
 namespace {
@@ -308,7 +308,9 @@ Timing time_of(Device& device, int64_t calls, int64_t rounds, const std::functio
 }
 
 struct Options {
-  std::string device = "auto", dtype = "bf16", filter;
+  DeviceKind device = DeviceKind::any;
+  DType dtype = DType::bf16;
+  std::string filter;
   std::vector<int64_t> batch_sizes{16, 64};
   Sizes sizes;
   int64_t rotate_mb = 256, rounds = 7;
@@ -321,7 +323,7 @@ class Bench {
   Bench(Device& device, const Options& options)
       : device_(device),
         options_(options),
-        type_(options.dtype == "bf16" ? DType::bf16 : DType::fp32),
+        type_(options.dtype),
         ops_(device.ops(type_)),
         tensors_(device) {}
 
@@ -333,8 +335,8 @@ class Bench {
     const Tensor to = arena.allocate(MemoryCategory::activations, DType::uint8, {elements});
     const Timing time = time_of(device_, 1, options_.rounds, [&] { device_.copy(to, from); });
     copy_rate_ = 2e3 * static_cast<double>(elements) / time.least_ms;
-    std::cout << fmt::format("{}; {}; a copy moves {:.4g} GB/s", device_.name(), options_.dtype,
-                             copy_rate_ / 1e9);
+    std::cout << fmt::format("{}; {}; a copy moves {:.4g} GB/s", device_.name(),
+                             name_of(options_.dtype), copy_rate_ / 1e9);
     if (const double peak = device_.peak_flops(type_); peak > 0)
       std::cout << fmt::format(", matrix products up to {:.4g} TFLOP/s", peak / 1e12);
     std::cout << "\n";
@@ -401,24 +403,21 @@ class Bench {
 
 int bench(int argc, char** argv) {
   Options o;
-  CLI::App app("Times every operation of training on a device.", "bench_device");
-  app.option_defaults()->always_capture_default();
-  app.add_option("--device", o.device)->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-  app.add_option("--dtype", o.dtype)->check(CLI::IsMember({"fp32", "bf16"}));
-  app.add_option("--batch-size", o.batch_sizes, "One or several, with commas")
-      ->delimiter(',')
-      ->transform(number_in<int64_t>(1, 1 << 20));
-  add_number(app, "--seq-len", o.sizes.T, 1, 1 << 20, "Tokens of a sequence");
-  add_number(app, "--n-embd", o.sizes.C, 8, 1 << 16, "Channels");
-  add_number(app, "--n-head", o.sizes.H, 1, 1 << 10, "Attention heads");
-  add_number(app, "--vocab-size", o.sizes.vocab_size, 1, 65536, "Vocabulary");
-  app.add_option("--filter", o.filter, "Only operations with this in their names");
-  add_number(app, "--rotate-mb", o.rotate_mb, 0, 1 << 16,
-             "MiB of buffers that calls go round through");
-  add_number(app, "--rounds", o.rounds, 1, 10000,
-             "Times that are taken; the table has median and least");
-  add_switch(app, "--tiny", o.tiny, "Shapes that a CPU which plays a GPU manages, one round");
-  if (!parse_flags(app, argc, argv)) return 0;
+  Flags flags(
+      "bench_device", "Times every operation of training on a device.",
+      {choice("device", o.device, {DeviceKind::any, DeviceKind::cpu, DeviceKind::cuda},
+              "auto is a GPU if one answers, else the CPU"),
+       choice("dtype", o.dtype, {DType::fp32, DType::bf16}, "Number type"),
+       numbers("batch-size", o.batch_sizes, 1, 1 << 20, "One or several, with commas"),
+       number("seq-len", o.sizes.T, 1, 1 << 20, "Tokens of a sequence"),
+       number("n-embd", o.sizes.C, 8, 1 << 16, "Channels"),
+       number("n-head", o.sizes.H, 1, 1 << 10, "Attention heads"),
+       number("vocab-size", o.sizes.vocab_size, 1, 65536, "Vocabulary"),
+       text("filter", o.filter, "Only operations with this in their names"),
+       number("rotate-mb", o.rotate_mb, 0, 1 << 16, "MiB of buffers that calls go round through"),
+       number("rounds", o.rounds, 1, 10000, "Times that are taken; the table has median and least"),
+       toggle("tiny", o.tiny, "Shapes that a CPU which plays a GPU manages, one round")});
+  if (!flags.parse(argc, argv)) return 0;
   if (o.tiny) {
     o.sizes = {.B = 2, .T = 16, .C = 64, .H = 2, .vocab_size = 61};
     o.batch_sizes = {2}, o.rotate_mb = 0, o.rounds = 1, o.budget_ms = 0;

@@ -11,10 +11,10 @@
 #include "kernels/observed_ops.h"
 #include "profiling/matmul_floor.h"
 #include "src/comm/make_communicator.h"
-#include "src/flags.h"
+#include "src/io/flags.h"
 #include "src/model/weights.h"
-#include "src/options.h"
 #include "src/train.h"
+#include "src/train/options.h"
 
 namespace lathe {
 namespace {
@@ -59,10 +59,10 @@ struct Step {
   Step(const TrainOptions& options, int64_t batch_size, int64_t seq_len)
       : device(make_cpu_device()),
         self(make_self_communicator(*device)),
-        shape{.dtype = options.number_type(), .batch_size = batch_size, .seq_len = seq_len},
+        shape{.dtype = options.dtype, .batch_size = batch_size, .seq_len = seq_len},
         arena(*device,
-              plan_training(options.gpt2, options.optimizer, shape, *device, *self).total()),
-        trainer(options.gpt2, options.optimizer, shape, *device, *self, arena) {
+              plan_training(options.gpt2, options.optimizer, shape, *device, Mesh(*self)).total()),
+        trainer(options.gpt2, options.optimizer, shape, *device, Mesh(*self), arena) {
     trainer.set_masters([this](const Tensor& all) {
       initialize_parameters(trainer.parameters->layout(), 1, all, *device);
     });
@@ -88,32 +88,33 @@ struct Step {
 };
 
 int profile(int argc, char** argv) {
-  CLI::App app("Profiles whole training steps.", "step_profile");
-  std::string name = "gpt2-124m", dtype = "fp32";
+  std::string name = "gpt2-124m";
+  DType dtype = DType::fp32;
   int64_t batch_size = 4, seq_len = 64, steps = 5, vocab_size = 0;
-  app.add_option("--model", name, "Preset");
-  app.add_option("--dtype", dtype)->check(CLI::IsMember({"fp32", "bf16"}));
-  add_number(app, "--batch-size", batch_size, 1, 1 << 20, "Sequences");
-  add_number(app, "--seq-len", seq_len, 1, 1 << 20, "Tokens of a sequence");
-  add_number(app, "--vocab-size", vocab_size, 0, 65536, "0: the preset's, or 65");
-  add_number(app, "--steps", steps, 1, 1 << 20, "Timed steps, after two that are not");
-  if (!parse_flags(app, argc, argv)) return 0;
+  Flags flags("step_profile", "Profiles whole training steps.",
+              {text("model", name, "Preset"),
+               choice("dtype", dtype, {DType::fp32, DType::bf16}, "Number type"),
+               number("batch-size", batch_size, 1, 1 << 20, "Sequences"),
+               number("seq-len", seq_len, 1, 1 << 20, "Tokens of a sequence"),
+               number("vocab-size", vocab_size, 0, 65536, "0: the preset's, or 65"),
+               number("steps", steps, 1, 1 << 20, "Timed steps, after two that are not")});
+  if (!flags.parse(argc, argv)) return 0;
 
   TrainOptions options = preset(name);
   options.dtype = dtype;
   if (vocab_size > 0) options.gpt2.vocab_size = vocab_size;
   if (options.gpt2.vocab_size == 0) options.gpt2.vocab_size = 65;
   Step step(options, batch_size, seq_len);
-  std::cout << fmt::format("{} {} batch {} x {}, {}\n", name, dtype, batch_size, seq_len,
+  std::cout << fmt::format("{} {} batch {} x {}, {}\n", name, name_of(dtype), batch_size, seq_len,
                            step.device->name());
 
   for (int i = 0; i < 2; ++i) step.run();
   std::vector<double> plain, floors, adamw;
-  MatmulFloor floor(options.gpt2, options.number_type(), batch_size * seq_len);
+  MatmulFloor floor(options.gpt2, options.dtype, batch_size * seq_len);
   const TimedOps timed(step.trainer.ops());
   const Ops& real = step.trainer.ops();
-  for (int64_t i = 0; i < steps;
-       ++i) {  // in turn, so that a change of the machine's pace hits both
+  // In turn, so that a change of the machine's pace hits both.
+  for (int64_t i = 0; i < steps; ++i) {
     plain.push_back(step.run());
     floors.push_back(floor.run());
     step.trainer.use(timed);

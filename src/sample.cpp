@@ -1,14 +1,12 @@
 // build/sample: continues a prompt with the weights of a checkpoint.
-#include <CLI/CLI.hpp>
-
 #include "kernels/device/standard_streams.h"
 #include "src/data/utf8.h"
-#include "src/flags.h"
 #include "src/io/checkpoint.h"
 #include "src/io/file.h"
+#include "src/io/flags.h"
 #include "src/model/decoder.h"
 #include "src/model/weights.h"
-#include "src/text.h"
+#include "src/train/generate.h"
 
 namespace lathe {
 namespace {
@@ -21,36 +19,32 @@ struct SampleOptions {
   std::optional<std::string> prompt;
   int64_t tokens = 256;
   SamplingConfig sampling{.seed = 1337};
-  std::string dtype = "fp32";
-  std::string device = "auto";
+  DType dtype = DType::fp32;
+  DeviceKind device = DeviceKind::any;
   int threads = 0;
 };
 
 bool parse(int argc, char** argv, SampleOptions& o) {
-  CLI::App app("Continues a prompt with a trained model.", "sample");
-  app.option_defaults()->always_capture_default();
-  app.add_option("--checkpoint", o.checkpoint,
-                 "Directory with config.json, model.safetensors and a tokenizer")
-      ->required();
-  app.add_option_function<std::string>(
-      "--prompt", [&o](const std::string& text) { o.prompt = text; },
-      "Text, or @FILE; a newline when not given; special tokens in it, such as <|endoftext|>, are "
-      "tokens");
-  add_number(app, "--tokens", o.tokens, 0, 1 << 30, "Tokens to make");
-  add_number(app, "--temperature", o.sampling.temperature, 0, 1e6, "0 takes the likeliest token");
-  add_number(app, "--top-k", o.sampling.top_k, 0, 1 << 30, "Only the k likeliest tokens; 0: all");
-  add_number(app, "--top-p", o.sampling.top_p, 0, 1,
-             "Only the likeliest tokens that make up this probability");
-  add_number(app, "--seed", o.sampling.seed, 0, UINT64_MAX, "The same seed gives the same text");
-  app.add_option("--dtype", o.dtype, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}));
-  app.add_option("--device", o.device, "auto (a GPU where one answers), cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-  add_number(app, "--threads", o.threads, 0, 4096,
-             "0: as many as there are cores, or OMP_NUM_THREADS");
-  if (!parse_flags(app, argc, argv)) return false;
+  Flags flags("sample", "Continues a prompt with a trained model.",
+              {required(text("checkpoint", o.checkpoint,
+                             "Directory with config.json, model.safetensors and a tokenizer")),
+               text("prompt", o.prompt,
+                    "Text, or @FILE; a newline if not given; special tokens in it, such as "
+                    "<|endoftext|>, are tokens"),
+               number("tokens", o.tokens, 0, 1 << 30, "Tokens to make"),
+               number("temperature", o.sampling.temperature, 0, 1e6, "0 takes the likeliest token"),
+               number("top-k", o.sampling.top_k, 0, 1 << 30, "Only the k likeliest tokens; 0: all"),
+               number("top-p", o.sampling.top_p, 0, 1,
+                      "Only the likeliest tokens that make up this probability"),
+               number("seed", o.sampling.seed, 0, UINT64_MAX, "The same seed gives the same text"),
+               choice("dtype", o.dtype, {DType::fp32, DType::bf16}, "Number type"),
+               choice("device", o.device, {DeviceKind::any, DeviceKind::cpu, DeviceKind::cuda},
+                      "auto is a GPU if one answers, else the CPU"),
+               number("threads", o.threads, 0, 4096, "0: OMP_NUM_THREADS, or one for each core")});
+  if (!flags.parse(argc, argv)) return false;
   const bool likeliest = o.sampling.temperature == 0;
-  for (const char* flag : {"--top-k", "--top-p"})
-    refuse_idle(app, flag, likeliest, "with --temperature 0, which takes the likeliest token");
+  for (const char* flag : {"top-k", "top-p"})
+    flags.refuse_idle(flag, likeliest, "with --temperature 0, which takes the likeliest token");
   return true;
 }
 
@@ -72,10 +66,9 @@ int sample(int argc, char** argv) {
   }
 
   const auto device = make_device(options.device, options.threads);
-  const DType dtype = options.dtype == "bf16" ? DType::bf16 : DType::fp32;
   const int64_t chunk = std::min(kPrefillChunk, config.seq_len);
-  Arena arena(*device, Sampler::plan(config, dtype, chunk, *device).total());
-  Sampler sampler(config, dtype, chunk, *device, arena);
+  Arena arena(*device, Sampler::plan(config, options.dtype, chunk, *device).total());
+  Sampler sampler(config, options.dtype, chunk, *device, arena);
   read_model(directory, config, sampler.layout, sampler.weights.flat, *device);
 
   print_out(prompt);

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "kernels/device/standard_streams.h"
+#include "src/train/flags.h"
 #include "src/train/products.h"
 #include "src/train/profile.h"
 #include "src/train/progress.h"
@@ -67,7 +68,8 @@ std::optional<double> evaluate(Run& run, Ending& ending) {
   int64_t targets = 0;  // of all ranks
   run.begin(0);
   for (int64_t b = 0; b < run.validation_batches(); ++b) {
-    if ((run.ranks() == 1 || b % kBatchesBetweenQuestions == 0) && ending.ask_all()) return {};
+    if ((run.mesh().ranks() == 1 || b % kBatchesBetweenQuestions == 0) && ending.ask_all())
+      return {};
     if (!ending.tried([&] { run.upload(run.validation->batch(b), 0); })) continue;
     t.device.replay(Trainer::kEvaluation, [&t] {
       t.model.forward(t.batch(0), /*training=*/false);
@@ -84,14 +86,14 @@ void evaluate_only(Run& run) {
   Ending ending(run, /*signals=*/false);
   const std::optional<double> loss = evaluate(run, ending);
   ending.rethrow();
-  if (!loss) run.trainer.communicator.barrier();  // which the rank that failed does not reach
+  if (!loss) run.mesh().world().barrier();  // which the rank that failed does not reach
   if (!std::isfinite(*loss)) {
     throw CheckError(
         fmt::format("the validation loss is {}: the weights are too large to compute "
                     "with; use an earlier checkpoint",
                     *loss));
   }
-  if (run.rank() == 0) print_out(fmt::format("val_loss {}\n", *loss));
+  if (run.mesh().leads()) print_out(fmt::format("val_loss {}\n", *loss));
 }
 
 void train_all(Run& run) {
@@ -139,10 +141,11 @@ int train(World& world, int argc, char** argv) {
   if (exit_code >= 0) return exit_code;
   const auto device = make_rank_device(o, world.place());
   const auto communicator = make_communicator(world, *device, communicator_options(o));
-  Setup setup(o, *device, world, *communicator);
-  print_setup(setup, *device, world, *communicator);
+  const Mesh mesh(*communicator);
+  Setup setup(o, *device, world, mesh);
+  print_setup(setup, *device, world, mesh);
   if (o.dry_run) return 0;
-  Run run(std::move(setup), *device, *communicator);
+  Run run(std::move(setup), *device, mesh);
   o.eval_only ? evaluate_only(run) : train_all(run);
   return 0;
 }

@@ -1,12 +1,11 @@
 // build/commtest: do the ranks of this job understand each other, and how fast. Every collective on
 // awkward sizes, checked value by value; tables of time and bandwidth; a small network that is
 // trained data-parallel and must come out the same on all ranks.
-#include <CLI/CLI.hpp>
 
 #include "kernels/device/standard_streams.h"
 #include "src/comm/banner.h"
-#include "src/flags.h"
 #include "src/io/console.h"
+#include "src/io/flags.h"
 #include "tools/comm_measure.h"
 #include "tools/comm_network.h"
 
@@ -14,7 +13,7 @@ namespace lathe {
 namespace {
 
 struct Options {
-  std::string device = "auto";
+  DeviceKind device = DeviceKind::any;
   CommunicatorOptions comm;
   size_t min_bytes = size_t{1} << 10, max_bytes = size_t{4} << 20;
   int iterations = 5, steps = 40, threads = 1;
@@ -29,24 +28,23 @@ constexpr DType kTypes[] = {DType::fp32,  DType::bf16,  DType::fp64,
 constexpr Reduction kOps[] = {Reduction::sum, Reduction::max, Reduction::min};
 
 bool parse(int argc, char** argv, Options& o) {
-  CLI::App app("Checks and measures how the ranks of a job communicate.", "commtest");
-  app.add_option("--device", o.device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
-  app.add_option("--comm", o.comm.kind, "auto, mpi or nccl")
-      ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
-      ->capture_default_str();
-  add_number(app, "--comm-timeout", o.comm.timeout_seconds, 0.001, 1e9,
-             "Seconds without progress after which the job ends");
-  app.add_option("--rendezvous", o.comm.rendezvous,
-                 "Where ranks that mpirun did not start meet: HOST:PORT, [IPV6]:PORT or file:PATH");
-  add_number(app, "--min-bytes", o.min_bytes, 64, size_t{1} << 40, "Smallest tensor of the tables");
-  add_number(app, "--max-bytes", o.max_bytes, 4096, size_t{1} << 40, "Largest tensor");
-  add_number(app, "--iterations", o.iterations, 0, 1000000, "Calls that are timed; 0: check only");
-  add_number(app, "--steps", o.steps, 0, 100000, "Of the small network; 0: none");
-  add_number(app, "--threads", o.threads, 1, 1024, "Of each rank on a CPU");
-  if (!parse_flags(app, argc, argv)) return false;
-  refuse_idle(app, "--min-bytes", o.iterations == 0, "with --iterations 0, which times nothing");
+  Flags flags(
+      "commtest", "Checks and measures how the ranks of a job communicate.",
+      {choice("device", o.device, {DeviceKind::any, DeviceKind::cpu, DeviceKind::cuda},
+              "auto is a GPU if one answers, else the CPU"),
+       choice("comm", o.comm.kind, {CommKind::any, CommKind::mpi, CommKind::nccl},
+              "Transport; auto is NCCL for GPUs if it is there, else MPI"),
+       number("comm-timeout", o.comm.timeout_seconds, 0.001, 1e9,
+              "Seconds without progress after which the job ends"),
+       text("rendezvous", o.comm.rendezvous,
+            "Where ranks without MPI meet: HOST:PORT, [IPV6]:PORT or file:PATH"),
+       number("min-bytes", o.min_bytes, 64, size_t{1} << 40, "Smallest tensor of the tables"),
+       number("max-bytes", o.max_bytes, 4096, size_t{1} << 40, "Largest tensor"),
+       number("iterations", o.iterations, 0, 1000000, "Calls that are timed; 0: check only"),
+       number("steps", o.steps, 0, 100000, "Of the small network; 0: none"),
+       number("threads", o.threads, 1, 1024, "Of each rank on a CPU")});
+  if (!flags.parse(argc, argv)) return false;
+  flags.refuse_idle("min-bytes", o.iterations == 0, "with --iterations 0, which times nothing");
   if (o.iterations > 0 && o.min_bytes > o.max_bytes) {
     throw UserError("--min-bytes {} is above --max-bytes {}: lower it", o.min_bytes, o.max_bytes);
   }
@@ -69,7 +67,7 @@ class CommTest {
     int64_t wrong = 0;
     for (const CollectiveKind kind : kKinds) wrong += check(kind);
     // One rank alone copies, or does nothing at all.
-    if (options_.iterations > 0 && comm_.kind() != "self")
+    if (options_.iterations > 0 && comm_.kind() != CommKind::self)
       for (const CollectiveKind kind : kKinds) wrong += table(kind);
     if (wrong > 0) throw CheckError(fmt::format("{} values are wrong", wrong));
     if (options_.steps > 0) train();
@@ -179,7 +177,7 @@ int commtest(World& world, int argc, char** argv) {
   CudaDeviceOptions cuda;
   cuda.deterministic = true;
   cuda.autotune = false;  // ranks that choose alike
-  const int gpus = options.device == "cpu" ? 0 : cuda_device_count();
+  const int gpus = options.device == DeviceKind::cpu ? 0 : cuda_device_count();
   if (gpus > 0) cuda.index = world.place().local_rank % gpus;
   const auto device = make_device(options.device, options.threads, cuda);
   const auto comm = make_communicator(world, *device, options.comm);

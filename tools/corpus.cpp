@@ -5,8 +5,8 @@
 
 #include "data/grammar.h"
 #include "kernels/device/standard_streams.h"
-#include "src/flags.h"
 #include "src/io/file.h"
+#include "src/io/flags.h"
 
 namespace lathe {
 namespace {
@@ -38,20 +38,20 @@ std::string write_stories(const Grammar& grammar, uint64_t bytes, uint64_t seed,
 }
 
 int corpus(int argc, char** argv) {
-  CLI::App app("Writes readable stories whose entropy per character is known exactly.", "corpus");
   uint64_t bytes = 4 << 20;
   uint64_t seed = 1;
   std::string out;
   bool entropy_only = false;
-  add_number(app, "--bytes", bytes, 1, uint64_t{1} << 32,
-             "Write whole stories until the text has this many bytes");
-  add_number(app, "--seed", seed, 0, UINT64_MAX,
-             "The same seed gives the same bytes on every machine");
-  app.add_option("--out", out, "The text; entropy.json is written beside it");
-  add_switch(app, "--entropy", entropy_only, "Print the entropy as one JSON object, write nothing");
-  if (!parse_flags(app, argc, argv)) return 0;
-  for (const char* flag : {"--bytes", "--seed", "--out"})
-    refuse_idle(app, flag, entropy_only, "with --entropy, which writes nothing");
+  Flags flags(
+      "corpus", "Writes readable stories whose entropy per character is known exactly.",
+      {number("bytes", bytes, 1, uint64_t{1} << 32,
+              "Write whole stories until the text has this many bytes"),
+       number("seed", seed, 0, UINT64_MAX, "The same seed gives the same bytes on every machine"),
+       text("out", out, "The text; entropy.json is written beside it"),
+       toggle("entropy", entropy_only, "Print the entropy as one JSON object, write nothing")});
+  if (!flags.parse(argc, argv)) return 0;
+  for (const char* flag : {"bytes", "seed", "out"})
+    flags.refuse_idle(flag, entropy_only, "with --entropy, which writes nothing");
 
   const Grammar grammar(stories_description());
   Json entropy = entropy_json(grammar);

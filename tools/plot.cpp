@@ -7,9 +7,9 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/device/standard_streams.h"
-#include "src/flags.h"
 #include "src/io/console.h"
 #include "src/io/file.h"
+#include "src/io/flags.h"
 #include "tools/run_plot.h"
 
 namespace lathe {
@@ -40,22 +40,22 @@ int chart_columns() {
 }
 
 int plot(int argc, char** argv) {
-  CLI::App app("Draws the loss, learning rate and gradient norm of a run.", "plot");
   std::string run_dir, out, title, floor;
   bool terminal = false;
-  app.add_option("RUN_DIR", run_dir, "The directory of the run, or its metrics.jsonl")->required();
-  app.add_option("--out", out, "The SVG file; RUN_DIR/loss.svg when not given");
-  app.add_option("--floor", floor,
-                 "Draw the entropy of the text: nats per token, or the entropy.json of corpus");
-  app.add_option("--title", title, "Heading; the directory's name when not given");
-  add_switch(app, "--terminal", terminal, "Print a chart; a file is written only with --out");
-  if (!parse_flags(app, argc, argv)) return 0;
-  refuse_idle(app, "--title", terminal && out.empty(), "with --terminal and without --out");
+  Flags flags("plot", "Draws the loss, learning rate and gradient norm of a run.",
+              {required(text("RUN_DIR", run_dir, "The directory of the run, or its metrics.jsonl")),
+               text("out", out, "The SVG file; RUN_DIR/loss.svg if not given"),
+               text("floor", floor,
+                    "Draw the entropy of the text: nats per token, or the entropy.json of corpus"),
+               text("title", title, "Heading; the directory's name if not given"),
+               toggle("terminal", terminal, "Print a chart; a file is written only with --out")});
+  if (!flags.parse(argc, argv)) return 0;
+  flags.refuse_idle("title", terminal && out.empty(), "with --terminal and without --out");
 
   const RunMetrics run = read_run(run_dir);
   PlotOptions options;
   options.title = title;
-  if (app.count("--floor") > 0) options.floor = read_floor(floor);
+  if (flags.given("floor")) options.floor = read_floor(floor);
   if (terminal) {
     write_out(plot_terminal(run, options, chart_columns(), 15, can_colour(STDOUT_FILENO)));
   }

@@ -9,16 +9,17 @@
 #include "kernels/device/standard_streams.h"
 #include "src/data/prepare.h"
 #include "src/data/shard.h"
-#include "src/flags.h"
 #include "src/io/console.h"
 #include "src/io/file.h"
+#include "src/io/flags.h"
 #include "src/io/strict_json.h"
 
 namespace {
 
-using lathe::add_number;
-using lathe::add_switch;
-using lathe::parse_flags;
+using lathe::number;
+using lathe::text;
+using lathe::texts;
+using lathe::toggle;
 using lathe::UserError;
 
 // One line that is rewritten on a terminal; in a pipe a line for each tenth of the way, at most one
@@ -97,56 +98,42 @@ void decode(const std::filesystem::path& path) {
   lathe::print_out(whole.finish());
 }
 
-constexpr int kMostInputs = 1 << 20;
-
-void refuse_idle_flags(const CLI::App& app, const lathe::PrepareOptions& options) {
-  lathe::refuse_idle(app, "--vocab-dir", options.tokenizer != "gpt2", "without --tokenizer gpt2");
-  for (const char* flag : {"--document-separator", "--jsonl-key"}) {
-    const auto& text = std::string_view(flag) == "--jsonl-key" ? options.format.jsonl_key
-                                                               : options.format.separator;
-    lathe::refuse_idle(app, flag, text.empty(), "if it is empty");
-  }
-  for (const CLI::Option* option : app.parse_order()) {
-    if (option->get_name() == "--decode" || app.count("--decode") == 0) continue;
-    lathe::refuse_idle(app, option->get_name(), true,
-                       "with --decode, which prints data that are there");
+void refuse_idle_flags(const lathe::Flags& flags, const lathe::PrepareOptions& options) {
+  flags.refuse_idle("vocab-dir", options.tokenizer != "gpt2", "without --tokenizer gpt2");
+  flags.refuse_idle("document-separator", options.format.separator.empty(), "if it is empty");
+  flags.refuse_idle("jsonl-key", options.format.jsonl_key.empty(), "if it is empty");
+  for (const lathe::Flag& flag : flags.all()) {
+    flags.refuse_idle(flag.name, flags.given("decode") && flag.name != "decode",
+                      "with --decode, which prints data that are there");
   }
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Turns text into the token shards and tokenizer.json that train reads.", "prepare");
   lathe::PrepareOptions options;
   std::filesystem::path decode_path;
-  app.add_option(
-         "--tokenizer", options.tokenizer,
-         "char: one token a character; gpt2: GPT-2's BPE, see --vocab-dir; or the directory "
-         "or file of a tokenizer")
-      ->capture_default_str();
-  app.add_option("--vocab-dir", options.vocab_dir,
-                 "where gpt2 finds encoder.json + vocab.bpe, vocab.json + merges.txt or "
-                 "tokenizer.json");
-  // Kept as they are: CLI11 takes a list of texts apart where one stands in brackets.
-  CLI::Option* inputs = app.add_option("--input")
-                            ->description("text files, each one document; - is standard input")
-                            ->type_name("FILE")
-                            ->expected(1, kMostInputs)
-                            ->allow_extra_args(false);
-  app.add_option("--document-separator", options.format.separator,
-                 "text between the documents of a file, left out");
-  app.add_option("--jsonl-key", options.format.jsonl_key,
-                 "the files hold one JSON object a line, the document is under this key");
-  app.add_option("--document-join", options.document_join,
-                 "text or special token between documents, if not <|endoftext|>; '' for nothing");
-  add_number(app, "--val-fraction", options.val_fraction, 0, 1,
-             "share of the characters, from the end, that validates; below 1");
-  app.add_option("--out", options.out, "directory for train_*.bin, val_*.bin and tokenizer.json");
-  add_number(app, "--shard-tokens", options.shard_tokens, 1, INT32_MAX, "tokens of a shard");
-  add_number(app, "--threads", options.threads, 0, 4096, "0: as many as there are cores");
-  add_switch(app, "--force", options.force, "replace the data that --out holds");
-  app.add_option("--decode", decode_path, "print the text of a data directory or shard, and end");
-  if (!parse_flags(app, argc, argv)) return 0;
-  refuse_idle_flags(app, options);
-  for (const std::string& file : inputs->results()) options.inputs.emplace_back(file);
+  lathe::Flags flags(
+      "prepare", "Turns text into the token shards and tokenizer.json that train reads.",
+      {text("tokenizer", options.tokenizer,
+            "char: one token a character; gpt2: GPT-2's BPE, see --vocab-dir; or the directory or "
+            "file of a tokenizer"),
+       text("vocab-dir", options.vocab_dir,
+            "Where gpt2 finds encoder.json + vocab.bpe, vocab.json + merges.txt or tokenizer.json"),
+       texts("input", options.inputs, "FILE", "Text files, each one document; - is standard input"),
+       text("document-separator", options.format.separator,
+            "Text between the documents of a file, left out"),
+       text("jsonl-key", options.format.jsonl_key,
+            "The files hold one JSON object a line, the document is under this key"),
+       text("document-join", options.document_join,
+            "Text or special token between documents, if not <|endoftext|>; '' for nothing"),
+       number("val-fraction", options.val_fraction, 0, 1,
+              "Share of the characters, from the end, that validates; below 1"),
+       text("out", options.out, "Directory for train_*.bin, val_*.bin and tokenizer.json"),
+       number("shard-tokens", options.shard_tokens, 1, INT32_MAX, "Tokens of a shard"),
+       number("threads", options.threads, 0, 4096, "0: one for each core"),
+       toggle("force", options.force, "Replace the data that --out holds"),
+       text("decode", decode_path, "Print the text of a data directory or shard, and end")});
+  if (!flags.parse(argc, argv)) return 0;
+  refuse_idle_flags(flags, options);
   if (!decode_path.empty()) {
     decode(decode_path);
     return 0;

@@ -54,7 +54,7 @@ class CpuDevice final : public Device {
     if (threads > 0) cpu::set_max_threads(threads);
   }
 
-  std::string_view kind() const override { return "cpu"; }
+  DeviceKind kind() const override { return DeviceKind::cpu; }
   std::string name() const override {
     std::string model = proc_value("/proc/cpuinfo", "model name");
     if (model.empty()) model = "CPU";

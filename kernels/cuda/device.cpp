@@ -83,7 +83,7 @@ class CudaDevice final : public Device {
     cudaFreeHost(pinned_);
   }
 
-  std::string_view kind() const override { return "cuda"; }
+  DeviceKind kind() const override { return DeviceKind::cuda; }
   std::string name() const override {
     return fmt::format("{}, {} multiprocessors, compute capability {}.{}", properties_.name,
                        properties_.multiProcessorCount, properties_.major, properties_.minor);

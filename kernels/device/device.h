@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -17,12 +18,19 @@ class Ops;
 struct OpCost;
 class PartObserver;
 
+// `any` is only a wish: a GPU if one answers, else the CPU.
+enum class DeviceKind : uint8_t { any, cpu, cuda };
+// As --device names it.
+constexpr std::string_view name_of(DeviceKind kind) {
+  return kind == DeviceKind::any ? "auto" : kind == DeviceKind::cpu ? "cpu" : "cuda";
+}
+
 class Device {
  public:
   virtual ~Device() = default;
 
-  virtual std::string_view kind() const = 0;  // "cpu" or "cuda", as --device names it
-  virtual std::string name() const = 0;       // as printed in the banner
+  virtual DeviceKind kind() const = 0;   // cpu or cuda
+  virtual std::string name() const = 0;  // as printed in the banner
   // Dense peak in FLOP/s for matmuls in this number type, 0 where it is not known: then there is
   // no MFU, rather than a wrong one.
   virtual double peak_flops(DType dtype) const = 0;
@@ -122,8 +130,7 @@ struct CudaDeviceOptions {
 std::unique_ptr<Device> make_cuda_device(const CudaDeviceOptions& options = {});
 int cuda_device_count();  // GPUs that answer; 0 in a build without CUDA
 
-// What --device names: "cpu", "cuda", or "auto", which is a GPU where one answers.
-std::unique_ptr<Device> make_device(std::string_view kind, int threads,
+std::unique_ptr<Device> make_device(DeviceKind kind, int threads,
                                     const CudaDeviceOptions& cuda = {});
 
 }  // namespace lathe

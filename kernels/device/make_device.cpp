@@ -2,10 +2,9 @@
 
 namespace lathe {
 
-std::unique_ptr<Device> make_device(std::string_view kind, int threads,
-                                    const CudaDeviceOptions& cuda) {
-  LATHE_CHECK(kind == "auto" || kind == "cpu" || kind == "cuda", "{}", kind);
-  if (kind == "cuda" || (kind == "auto" && cuda_device_count() > 0)) return make_cuda_device(cuda);
+std::unique_ptr<Device> make_device(DeviceKind kind, int threads, const CudaDeviceOptions& cuda) {
+  const bool gpu = kind == DeviceKind::any && cuda_device_count() > 0;
+  if (kind == DeviceKind::cuda || gpu) return make_cuda_device(cuda);
   return make_cpu_device(threads);
 }
 

@@ -74,9 +74,9 @@ std::vector<std::pair<std::string, std::string>> ranks_banner(const World& world
   std::sort(different.begin(), different.end());
   different.erase(std::unique(different.begin(), different.end()), different.end());
   std::vector<std::pair<std::string, std::string>> rows = {
-      {"ranks",
-       fmt::format("{} on {} host{}, talking over {}", comm.size(), different.size(),
-                   different.size() == 1 ? "" : "s", comm.kind() == "nccl" ? "NCCL" : "MPI")},
+      {"ranks", fmt::format("{} on {} host{}, talking over {}", comm.size(), different.size(),
+                            different.size() == 1 ? "" : "s",
+                            comm.kind() == CommKind::nccl ? "NCCL" : "MPI")},
       {"hosts", counted(hosts)},
       {"devices", counted(devices)},
       {"launcher", place.launcher.empty() ? "none" : place.launcher}};

@@ -21,6 +21,11 @@ bool all_have_nccl(const World& world, std::string* why_not) {
 
 }  // namespace
 
+std::string_view name_of(CommKind kind) {
+  constexpr std::string_view kNames[] = {"auto", "self", "mpi", "nccl"};
+  return kNames[static_cast<size_t>(kind)];
+}
+
 std::vector<std::string> Communicator::exchange_text(std::string_view mine) {
   const auto ranks = static_cast<size_t>(size());
   std::vector<uint64_t> lengths(ranks);
@@ -43,20 +48,19 @@ void Communicator::barrier() {
 
 std::unique_ptr<Communicator> make_communicator(const World& world, Device& device,
                                                 const CommunicatorOptions& options) {
-  LATHE_CHECK(options.kind == "auto" || options.kind == "mpi" || options.kind == "nccl", "{}",
-              options.kind);
-  const bool cuda = device.kind() == "cuda";
-  if (options.kind == "nccl" && !cuda)
+  LATHE_CHECK(options.kind != CommKind::self, "{}", name_of(options.kind));
+  const bool cuda = device.kind() == DeviceKind::cuda;
+  if (options.kind == CommKind::nccl && !cuda)
     throw UserError("--comm nccl: NCCL is for GPUs, and this is --device {}; use --comm mpi",
-                    device.kind());
+                    name_of(device.kind()));
   world.set_timeout(options.timeout_seconds);
   // Communicators of MPI and NCCL are made by all ranks together, and wait without end for who is
   // missing.
   if (world.has_mpi()) world.exchange(nullptr, nullptr, 0, "start of the communication");
-  if (options.kind == "nccl") return make_nccl_communicator(world, device, options);
+  if (options.kind == CommKind::nccl) return make_nccl_communicator(world, device, options);
   if (world.size() == 1) return make_self_communicator(device);
   std::string why_no_nccl;
-  if (cuda && options.kind == "auto" && all_have_nccl(world, &why_no_nccl))
+  if (cuda && options.kind == CommKind::any && all_have_nccl(world, &why_no_nccl))
     return make_nccl_communicator(world, device, options);
   if (!world.has_mpi()) {
     throw UserError(

@@ -33,6 +33,10 @@ namespace lathe {
 
 enum class Reduction { sum, max, min };
 
+// What carries a communicator's data; --comm chooses. `self`: one rank, which copies.
+enum class CommKind : uint8_t { any, self, mpi, nccl };
+std::string_view name_of(CommKind kind);  // "auto" for any
+
 // Collectives, and the marks between them, are numbered from 1 in the order of the calls; 0 is
 // none.
 using Ticket = int64_t;
@@ -42,7 +46,7 @@ class Communicator {
  public:
   virtual ~Communicator() = default;
 
-  virtual std::string_view kind() const = 0;  // "self", "mpi" or "nccl", as --comm names it
+  virtual CommKind kind() const = 0;  // never `any`
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
@@ -79,8 +83,8 @@ class Communicator {
 };
 
 struct CommunicatorOptions {
-  std::string kind = "auto";     // mpi or nccl; auto: NCCL for GPUs where it is there, else MPI
-  double timeout_seconds = 300;  // without progress in a collective: the job ends (--comm-timeout)
+  CommKind kind = CommKind::any;  // mpi or nccl; any: NCCL for GPUs if it is there, else MPI
+  double timeout_seconds = 300;   // without progress in a collective: the job ends (--comm-timeout)
   // Where ranks without MPI meet: "HOST:PORT", "file:PATH", or "" (MASTER_ADDR and MASTER_PORT).
   std::string rendezvous{};
 };

@@ -54,7 +54,7 @@ class CudaMpiCommunicator final : public CudaCommunicator {
     cudaFreeHost(pinned_);
   }
 
-  std::string_view kind() const override { return "mpi"; }
+  CommKind kind() const override { return CommKind::mpi; }
   void wait(Ticket ticket) override {
     line_.wait(ticket, [] {});
   }

@@ -87,7 +87,7 @@ class MpiCommunicator final : public CollectiveCommunicator {
     thread_.join();
   }
 
-  std::string_view kind() const override { return "mpi"; }
+  CommKind kind() const override { return CommKind::mpi; }
 
   // The device has done all that it was given when its calls return, so the host does the waiting.
   void after_device() override {}

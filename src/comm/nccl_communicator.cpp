@@ -141,7 +141,7 @@ class NcclCommunicator final : public CudaCommunicator {
     cudaFree(scratch_);
   }
 
-  std::string_view kind() const override { return "nccl"; }
+  CommKind kind() const override { return CommKind::nccl; }
   void wait(Ticket ticket) override {
     line_.wait(ticket, [this] { check_asynchronous(); });
   }

@@ -12,7 +12,7 @@ class SelfCommunicator final : public CollectiveCommunicator {
  public:
   explicit SelfCommunicator(Device& device) : CollectiveCommunicator(0, 1), device_(device) {}
 
-  std::string_view kind() const override { return "self"; }
+  CommKind kind() const override { return CommKind::self; }
 
   void after_device() override {}
   void device_after(Ticket) override {}

@@ -13,13 +13,6 @@ std::string_view name_of(Sampling sampling) {
   return sampling == Sampling::random ? "random" : "sequential";
 }
 
-Sampling parse_sampling(const std::string& text) {
-  for (Sampling sampling : {Sampling::random, Sampling::sequential}) {
-    if (text == name_of(sampling)) return sampling;
-  }
-  throw UserError("--sampling is {}; give random or sequential", text);
-}
-
 int64_t random_window(uint64_t seed, int64_t step, int64_t sequence, int64_t tokens,
                       int64_t seq_len) {
   LATHE_CHECK(step >= 0 && step <= UINT32_MAX && sequence >= 0 && tokens > seq_len);
@@ -59,7 +52,7 @@ static const LoaderOptions& checked(const LoaderOptions& o) {
     throw UserError("--batch-size {} times --seq-len {} is too large; give less than 2^31 tokens",
                     o.batch_size, o.seq_len);
   }
-  LATHE_CHECK(o.micro_steps >= 1 && o.rank >= 0 && o.rank < o.world_size);
+  LATHE_CHECK(o.micro_steps >= 1 && o.rank >= 0 && o.rank < o.ranks);
   return o;
 }
 
@@ -91,7 +84,7 @@ Loader::~Loader() {
 }
 
 int64_t Loader::sequences_per_step() const {
-  return options_.world_size * options_.micro_steps * options_.batch_size;
+  return options_.ranks * options_.micro_steps * options_.batch_size;
 }
 
 LoaderPosition Loader::after(LoaderPosition position) const {
@@ -187,19 +180,19 @@ EvalLoader::EvalLoader(const LoaderOptions& options)
 
 int64_t EvalLoader::batches() const {
   const int64_t windows = (tokens_.size() - 1 + options_.seq_len - 1) / options_.seq_len;
-  const int64_t rows = options_.world_size * options_.batch_size;
+  const int64_t rows = options_.ranks * options_.batch_size;
   return (windows + rows - 1) / rows;
 }
 
 int64_t EvalLoader::counted_targets(int64_t index) const {
-  const int64_t tokens = options_.world_size * options_.batch_size * options_.seq_len;
+  const int64_t tokens = options_.ranks * options_.batch_size * options_.seq_len;
   return std::clamp<int64_t>(tokens_.size() - 1 - index * tokens, 0, tokens);
 }
 
 const Batch& EvalLoader::batch(int64_t index) {
   LATHE_CHECK(index >= 0 && index < batches(), "{} of {}", index, batches());
   const int64_t T = options_.seq_len, B = options_.batch_size;
-  batch_.first_sequence = (index * options_.world_size + options_.rank) * B;
+  batch_.first_sequence = (index * options_.ranks + options_.rank) * B;
   batch_.counted_targets = 0;
   std::fill(batch_.inputs.begin(), batch_.inputs.end(), 0);
   std::fill(batch_.targets.begin(), batch_.targets.end(), kIgnoredTarget);

@@ -23,15 +23,14 @@ namespace lathe {
 //               token is an input twice in an epoch (at most seq_len at the end are left out)
 enum class Sampling { random, sequential };
 std::string_view name_of(Sampling sampling);
-Sampling parse_sampling(const std::string& text);  // UserError naming --sampling
 
 struct LoaderOptions {
   std::filesystem::path directory;
   std::string split = "train";
   int64_t seq_len = 0;
-  int64_t batch_size = 0;   // sequences of a rank in a micro-step
-  int64_t micro_steps = 1;  // of a step (gradient accumulation)
-  int64_t rank = 0, world_size = 1;
+  int64_t batch_size = 0;       // sequences of a rank in a micro-step
+  int64_t micro_steps = 1;      // of a step (gradient accumulation)
+  int64_t rank = 0, ranks = 1;  // of those that train on different sequences
   uint64_t seed = 0;
   Sampling sampling = Sampling::random;
   int32_t vocab_size = 0;  // tokens are checked against it; 0: not
@@ -66,7 +65,7 @@ int64_t random_window(uint64_t seed, int64_t step, int64_t sequence, int64_t tok
 // with arbitrary finite domains", 2002). Nothing is stored.
 int64_t shuffled(int64_t index, int64_t size, uint64_t seed, int64_t epoch);
 
-// A step consists of S = world_size * micro_steps * batch_size sequences, numbered 0 .. S - 1; rank
+// A step consists of S = ranks * micro_steps * batch_size sequences, numbered 0 .. S - 1; rank
 // r takes the slice from r * micro_steps * batch_size, micro-step after micro-step. What sequence
 // number s of a step holds depends on (seed, step, s, S, seq_len) alone.
 //
@@ -114,9 +113,9 @@ class Loader {
 
 // A whole split in order, for evaluation: disjoint windows from the first token on. The last window
 // and the last batch are filled up with token 0 and kIgnoredTarget, so that each token but the
-// first is a target exactly once. Batch b holds windows b * world_size * batch_size + rank *
+// first is a target exactly once. Batch b holds windows b * ranks * batch_size + rank *
 // batch_size + i, so the first n batches of a job are the same windows at any number of ranks with
-// the same batch_size * world_size. options.seed, sampling and micro_steps do not matter.
+// the same batch_size * ranks. options.seed, sampling and micro_steps do not matter.
 class EvalLoader {
  public:
   explicit EvalLoader(const LoaderOptions& options);  // UserError as for Loader

@@ -1,15 +1,6 @@
 #include "src/model/activations.h"
 
-#include <array>
-
 namespace lathe {
-
-namespace {
-
-constexpr std::array kLevels = {Recompute::none, Recompute::gelu, Recompute::layernorm,
-                                Recompute::block};
-
-}  // namespace
 
 std::string_view name_of(Recompute recompute) {
   switch (recompute) {
@@ -23,13 +14,6 @@ std::string_view name_of(Recompute recompute) {
       return "block";
   }
   return "?";
-}
-
-Recompute recompute_from_name(const std::string& name) {
-  for (const Recompute level : kLevels) {
-    if (name == name_of(level)) return level;
-  }
-  throw UserError("--recompute is '{}', but must be none, gelu, layernorm or block", name);
 }
 
 namespace {

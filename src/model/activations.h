@@ -30,7 +30,6 @@ namespace lathe {
 enum class Recompute : uint8_t { none, gelu, layernorm, block };
 
 std::string_view name_of(Recompute recompute);
-Recompute recompute_from_name(const std::string& name);  // UserError naming --recompute
 
 struct LayerActivations {
   Tensor ln_1, ln_1_mean, ln_1_rstd;

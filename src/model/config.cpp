@@ -60,10 +60,4 @@ std::string_view name_of(Gelu gelu) {
   return "?";
 }
 
-Gelu gelu_from_name(const std::string& name) {
-  if (name == "exact") return Gelu::exact;
-  if (name == "tanh") return Gelu::tanh;
-  throw UserError("--gelu is '{}', but must be exact or tanh", name);
-}
-
 }  // namespace lathe

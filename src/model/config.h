@@ -1,4 +1,4 @@
-// What a GPT-2 is: its sizes, and the presets that have names.
+// What a GPT-2 is: its sizes.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ struct GPT2Config {
   bool operator==(const GPT2Config&) const = default;
 };
 
-// Throws UserError naming the flag where sizes are absurd or do not divide.
+// Throws UserError that names the flag if sizes are absurd or do not divide.
 void validate(const GPT2Config& config);
 
 struct ParameterCounts {
@@ -44,6 +44,5 @@ struct ParameterCounts {
 ParameterCounts count_parameters(const GPT2Config& config);
 
 std::string_view name_of(Gelu gelu);
-Gelu gelu_from_name(const std::string& name);  // "exact" or "tanh", else UserError
 
 }  // namespace lathe

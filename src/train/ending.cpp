@@ -17,10 +17,10 @@ Ending::Ending(Run& run, bool signals) : run_(run) {
 }
 
 bool Ending::ask_all() {
-  if (run_.ranks() == 1) return wanted();
+  if (run_.mesh().ranks() == 1) return wanted();
   const char mine = wanted() ? 1 : 0;
-  std::vector<char> all(static_cast<size_t>(run_.ranks()));
-  run_.trainer.communicator.exchange(all.data(), &mine, sizeof(mine));
+  std::vector<char> all(static_cast<size_t>(run_.mesh().ranks()));
+  run_.mesh().world().exchange(all.data(), &mine, sizeof(mine));
   for (const char vote : all) known_to_all_ = known_to_all_ || vote != 0;
   return known_to_all_;
 }

@@ -31,7 +31,7 @@ class Ending {
   // This rank is to end the run.
   bool wanted() const { return failure_ != nullptr || (stop_ && stop_->requested()); }
   // The run ends here, on all ranks alike: one rank ends at once, several when all know of it.
-  bool agreed() const { return run_.ranks() > 1 ? known_to_all_ : wanted(); }
+  bool agreed() const { return run_.mesh().ranks() > 1 ? known_to_all_ : wanted(); }
   // In the middle of something long that has no step's results: the ranks tell each other. All
   // ranks call it together.
   bool ask_all();

@@ -7,7 +7,7 @@ namespace lathe {
 namespace {
 
 void say(const Run& run, std::string_view what) {
-  if (run.rank() == 0)
+  if (run.mesh().leads())
     lathe::say(fmt::format("train: --profile {}: {}", run.options().profile, what));
 }
 
@@ -64,7 +64,8 @@ void StepProfile::begin(int64_t step) {
   if (step != first_ || last_ < first_) return;
   profiling_ = run_.trainer.device.start_profile();
   if (!profiling_) {
-    say(run_, fmt::format("no profiler can watch the device {}", run_.trainer.device.kind()));
+    say(run_,
+        fmt::format("no profiler can watch the device {}", name_of(run_.trainer.device.kind())));
     return;
   }
   run_.trainer.use(ops_);

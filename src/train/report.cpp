@@ -7,7 +7,8 @@
 #include "kernels/device/standard_streams.h"
 #include "src/comm/banner.h"
 #include "src/io/file.h"
-#include "src/text.h"
+#include "src/train/flags.h"
+#include "src/train/generate.h"
 
 namespace lathe {
 
@@ -42,7 +43,7 @@ std::string parallel_line(const Setup& setup, int64_t ranks) {
   const Sharding sharding{ranks, setup.shape.bucket_elements};
   const size_t buckets = ParameterLayout(setup.options.gpt2, sharding).buckets.size();
   return fmt::format("ZeRO stage {}, {} buckets, gradients reduced in {}", setup.shape.zero_stage,
-                     buckets, setup.options.reduce_dtype);
+                     buckets, name_of(setup.options.reduce_dtype));
 }
 
 // What the sizes are those of: a model of --init, or a preset, of which flags may have made
@@ -77,10 +78,9 @@ CommTimes comm_times(Device& device, std::span<const Span> spans) {
 
 }  // namespace
 
-void print_setup(const Setup& setup, const Device& device, const World& world,
-                 Communicator& communicator) {
-  const auto ranks = ranks_banner(world, communicator, device.name());
-  if (communicator.rank() != 0) return;
+void print_setup(const Setup& setup, const Device& device, const World& world, const Mesh& mesh) {
+  const auto ranks = ranks_banner(world, mesh.world(), device.name());
+  if (!mesh.leads()) return;
   const TrainOptions& o = setup.options;
   const GPT2Config& c = o.gpt2;
   std::vector<std::pair<std::string, std::string>> rows = {
@@ -92,14 +92,13 @@ void print_setup(const Setup& setup, const Device& device, const World& world,
       {"parameters", counts_line(c)}};
   rows.insert(rows.end(), ranks.begin(), ranks.end());
   rows.emplace_back("numbers", numbers_line(setup.shape));
-  rows.emplace_back("step", step_line(setup.shape, communicator.size()));
-  if (communicator.size() > 1)
-    rows.emplace_back("parallel", parallel_line(setup, communicator.size()));
+  rows.emplace_back("step", step_line(setup.shape, mesh.dp().size()));
+  if (mesh.ranks() > 1) rows.emplace_back("parallel", parallel_line(setup, mesh.dp().size()));
   rows.emplace_back("resume",
                     setup.resume_from.empty() ? "a fresh run" : setup.resume_from.string());
   const std::string plan = "memory plan\n" + to_string(setup.plan);
   if (o.dry_run) {
-    print_out("lathe\n" + format_table(rows) + plan + "configuration\n" + o.resolved);
+    print_out("lathe\n" + format_table(rows) + plan + "configuration\n" + to_toml(o));
     return;
   }
   Console console;
@@ -113,7 +112,7 @@ Report::Report(Run& run)
                       static_cast<double>(run.tokens_per_step())),
       peak_flops_(run.trainer.device.peak_flops(run.setup().shape.dtype)),
       // Of several ranks the launcher passes the output on: nothing is redrawn there.
-      console_({.live = run.ranks() > 1 ? std::optional(false) : std::nullopt,
+      console_({.live = run.mesh().ranks() > 1 ? std::optional(false) : std::nullopt,
                 .log_interval = run.options().log_interval}) {
   const TrainOptions& o = run.options();
   if (!o.writes() || !tells()) return;
@@ -130,7 +129,7 @@ Report::Report(Run& run)
 
 void Report::write_config() const {
   write_file(fs::path(run_.options().out) / "config.toml",
-             std::string(kConfigHead) + run_.options().resolved);
+             std::string(kConfigHead) + to_toml(run_.options()));
 }
 
 void Report::step(int64_t steps_done, const StepResults& results, int slot) {
@@ -151,7 +150,7 @@ void Report::step(int64_t steps_done, const StepResults& results, int slot) {
                 .samples_per_second = static_cast<double>(run_.tokens_per_step()) /
                                       static_cast<double>(run_.options().gpt2.seq_len) / seconds,
                 .tokens = steps_done * run_.tokens_per_step()};
-  if (peak_flops_ > 0) m.mfu = flops_per_step_ / seconds / peak_flops_ / run_.ranks();
+  if (peak_flops_ > 0) m.mfu = flops_per_step_ / seconds / peak_flops_ / run_.mesh().ranks();
   step_ms_.push_back(1e3 * seconds);
   double exposed = 0;
   const auto spans = run_.trainer.parameters->spans(slot);
@@ -208,11 +207,11 @@ void Report::save_left_out(int64_t steps_done, int64_t bad_steps) {
 }
 
 void Report::spread() {
-  if (run_.ranks() == 1 || busy_ms_.empty()) return;
+  if (run_.mesh().ranks() == 1 || busy_ms_.empty()) return;
   const double mine = median(busy_ms_);
   busy_ms_.clear();
-  std::vector<double> all(static_cast<size_t>(run_.ranks()));
-  run_.trainer.communicator.exchange(all.data(), &mine, sizeof(mine));
+  std::vector<double> all(static_cast<size_t>(run_.mesh().ranks()));
+  run_.mesh().world().exchange(all.data(), &mine, sizeof(mine));
   if (!tells()) return;
   const auto [least, most] = std::minmax_element(all.begin(), all.end());
   console_.print(fmt::format("ranks: busy {:.1f} ms a step (rank {}) to {:.1f} ms (rank {})",

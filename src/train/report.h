@@ -16,8 +16,7 @@ namespace lathe {
 
 // Configuration, parameter counts, device and memory plan, before anything runs.
 // All ranks call it together; rank 0 prints.
-void print_setup(const Setup& setup, const Device& device, const World& world,
-                 Communicator& communicator);
+void print_setup(const Setup& setup, const Device& device, const World& world, const Mesh& mesh);
 
 // Only rank 0 prints and writes.
 class Report {
@@ -41,7 +40,7 @@ class Report {
   void finish(bool stopped);
 
  private:
-  bool tells() const { return run_.rank() == 0; }
+  bool tells() const { return run_.mesh().leads(); }
   void write_config() const;
 
   const Run& run_;

@@ -2,9 +2,7 @@
 
 #include <charconv>
 #include <cmath>
-#include <set>
 
-#include "src/io/toml.h"
 #include "src/model/weights.h"
 
 namespace lathe {
@@ -23,49 +21,33 @@ bool same_value(const std::string& a, const std::string& b) {
   return a == b || (number(a, x) && number(b, y) && x == y);
 }
 
-// What may change when a run is taken up again; everything else would make it another run.
-const std::set<std::string>& changeable() {
-  static const std::set<std::string> keys = {"steps",
-                                             "eval-interval",
-                                             "eval-batches",
-                                             "eval-only",
-                                             "sample-interval",
-                                             "sample-tokens",
-                                             "log-interval",
-                                             "out",
-                                             "checkpoint-interval",
-                                             "keep",
-                                             "resume",
-                                             "data",
-                                             "dry-run",
-                                             "benchmark",
-                                             "device",
-                                             "threads",
-                                             "init",
-                                             "init-std",
-                                             "model",
-                                             "max-skipped-steps",
-                                             "recompute",
-                                             "tf32",
-                                             "deterministic",
-                                             "autotune",
-                                             "matmul-alignment",
-                                             "chunk-logits",
-                                             "tuning-log",
-                                             "batch-size",
-                                             "total-batch-size",
-                                             "zero-stage",
-                                             "bucket-mb",
-                                             "reduce-dtype",
-                                             "comm",
-                                             "comm-timeout",
-                                             "rendezvous",
-                                             "lr-scale",
-                                             "replica-check-interval",
-                                             "trace",
-                                             "profile",
-                                             "reader"};
-  return keys;
+// Calls f(name, on_resume, was, is) for each flag that has another value than before.
+template <typename F>
+void for_each_change(const ConfigKeys& before, const ConfigKeys& now, const F& f) {
+  TrainOptions defaults;
+  for (const auto& [flag, on_resume] : train_flags(defaults)) {
+    const auto found = before.find(flag.name);
+    const std::string was = found == before.end() ? flag.text() : found->second;
+    if (!same_value(was, now.at(flag.name))) f(flag.name, on_resume, was, now.at(flag.name));
+  }
+}
+
+// Whether a change makes other bits here.
+bool matters(OnResume on_resume, bool gpu, bool several_ranks) {
+  switch (on_resume) {
+    case OnResume::same:
+    case OnResume::other_bits:
+      return true;
+    case OnResume::free:
+      return false;
+    case OnResume::other_bits_on_gpus:
+      return gpu;
+    case OnResume::other_bits_on_ranks:
+      return several_ranks;
+    case OnResume::other_bits_on_gpu_ranks:
+      return gpu && several_ranks;
+  }
+  return true;
 }
 
 // No learning rate of a run that was to end within its warm-up has depended on the decay.
@@ -106,13 +88,6 @@ fs::path newest_checkpoint(const TrainOptions& options) {
 
 }  // namespace
 
-ConfigKeys keys_of(const std::string& resolved) {
-  ConfigKeys keys;
-  for (const TomlEntry& entry : parse_flat_toml(resolved, "the resolved configuration"))
-    keys[entry.key] = entry.value;
-  return keys;
-}
-
 // A run never goes on beside checkpoints that are not its own past: two runs in one directory would
 // mix, and --resume auto would pick the wrong one.
 fs::path checkpoint_to_resume(const TrainOptions& options) {
@@ -143,65 +118,62 @@ void refuse_unfit(const TrainerState& state, const Manifest& manifest, const Tra
   };
   if (state.step != manifest.step) refuse("step", state.step, manifest.step);
   if (state.loader.step != state.step) refuse("loader.step", state.loader.step, state.step);
-  if (state.loader.sampling != options.sampling)
-    refuse("loader.sampling", state.loader.sampling, options.sampling);
+  if (state.loader.sampling != name_of(options.sampling))
+    refuse("loader.sampling", state.loader.sampling, name_of(options.sampling));
   if (state.skipped_steps > state.step)
     refuse("skipped_steps", state.skipped_steps, fmt::format("at most {}", state.step));
   if (state.seed != options.seed) refuse("seed", state.seed, options.seed);
 }
 
 void refuse_changes(const ConfigKeys& before, const ConfigKeys& now, const fs::path& checkpoint) {
-  for (const auto& [key, value] : now) {
-    const auto found = before.find(key);
-    if (changeable().contains(key) || (found != before.end() && same_value(found->second, value)))
-      continue;
-    if (key == "lr-decay-steps" && found != before.end()) {
-      if (now.at("schedule") == "constant" || within_warm_up(before)) continue;
+  const auto refuse = [&](const std::string& name, OnResume on_resume, const std::string& was,
+                          const std::string& is) {
+    if (on_resume != OnResume::same) return;
+    if (name == "lr-decay-steps") {
+      if (now.at("schedule") == "constant" || within_warm_up(before)) return;
       throw UserError(
           "{} was made with a learning rate that falls until step {}, but now it would until step "
           "{}: add --lr-decay-steps {} to go on as before, to any number of --steps",
-          checkpoint.string(), found->second, value, found->second);
+          checkpoint.string(), was, is, was);
     }
     throw UserError(
         "{} was made with --{} {}, but now it is {}: continue with the former value, or begin "
         "anew with --resume never and another --out",
-        checkpoint.string(), key, found == before.end() ? "(absent)" : found->second, value);
-  }
+        checkpoint.string(), name, was, is);
+  };
+  for_each_change(before, now, refuse);
 }
 
 bool same_products(const ConfigKeys& before, const ConfigKeys& now, const Device& device) {
-  // A checkpoint that knows no such key was made with the value that had no name yet.
-  const auto same = [&](const std::string& key, const std::string& unnamed) {
-    const auto found = before.find(key);
-    return (found == before.end() ? unnamed : found->second) == now.at(key);
-  };
-  if (!same("chunk-logits", "0")) return false;
-  return device.kind() == "cpu" ||
-         (same("tf32", "") && same("deterministic", "") && same("matmul-alignment", "16"));
+  bool same = true;
+  for_each_change(before, now, [&](const auto&, OnResume on_resume, const auto&, const auto&) {
+    const bool products =
+        on_resume == OnResume::other_bits || on_resume == OnResume::other_bits_on_gpus;
+    same = same && !(products && matters(on_resume, device.kind() != DeviceKind::cpu, false));
+  });
+  return same;
 }
 
 std::string difference_to(const TrainerState& s, const ConfigKeys& now,
                           const std::string& data_fingerprint, int64_t ranks,
                           const Device& device) {
-  const auto was = [&](const char* key) {
-    const auto found = s.config.find(key);
-    return found == s.config.end() || same_value(found->second, now.at(key));
-  };
   if (!s.data_fingerprint.empty() && s.data_fingerprint != data_fingerprint)
     return fmt::format("was made with other data than {} holds now", now.at("data"));
   if (s.layout.world_size != ranks) {
     return fmt::format("was made by {} rank{}, this is a run of {}", s.layout.world_size,
                        s.layout.world_size == 1 ? "" : "s", ranks);
   }
-  if (!was("batch-size")) return "was made with another --batch-size";
-  const bool same_sums = was("reduce-dtype") && was("bucket-mb") &&
-                         (device.kind() == "cpu" || was("comm"));  // CPUs have MPI alone
-  if (ranks > 1 && !same_sums) return "was made with other --reduce-dtype, --bucket-mb or --comm";
   if (s.layout.cpu != device.name())
     return fmt::format("was made on '{}', this is '{}'", s.layout.cpu, device.name());
-  return same_products(s.config, now, device)
-             ? ""
-             : "was made with other --tf32, --deterministic, --matmul-alignment or --chunk-logits";
+  std::string changed;
+  for_each_change(s.config, now,
+                  [&](const std::string& name, OnResume on_resume, const std::string& was,
+                      const std::string& is) {
+                    if (!matters(on_resume, device.kind() != DeviceKind::cpu, ranks > 1)) return;
+                    changed += fmt::format("{}--{} {}, now {}", changed.empty() ? "" : "; ", name,
+                                           was, is);
+                  });
+  return changed.empty() ? "" : "was made with " + changed;
 }
 
 }  // namespace lathe

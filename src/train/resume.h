@@ -3,19 +3,14 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <map>
 #include <string>
 
 #include "kernels/device/device.h"
 #include "src/io/checkpoint.h"
 #include "src/io/trainer_state.h"
-#include "src/options.h"
+#include "src/train/flags.h"
 
 namespace lathe {
-
-// The "key=value" lines of the resolved configuration: what trainer.json keeps of it.
-using ConfigKeys = std::map<std::string, std::string>;
-ConfigKeys keys_of(const std::string& resolved);
 
 // The checkpoint that --resume and --out choose, verified; empty: a fresh run. UserError if that
 // would leave a run's own past behind.
@@ -25,12 +20,12 @@ std::filesystem::path checkpoint_to_resume(const TrainOptions& options);
 void refuse_unfit(const TrainerState& state, const Manifest& manifest, const TrainOptions& options,
                   const std::filesystem::path& checkpoint);
 
-// UserError if a flag that makes a run what it is has changed since `checkpoint`; what may
-// change is listed in resume.cpp.
+// UserError if a flag that makes a run what it is (OnResume::same) has changed since `checkpoint`.
+// A flag that the checkpoint does not know yet had its default.
 void refuse_changes(const ConfigKeys& before, const ConfigKeys& now,
                     const std::filesystem::path& checkpoint);
 
-// Whether the flags that decide how a GPU multiplies matrices are as they were.
+// Whether the flags that decide how matrix products are computed are as they were.
 bool same_products(const ConfigKeys& before, const ConfigKeys& now, const Device& device);
 
 // Why the run will go on with other bits, as the end of a sentence about the checkpoint; empty: it

@@ -10,34 +10,33 @@ namespace lathe {
 
 namespace {
 
-LoaderOptions loader_options(const TrainOptions& o, const std::string& split,
-                             const Communicator& communicator, const OpenShardFile& open) {
+LoaderOptions loader_options(const TrainOptions& o, const std::string& split, const Mesh& mesh,
+                             const OpenShardFile& open) {
   return {.directory = o.data,
           .split = split,
           .seq_len = o.gpt2.seq_len,
           .batch_size = o.batch_size,
-          .micro_steps = o.micro_steps(communicator.size()),
-          .rank = communicator.rank(),
-          .world_size = communicator.size(),
+          .micro_steps = o.micro_steps(mesh.dp().size()),
+          .rank = mesh.dp().rank(),
+          .ranks = mesh.dp().size(),
           .seed = o.seed,
-          .sampling = parse_sampling(o.sampling),
+          .sampling = o.sampling,
           .vocab_size = static_cast<int32_t>(o.gpt2.vocab_size),
           .open = open};
 }
 
 }  // namespace
 
-Run::Run(Setup setup, Device& device, Communicator& communicator)
+Run::Run(Setup setup, Device& device, const Mesh& mesh)
     : setup_(std::move(setup)),
       arena_(device, setup_.plan.total()),
-      trainer(setup_.options.gpt2, setup_.options.optimizer, setup_.shape, device, communicator,
-              arena_),
-      loader(loader_options(setup_.options, "train", communicator, setup_.open)) {
+      trainer(setup_.options.gpt2, setup_.options.optimizer, setup_.shape, device, mesh, arena_),
+      loader(loader_options(setup_.options, "train", mesh, setup_.open)) {
   const TrainOptions& o = setup_.options;
   LATHE_CHECK(arena_.used() == setup_.plan, "plan and arena differ:\n{}{}", to_string(setup_.plan),
               to_string(arena_.used()));
   if (o.eval_only || (!o.benchmark && o.eval_interval > 0))
-    validation.emplace(loader_options(o, "val", communicator, setup_.open));
+    validation.emplace(loader_options(o, "val", mesh, setup_.open));
 
   write_tuning_log(*this);  // empty as yet: a path that cannot be written is told now
   const ParameterLayout& layout = trainer.parameters->layout();

@@ -20,12 +20,11 @@ struct StepVote {
 class Run {
  public:
   // Fresh weights, or those that setup.resume_from holds.
-  Run(Setup setup, Device& device, Communicator& communicator);
+  Run(Setup setup, Device& device, const Mesh& mesh);
 
   const TrainOptions& options() const { return setup_.options; }
   const Setup& setup() const { return setup_; }
-  int rank() const { return trainer.rank(); }
-  int ranks() const { return trainer.ranks(); }
+  const Mesh& mesh() const { return trainer.mesh; }
   int64_t micro_steps() const { return setup_.shape.micro_steps; }
   int64_t tokens_per_step() const { return trainer.tokens_per_step(); }  // of all ranks
   int64_t validation_batches() const;  // of an evaluation, on this rank

@@ -26,16 +26,16 @@ TrainerState trainer_state(const Run& run, int64_t step) {
   s.tokens = step * run.tokens_per_step();
   s.skipped_steps = run.skipped_steps;
   s.seed = o.seed;
-  s.loader = {.sampling = o.sampling, .step = step};
-  s.layout = {.world_size = run.ranks(),
-              .zero_stage = run.ranks() > 1 ? run.trainer.shape.zero_stage : 0,
+  s.loader = {.sampling = std::string(name_of(o.sampling)), .step = step};
+  s.layout = {.world_size = run.mesh().ranks(),
+              .zero_stage = run.mesh().dp().size() > 1 ? run.trainer.shape.zero_stage : 0,
               .threads = o.threads,
               .cpu = device.name(),
-              .dtype = o.dtype,
-              .device = std::string(device.kind())};
+              .dtype = std::string(name_of(o.dtype)),
+              .device = std::string(name_of(device.kind()))};
   s.matmul_plans = device.plans();
   s.data_fingerprint = run.setup().data_fingerprint;
-  s.config = keys_of(o.resolved);
+  s.config = config_keys(o);
   return s;
 }
 
@@ -53,10 +53,10 @@ void save_checkpoint(Run& run, int64_t step, bool prune) {
   const Tensor masters = trainer.gathered_masters();
   std::optional<CheckpointWriter> writer;
   const auto together = [&](const std::function<void()>& part) {
-    do_together(trainer.communicator, part, [&] { writer.reset(); });
+    do_together(trainer.mesh.world(), part, [&] { writer.reset(); });
   };
   together([&] {
-    if (run.rank() == 0) writer.emplace(o.out, step);
+    if (run.mesh().leads()) writer.emplace(o.out, step);
   });
   const fs::path directory = checkpoint_partial_path(o.out, step);
   const Tokenizer* tokenizer = run.setup().tokenizer.get();
@@ -65,14 +65,14 @@ void save_checkpoint(Run& run, int64_t step, bool prune) {
   std::string lines;
   together([&] {
     WrittenFiles written = write_optimizer(directory, *trainer.parameters, trainer.optimizer,
-                                           trainer.device, run.rank());
+                                           trainer.device, trainer.mesh.dp().rank());
     if (writer) {
       written.merge(write_model(directory, o.gpt2, layout, masters, trainer.device, end_of_text));
     }
     for (const auto& [name, digest] : written)
       lines += fmt::format("{} {} {}\n", name, digest.size, digest.xxh128);
   });
-  const std::vector<std::string> all = trainer.communicator.exchange_text(lines);
+  const std::vector<std::string> all = trainer.mesh.world().exchange_text(lines);
   // Nobody ends, or saves the next, before this one is there.
   together([&] {
     if (!writer) return;
@@ -101,7 +101,7 @@ void restore_checkpoint(Run& run) {
   Device& device = trainer.device;
   const ParameterLayout& layout = trainer.parameters->layout();
   const TrainerState s = read_trainer_state(from / "trainer.json");
-  const ConfigKeys now = keys_of(o.resolved);
+  const ConfigKeys now = config_keys(o);
   const Manifest manifest = read_manifest(from);
   refuse_changes(s.config, now, from);
   refuse_unfit(s, manifest, o, from);
@@ -111,12 +111,12 @@ void restore_checkpoint(Run& run) {
         "rank{} x {} micro-step{}): give --total-batch-size {}, or begin anew with --resume never "
         "and another --out",
         from.string(), s.tokens / s.step, run.tokens_per_step(), trainer.shape.batch_size,
-        trainer.shape.seq_len, run.ranks(), run.ranks() == 1 ? "" : "s", run.micro_steps(),
-        run.micro_steps() == 1 ? "" : "s", s.tokens / s.step);
+        trainer.shape.seq_len, run.mesh().ranks(), run.mesh().ranks() == 1 ? "" : "s",
+        run.micro_steps(), run.micro_steps() == 1 ? "" : "s", s.tokens / s.step);
   }
   const std::string difference =
-      difference_to(s, now, run.setup().data_fingerprint, run.ranks(), device);
-  if (!difference.empty() && run.rank() == 0) {
+      difference_to(s, now, run.setup().data_fingerprint, run.mesh().ranks(), device);
+  if (!difference.empty() && run.mesh().leads()) {
     say(fmt::format("train: {} {}: the run goes on, but not bit for bit", from.string(),
                     difference));
   }

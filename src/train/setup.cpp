@@ -8,7 +8,6 @@
 #include <thread>
 
 #include "src/io/checkpoint.h"
-#include "src/io/toml.h"
 #include "src/model/weights.h"
 #include "src/parallel/agreement.h"
 #include "src/train/mpi_file.h"
@@ -96,24 +95,23 @@ CommunicatorOptions communicator_options(const TrainOptions& options) {
           .rendezvous = options.rendezvous};
 }
 
-Setup::Setup(const TrainOptions& given, Device& device, const World& world,
-             Communicator& communicator)
+Setup::Setup(const TrainOptions& given, Device& device, const World& world, const Mesh& mesh)
     : options(given) {
   require_readable_data(options.data);
-  if (options.reader == "mpi-io") open = mpi_shard_files(world);
+  if (options.reader == Reader::mpi_io) open = mpi_shard_files(world);
   data_fingerprint = lathe::data_fingerprint(options.data);
-  if (communicator.size() > 1) require_same_world(communicator, options.resolved, data_fingerprint);
+  if (mesh.ranks() > 1) require_same_world(mesh.world(), to_toml(options), data_fingerprint);
   if (!options.data.empty()) take_vocabulary();
   // One rank looks through the disk and reads what a checkpoint's manifest vouches for.
   std::string chosen;
-  if (communicator.rank() == 0) {
+  if (mesh.leads()) {
     if (options.writes()) {
       lock = std::make_unique<DirectoryLock>(options.out);
       remove_leftovers(options.out);
     }
     chosen = checkpoint_to_resume(options).string();
   }
-  resume_from = communicator.exchange_text(chosen).front();
+  resume_from = mesh.world().exchange_text(chosen).front();
   require_weights_to_evaluate(options, resume_from);
   const fs::path weights = resume_from.empty() ? fs::path(options.init) : resume_from;
   if (options.init != "random") take_sizes(weights, given.gpt2);
@@ -124,19 +122,18 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world,
         options.data);
   }
   validate(options.gpt2);
-  resolve_sizes();
   shape = {
-      .dtype = options.number_type(),
+      .dtype = options.dtype,
       .batch_size = options.batch_size,
       .seq_len = options.gpt2.seq_len,
-      .micro_steps = options.micro_steps(communicator.size()),
+      .micro_steps = options.micro_steps(mesh.dp().size()),
       .decode_len = options.sample_interval > 0 && !options.benchmark ? options.gpt2.seq_len : 0,
       .recompute = options.recompute,
-      .bucket_elements = bucket_elements(options, communicator.size()),
+      .bucket_elements = bucket_elements(options, mesh.dp().size()),
       .zero_stage = options.zero_stage,
-      .reduce_bf16 = options.reduce_dtype == "bf16"};
-  plan_memory(device, communicator);
-  if (communicator.size() > 1 && options.writes()) require_one_out(communicator, options.out);
+      .reduce_bf16 = options.reduce_dtype == DType::bf16};
+  plan_memory(device, mesh);
+  if (mesh.ranks() > 1 && options.writes()) require_one_out(mesh.world(), options.out);
 }
 
 // The vocabulary is the data's, or what --vocab-size says.
@@ -157,22 +154,8 @@ void Setup::take_vocabulary() {
   }
 }
 
-// What the data and the weights have decided belongs to the configuration.
-void Setup::resolve_sizes() {
-  const GPT2Config& gpt2 = options.gpt2;
-  for (const auto& [key, value] :
-       std::initializer_list<std::pair<const char*, int64_t>>{{"n-layer", gpt2.n_layer},
-                                                              {"n-head", gpt2.n_head},
-                                                              {"n-embd", gpt2.n_embd},
-                                                              {"vocab-size", gpt2.vocab_size}}) {
-    options.resolve(key, fmt::format("{}", value));
-  }
-  options.resolve("bias", gpt2.bias ? "1" : "0");
-  options.resolve("gelu", toml_string(name_of(gpt2.gelu)));
-}
-
 // A run that goes on keeps its number of logits at once, which bits depend on.
-void Setup::plan_memory(Device& device, Communicator& communicator) {
+void Setup::plan_memory(Device& device, const Mesh& mesh) {
   shape.logits_at_once = options.chunk_logits;
   if (shape.logits_at_once == 0 && !resume_from.empty()) {
     const TrainerState before = read_trainer_state(resume_from / "trainer.json");
@@ -182,8 +165,8 @@ void Setup::plan_memory(Device& device, Communicator& communicator) {
                       shape.logits_at_once);  // stays 0 if that is no number
   }
   plan = plan_training_within(device.memory_bytes(), options.gpt2, options.optimizer, shape, device,
-                              communicator);
-  options.resolve("chunk-logits", fmt::format("{}", shape.logits_at_once));
+                              mesh);
+  options.chunk_logits = shape.logits_at_once;
 }
 
 // Token ids must mean the same to the weights and to the data.

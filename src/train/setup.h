@@ -9,7 +9,7 @@
 #include "src/data/loader.h"
 #include "src/data/tokenizer.h"
 #include "src/io/directory_lock.h"
-#include "src/options.h"
+#include "src/train/options.h"
 #include "src/train/trainer.h"
 
 namespace lathe {
@@ -21,8 +21,7 @@ CommunicatorOptions communicator_options(const TrainOptions& options);
 // Options completed by what the data and the weights say: vocabulary, sizes of a model taken from
 // --init or the checkpoint. And what the run will need. All ranks make one together.
 struct Setup {
-  Setup(const TrainOptions& options, Device& device, const World& world,
-        Communicator& communicator);
+  Setup(const TrainOptions& options, Device& device, const World& world, const Mesh& mesh);
 
   TrainOptions options;
   std::unique_ptr<Tokenizer> tokenizer;  // null if --data has none
@@ -35,10 +34,9 @@ struct Setup {
 
  private:
   void take_vocabulary();
-  void resolve_sizes();
   void take_sizes(const std::filesystem::path& weights, const GPT2Config& asked);
   void take_tokenizer(const std::filesystem::path& weights);
-  void plan_memory(Device& device, Communicator& communicator);
+  void plan_memory(Device& device, const Mesh& mesh);
 };
 
 }  // namespace lathe

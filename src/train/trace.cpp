@@ -83,12 +83,12 @@ StepTrace::StepTrace(Run& run, const std::string& file)
       traced_step_(file.empty() ? -1 : run.first_step + kWarmUpSteps + kTracedSteps - 1) {
   // A run that is taken up again with the same flags may have less to do than that.
   if (traced_step_ >= run.options().steps) {
-    if (run.rank() == 0)
+    if (run.mesh().leads())
       say(fmt::format("train: --trace {}: the fourth step is traced, and there are {}", file,
                       std::max<int64_t>(0, run.options().steps - run.first_step)));
     traced_step_ = -1;
   }
-  if (traced_step_ >= 0 && run.rank() == 0) file_.emplace(file);
+  if (traced_step_ >= 0 && run.mesh().leads()) file_.emplace(file);
 }
 
 void StepTrace::begin(int64_t step) {
@@ -106,7 +106,7 @@ void StepTrace::begin(int64_t step) {
 
 void StepTrace::end(int64_t step, int slot) {
   if (step != traced_step_) return;
-  const std::vector<std::string> all = run_.trainer.communicator.exchange_text(events(slot));
+  const std::vector<std::string> all = run_.mesh().world().exchange_text(events(slot));
   if (!file_) return;
   std::string text =
       "{\"displayTimeUnit\":\"ms\",\"otherData\":" + about() + ",\"traceEvents\":[\n";
@@ -121,15 +121,15 @@ std::string StepTrace::about() const {
   const TrainOptions& o = run_.options();
   const StepShape& shape = run_.setup().shape;
   return nlohmann::ordered_json{{"device", run_.trainer.device.name()},
-                                {"kind", std::string(run_.trainer.device.kind())},
-                                {"dtype", o.dtype},
+                                {"kind", std::string(name_of(run_.trainer.device.kind()))},
+                                {"dtype", std::string(name_of(o.dtype))},
                                 {"tf32", o.cuda.tf32},
                                 {"model", o.model},
                                 {"layers", o.gpt2.n_layer},
                                 {"batch_size", shape.batch_size},
                                 {"seq_len", shape.seq_len},
                                 {"micro_steps", shape.micro_steps},
-                                {"ranks", run_.ranks()},
+                                {"ranks", run_.mesh().ranks()},
                                 {"step", traced_step_ + 1}}
       .dump();
 }
@@ -137,9 +137,9 @@ std::string StepTrace::about() const {
 // Times count from the step's beginning on each rank.
 std::string StepTrace::events(int slot) const {
   const StepClock& clock = run_.trainer.clocks[static_cast<size_t>(slot)];
-  const int rank = run_.rank(), origin = clock.first_mark();
+  const int rank = run_.mesh().world().rank(), origin = clock.first_mark();
   std::string text = label("process_name", rank, 0, fmt::format("rank {}", rank)) +
-                     label("thread_name", rank, kDeviceRow, run_.trainer.device.kind()) +
+                     label("thread_name", rank, kDeviceRow, name_of(run_.trainer.device.kind())) +
                      label("thread_name", rank, kPhaseRow, "phases");
   const auto add = [&](std::string_view name, int row, int from, int to,
                        std::string_view more = {}) {
@@ -150,8 +150,8 @@ std::string StepTrace::events(int slot) const {
     add(name_of(phase.phase), kPhaseRow, phase.from, phase.to, R"(,"cat":"phase")");
   for (const TracingOps::Stretch& stretch : ops_.stretches())
     add(stretch.name, kDeviceRow, stretch.from, stretch.to, members_of(stretch));
-  if (run_.ranks() == 1) return text;
-  text += label("thread_name", rank, kCommunicationRow, run_.trainer.communicator.kind());
+  if (run_.mesh().ranks() == 1) return text;
+  text += label("thread_name", rank, kCommunicationRow, name_of(run_.mesh().world().kind()));
   for (const Span& span : run_.trainer.parameters->spans(slot)) {
     add(span.waits ? std::string("wait: ") + span.what : span.what,
         span.waits ? kDeviceRow : kCommunicationRow, span.from, span.to,

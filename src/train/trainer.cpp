@@ -19,13 +19,14 @@ std::vector<Activations> allocate_activations(const GPT2Config& config, const St
 }  // namespace
 
 Trainer::Trainer(const GPT2Config& config, const OptimizerConfig& optimizer_config,
-                 const StepShape& s, Device& on, Communicator& ranks, Arena& arena)
+                 const StepShape& s, Device& on, const Mesh& ranks, Arena& arena)
     : shape(s),
       device(on),
-      communicator(ranks),
+      mesh(ranks),
       state(on, arena, s.micro_steps),
       parameters(make_parameter_store(config, {s.bucket_elements, s.zero_stage, s.reduce_bf16},
-                                      ranks, on, on.ops(s.dtype), state.loss_and_votes(), arena)),
+                                      ranks.dp(), on, on.ops(s.dtype), state.loss_and_votes(),
+                                      arena)),
       schedule(one_forward_one_backward(/*stage=*/0, /*stages=*/1, s.micro_steps)),
       in_flight(allocate_activations(config, s, most_in_flight(schedule), arena)),
       model(config, *parameters, in_flight.front(), on, arena, s.logits_at_once),
@@ -40,13 +41,13 @@ Trainer::Trainer(const GPT2Config& config, const OptimizerConfig& optimizer_conf
 }
 
 int64_t Trainer::tokens_per_step() const {
-  return shape.batch_size * shape.seq_len * shape.micro_steps * ranks();
+  return shape.batch_size * shape.seq_len * shape.micro_steps * mesh.dp().size();
 }
 
 // Sequence s of a step is the same whichever rank and micro-step has it.
 void Trainer::begin(const StepStart& start) {
   for (size_t m = 0; m < step_inputs_.size(); ++m) {
-    const int64_t before = rank() * shape.micro_steps + static_cast<int64_t>(m);
+    const int64_t before = mesh.dp().rank() * shape.micro_steps + static_cast<int64_t>(m);
     step_inputs_[m] = {.seed = start.seed,
                        .first_sequence = static_cast<uint64_t>(before * shape.batch_size),
                        .step = static_cast<uint32_t>(start.step),
@@ -77,11 +78,12 @@ void Trainer::use(const Ops& ops) {
 
 void Trainer::set_masters(const Fill& fill) {
   const Tensor all = parameters->whole(optimizer.masters());
-  if (rank() == 0) fill(all);
-  if (ranks() > 1) {
-    communicator.after_device();
-    communicator.wait(communicator.broadcast(all, 0, "initial weights"));
-    require_same(communicator, "the initial weights", digest_of(device, all),
+  if (mesh.leads()) fill(all);
+  if (mesh.ranks() > 1) {
+    Communicator& world = mesh.world();
+    world.after_device();
+    world.wait(world.broadcast(all, 0, "initial weights"));
+    require_same(world, "the initial weights", digest_of(device, all),
                  "a broadcast has failed; run build/commtest on these hosts");
   }
   parameters->keep_mine(optimizer.masters());
@@ -109,14 +111,14 @@ void Trainer::round_weights(uint64_t seed) {
 }
 
 void Trainer::compare_replicas() {
-  if (ranks() == 1) return;
+  if (mesh.dp().size() == 1) return;
   parameters->gather_weights();
   std::string digest = digest_of(device, parameters->weights().flat);
   // Masters that every rank has show all of their bits; bf16 weights show half of them.
   const bool replicated = optimizer.masters().elements() == parameters->layout().elements;
   if (replicated && optimizer.masters().data != parameters->weights().flat.data)
     digest += digest_of(device, optimizer.masters());
-  require_same(communicator, "the weights", digest,
+  require_same(mesh.dp(), "the weights", digest,
                "a device or the network has computed something wrong; continue from the last "
                "checkpoint without that host");
 }
@@ -137,24 +139,24 @@ void refuse_overflow(const GPT2Config& config, const StepShape& shape) {
 }  // namespace
 
 MemoryPlan plan_training(const GPT2Config& config, const OptimizerConfig& optimizer,
-                         const StepShape& shape, Device& real, Communicator& communicator) {
+                         const StepShape& shape, Device& real, const Mesh& mesh) {
   refuse_overflow(config, shape);
   return count_memory(real, [&](Device& device, Arena& arena) {
-    Trainer(config, optimizer, shape, device, communicator, arena);
+    Trainer(config, optimizer, shape, device, mesh, arena);
   });
 }
 
 // Each chunk of logits reads and writes all of the embeddings' gradient.
 MemoryPlan plan_training_within(size_t memory, const GPT2Config& config,
                                 const OptimizerConfig& optimizer, StepShape& shape, Device& device,
-                                Communicator& communicator) {
+                                const Mesh& mesh) {
   constexpr int64_t kMost = int64_t{1} << 30, kLeast = int64_t{1} << 26;
   const bool choose = shape.logits_at_once == 0 && memory > 0;
   if (choose) shape.logits_at_once = kMost;
-  MemoryPlan plan = plan_training(config, optimizer, shape, device, communicator);
+  MemoryPlan plan = plan_training(config, optimizer, shape, device, mesh);
   while (choose && plan.total() > memory && shape.logits_at_once > kLeast) {
     shape.logits_at_once /= 2;
-    plan = plan_training(config, optimizer, shape, device, communicator);
+    plan = plan_training(config, optimizer, shape, device, mesh);
   }
   return plan;
 }

@@ -11,11 +11,11 @@
 #include <vector>
 
 #include "kernels/device/arena.h"
-#include "src/comm/communicator.h"
 #include "src/model/decoder.h"
 #include "src/model/gpt2.h"
 #include "src/model/optimizer.h"
 #include "src/parallel/data_parallel.h"
+#include "src/parallel/mesh.h"
 #include "src/parallel/schedule.h"
 #include "src/train/clock.h"
 
@@ -46,14 +46,12 @@ struct StepStart {
 
 class Trainer {
  public:
-  // Takes all memory of a training run from the arena. The ranks of `communicator` share each step.
+  // Takes all memory of a training run from the arena. The ranks of the mesh share each step.
   Trainer(const GPT2Config& config, const OptimizerConfig& optimizer, const StepShape& shape,
-          Device& device, Communicator& communicator, Arena& arena);
+          Device& device, const Mesh& mesh, Arena& arena);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
-  int rank() const { return communicator.rank(); }
-  int ranks() const { return communicator.size(); }
   int64_t tokens_per_step() const;  // of all ranks
 
   // Starts a step (or an evaluation): the loss is `first_loss`.
@@ -85,7 +83,7 @@ class Trainer {
 
   const StepShape shape;
   Device& device;
-  Communicator& communicator;
+  const Mesh mesh;
   StepState state;
   const std::unique_ptr<ParameterStore> parameters;
   const std::vector<Action> schedule;  // of a step
@@ -103,12 +101,12 @@ class Trainer {
 // The bytes, by category, of a Trainer with these arguments: it is built on memory that nobody
 // backs. UserError if the sizes are beyond what a micro-step can hold.
 MemoryPlan plan_training(const GPT2Config& config, const OptimizerConfig& optimizer,
-                         const StepShape& shape, Device& device, Communicator& communicator);
+                         const StepShape& shape, Device& device, const Mesh& mesh);
 
 // The same with as many logits at once as `memory` bytes allow, 2^26 to 2^30, if the shape leaves
 // that open (0) and memory is known (not 0); the shape then says how many.
 MemoryPlan plan_training_within(size_t memory, const GPT2Config& config,
                                 const OptimizerConfig& optimizer, StepShape& shape, Device& device,
-                                Communicator& communicator);
+                                const Mesh& mesh);
 
 }  // namespace lathe

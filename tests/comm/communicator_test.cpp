@@ -111,7 +111,7 @@ class CommunicatorTest : public ::testing::TestWithParam<Variant> {
   Array fresh(DType dtype, int64_t count) { return {device(), dtype, count}; }
 
   Bytes expected(DType dtype, int64_t count, Reduction op) {
-    return reduced(size(), dtype, count, op, GetParam().kind == "nccl");
+    return reduced(size(), dtype, count, op, GetParam().kind == CommKind::nccl);
   }
 
   // Runs what `calls` enqueues behind the uploads, and waits for it.
@@ -139,7 +139,8 @@ class CommunicatorTest : public ::testing::TestWithParam<Variant> {
 };
 
 TEST_P(CommunicatorTest, KnowsItsKind) {
-  EXPECT_EQ(comm().kind(), size() == 1 && GetParam().kind == "mpi" ? "self" : GetParam().kind);
+  EXPECT_EQ(comm().kind(),
+            size() == 1 && GetParam().kind == CommKind::mpi ? CommKind::self : GetParam().kind);
 }
 
 TEST_P(CommunicatorTest, AllReduce) {
@@ -348,7 +349,8 @@ TEST_P(CommunicatorTest, RecordingsRepeat) {
 
 // A rank that an error ends waits for nobody, though its recordings hold collectives.
 TEST_P(CommunicatorTest, AnErrorEndsItBesideItsRecordings) {
-  if (comm().kind() != "nccl") GTEST_SKIP() << "for NCCL, which does not let go of recordings";
+  if (comm().kind() != CommKind::nccl)
+    GTEST_SKIP() << "for NCCL, which does not let go of recordings";
   const Array sum = fresh(DType::fp32, 100);
   for (int step = 0; step < 3; ++step) {
     device().replay(0, [&] {
@@ -420,7 +422,7 @@ TEST_P(CommunicatorTest, DISABLED_CountsBeyond2To31) {
 
 // However many collectives are under way behind it: those of a deep model's step are hundreds.
 TEST_P(CommunicatorTest, TheDeviceWaitsForNothingBehindWhatItAskedFor) {
-  if (device().kind() == "cuda" && comm().kind() == "mpi") {
+  if (device().kind() == DeviceKind::cuda && comm().kind() == CommKind::mpi) {
     GTEST_SKIP() << "where CUDA runs on the CPU, a function of the host holds up all streams";
   }
   const Array first = fresh(DType::fp32, 5), late = fresh(DType::fp32, 1);
@@ -448,7 +450,8 @@ TEST_P(CommunicatorTest, TheDeviceWaitsForNothingBehindWhatItAskedFor) {
 
 INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorTest, ::testing::ValuesIn(variants_under_test()),
                          [](const auto& info) {
-                           return info.param.kind + std::to_string(info.param.seed);
+                           return std::string(name_of(info.param.kind)) +
+                                  std::to_string(info.param.seed);
                          });
 
 }  // namespace

@@ -8,7 +8,7 @@ std::unique_ptr<Device> make_test_device() {
 }
 
 std::vector<Variant> variants_under_test() {
-  return {{"mpi"}};
+  return {{CommKind::mpi}};
 }
 
 void set_stream_seed(int) {}

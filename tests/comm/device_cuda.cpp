@@ -10,7 +10,7 @@ std::unique_ptr<Device> make_test_device() {
 
 std::vector<Variant> variants_under_test() {
   std::vector<Variant> variants;
-  for (const char* kind : {"nccl", "mpi"})
+  for (const CommKind kind : {CommKind::nccl, CommKind::mpi})
     for (const int seed : {1, 2, 3}) variants.push_back({kind, seed});
   return variants;
 }

@@ -21,13 +21,13 @@ std::unique_ptr<Device> make_test_device();
 // A communicator, as --comm names it, and the order in which streams run what they may, where it is
 // drawn from a seed.
 struct Variant {
-  std::string kind;
+  CommKind kind;
   int seed = 1;
 };
 std::vector<Variant> variants_under_test();
 void set_stream_seed(int seed);
 inline void PrintTo(const Variant& variant, std::ostream* out) {
-  *out << variant.kind << ", seed " << variant.seed;
+  *out << name_of(variant.kind) << ", seed " << variant.seed;
 }
 
 using Bytes = std::vector<std::byte>;
@@ -63,7 +63,7 @@ class Array {
 
 // World and communicator of a test.
 struct Ranks {
-  explicit Ranks(const std::string& kind, double timeout_seconds = 60)
+  explicit Ranks(CommKind kind, double timeout_seconds = 60)
       : world(&argc, &argv), device(make_test_device()) {
     CommunicatorOptions options;
     options.kind = kind;

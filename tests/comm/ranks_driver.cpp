@@ -60,7 +60,7 @@ class Deeds {
     return 0;
   }
   int tell_kind() {
-    if (world_.rank() == 0) fmt::print("{}\n", comm_.kind());
+    if (world_.rank() == 0) fmt::print("{}\n", name_of(comm_.kind()));
     return 0;
   }
   int throw_on_2() {
@@ -117,8 +117,7 @@ class Deeds {
   void* memory_ = nullptr;
 };
 
-int run(World& world, const std::string& deed, const std::string& device_kind,
-        const std::string& comm_kind) {
+int run(World& world, const std::string& deed, DeviceKind device_kind, CommKind comm_kind) {
   if (deed == "all-mistaken") throw UserError("--colour: there is no 'blue'");
   if (deed == "return-7") return 7;
   while (deed == "hang-early-on-1" && world.rank() == 1)
@@ -136,7 +135,12 @@ int run(World& world, const std::string& deed, const std::string& device_kind,
 
 int main(int argc, char** argv) {
   return lathe::run_ranks("ranks_driver", argc, argv, [&](lathe::World& world) {
-    return lathe::run(world, argc > 1 ? argv[1] : "agree", argc > 2 ? argv[2] : "cpu",
-                      argc > 3 ? argv[3] : "auto");
+    using namespace lathe;
+    const std::string_view device = argc > 2 ? argv[2] : "cpu", comm = argc > 3 ? argv[3] : "auto";
+    return run(world, argc > 1 ? argv[1] : "agree",
+               device == "cuda" ? DeviceKind::cuda : DeviceKind::cpu,
+               comm == "nccl"  ? CommKind::nccl
+               : comm == "mpi" ? CommKind::mpi
+                               : CommKind::any);
   });
 }

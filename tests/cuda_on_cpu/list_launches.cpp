@@ -14,9 +14,9 @@
 #include "kernels/device/arena.h"
 #include "kernels/observed_ops.h"
 #include "src/comm/make_communicator.h"
-#include "src/flags.h"
-#include "src/options.h"
+#include "src/io/flags.h"
 #include "src/train.h"
+#include "src/train/options.h"
 #include "tests/cuda_on_cpu/block.h"
 #include "tests/cuda_on_cpu/runtime.h"
 
@@ -53,27 +53,28 @@ class ListedOps final : public ObservedOps {
   }
 };
 
-struct Flags {
-  std::string model = "gpt2-124m", dtype = "bf16";
+struct Options {
+  std::string model = "gpt2-124m";
+  DType dtype = DType::bf16;
   int64_t n_layer = 0, n_head = 0, n_embd = 0, vocab_size = 0, batch_size = 4, seq_len = 0;
   float dropout = -1;
   bool stochastic_rounding = false;
   cuda_on_cpu::Gpu gpu{.multiprocessors = 132};
 
-  void add_to(CLI::App& app) {
-    app.add_option("--model", model, "Preset; the flags below change it");
-    app.add_option("--dtype", dtype)->check(CLI::IsMember({"fp32", "bf16"}));
-    add_number(app, "--n-layer", n_layer, 0, 1024, "0: the preset's, as in what follows");
-    add_number(app, "--n-head", n_head, 0, 1024, "");
-    add_number(app, "--n-embd", n_embd, 0, 65536, "");
-    add_number(app, "--vocab-size", vocab_size, 0, 65536, "0: the preset's, or 65");
-    add_number(app, "--batch-size", batch_size, 1, 1 << 20, "Sequences");
-    add_number(app, "--seq-len", seq_len, 0, 1 << 20, "0: the preset's");
-    add_number(app, "--dropout", dropout, -1, 1, "-1: the preset's");
-    add_switch(app, "--stochastic-rounding", stochastic_rounding, "");
-    add_number(app, "--multiprocessors", gpu.multiprocessors, 1, 1024, "of the GPU");
-    add_number(app, "--shared-per-block", gpu.shared_per_block, 0, 1 << 20,
-               "bytes that a block may have");
+  std::vector<Flag> table() {
+    return {text("model", model, "Preset; the flags below change it"),
+            choice("dtype", dtype, {DType::fp32, DType::bf16}, "Number type"),
+            number("n-layer", n_layer, 0, 1024, "0: the preset's, as in what follows"),
+            number("n-head", n_head, 0, 1024, ""),
+            number("n-embd", n_embd, 0, 65536, ""),
+            number("vocab-size", vocab_size, 0, 65536, "0: the preset's, or 65"),
+            number("batch-size", batch_size, 1, 1 << 20, "Sequences"),
+            number("seq-len", seq_len, 0, 1 << 20, "0: the preset's"),
+            number("dropout", dropout, -1, 1, "-1: the preset's"),
+            toggle("stochastic-rounding", stochastic_rounding, ""),
+            number("multiprocessors", gpu.multiprocessors, 1, 1024, "of the GPU"),
+            number("shared-per-block", gpu.shared_per_block, 0, 1 << 20,
+                   "bytes that a block may have")};
   }
   GPT2Config config() const {
     GPT2Config config = preset(model).gpt2;
@@ -89,18 +90,18 @@ struct Flags {
   }
 };
 
-void print_run(const GPT2Config& config, const Flags& flags) {
+void print_run(const GPT2Config& config, const Options& flags) {
   const ParameterCounts parameters = count_parameters(config);
   fmt::print(
       "{{\"run\": {{\"L\": {}, \"H\": {}, \"C\": {}, \"V\": {}, \"T\": {}, \"B\": {}, \"dtype\": "
       "\"{}\", \"parameters\": {}, \"flops_per_token\": {:.0f}, \"multiprocessors\": {}}}}}\n",
       config.n_layer, config.n_head, config.n_embd, config.padded_vocab_size(), config.seq_len,
-      flags.batch_size, flags.dtype, parameters.without_position_embeddings,
+      flags.batch_size, name_of(flags.dtype), parameters.without_position_embeddings,
       config.flops_per_token(config.seq_len), flags.gpu.multiprocessors);
 }
 
 // The step of src/train.cpp and the other calls of the model, without the transfers.
-void list(const Flags& flags) {
+void list(const Options& flags) {
   const GPT2Config config = flags.config();
   cuda_on_cpu::play(flags.gpu);
   Lister lister;
@@ -108,7 +109,7 @@ void list(const Flags& flags) {
   print_run(config, flags);
 
   constexpr int64_t kDecodeLength = 8;
-  StepShape shape{.dtype = flags.dtype == "bf16" ? DType::bf16 : DType::fp32,
+  StepShape shape{.dtype = flags.dtype,
                   .batch_size = flags.batch_size,
                   .seq_len = config.seq_len,
                   .decode_len = kDecodeLength};
@@ -116,10 +117,11 @@ void list(const Flags& flags) {
   // What is timed would be listed several times.
   const std::unique_ptr<Device> device = make_cuda_device({.autotune = false});
   const std::unique_ptr<Communicator> self = make_self_communicator(*device);
+  const Mesh mesh(*self);
   Arena arena(*device,
-              plan_training_within(device->memory_bytes(), config, optimizer, shape, *device, *self)
+              plan_training_within(device->memory_bytes(), config, optimizer, shape, *device, mesh)
                   .total());
-  Trainer trainer(config, optimizer, shape, *device, *self, arena);
+  Trainer trainer(config, optimizer, shape, *device, mesh, arena);
   GPT2& model = trainer.model;
   const ListedOps ops(trainer.ops());
   trainer.use(ops);
@@ -148,11 +150,11 @@ void list(const Flags& flags) {
 
 int main(int argc, char** argv) {
   return lathe::run_main("list_launches", [&] {
-    CLI::App app("Lists what a training step launches on a GPU, without running it.",
-                 "list_launches");
-    lathe::Flags flags;
-    flags.add_to(app);
-    if (lathe::parse_flags(app, argc, argv)) lathe::list(flags);
+    lathe::Options options;
+    lathe::Flags flags("list_launches",
+                       "Lists what a training step launches on a GPU, without running it.",
+                       options.table());
+    if (flags.parse(argc, argv)) lathe::list(options);
     return 0;
   });
 }

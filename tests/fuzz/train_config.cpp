@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "src/options.h"
+#include "src/train/flags.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const int file = memfd_create("config", 0);

@@ -30,7 +30,7 @@ struct Golden {
             .vocab_size = number("vocab_size"),
             .seq_len = number("seq_len"),
             .bias = file.metadata().at("bias") == "True",
-            .gelu = gelu_from_name(file.metadata().at("gelu"))};
+            .gelu = file.metadata().at("gelu") == "exact" ? Gelu::exact : Gelu::tanh};
   }
   StepShape shape(DType dtype) const {
     return {.dtype = dtype,
@@ -141,7 +141,7 @@ TEST_P(GoldenTest, LossAndGradientsAgreeWithPyTorch) {
   Harness h(golden.config(), golden.shape(dtype));
   const Results results = results_of(golden, h);
   Results on_cpu;
-  if (h.device->kind() != "cpu") {
+  if (h.device->kind() != DeviceKind::cpu) {
     Harness cpu(golden.config(), golden.shape(dtype), make_cpu_device());
     on_cpu = results_of(golden, cpu);
   }

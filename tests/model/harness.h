@@ -60,8 +60,8 @@ struct Harness {
           uint64_t seed = 7)
       : device(std::move(on)),
         self(make_self_communicator(*device)),
-        arena(*device, plan_training(config, {}, shape, *device, *self).total()),
-        trainer(config, {}, shape, *device, *self, arena),
+        arena(*device, plan_training(config, {}, shape, *device, Mesh(*self)).total()),
+        trainer(config, {}, shape, *device, Mesh(*self), arena),
         parameters(*trainer.parameters),
         model(trainer.model),
         optimizer(trainer.optimizer),

@@ -290,7 +290,7 @@ MemoryPlan plan_of(const GPT2Config& config, const StepShape& shape, int ranks =
   const auto device = make_test_device(shape.dtype);
   Schedule ignored;
   AbsentRanks others(ranks, ignored);
-  return plan_training(config, {.weight_decay = 0}, shape, *device, others);
+  return plan_training(config, {.weight_decay = 0}, shape, *device, Mesh(others));
 }
 
 void expect_agreement(const GPT2Config& config, const StepShape& shape, int ranks) {

@@ -144,13 +144,5 @@ TEST(Recompute, OnlyBlockAddsProducts) {
                    again * 2 * (2 * n * c * sizeof(float) + statistics + weights));
 }
 
-TEST(Recompute, LevelsHaveNames) {
-  for (const Recompute recompute : kLevels) {
-    EXPECT_EQ(recompute_from_name(std::string(name_of(recompute))), recompute);
-  }
-  EXPECT_EQ(recompute_from_name("none"), Recompute::none);
-  EXPECT_THROW(recompute_from_name("all"), UserError);
-}
-
 }  // namespace
 }  // namespace lathe::testing

@@ -75,9 +75,9 @@ struct Rank {
               .bucket_elements = options.bucket_elements,
               .zero_stage = options.sharded ? 1 : 0,
               .reduce_bf16 = options.reduce_bf16},
-        plan(plan_training(config, {}, shape, device, *on.comm)),
+        plan(plan_training(config, {}, shape, device, Mesh(*on.comm))),
         arena(device, plan.total()),
-        trainer(config, {}, shape, device, *on.comm, arena) {
+        trainer(config, {}, shape, device, Mesh(*on.comm), arena) {
     trainer.set_masters([this](const Tensor& all) {
       initialize_parameters(trainer.parameters->layout(), 5, all, device);
     });
@@ -283,7 +283,7 @@ TEST_P(DataParallelTest, OptimizerMemoryIsShared) {
 // Whatever order a GPU runs things in, and however far ahead of another.
 TEST_P(DataParallelTest, IsTheSameInEveryOrderOfStreams) {
   Ranks ranks(GetParam());
-  if (ranks.device->kind() == "cpu") GTEST_SKIP() << "no streams";
+  if (ranks.device->kind() == DeviceKind::cpu) GTEST_SKIP() << "no streams";
   const bool nccl = GetParam() == "nccl";
   for (const auto& [sharded, seeds] : {std::pair(true, nccl ? 70 : 20), {false, nccl ? 30 : 10}}) {
     const Options options{.sharded = sharded, .config = kLeast, .bucket_elements = 1000};

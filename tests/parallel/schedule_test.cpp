@@ -41,7 +41,7 @@ Schedule schedule_of(const Case& c) {
                    .bucket_elements = c.bucket_elements,
                    .zero_stage = c.sharded ? 1 : 0,
                    .reduce_bf16 = c.reduce_bf16},
-                  device, ranks, arena);
+                  device, Mesh(ranks), arena);
   const ScheduleOps ops(trainer.ops(), schedule);
   trainer.use(ops);
   enqueue_step(trainer, 0);

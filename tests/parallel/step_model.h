@@ -100,7 +100,7 @@ class AbsentRanks final : public Communicator {
  public:
   AbsentRanks(int size, Schedule& schedule) : size_(size), schedule_(schedule) {}
 
-  std::string_view kind() const override { return size_ == 1 ? "self" : "absent"; }
+  CommKind kind() const override { return size_ == 1 ? CommKind::self : CommKind::mpi; }
   int rank() const override { return 0; }
   int size() const override { return size_; }
   Ticket all_reduce(const Tensor& out, const Tensor&, Reduction, const char* what) override {

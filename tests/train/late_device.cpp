@@ -84,7 +84,7 @@ class LateDevice final : public Device {
     std::cout << fmt::format("late device: at most {} steps under way\n", most_read_backs_);
   }
 
-  std::string_view kind() const override { return "cpu"; }
+  DeviceKind kind() const override { return DeviceKind::cpu; }
   std::string name() const override { return cpu_->name(); }
   double peak_flops(DType dtype) const override { return cpu_->peak_flops(dtype); }
   void* allocate(size_t bytes) override { return cpu_->allocate(bytes); }
@@ -182,7 +182,7 @@ int cuda_device_count() {
   return 0;
 }
 
-std::unique_ptr<Device> make_device(std::string_view, int threads, const CudaDeviceOptions&) {
+std::unique_ptr<Device> make_device(DeviceKind, int threads, const CudaDeviceOptions&) {
   return std::make_unique<LateDevice>(threads);
 }
 

@@ -1,7 +1,10 @@
 // What build/train understands of its flags and its --config, in one process.
-#include "src/options.h"
+#include "src/train/flags.h"
 
 #include <gtest/gtest.h>
+
+#include <fstream>
+#include <set>
 
 #include "tests/data/temp_dir.h"
 
@@ -34,7 +37,7 @@ TEST_F(Options, NumbersAreDecimal) {
   EXPECT_EQ(parse({"--steps", "010"}).steps, 10);
   EXPECT_EQ(parse({"--steps", "0099"}).steps, 99);
   EXPECT_EQ(parse_file("steps = 010\n").steps, 10);
-  expect_contains(parse({"--steps", "010"}).resolved, "\nsteps=10\n");
+  expect_contains(to_toml(parse({"--steps", "010"})), "\nsteps=10\n");
   EXPECT_EQ(parse({"--seed", "18446744073709551615"}).seed, UINT64_MAX);
   EXPECT_EQ(parse_file("seed = 18446744073709551615\n").seed, UINT64_MAX);
   EXPECT_EQ(parse({"--steps", "4294967295"}).steps, 4294967295);
@@ -127,11 +130,11 @@ TEST_F(Options, AnyTextSurvivesTheConfiguration) {
     SCOPED_TRACE(text);
     const TrainOptions given = parse({"--out", text, "--data", text, "--rendezvous", text});
     EXPECT_EQ(given.out, text);
-    const TrainOptions read = parse_file(given.resolved);
+    const TrainOptions read = parse_file(to_toml(given));
     EXPECT_EQ(read.out, text);
     EXPECT_EQ(read.data, text);
     EXPECT_EQ(read.rendezvous, text);
-    EXPECT_EQ(read.resolved, given.resolved);
+    EXPECT_EQ(to_toml(read), to_toml(given));
   }
 }
 
@@ -164,8 +167,8 @@ TEST_F(Options, TheConfigurationHoldsEveryFlagAsItIs) {
                                     "true",
                                     "--grad-clip",
                                     "0.30000000000000004"});
-  const TrainOptions read = parse_file(given.resolved);
-  EXPECT_EQ(read.resolved, given.resolved);
+  const TrainOptions read = parse_file(to_toml(given));
+  EXPECT_EQ(to_toml(read), to_toml(given));
   EXPECT_EQ(read.seed, UINT64_MAX);
   EXPECT_EQ(read.optimizer.grad_clip, 0.30000000000000004);
   EXPECT_EQ(read.optimizer.eps, 3e-9f);
@@ -245,7 +248,7 @@ TEST_F(Options, AFlagThatDoesNothingIsRefused) {
   parse({"--resume", "never"});
   parse({"--eval-interval", "0", "--eval-batches", "3"});
   // config.toml has all keys, and what the command line changes of it need not be all.
-  const std::string all = parse({"--out", "o"}).resolved;
+  const std::string all = to_toml(parse({"--out", "o"}));
   parse_file(all, {"--schedule", "constant"});
   parse_file(all, {"--init", "d"});
   parse_file(all, {"--eval-only"});
@@ -259,7 +262,7 @@ TEST_F(Options, ScheduleAndWarmUpFitEachOther) {
   user_error([] { parse({"--steps", "9", "--lr-decay-steps", "9"}); });
   parse({"--warmup-steps", "100", "--lr-decay-steps", "100"});
   // A short trial ends within the warm-up; what it writes reads back.
-  parse_file(parse({"--steps", "8"}).resolved);
+  parse_file(to_toml(parse({"--steps", "8"})));
   // Without a decay there is no lower end of it.
   EXPECT_EQ(parse({"--schedule", "constant", "--lr", "1e-6"}).lr, 1e-6);
   expect_contains(user_error([] { parse({"--lr", "1e-6"}); }), "--min-lr");
@@ -271,6 +274,49 @@ TEST_F(Options, WhoGaveAValueIsKnown) {
   EXPECT_EQ(o.source_of("n-layer"), FlagSource::file);
   EXPECT_EQ(o.source_of("n-embd"), FlagSource::preset);
   EXPECT_EQ(o.steps, 4);
+}
+
+TEST_F(Options, EnumerationsAreReadByName) {
+  const TrainOptions o = parse({"--gelu", "exact", "--recompute", "block", "--schedule", "wsd",
+                                "--dtype", "bf16", "--sampling", "sequential", "--device", "cuda",
+                                "--comm", "nccl", "--lr-scale", "sqrt", "--reader", "mpi-io"});
+  EXPECT_EQ(o.gpt2.gelu, Gelu::exact);
+  EXPECT_EQ(o.recompute, Recompute::block);
+  EXPECT_EQ(o.schedule, Schedule::wsd);
+  EXPECT_EQ(o.dtype, DType::bf16);
+  EXPECT_EQ(o.sampling, Sampling::sequential);
+  EXPECT_EQ(o.device, DeviceKind::cuda);
+  EXPECT_EQ(o.comm, CommKind::nccl);
+  EXPECT_EQ(o.lr_scale, LrScale::sqrt);
+  EXPECT_EQ(o.reader, Reader::mpi_io);
+  expect_contains(user_error([] {
+                    parse({"--recompute", "all"});
+                  }),
+                  "--recompute: 'all' is none of none, gelu, layernorm, block");
+}
+
+// Every flag reads what it writes, has a help text, and stands in docs/flags.md.
+TEST_F(Options, TheTableIsWhole) {
+  TrainOptions options;
+  std::set<std::string> names;
+  for (const auto& [flag, on_resume] : train_flags(options)) {
+    SCOPED_TRACE(flag.name);
+    EXPECT_TRUE(names.insert(flag.name).second);
+    EXPECT_FALSE(flag.help.empty());
+    EXPECT_EQ(flag.set(flag.text()), "");
+  }
+  EXPECT_EQ(config_keys(options).size(), names.size());
+  std::ifstream file(LATHE_FLAGS_PAGE);
+  const std::string page{std::istreambuf_iterator<char>(file), {}};
+  EXPECT_TRUE(page == flags_page()) << "docs/flags.md is not that of the table: run `make docs`";
+}
+
+TEST_F(Options, ScaledLearningRatesAreNotScaledTwice) {
+  const TrainOptions o = parse({"--lr", "1e-3", "--lr-scale", "linear"}, /*ranks=*/4);
+  EXPECT_EQ(o.lr, 4e-3);
+  EXPECT_EQ(o.lr_scale, LrScale::none);
+  const std::string file = write_text(scratch / "written.toml", to_toml(o)).string();
+  EXPECT_EQ(parse({"--config", file}, /*ranks=*/4).lr, 4e-3);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "src/text.h"
+#include "src/train/generate.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,10 +1,13 @@
-// Everything that a user can say to build/train: flags, a TOML file with the same keys, presets.
+// What a user can say to build/train, as values; flags.h has its flags, by name.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 
+#include "src/comm/communicator.h"
+#include "src/data/loader.h"
 #include "src/model/activations.h"
 #include "src/model/config.h"
 #include "src/model/optimizer.h"
@@ -13,7 +16,19 @@
 namespace lathe {
 
 // Who gave a flag its value.
-enum class FlagSource { preset, file, command_line };
+enum class FlagSource : uint8_t { preset, file, command_line };
+
+// Of the learning rate, after its warm-up.
+enum class Schedule : uint8_t { cosine, linear, constant, wsd };
+std::string_view name_of(Schedule schedule);
+
+// How lr and min_lr grow with the number of ranks.
+enum class LrScale : uint8_t { none, linear, sqrt };
+std::string_view name_of(LrScale scale);
+
+// How shards are read.
+enum class Reader : uint8_t { mmap, mpi_io };
+std::string_view name_of(Reader reader);
 
 struct TrainOptions {
   std::string model = "gpt2-124m";
@@ -22,8 +37,8 @@ struct TrainOptions {
   std::string data;
   float init_std = kInitStd;
   std::string init = "random";  // or a directory in Hugging Face's layout
-  std::string sampling = "random";
-  std::string reader = "mmap";
+  Sampling sampling = Sampling::random;
+  Reader reader = Reader::mmap;
   int64_t batch_size = 4;        // sequences of a rank's micro-step
   int64_t total_batch_size = 0;  // tokens of a step over all ranks; 0: one micro-step
   int64_t steps = 1000;
@@ -33,25 +48,24 @@ struct TrainOptions {
   double min_lr = 6e-5;
   int64_t warmup_steps = 100;
   int64_t lr_decay_steps = 0;  // 0: steps
-  std::string schedule = "cosine";
+  Schedule schedule = Schedule::cosine;
   OptimizerConfig optimizer;
 
-  std::string dtype = "fp32";
-  std::string device = "auto";
+  DType dtype = DType::fp32;
+  DeviceKind device = DeviceKind::any;
   int threads = 0;  // 0: OpenMP's choice
   CudaDeviceOptions cuda;
   int64_t chunk_logits = 0;  // logits at once; 0: as many as memory allows
   Recompute recompute = Recompute::none;
 
-  int64_t zero_stage = 0;             // 1: ranks share the optimizer's state
-  int64_t bucket_mb = 16;             // MiB of neighbouring gradients that make a bucket
-  std::string reduce_dtype = "fp32";  // in which gradients cross the network
-  std::string comm = "auto";
+  int64_t zero_stage = 0;            // 1: ranks share the optimizer's state
+  int64_t bucket_mb = 16;            // MiB of neighbouring gradients that make a bucket
+  DType reduce_dtype = DType::fp32;  // in which gradients cross the network
+  CommKind comm = CommKind::any;
   int64_t comm_timeout = 300;  // seconds
   std::string rendezvous;
-  std::string lr_scale = "none";  // of lr and min_lr with the number of ranks
-  int64_t replica_check_interval =
-      1000;  // steps between comparisons of the ranks' weights; 0: none
+  LrScale lr_scale = LrScale::none;
+  int64_t replica_check_interval = 1000;  // steps between comparisons of weights; 0: none
 
   int64_t eval_interval = 250;  // steps; 0: never
   int64_t eval_batches = 0;     // 0: the whole validation set
@@ -79,26 +93,16 @@ struct TrainOptions {
     return found == sources.end() ? FlagSource::preset : found->second;
   }
 
-  std::string resolved;  // the same as TOML, every key with its value
-  // Puts a value that became known later into `resolved`.
-  void resolve(const std::string& key, const std::string& value);
-
   bool writes() const { return !out.empty() && !dry_run && !eval_only && !benchmark; }
-  DType number_type() const { return dtype == "bf16" ? DType::bf16 : DType::fp32; }
   int64_t decay_steps() const { return lr_decay_steps > 0 ? lr_decay_steps : steps; }
-  // Micro-steps of a step. UserError where total_batch_size is no multiple of a micro-step's
-  // tokens, or takes more than 2^20 of them.
-  int64_t micro_steps(int64_t world_size) const;
+  // Micro-steps of a step. UserError if total_batch_size is no multiple of a micro-step's tokens,
+  // or takes more than 2^20 of them.
+  int64_t micro_steps(int64_t ranks) const;  // ranks: data-parallel
 };
 
-// Options by name: the sizes of a model and what trains it. UserError where there is no such
-// preset.
+// Options by name: the sizes of a model and what trains it. UserError if there is no such preset.
 TrainOptions preset(const std::string& model);
-
-// Preset, then --config FILE, then flags, for a job of `ranks`. Throws UserError; leaves by
-// `exit_code` >= 0 for --help, which rank 0 prints.
-TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int ranks = 1,
-                                 int rank = 0);
+std::string preset_names();  // with commas
 
 // The learning rate at a step: linear warm-up to lr, then the schedule down to min_lr. cosine and
 // linear reach it after decay_steps; wsd holds lr and decays linearly over the last fifth.
