@@ -17,6 +17,7 @@
 
 #include "kernels/device/arena.h"
 #include "kernels/ops.h"
+#include "kernels/round.h"
 #include "src/flags.h"
 
 namespace lathe {
@@ -42,7 +43,7 @@ class Tensors {
   size_t bytes() const { return bytes_; }
 
   Tensor make(DType dtype, Shape shape) {
-    bytes_ += arena_aligned(static_cast<size_t>(shape.elements()) * size_of(dtype));
+    bytes_ += round_up(static_cast<size_t>(shape.elements()) * size_of(dtype), kArenaAlignment);
     if (arena_ == nullptr) return {pattern_.data(), dtype, shape};  // nobody computes with it
     const Tensor tensor = arena_->allocate(MemoryCategory::activations, dtype, shape);
     if (dtype == DType::bf16) fill<bf16>(tensor);
@@ -360,8 +361,8 @@ class Bench {
     const Call planned = one.make(tensors_, ops_);
     const size_t bytes = tensors_.bytes();
     const auto rotate = static_cast<size_t>(options_.rotate_mb) << 20;
-    const size_t sets = std::clamp<size_t>((rotate + bytes - 1) / bytes, 1, 64);
-    Arena arena(device_, sets * bytes + arena_aligned(planned.workspace + 1));
+    const size_t sets = std::clamp<size_t>(ceil_div(rotate, bytes), 1, 64);
+    Arena arena(device_, sets * bytes + round_up(planned.workspace + 1, kArenaAlignment));
     tensors_.use(&arena);
     std::vector<Call> calls;
     for (size_t i = 0; i < sets; ++i) calls.push_back(one.make(tensors_, ops_));

@@ -1,5 +1,6 @@
 #include "kernels/cpu/attention_block.h"
 #include "kernels/cpu/define_operation.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 namespace {
@@ -190,12 +191,12 @@ struct Plan {
   int64_t rows, pieces, heads, heads_per_item, items;
 
   explicit Plan(const Sizes& s) {
-    rows = std::min(s.T, kItemQueries), pieces = (s.T + kItemQueries - 1) / kItemQueries;
+    rows = std::min(s.T, kItemQueries), pieces = ceil_div(s.T, kItemQueries);
     heads = s.B * s.H;
-    const int64_t share = (heads + max_threads() - 1) / max_threads();
+    const int64_t share = ceil_div(heads, max_threads());
     heads_per_item = std::clamp<int64_t>(kItemQueries / std::max<int64_t>(s.T, 1), 1,
                                          std::max<int64_t>(share, 1));
-    items = (heads + heads_per_item - 1) / heads_per_item * pieces;
+    items = ceil_div(heads, heads_per_item) * pieces;
   }
   int64_t scratch_rows() const { return heads_per_item * rows; }
 };

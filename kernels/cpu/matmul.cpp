@@ -7,11 +7,10 @@
 
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/device/error.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 namespace {
-
-constexpr size_t kWorkspaceAlignment = 64;
 
 template <typename T, typename TOut>
 void check(const MatmulArgs<T, TOut>& x) {
@@ -56,7 +55,7 @@ struct Scratch {
   void reserve(size_t wanted) {
     if (wanted <= bytes) return;
     std::free(memory);
-    bytes = (wanted + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+    bytes = round_up(wanted, kWorkspaceAlignment);
     memory = std::aligned_alloc(kWorkspaceAlignment, bytes);
     if (!memory) bytes = 0;
     LATHE_CHECK(memory, "no memory for a matmul workspace of {} bytes", wanted);

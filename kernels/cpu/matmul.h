@@ -43,6 +43,8 @@ struct MatmulArgs {
   T* pre_activation = nullptr;  // [m, ldc]: where the rounded value is kept; or null
 };
 
+inline constexpr size_t kWorkspaceAlignment = 64;
+
 // Runs products and owns what they need between calls: oneDNN's primitives by shape, and the
 // workspace. Calls may come from several threads, one runs at a time. After one call of a shape,
 // further calls of it allocate nothing of their own (oneDNN allocates a few hundred bytes of
@@ -68,8 +70,9 @@ class MatmulContext {
   template <typename T, typename TOut>
   MatmulBackend backend_for(const MatmulArgs<T, TOut>& args) const;
 
-  // From here on products use the caller's memory (64-byte aligned), and one that needs more is a
-  // CheckError. Without a loan the context keeps a workspace of its own, which grows on demand.
+  // From here on products use the caller's memory (aligned to kWorkspaceAlignment), and one that
+  // needs more is a CheckError. Without a loan the context keeps a workspace of its own, which
+  // grows on demand.
   void lend_workspace(void* memory, size_t bytes);
   size_t owned_workspace_bytes() const;
 

@@ -19,6 +19,7 @@
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/cpu/matmul_epilogue.h"
 #include "kernels/cpu/threads.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 namespace {
@@ -36,13 +37,9 @@ constexpr int64_t kBlockN = 1024;  // columns whose sums are kept between blocks
 
 constexpr int64_t kDirectN = 512;  // most columns for which A is not worth packing
 
-int64_t div_up(int64_t n, int64_t unit) {
-  return (n + unit - 1) / unit;
-}
-
 // The length of equal parts of k, whole tiles and at most `longest` each.
 int64_t even_parts(int64_t k, int64_t longest) {
-  return div_up(div_up(k, div_up(k, longest)), kTileK) * kTileK;
+  return round_up(ceil_div(k, ceil_div(k, longest)), kTileK);
 }
 
 // How a product is cut. The thread grid splits panels of columns first: a thread packs each panel
@@ -54,7 +51,7 @@ struct Plan {
   size_t kept_bytes, sums_bytes;  // sums between blocks of k (shared), within one (per thread)
 
   Plan(int64_t m, int64_t n, int64_t k, int threads) {
-    block_m = std::min(kBlockM, div_up(m, kPanel) * kPanel);
+    block_m = std::min(kBlockM, round_up(m, kPanel));
     block_k = even_parts(k, kBlockK);
     const bool one_block = block_k >= k;
     block_n = one_block ? n : std::min(kBlockN, n);
@@ -63,7 +60,7 @@ struct Plan {
     b_bytes = static_cast<size_t>(kPanel * block_k) * sizeof(bf16);
     const int64_t own_rows = std::max(block_m, 2 * kPanel);  // see Worker::multiply_block
     const size_t column_bytes = static_cast<size_t>(own_rows * kPanel) * sizeof(float);
-    kept_bytes = one_block ? 0 : column_bytes * static_cast<size_t>(div_up(block_n, kPanel));
+    kept_bytes = one_block ? 0 : column_bytes * static_cast<size_t>(ceil_div(block_n, kPanel));
     sums_bytes = one_block ? column_bytes : 0;
   }
   size_t bytes(int threads) const {
@@ -76,8 +73,8 @@ struct Plan {
     int64_t best = INT64_MAX;
     for (int rows = 1; rows <= threads; ++rows) {
       if (threads % rows) continue;
-      const int64_t cost = div_up(div_up(block_n, kPanel), threads / rows) *
-                           (div_up(block_m / kPanel, rows) * kMultiply + kPack);
+      const int64_t cost = ceil_div(ceil_div(block_n, kPanel), threads / rows) *
+                           (ceil_div(block_m / kPanel, rows) * kMultiply + kPack);
       if (cost >= best) continue;
       best = cost, row_threads = rows, col_threads = threads / rows;
     }
@@ -407,8 +404,8 @@ struct Worker {
 
   // This thread's rectangle of the block's panels.
   void multiply_block(int64_t m0, int64_t n0, int64_t k0) {
-    const int64_t row_panels = div_up(std::min(plan.block_m, x.m - m0), kPanel);
-    const int64_t col_panels = div_up(std::min(plan.block_n, x.n - n0), kPanel);
+    const int64_t row_panels = ceil_div(std::min(plan.block_m, x.m - m0), kPanel);
+    const int64_t col_panels = ceil_div(std::min(plan.block_n, x.n - n0), kPanel);
     const int r = thread % plan.row_threads, c = thread / plan.row_threads;
     const int64_t row_begin = row_panels * r / plan.row_threads;
     const int64_t row_end = row_panels * (r + 1) / plan.row_threads;
@@ -433,7 +430,7 @@ struct Worker {
   // finished after the next one has been started, so that the two overlap.
   void multiply_slice(int64_t m0, int64_t begin, int64_t end, int64_t col, int64_t k0,
                       int64_t slice, int64_t k, float* sums, bool at_once, Ahead& next) {
-    const int64_t steps = div_up(k, kTileK), cols = std::min(kPanel, x.n - col);
+    const int64_t steps = ceil_div(k, kTileK), cols = std::min(kPanel, x.n - col);
     const bool last = k0 + slice + k >= x.k;
     const auto sums_of = [&](int64_t i) { return sums + (at_once ? i % 2 : i) * kSums; };
     for (int64_t i = begin; i < end; ++i) {
@@ -441,7 +438,7 @@ struct Worker {
       Ahead c;
       if (last && !streams(x))
         c = {reinterpret_cast<const char*>(x.c + row * x.ldc + col), x.ldc * int64_t{sizeof(TOut)},
-             div_up(rows, steps)};
+             ceil_div(rows, steps)};
       multiply(rows, cols, steps, a_panel(m0, i, k0, slice), packed_b + slice * kPanel,
                k0 + slice == 0, sums_of(i), next, c);
       next.at += next.stride * next.lines * steps;
@@ -476,8 +473,8 @@ struct Worker {
   // its rows it is one run of lines where the rows lie back to back.
   Ahead ahead_b(int64_t k0, int64_t col, int64_t k, int64_t panels) const {
     const int64_t stride = x.trans_b ? kLineBytes : x.ldb * int64_t{sizeof(bf16)};
-    const int64_t steps = std::max<int64_t>(1, panels * div_up(k, kTileK));
-    return {reinterpret_cast<const char*>(b_at(k0, col)), stride, div_up(k, steps)};
+    const int64_t steps = std::max<int64_t>(1, panels * ceil_div(k, kTileK));
+    return {reinterpret_cast<const char*>(b_at(k0, col)), stride, ceil_div(k, steps)};
   }
 };
 

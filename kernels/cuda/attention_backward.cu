@@ -33,6 +33,7 @@
 #include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -201,7 +202,7 @@ struct BlockPlace {
   int blocks, head, b, h, first;  // blocks of a head; the first row
 
   __device__ __forceinline__ BlockPlace(int T, int H, unsigned block)
-      : blocks((T + kBackwardRows - 1) / kBackwardRows) {
+      : blocks(ceil_div(T, kBackwardRows)) {
     const int place = static_cast<int>(block) % blocks;
     head = static_cast<int>(block) / blocks, b = head / H, h = head % H;
     first = (kOfKeys ? place : blocks - 1 - place) * kBackwardRows;  // the longest first
@@ -287,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, BackwardTiling<kD>::blocks(kOfKeys))
   };
   const int begin = kOfKeys ? first / kTileRows : 0;
   const int last = kOfKeys || first + Tiling::kRows > T ? T : first + Tiling::kRows;
-  const int end = (last + kTileRows - 1) / kTileRows;
+  const int end = ceil_div(last, kTileRows);
   load_tile<kD, Tiling::kRows>(shared.x, (kOfKeys ? k : q).from(first), T - first);
   load_tile<kD, Tiling::kRows>(shared.y, (kOfKeys ? v : dout).from(first), T - first);
   ptx::cp_async_commit();

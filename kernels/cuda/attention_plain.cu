@@ -15,6 +15,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -70,7 +71,7 @@ template <typename T, int kRows>
 __global__ void __launch_bounds__(kPlainThreads)
     plain_forward_kernel(PlainForward<T> args, Sizes s, DropoutMask dropout) {
   const int T_ = static_cast<int>(s.T), H = static_cast<int>(s.H), D = static_cast<int>(s.D);
-  const int blocks = (T_ + kRows - 1) / kRows, past = static_cast<int>(args.past);
+  const int blocks = ceil_div(T_, kRows), past = static_cast<int>(args.past);
   const int head = static_cast<int>(blockIdx.x) / blocks, b = head / H, h = head % H;
   const int first = (blocks - 1 - static_cast<int>(blockIdx.x) % blocks) * kRows;
   const int rows = min(kRows, T_ - first);
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(kPlainThreads)
     plain_backward_kernel(PlainBackward<T> args, Sizes s, DropoutMask dropout) {
   constexpr int kRows = kPlainRows;
   const int T_ = static_cast<int>(s.T), H = static_cast<int>(s.H), D = static_cast<int>(s.D);
-  const int blocks = (T_ + kRows - 1) / kRows;
+  const int blocks = ceil_div(T_, kRows);
   const int head = static_cast<int>(blockIdx.x) / blocks, b = head / H, h = head % H;
   const int first = static_cast<int>(blockIdx.x) % blocks * kRows;
   const int rows = min(kRows, T_ - first);

@@ -30,6 +30,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -362,10 +363,6 @@ __global__ void __launch_bounds__(kSumThreads) sum_positions_kernel(Backward<T> 
 
 // ---- Launchers.
 
-constexpr size_t aligned_bytes(size_t bytes) {
-  return (bytes + 255) / 256 * 256;
-}
-
 // What the workspace of the backward pass holds.
 struct Parts {
   int64_t stretches, tiles;
@@ -373,8 +370,9 @@ struct Parts {
   Parts(int64_t rows, int64_t channels)
       : stretches(ceil_div(rows, kStretch)),
         tiles(ceil_div(rows, kTile)),
-        sorted_bytes(aligned_bytes(static_cast<size_t>(rows) * sizeof(SortedRow))),
-        count_bytes(aligned_bytes(static_cast<size_t>(kDigits * (tiles + 1)) * sizeof(unsigned))),
+        sorted_bytes(round_up(static_cast<size_t>(rows) * sizeof(SortedRow), kArenaAlignment)),
+        count_bytes(round_up(static_cast<size_t>(kDigits * (tiles + 1)) * sizeof(unsigned),
+                             kArenaAlignment)),
         border_bytes(static_cast<size_t>(stretches * 2 * channels) * sizeof(float)) {}
   size_t total() const { return 2 * sorted_bytes + count_bytes + border_bytes; }
 };

@@ -21,6 +21,7 @@
 #include "kernels/cuda/gelu.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 

@@ -16,6 +16,7 @@
 #include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -54,7 +55,7 @@ __device__ __forceinline__ double sum_of_eight(const double* values, int64_t fir
 __global__ void __launch_bounds__(kTreeThreads)
     finish_kernel(double* sums, int64_t count, double grad_clip, StepResults* results) {
   while (count > 1) {
-    const int64_t next = (count + kFan - 1) / kFan;
+    const int64_t next = ceil_div(count, kFan);
     for (int64_t round = 0; round < next; round += kTreeThreads) {
       const int64_t i = round + threadIdx.x;
       const double sum = i < next ? sum_of_eight(sums, i * kFan, count) : 0.0;
