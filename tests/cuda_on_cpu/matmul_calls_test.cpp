@@ -4,9 +4,9 @@
 
 #include "kernels/cuda/cublaslt_library.h"
 #include "kernels/cuda/matmul.h"
+#include "kernels/cuda_on_cpu/runtime.h"
 #include "tests/allocations.h"
 #include "tests/cuda/device_memory.h"
-#include "tests/cuda_on_cpu/runtime.h"
 
 namespace lathe::testing {
 namespace {
