@@ -1,6 +1,6 @@
 // The stories of the embedded corpus: a hero, a friend, a thing and a place that return through
 // the paragraphs with their names, pronouns and belongings. See grammar.h for the notation.
-#include "data/grammar.h"
+#include "tools/corpus/grammar.h"
 
 namespace lathe {
 
