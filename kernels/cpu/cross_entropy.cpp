@@ -57,7 +57,7 @@ struct Call {
   MatmulArgs<T, A> logits_product(const LinearCrossEntropy& args, int64_t first,
                                   int64_t count) const {
     MatmulArgs<T, A> product;
-    product.trans_b = true;
+    product.transpose_b = true;
     product.m = count, product.n = vocabulary, product.k = channels;
     product.a = args.x_nc.as<T>() + first * channels, product.lda = channels;
     product.b = args.wte_vc.as<T>(), product.ldb = channels;
@@ -77,7 +77,7 @@ struct Call {
   MatmulArgs<T, A> dwte_product(const LinearCrossEntropy& args, int64_t first,
                                 int64_t count) const {
     MatmulArgs<T, A> product;
-    product.trans_a = true;
+    product.transpose_a = true;
     product.m = vocabulary, product.n = channels, product.k = count;
     product.a = dlogits, product.lda = vocabulary;
     product.b = args.x_nc.as<T>() + first * channels, product.ldb = channels;

@@ -80,8 +80,8 @@ void check_forward(const LayerNormForward& args, int64_t rows, int64_t channels)
   check_matrix(args.residual_out_btc, dtype_of<T>, rows, channels, "residual_out");
 }
 
-// The sums over dweight and dbias of kRowBlock rows are taken by one thread, into a partial of its
-// own; the partials are then added in order.
+// One thread sums dweight and dbias over rows_per_partial() rows, into a partial of its own; the
+// partials are then added in order.
 constexpr int64_t kMaxPartials = 64;
 int64_t rows_per_partial(int64_t rows) {
   return std::max<int64_t>(16, ceil_div(rows, kMaxPartials));

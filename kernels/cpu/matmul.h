@@ -26,11 +26,11 @@ enum class MatmulBackend : uint8_t { automatic, plain, onednn, amx };
 // products are summed in Accumulator<T>.
 template <typename T, typename TOut>
 struct MatmulArgs {
-  bool trans_a = false, trans_b = false;
+  bool transpose_a = false, transpose_b = false;
   int64_t m = 0, n = 0, k = 0;
-  const T* a = nullptr;  // [m, lda], or [k, lda] when trans_a
+  const T* a = nullptr;  // [m, lda], or [k, lda] when transpose_a
   int64_t lda = 0;
-  const T* b = nullptr;  // [k, ldb], or [n, ldb] when trans_b
+  const T* b = nullptr;  // [k, ldb], or [n, ldb] when transpose_b
   int64_t ldb = 0;
   TOut* c = nullptr;  // [m, ldc]; overlaps no other operand
   int64_t ldc = 0;

@@ -154,10 +154,10 @@ void compute_tile(const MatmulArgs<T, TOut>& x, const Tiling<T>& t, int64_t tile
   Acc *sums = workspace, *a = sums + t.rows * t.cols, *b = a + t.rows * kBlockK;
   for (int64_t k0 = 0; k0 == 0 || k0 < x.k; k0 += kBlockK) {  // once for k = 0: sums of zero
     const int64_t k = std::min(kBlockK, x.k - k0);
-    const T* a_source = x.trans_a ? x.a + k0 * x.lda + row0 : x.a + row0 * x.lda + k0;
-    const T* b_source = x.trans_b ? x.b + col0 * x.ldb + k0 : x.b + k0 * x.ldb + col0;
-    pack<kRows>(!x.trans_a, a_source, x.lda, rows, k, a);
-    pack<kCols>(x.trans_b, b_source, x.ldb, cols, k, b);
+    const T* a_source = x.transpose_a ? x.a + k0 * x.lda + row0 : x.a + row0 * x.lda + k0;
+    const T* b_source = x.transpose_b ? x.b + col0 * x.ldb + k0 : x.b + k0 * x.ldb + col0;
+    pack<kRows>(!x.transpose_a, a_source, x.lda, rows, k, a);
+    pack<kCols>(x.transpose_b, b_source, x.ldb, cols, k, b);
     for (int64_t j = 0; j < cols; j += kCols)
       for (int64_t i = 0; i < rows; i += kRows)
         micro_kernel(k, a + i * k, b + j * k, sums + i * t.cols + j, t.cols, k0 == 0);

@@ -62,7 +62,7 @@ __device__ __forceinline__ void load_tile(Bf16* tile, const GlobalRows& rows, in
   static_assert(kRows % kDown == 0 && kDown % 8 == 0);
   const int row = static_cast<int>(threadIdx.x) / kAcross;
   const int chunk = static_cast<int>(threadIdx.x) % kAcross;
-  // Within kAcross chunks and from one eight of rows to another the chunks change places alike.
+  // Within kAcross chunks and from one group of 8 rows to the next the chunks change places alike.
   Bf16* const to = tile + tile_offset<kD>(row, chunk);
   const Bf16* from = rows.from(row).data + chunk * kChunk;
   if (rows.vectorized) {

@@ -56,7 +56,7 @@ void cast_elements(const Cast& args, cudaStream_t stream) {
            to, from, count);
   };
   constexpr int kMost = std::min(kVec<From>, kVec<To>);
-  if (eights(0, to, from)) {
+  if (can_vectorize(0, to, from)) {
     launch_by.template operator()<kMost>();
   } else {
     launch_by.template operator()<1>();

@@ -62,7 +62,7 @@ struct Call {
   MatmulArgs logits_product(float* logits, int64_t first, int64_t count) const {
     MatmulArgs product;
     product.m = count, product.n = vocabulary, product.k = channels;
-    product.a = x(first), product.b = args.wte_vc.data, product.d = logits;
+    product.a = x(first), product.b = args.wte_vc.data, product.c = logits;
     product.transpose_b = true;
     product.input = kernel_dtype<T>, product.output = DType::fp32;
     return product;
@@ -70,16 +70,16 @@ struct Call {
   MatmulArgs dx_product(const float* dlogits, int64_t first, int64_t count) const {
     MatmulArgs product;
     product.m = count, product.n = channels, product.k = vocabulary;
-    product.a = dlogits, product.ld_a = ld_dlogits();
-    product.b = args.wte_vc.data, product.d = data<T>(args.dx_nc) + first * channels;
+    product.a = dlogits, product.lda = ld_dlogits();
+    product.b = args.wte_vc.data, product.c = data<T>(args.dx_nc) + first * channels;
     product.input = product.output = kernel_dtype<T>;
     return product;
   }
   MatmulArgs dwte_product(const float* dlogits, int64_t first, int64_t count) const {
     MatmulArgs product;
     product.m = vocabulary, product.n = channels, product.k = count;
-    product.a = dlogits, product.ld_a = ld_dlogits(), product.transpose_a = true;
-    product.b = x(first), product.d = args.dwte_vc.data;
+    product.a = dlogits, product.lda = ld_dlogits(), product.transpose_a = true;
+    product.b = x(first), product.c = args.dwte_vc.data;
     product.accumulate = args.accumulate || first > 0;
     product.input = kernel_dtype<T>, product.output = DType::fp32;
     return product;

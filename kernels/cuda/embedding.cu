@@ -432,8 +432,8 @@ void compute(const EmbeddingForward& args, const Context& context, const Tensor&
                      vocabulary,
                      args.first_position};
   const LaunchShape shape{dim3(static_cast<unsigned>(ceil_div(rows, kRows))), dim3(kRows * kWarp)};
-  if (eights(channels, p.x, p.wte, p.wpe)) {
-    launch(forward_kernel<T, kEight>, shape, context.stream, p);
+  if (can_vectorize(channels, p.x, p.wte, p.wpe)) {
+    launch(forward_kernel<T, kVectorWidth>, shape, context.stream, p);
   } else {
     launch(forward_kernel<T, 1>, shape, context.stream, p);
   }
@@ -482,8 +482,8 @@ void compute(const EmbeddingBackward& args, const Context& context, const Tensor
                       vocabulary,
                       positions,
                       args.accumulate};
-  if (eights(channels, p.dwte, p.dwpe, p.dx, p.borders)) {
-    launch_backward<T, kEight>(p, parts, context.stream);
+  if (can_vectorize(channels, p.dwte, p.dwpe, p.dx, p.borders)) {
+    launch_backward<T, kVectorWidth>(p, parts, context.stream);
   } else {
     launch_backward<T, 1>(p, parts, context.stream);
   }
