@@ -4,8 +4,9 @@
 
 namespace lathe {
 
-std::string_view stories_description() {
-  return R"GRAMMAR(
+namespace {
+
+constexpr std::string_view kStories = R"GRAMMAR(
 story
   2* {hero=person} and the {look=look} {thing=thing}\n{body}\n\n
   The {look=look} {thing=thing} of {hero=person}\n{body}\n\n
@@ -574,6 +575,11 @@ moral
   No {trade.name} could have done it better.
   {Time} people knew this better than we do.
 )GRAMMAR";
+
+}  // namespace
+
+std::string_view stories_description() {
+  return kStories;
 }
 
 }  // namespace lathe
