@@ -109,7 +109,7 @@ kernel-report:
 
 bench:
 	@tools/setup.sh bench
-	@tools/build.sh release step_profile bench_ops bench_matmul bench_attention
+	@tools/build.sh release step_profile bench_device bench_matmul bench_attention
 	@tools/bench.sh
 
 # Offline where LATHE_DEPS names carried sources, or nothing is missing; in eight minutes.
