@@ -4,7 +4,7 @@
 #   make test     everything that must hold: test-cpu, test-mpi, test-cuda-on-cpu, test-cuda-asan,
 #                 test-asan, test-tsan, test-plain, test-fuzz, test-format
 #   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
-#   make tidy     clang-tidy over kernels, src, tools and data
+#   make tidy     clang-tidy over kernels, src and tools
 #   make coverage what the tests execute of the CUDA device
 #   make kernel-report  what every kernel takes of a GPU and what a step should take, and what changed; no GPU needed
 #   make bench    operations and whole steps against what this machine can do
@@ -109,7 +109,7 @@ kernel-report:
 
 bench:
 	@tools/setup.sh bench
-	@tools/build.sh release step_profile bench_ops bench_matmul bench_attention
+	@tools/build.sh release step_profile bench_device bench_matmul bench_attention
 	@tools/bench.sh
 
 # Offline where LATHE_DEPS names carried sources, or nothing is missing; in eight minutes.

@@ -1,4 +1,4 @@
-# CUDA: nvcc for GPUs, or g++ and the stand-ins of tests/cuda_on_cpu (LATHE_CUDA_ON_CPU).
+# CUDA: nvcc for GPUs, or g++ and the stand-ins of kernels/cuda_on_cpu (LATHE_CUDA_ON_CPU).
 #
 # lathe_cuda_flags        what a target needs that includes CUDA's headers
 # lathe_cuda_sources(T F...)  compiles the .cu files F of target T for whichever of the two
@@ -63,9 +63,9 @@ if(LATHE_CUDA_ON_CPU)
 
   function(lathe_cuda_sources target)
     # The twin of ptx.cuh comes before the original.
-    target_include_directories(${target} BEFORE PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda_on_cpu/include)
+    target_include_directories(${target} BEFORE PRIVATE ${PROJECT_SOURCE_DIR}/kernels/cuda_on_cpu/include)
     set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
-      "-include;${PROJECT_SOURCE_DIR}/tests/cuda_on_cpu/execution.h;-ftrivial-auto-var-init=pattern;-Wno-maybe-uninitialized;-Wno-unknown-pragmas;-Wno-attributes;$<$<CONFIG:Release>:-O2>;$<$<CONFIG:Release>:-march=${LATHE_MARCH}>")
+      "-include;${PROJECT_SOURCE_DIR}/kernels/cuda_on_cpu/execution.h;-ftrivial-auto-var-init=pattern;-Wno-maybe-uninitialized;-Wno-unknown-pragmas;-Wno-attributes;$<$<CONFIG:Release>:-O2>;$<$<CONFIG:Release>:-march=${LATHE_MARCH}>")
   endfunction()
 elseif(LATHE_CUDA)
   include(CheckLanguage)

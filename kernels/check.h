@@ -30,7 +30,7 @@ inline void check_matrix(const Tensor& tensor, DType dtype, int64_t rows, int64_
               name, to_string(tensor.shape), rows, columns);
 }
 
-// `tensor` is there, of this type, with so many elements in whatever shape.
+// `tensor` is present and has this type and this number of elements, in any shape.
 inline void check_vector(const Tensor& tensor, DType dtype, int64_t elements, const char* name) {
   LATHE_CHECK(tensor || elements == 0, "{} is absent", name);
   LATHE_CHECK(tensor.dtype == dtype, "{} is {}, wanted {}", name, name_of(tensor.dtype),

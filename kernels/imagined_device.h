@@ -10,6 +10,7 @@
 #include "kernels/device/arena.h"
 #include "kernels/device/device.h"
 #include "kernels/observed_ops.h"
+#include "kernels/round.h"
 
 namespace lathe {
 
@@ -22,7 +23,7 @@ class ImaginedDevice : public Device {
   std::string name() const override { return real_.name(); }
   double peak_flops(DType dtype) const override { return real_.peak_flops(dtype); }
   void* allocate(size_t bytes) override {
-    return reinterpret_cast<void*>(std::exchange(next_, next_ + arena_aligned(bytes)));
+    return reinterpret_cast<void*>(std::exchange(next_, next_ + round_up(bytes, kArenaAlignment)));
   }
   void release(void*, size_t) noexcept override {}
   void upload(const Tensor&, const void*) override {}

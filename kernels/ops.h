@@ -17,6 +17,7 @@
 
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
+#include "kernels/round.h"
 
 namespace lathe {
 
@@ -275,7 +276,7 @@ struct SquareSums {
 };
 inline constexpr int64_t kNormBlock = 4096;
 constexpr int64_t norm_blocks(int64_t elements) {
-  return (elements + kNormBlock - 1) / kNormBlock;
+  return ceil_div(elements, kNormBlock);
 }
 
 // Then grad_norm = sqrt(sum of the sums, as a tree whose shape depends on their number alone),

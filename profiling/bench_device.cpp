@@ -1,6 +1,5 @@
-// Every operation of training GPT-2, alone, on any device: time by the device's own clock, rates,
-// and the share of what the device can do. The benchmark of kernels under work on a GPU; bench_ops
-// measures the CPU's with more care for small shapes.
+// Every operation of training GPT-2 and of sampling, alone, on any device: time by the device's own
+// clock, rates, and the share of what the device can do.
 //
 //   build/bench_device [--device cuda] [--batch-size 16,64] [--dtype bf16] [--filter layernorm]
 //
@@ -17,6 +16,7 @@
 
 #include "kernels/device/arena.h"
 #include "kernels/ops.h"
+#include "kernels/round.h"
 #include "src/io/flags.h"
 
 namespace lathe {
@@ -25,7 +25,7 @@ namespace {
 struct Sizes {
   int64_t B = 16, T = 1024, C = 768, H = 12, vocab_size = 50257;
   int64_t N() const { return B * T; }
-  int64_t V() const { return (vocab_size + 127) / 128 * 128; }
+  int64_t V() const { return round_up(vocab_size, 128); }
   // GPT-2's with twelve layers of this width.
   int64_t parameters() const { return V() * C + T * C + 12 * (12 * C * C + 13 * C) + 2 * C; }
 };
@@ -42,7 +42,7 @@ class Tensors {
   size_t bytes() const { return bytes_; }
 
   Tensor make(DType dtype, Shape shape) {
-    bytes_ += arena_aligned(static_cast<size_t>(shape.elements()) * size_of(dtype));
+    bytes_ += round_up(static_cast<size_t>(shape.elements()) * size_of(dtype), kArenaAlignment);
     if (arena_ == nullptr) return {pattern_.data(), dtype, shape};  // nobody computes with it
     const Tensor tensor = arena_->allocate(MemoryCategory::activations, dtype, shape);
     if (dtype == DType::bf16) fill<bf16>(tensor);
@@ -128,17 +128,23 @@ void add_embedding(std::vector<Case>& cases, const Sizes& s, DType type) {
                    }});
 }
 
-void add_layernorm(std::vector<Case>& cases, const Sizes& s, DType type) {
+void add_layernorm(std::vector<Case>& cases, const Sizes& s, DType type, bool drops) {
   const Shape btc{s.B, s.T, s.C}, bt{s.B, s.T};
-  cases.push_back({"layernorm_forward", [=](Tensors& t, const Ops& ops) {
+  const std::string with = drops ? " dropout" : "";
+  const auto dropout = [drops](Tensors& t) {
+    if (!drops) return Dropout{};
+    return Dropout{0.2f, 1, DropoutSite::attention_projection, t.place<StepInputs>({{.seed = 1}})};
+  };
+  cases.push_back({"layernorm_forward" + with, [=](Tensors& t, const Ops& ops) {
                      LayerNormForward args;
                      args.out_btc = t.make(type, btc), args.residual_out_btc = t.make(type, btc);
                      args.mean_bt = t.make(DType::fp32, bt), args.rstd_bt = t.make(DType::fp32, bt);
                      args.x_btc = t.make(type, btc), args.residual_in_btc = t.make(type, btc);
                      args.weight_c = t.make(type, {s.C}), args.bias_c = t.make(type, {s.C});
+                     args.dropout = dropout(t);
                      return call(ops, args);
                    }});
-  cases.push_back({"layernorm_backward", [=](Tensors& t, const Ops& ops) {
+  cases.push_back({"layernorm_backward" + with, [=](Tensors& t, const Ops& ops) {
                      LayerNormBackward args;
                      args.d_residual_btc = t.make(type, btc), args.dout_btc = t.make(type, btc);
                      args.residual_out_btc = t.make(type, btc);
@@ -147,6 +153,8 @@ void add_layernorm(std::vector<Case>& cases, const Sizes& s, DType type) {
                      args.dweight_c = t.make(DType::fp32, {s.C});
                      args.dbias_c = t.make(DType::fp32, {s.C});
                      args.dx_sums_c = t.make(DType::fp32, {s.C});
+                     if (drops) args.dx_btc = t.make(type, btc);
+                     args.dropout = dropout(t);
                      return call(ops, args);
                    }});
 }
@@ -244,6 +252,12 @@ void add_head(std::vector<Case>& cases, const Sizes& s, DType type) {
                        return call(ops, args);
                      }});
   }
+  cases.push_back({"logits of one token", [=](Tensors& t, const Ops& ops) {
+                     const Logits args{t.make(DType::fp32, {1, s.vocab_size}),
+                                       t.make(type, {1, s.C}), t.make(type, {s.V(), s.C}),
+                                       s.vocab_size};
+                     return call(ops, args);
+                   }});
 }
 
 void add_optimizer(std::vector<Case>& cases, const Sizes& s, DType type) {
@@ -274,7 +288,7 @@ void add_optimizer(std::vector<Case>& cases, const Sizes& s, DType type) {
 std::vector<Case> all_cases(const Sizes& s, DType type) {
   std::vector<Case> cases;
   add_embedding(cases, s, type);
-  add_layernorm(cases, s, type);
+  for (const bool drops : {false, true}) add_layernorm(cases, s, type, drops);
   for (const Linear& layer : kLinears) add_linear(cases, s, type, layer);
   add_gelu(cases, s, type);
   add_attention(cases, s, type);
@@ -362,8 +376,8 @@ class Bench {
     const Call planned = one.make(tensors_, ops_);
     const size_t bytes = tensors_.bytes();
     const auto rotate = static_cast<size_t>(options_.rotate_mb) << 20;
-    const size_t sets = std::clamp<size_t>((rotate + bytes - 1) / bytes, 1, 64);
-    Arena arena(device_, sets * bytes + arena_aligned(planned.workspace + 1));
+    const size_t sets = std::clamp<size_t>(ceil_div(rotate, bytes), 1, 64);
+    Arena arena(device_, sets * bytes + round_up(planned.workspace + 1, kArenaAlignment));
     tensors_.use(&arena);
     std::vector<Call> calls;
     for (size_t i = 0; i < sets; ++i) calls.push_back(one.make(tensors_, ops_));

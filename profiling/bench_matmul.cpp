@@ -38,17 +38,17 @@ MatmulArgs<T, TOut> shape_of(const Layer& layer, Product product) {
   const int64_t t = layer.tokens, in = layer.in, out = layer.out;
   switch (product) {
     case Product::forward:
-      x.m = t, x.n = out, x.k = in, x.lda = in, x.trans_b = layer.weight_is_out_in;
+      x.m = t, x.n = out, x.k = in, x.lda = in, x.transpose_b = layer.weight_is_out_in;
       break;
     case Product::input_gradient:
-      x.m = t, x.n = in, x.k = out, x.lda = out, x.trans_b = !layer.weight_is_out_in;
+      x.m = t, x.n = in, x.k = out, x.lda = out, x.transpose_b = !layer.weight_is_out_in;
       break;
     case Product::weight_gradient:  // in the weight's own layout
       x.k = t, x.m = layer.weight_is_out_in ? out : in, x.n = layer.weight_is_out_in ? in : out;
-      x.lda = x.m, x.trans_a = true, x.accumulate = true;
+      x.lda = x.m, x.transpose_a = true, x.accumulate = true;
       break;
   }
-  x.ldb = x.trans_b ? x.k : x.n;
+  x.ldb = x.transpose_b ? x.k : x.n;
   x.ldc = x.n;
   return x;
 }

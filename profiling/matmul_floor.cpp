@@ -13,7 +13,7 @@ using dnnl::memory;
 // c[m, n] = a[m, k] b[k, n]; a transposed operand is the same memory with its strides exchanged.
 struct Product {
   int64_t m, n, k;
-  bool trans_a, trans_b;
+  bool transpose_a, transpose_b;
   memory::data_type output;
 };
 
@@ -36,7 +36,7 @@ struct MatmulFloor::Products {
   // Every product has memory of its own, as every layer has: nothing is found in a cache that a
   // step would not find there.
   void add(const Product& p, memory::data_type type) {
-    const auto a = matrix(p.m, p.k, p.trans_a, type), b = matrix(p.k, p.n, p.trans_b, type);
+    const auto a = matrix(p.m, p.k, p.transpose_a, type), b = matrix(p.k, p.n, p.transpose_b, type);
     const auto c = matrix(p.m, p.n, false, p.output);
     const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), engine);
     calls.push_back(

@@ -22,7 +22,19 @@ min_time=${LATHE_BENCH_SECONDS:-0.2}
       echo '```'
     done
   done
-  for bench in bench_ops bench_matmul bench_attention; do
+  echo
+  echo "## Operations"
+  for arguments in "--batch-size 4 --seq-len 64" \
+                   "--batch-size 12 --seq-len 64 --n-embd 128 --n-head 4 --vocab-size 65"; do
+    for dtype in fp32 bf16; do
+      echo
+      echo "\`build/bench_device --device cpu $arguments --dtype $dtype\`:"
+      echo '```'
+      build/bench_device --device cpu $arguments --dtype $dtype
+      echo '```'
+    done
+  done
+  for bench in bench_matmul bench_attention; do
     echo
     echo "## $bench"
     echo '```'

@@ -36,7 +36,7 @@ CPU_FLAGS = {"avx2", "bmi2", "fma"}  # what x86-64-v3 adds that a program would 
 def sources_hash(root=ROOT):
     """Of everything that is compiled. Tells without git whether binaries are this tree's."""
     found = [root / "CMakeLists.txt", root / "CMakePresets.json"]
-    for folder in ("cmake", "kernels", "src", "data", "tools", "tests"):
+    for folder in ("cmake", "kernels", "src", "tools", "tests"):
         found += [path for path in (root / folder).rglob("*") if path.is_file()
                   and (path.suffix in (".cpp", ".h", ".cu", ".cuh", ".cmake") or path.name == "CMakeLists.txt")]
     total = hashlib.sha256()

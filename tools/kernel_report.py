@@ -144,7 +144,7 @@ def arguments():
     parser.add_argument("--check", choices=("compiled", "launched"))
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="a build with nvcc")
     parser.add_argument("--list-launches", type=Path,
-                        default=ROOT / "build/cuda-on-cpu/tests/list_launches")
+                        default=ROOT / "build/cuda-on-cpu/list_launches")
     parser.add_argument("--report", type=Path, default=ROOT / "profiling/kernel-report.json")
     parser.add_argument("--cache", type=Path, help="default: kernel-report in the build")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())

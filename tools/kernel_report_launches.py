@@ -1,6 +1,6 @@
 """What the programs launch: threads, dynamic shared memory and grids, from the launchers themselves.
 
-build/cuda-on-cpu/tests/list_launches runs the real host code of a step at any size and lists what it
+build/cuda-on-cpu/list_launches runs the real host code of a step at any size and lists what it
 enqueues. Two lists, for GPUs with one multiprocessor more or less, tell which grids are made for so
 many blocks of a multiprocessor: those that differ."""
 import functools

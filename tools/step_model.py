@@ -5,7 +5,7 @@ measured nowhere.
 usage: tools/step_model.py [--model NAME] [--batch-size N] [--seq-len N] [--list-launches PROGRAM]
                            [--report FILE]
 
-The launches are the real ones (tests/cuda_on_cpu/list_launches), so sizes, chunks of logits and what
+The launches are the real ones (tools/list_launches.cpp), so sizes, chunks of logits and what
 is fused follow the code. Bytes and FLOPs of a kernel follow its formula (MODELS), those of a whole
 operation are OpCost's. How much of the GPU's peak a kernel gets is a guess: it stands in MODELS and
 in the constants above it, with its reason, and nowhere else."""
@@ -315,7 +315,7 @@ def arguments():
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--list-launches", type=Path,
-                        default=ROOT / "build/cuda-on-cpu/tests/list_launches")
+                        default=ROOT / "build/cuda-on-cpu/list_launches")
     parser.add_argument("--report", type=Path, default=ROOT / "profiling/kernel-report.json")
     return parser.parse_args()
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# clang-tidy over the C++ that kernels, src, tools and data consist of, by the compile database of a build.
+# clang-tidy over the C++ that kernels, src and tools consist of, by the compile database of a build.
 # usage: tools/tidy.sh BUILD_DIR [FILE...]   (from `make tidy`; TIDY_FILES="a.cpp b.cu" for some only)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,10 +12,10 @@ else
   # parse: kernels, whose model of execution needs std::source_location (clang 16), and the CPU's
   # attention, which shuffles GCC's vectors.
   mapfile -t files < <(grep -o '"file": "[^"]*"' "$build/compile_commands.json" | cut -d'"' -f4 |
-    sed "s|^$PWD/||" | grep -E '^(kernels|src|tools|data)/.*\.cpp$' | grep -v '^kernels/cpu/attention' | sort -u)
+    sed "s|^$PWD/||" | grep -E '^(kernels|src|tools)/.*\.cpp$' | grep -v '^kernels/cpu/attention' | sort -u)
 fi
 # What only GCC knows is no finding.
 printf '%s\n' "${files[@]}" |
-  xargs -P "${TIDY_JOBS:-$(nproc)}" -n 1 clang-tidy --quiet -p "$build" --header-filter="^$PWD/(kernels|src|tools|data)/" \
+  xargs -P "${TIDY_JOBS:-$(nproc)}" -n 1 clang-tidy --quiet -p "$build" --header-filter="^$PWD/(kernels|src|tools)/" \
     --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-ignored-optimization-argument \
     --extra-arg=-Wno-unknown-attributes 2> >(grep -vE 'warnings? generated|^Suppressed|^Use -header-filter' >&2)

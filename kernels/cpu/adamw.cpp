@@ -7,6 +7,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/rounding.h"
 #include "kernels/cpu/vecmath.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 
@@ -95,7 +96,7 @@ void compute(const AdamW& args, MatmulContext&, const Tensor&) {
   const Pointers<T> pointers{args.masters.as<A>(), args.m.as<A>(), args.v.as<A>(),
                              args.gradients.as<A>(), args.weights.as<T>()};
   constexpr int64_t kChunk = 16384;
-  parallel_for((elements + kChunk - 1) / kChunk, elements, [&](int64_t chunk) {
+  parallel_for(ceil_div(elements, kChunk), elements, [&](int64_t chunk) {
     const int64_t begin = chunk * kChunk, end = std::min(elements, begin + kChunk);
     const OptimizerSegment* last = args.segments + args.segment_count;
     const OptimizerSegment* s = std::upper_bound(

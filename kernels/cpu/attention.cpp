@@ -1,5 +1,6 @@
 #include "kernels/cpu/attention_block.h"
 #include "kernels/cpu/define_operation.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 namespace {
@@ -186,16 +187,16 @@ void attend_block(const Head<T>& head, int64_t begin, int64_t rows, int64_t at, 
 // A head's queries are cut into pieces of kItemQueries. Where one piece holds them all, an item of
 // work is several heads, block of keys by block of keys: their keys lie next to each other in
 // memory, which matters to sampling, whose time goes into reading them.
-struct Plan {
+struct WorkSplit {
   int64_t rows, pieces, heads, heads_per_item, items;
 
-  explicit Plan(const Sizes& s) {
-    rows = std::min(s.T, kItemQueries), pieces = (s.T + kItemQueries - 1) / kItemQueries;
+  explicit WorkSplit(const Sizes& s) {
+    rows = std::min(s.T, kItemQueries), pieces = ceil_div(s.T, kItemQueries);
     heads = s.B * s.H;
-    const int64_t share = (heads + max_threads() - 1) / max_threads();
+    const int64_t share = ceil_div(heads, max_threads());
     heads_per_item = std::clamp<int64_t>(kItemQueries / std::max<int64_t>(s.T, 1), 1,
                                          std::max<int64_t>(share, 1));
-    items = (heads + heads_per_item - 1) / heads_per_item * pieces;
+    items = ceil_div(heads, heads_per_item) * pieces;
   }
   int64_t scratch_rows() const { return heads_per_item * rows; }
 };
@@ -225,18 +226,18 @@ void attend(const HeadOf& head_of, int64_t first_head, int64_t heads, int64_t be
 template <typename T, typename HeadOf>
 void attend_all(const Sizes& s, int64_t past, const Tensor& workspace, const HeadOf& head_of) {
   using A = Accumulator<T>;
-  const Plan plan(s);
-  const size_t slice = ForwardScratch<A>(nullptr, plan.scratch_rows(), s.D).bytes;
+  const WorkSplit split(s);
+  const size_t slice = ForwardScratch<A>(nullptr, split.scratch_rows(), s.D).bytes;
   check_workspace(workspace, slice * static_cast<size_t>(max_threads()));
   [[maybe_unused]] const double work =
-      static_cast<double>(plan.heads * s.T) * static_cast<double>((past + s.T) * s.D);
+      static_cast<double>(split.heads * s.T) * static_cast<double>((past + s.T) * s.D);
 #pragma omp parallel for schedule(dynamic) if (work >= kParallelWork)
-  for (int64_t item = 0; item < plan.items; ++item) {
-    const ForwardScratch<A> scratch(thread_slice(workspace, slice), plan.scratch_rows(), s.D);
-    const int64_t groups = plan.items / plan.pieces;
-    const int64_t begin = (plan.pieces - 1 - item / groups) * kItemQueries;
-    const int64_t first = item % groups * plan.heads_per_item;
-    attend<T>(head_of, first, std::min(plan.heads_per_item, plan.heads - first), begin,
+  for (int64_t item = 0; item < split.items; ++item) {
+    const ForwardScratch<A> scratch(thread_slice(workspace, slice), split.scratch_rows(), s.D);
+    const int64_t groups = split.items / split.pieces;
+    const int64_t begin = (split.pieces - 1 - item / groups) * kItemQueries;
+    const int64_t first = item % groups * split.heads_per_item;
+    attend<T>(head_of, first, std::min(split.heads_per_item, split.heads - first), begin,
               std::min(s.T, begin + kItemQueries), scratch);
   }
 }
@@ -244,7 +245,7 @@ void attend_all(const Sizes& s, int64_t past, const Tensor& workspace, const Hea
 template <typename T>
 size_t scratch_bytes(const Tensor& qkv, int64_t n_head) {
   const Sizes s(qkv, n_head);
-  return ForwardScratch<Accumulator<T>>(nullptr, Plan(s).scratch_rows(), s.D).bytes *
+  return ForwardScratch<Accumulator<T>>(nullptr, WorkSplit(s).scratch_rows(), s.D).bytes *
          static_cast<size_t>(max_threads());
 }
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "kernels/device/dtype.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu::tile {
 
@@ -85,7 +86,7 @@ inline void store_as(T* to, Vector<A> value, int64_t count) {
 
 template <typename A>
 constexpr int64_t padded(int64_t columns) {
-  return (columns + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+  return round_up(columns, kLanes<A>);
 }
 
 template <typename A>
@@ -222,7 +223,7 @@ void product_columns(int64_t rows, int64_t steps, int64_t diagonal, int64_t vect
       count = steps - first;
     }
     if constexpr (kCausal == Causal::columns && V > 1) {
-      const int64_t needed = std::min<int64_t>(vectors, (seen + kLanes<A> - 1) / kLanes<A>);
+      const int64_t needed = std::min<int64_t>(vectors, ceil_div(seen, kLanes<A>));
       if (needed - vector <= V - 1) {  // a narrower tile will do for these rows
         if (needed > vector)
           product_columns<V - 1, kCausal>(left, steps, diagonal + r, vector, vectors,

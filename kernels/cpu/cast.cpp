@@ -6,6 +6,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/rounding.h"
 #include "kernels/cpu/vecmath.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 
@@ -19,7 +20,7 @@ void cast_elements(const Cast& args) {
   const From* source = args.source.as<From>();
   To* destination = args.destination.as<To>();
   const int64_t elements = args.source.elements();
-  parallel_for((elements + kChunk - 1) / kChunk, elements, [&](int64_t chunk) {
+  parallel_for(ceil_div(elements, kChunk), elements, [&](int64_t chunk) {
     const int64_t begin = chunk * kChunk, end = std::min(elements, begin + kChunk);
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
@@ -34,7 +35,7 @@ void cast_stochastically(const Cast& args) {
   const float* source = args.source.as<float>();
   bf16* destination = args.destination.as<bf16>();
   const int64_t elements = args.source.elements();
-  parallel_for((elements + kChunk - 1) / kChunk, elements, [&](int64_t chunk) {
+  parallel_for(ceil_div(elements, kChunk), elements, [&](int64_t chunk) {
     const int64_t begin = chunk * kChunk, end = std::min(elements, begin + kChunk);
     rounding.round(source, begin, end, args.first_element, destination);
   });

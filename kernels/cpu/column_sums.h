@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/parallel.h"
 #include "kernels/device/dtype.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 
@@ -16,7 +17,7 @@ void column_sums(const T* x, int64_t rows, int64_t channels, bool accumulate,
                  Accumulator<T>* sums) {
   using A = Accumulator<T>;
   constexpr int64_t kChannelBlock = 128, kRowBlock = 64;
-  const int64_t blocks = (channels + kChannelBlock - 1) / kChannelBlock;
+  const int64_t blocks = ceil_div(channels, kChannelBlock);
   parallel_for(blocks, rows * channels, [&](int64_t block) {
     const int64_t c0 = block * kChannelBlock, count = std::min(kChannelBlock, channels - c0);
     A total[kChannelBlock] = {};

@@ -7,6 +7,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/sums.h"
 #include "kernels/cpu/vecmath.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 
@@ -17,20 +18,16 @@ namespace {
 constexpr int64_t kLogitsAtOnce = int64_t{1} << 24;
 constexpr int64_t kRowUnit = 32;
 
-constexpr size_t aligned(size_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
-
 // The rows are cut into chunks of about the same length.
 struct Chunks {
   int64_t rows, count;
   Chunks(int64_t total, int64_t vocabulary, int64_t logits_at_once) {
     const int64_t logits = logits_at_once > 0 ? logits_at_once : kLogitsAtOnce;
     const int64_t most = std::max(kRowUnit, logits / std::max<int64_t>(1, vocabulary));
-    count = (total + most - 1) / most;
-    rows = count == 0 ? 0 : (total + count - 1) / count;
-    rows = std::min(total, (rows + kRowUnit - 1) / kRowUnit * kRowUnit);
-    count = rows == 0 ? 0 : (total + rows - 1) / rows;
+    count = ceil_div(total, most);
+    rows = count == 0 ? 0 : ceil_div(total, count);
+    rows = std::min(total, round_up(rows, kRowUnit));
+    count = rows == 0 ? 0 : ceil_div(total, rows);
   }
 };
 
@@ -49,18 +46,18 @@ struct Call {
         vocabulary(rows_of(args.wte_vc)),
         chunks(rows, vocabulary, args.logits_at_once) {}
   size_t logits_bytes() const {
-    return aligned(static_cast<size_t>(chunks.rows * vocabulary) * sizeof(A));
+    return round_up(static_cast<size_t>(chunks.rows * vocabulary) * sizeof(A), kWorkspaceAlignment);
   }
   size_t dlogits_bytes(const LinearCrossEntropy& args) const {
     if (!is_planned(args.dx_nc)) return 0;
-    return aligned(static_cast<size_t>(chunks.rows * vocabulary) * sizeof(T));
+    return round_up(static_cast<size_t>(chunks.rows * vocabulary) * sizeof(T), kWorkspaceAlignment);
   }
 
   // logits = x wte^T for rows first .. first + count.
   MatmulArgs<T, A> logits_product(const LinearCrossEntropy& args, int64_t first,
                                   int64_t count) const {
     MatmulArgs<T, A> product;
-    product.trans_b = true;
+    product.transpose_b = true;
     product.m = count, product.n = vocabulary, product.k = channels;
     product.a = args.x_nc.as<T>() + first * channels, product.lda = channels;
     product.b = args.wte_vc.as<T>(), product.ldb = channels;
@@ -80,7 +77,7 @@ struct Call {
   MatmulArgs<T, A> dwte_product(const LinearCrossEntropy& args, int64_t first,
                                 int64_t count) const {
     MatmulArgs<T, A> product;
-    product.trans_a = true;
+    product.transpose_a = true;
     product.m = vocabulary, product.n = channels, product.k = count;
     product.a = dlogits, product.lda = vocabulary;
     product.b = args.x_nc.as<T>() + first * channels, product.ldb = channels;

@@ -5,6 +5,7 @@
 #include "kernels/cpu/dropout.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vecmath.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 
@@ -103,7 +104,7 @@ void compute(const EmbeddingBackward& args, MatmulContext&, const Tensor&) {
   const uint64_t first_row = mask.first_sequence() * static_cast<uint64_t>(seq_len);
   constexpr int64_t kChannelBlock = 64;
   static_assert(kChannelBlock <= kMaskChunk);
-  const int64_t blocks = (channels + kChannelBlock - 1) / kChannelBlock;
+  const int64_t blocks = ceil_div(channels, kChannelBlock);
   parallel_for(blocks, (rows + (args.accumulate ? 0 : positions)) * channels, [&](int64_t block) {
     const int64_t c0 = block * kChannelBlock, count = std::min(kChannelBlock, channels - c0);
     A gradient[kChannelBlock];

@@ -5,6 +5,7 @@
 #include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vecmath.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 
@@ -15,7 +16,7 @@ constexpr int64_t kChunk = 4096;
 // out[i] = function(i) for all elements, chunk by chunk.
 template <typename T, typename Function>
 void map_elements(int64_t elements, T* out, const Function& function) {
-  parallel_for((elements + kChunk - 1) / kChunk, elements, [&](int64_t chunk) {
+  parallel_for(ceil_div(elements, kChunk), elements, [&](int64_t chunk) {
     const int64_t begin = chunk * kChunk, end = std::min(elements, begin + kChunk);
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) store(out[i], function(i));

@@ -9,6 +9,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/sums.h"
 #include "kernels/cpu/vecmath.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 
@@ -79,14 +80,14 @@ void check_forward(const LayerNormForward& args, int64_t rows, int64_t channels)
   check_matrix(args.residual_out_btc, dtype_of<T>, rows, channels, "residual_out");
 }
 
-// The sums over dweight and dbias of kRowBlock rows are taken by one thread, into a partial of its
-// own; the partials are then added in order.
+// One thread sums dweight and dbias over rows_per_partial() rows, into a partial of its own; the
+// partials are then added in order.
 constexpr int64_t kMaxPartials = 64;
 int64_t rows_per_partial(int64_t rows) {
-  return std::max<int64_t>(16, (rows + kMaxPartials - 1) / kMaxPartials);
+  return std::max<int64_t>(16, ceil_div(rows, kMaxPartials));
 }
 int64_t partial_count(int64_t rows) {
-  return (rows + rows_per_partial(rows) - 1) / rows_per_partial(rows);
+  return ceil_div(rows, rows_per_partial(rows));
 }
 
 template <typename T>
@@ -142,7 +143,7 @@ template <typename A>
 void add_partials(const A* partials, int64_t count, int64_t stride, int64_t channels,
                   bool accumulate, A* out) {
   constexpr int64_t kChannelBlock = 64;
-  parallel_for((channels + kChannelBlock - 1) / kChannelBlock, count * channels, [&](int64_t b) {
+  parallel_for(ceil_div(channels, kChannelBlock), count * channels, [&](int64_t b) {
     const int64_t c0 = b * kChannelBlock, width = std::min(kChannelBlock, channels - c0);
     A sum[kChannelBlock] = {};
     for (int64_t p = 0; p < count; ++p) {

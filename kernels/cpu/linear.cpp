@@ -51,7 +51,7 @@ MatmulArgs<T, T> input_product(const LinearBackward& args) {
   product.m = rows_of(args.dy_no);
   product.k = columns_of(args.dy_no);
   product.n = columns_of(args.x_ni);
-  product.trans_b = true;
+  product.transpose_b = true;
   product.a = args.dy_no.as<T>(), product.lda = product.k;
   product.b = args.weight_io.as<T>(), product.ldb = product.k;
   product.c = args.dx_ni.as<T>(), product.ldc = product.n;
@@ -65,7 +65,7 @@ MatmulArgs<T, Accumulator<T>> weight_product(const LinearBackward& args) {
   product.m = columns_of(args.x_ni);
   product.k = rows_of(args.x_ni);
   product.n = columns_of(args.dy_no);
-  product.trans_a = true;
+  product.transpose_a = true;
   product.a = args.x_ni.as<T>(), product.lda = product.m;
   product.b = args.dy_no.as<T>(), product.ldb = product.n;
   product.c = args.dweight_io.as<Accumulator<T>>(), product.ldc = product.n;

@@ -4,6 +4,7 @@
 #include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/sums.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 
@@ -20,7 +21,7 @@ void compute(const Logits& args, MatmulContext&, const Tensor&) {
   A* out = args.logits_nv.as<A>();
   const int64_t vocabulary = args.vocab_size;
   constexpr int64_t kBlock = 64;
-  parallel_for((vocabulary + kBlock - 1) / kBlock, vocabulary * channels, [&](int64_t block) {
+  parallel_for(ceil_div(vocabulary, kBlock), vocabulary * channels, [&](int64_t block) {
     for (int64_t v = block * kBlock; v < std::min(vocabulary, (block + 1) * kBlock); ++v) {
       const T* weight = wte + v * channels;
       for (int64_t n = 0; n < rows; ++n) {

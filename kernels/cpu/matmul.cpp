@@ -7,17 +7,16 @@
 
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/device/error.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 namespace {
 
-constexpr size_t kWorkspaceAlignment = 64;
-
 template <typename T, typename TOut>
 void check(const MatmulArgs<T, TOut>& x) {
   LATHE_CHECK(x.m >= 0 && x.n >= 0 && x.k >= 0, "m {} n {} k {}", x.m, x.n, x.k);
-  LATHE_CHECK(x.lda >= (x.trans_a ? x.m : x.k), "lda {} m {} k {}", x.lda, x.m, x.k);
-  LATHE_CHECK(x.ldb >= (x.trans_b ? x.k : x.n), "ldb {} k {} n {}", x.ldb, x.k, x.n);
+  LATHE_CHECK(x.lda >= (x.transpose_a ? x.m : x.k), "lda {} m {} k {}", x.lda, x.m, x.k);
+  LATHE_CHECK(x.ldb >= (x.transpose_b ? x.k : x.n), "ldb {} k {} n {}", x.ldb, x.k, x.n);
   LATHE_CHECK(x.ldc >= x.n, "ldc {} n {}", x.ldc, x.n);
   const bool keeps_type = std::is_same_v<T, TOut>, sums = std::is_same_v<TOut, Accumulator<T>>;
   LATHE_CHECK(x.activation == Activation::none ? !x.pre_activation : keeps_type && !x.accumulate);
@@ -31,7 +30,7 @@ void check(const MatmulArgs<T, TOut>& x) {
 // threads.
 template <typename T, typename TOut>
 bool onednn_is_faster(const MatmulArgs<T, TOut>& x) {
-  if (x.m < 16 && !x.trans_b) return true;
+  if (x.m < 16 && !x.transpose_b) return true;
   constexpr int64_t kElementsInL2 = 1000000;
   return x.k % 2 == 0 && x.m * x.k + x.k * x.n + x.m * x.n < kElementsInL2;
 }
@@ -40,7 +39,7 @@ bool onednn_is_faster(const MatmulArgs<T, TOut>& x) {
 // the same cache sets, and plain code, which packs, is 1.4 to 2.1 times as fast (n = 3072).
 template <typename T, typename TOut>
 bool onednn_aliases(const MatmulArgs<T, TOut>& x) {
-  return std::is_same_v<T, float> && !x.trans_b && x.m >= 64 && x.k >= 64 && x.ldb % 1024 == 0;
+  return std::is_same_v<T, float> && !x.transpose_b && x.m >= 64 && x.k >= 64 && x.ldb % 1024 == 0;
 }
 
 // Memory of the context's own, which grows.
@@ -56,7 +55,7 @@ struct Scratch {
   void reserve(size_t wanted) {
     if (wanted <= bytes) return;
     std::free(memory);
-    bytes = (wanted + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+    bytes = round_up(wanted, kWorkspaceAlignment);
     memory = std::aligned_alloc(kWorkspaceAlignment, bytes);
     if (!memory) bytes = 0;
     LATHE_CHECK(memory, "no memory for a matmul workspace of {} bytes", wanted);

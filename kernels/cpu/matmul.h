@@ -26,11 +26,11 @@ enum class MatmulBackend : uint8_t { automatic, plain, onednn, amx };
 // products are summed in Accumulator<T>.
 template <typename T, typename TOut>
 struct MatmulArgs {
-  bool trans_a = false, trans_b = false;
+  bool transpose_a = false, transpose_b = false;
   int64_t m = 0, n = 0, k = 0;
-  const T* a = nullptr;  // [m, lda], or [k, lda] when trans_a
+  const T* a = nullptr;  // [m, lda], or [k, lda] when transpose_a
   int64_t lda = 0;
-  const T* b = nullptr;  // [k, ldb], or [n, ldb] when trans_b
+  const T* b = nullptr;  // [k, ldb], or [n, ldb] when transpose_b
   int64_t ldb = 0;
   TOut* c = nullptr;  // [m, ldc]; overlaps no other operand
   int64_t ldc = 0;
@@ -42,6 +42,8 @@ struct MatmulArgs {
   Activation activation = Activation::none;
   T* pre_activation = nullptr;  // [m, ldc]: where the rounded value is kept; or null
 };
+
+inline constexpr size_t kWorkspaceAlignment = 64;
 
 // Runs products and owns what they need between calls: oneDNN's primitives by shape, and the
 // workspace. Calls may come from several threads, one runs at a time. After one call of a shape,
@@ -68,8 +70,9 @@ class MatmulContext {
   template <typename T, typename TOut>
   MatmulBackend backend_for(const MatmulArgs<T, TOut>& args) const;
 
-  // From here on products use the caller's memory (64-byte aligned), and one that needs more is a
-  // CheckError. Without a loan the context keeps a workspace of its own, which grows on demand.
+  // From here on products use the caller's memory (aligned to kWorkspaceAlignment), and one that
+  // needs more is a CheckError. Without a loan the context keeps a workspace of its own, which
+  // grows on demand.
   void lend_workspace(void* memory, size_t bytes);
   size_t owned_workspace_bytes() const;
 

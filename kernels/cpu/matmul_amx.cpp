@@ -19,6 +19,7 @@
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/cpu/matmul_epilogue.h"
 #include "kernels/cpu/threads.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 namespace {
@@ -36,25 +37,21 @@ constexpr int64_t kBlockN = 1024;  // columns whose sums are kept between blocks
 
 constexpr int64_t kDirectN = 512;  // most columns for which A is not worth packing
 
-int64_t div_up(int64_t n, int64_t unit) {
-  return (n + unit - 1) / unit;
-}
-
 // The length of equal parts of k, whole tiles and at most `longest` each.
 int64_t even_parts(int64_t k, int64_t longest) {
-  return div_up(div_up(k, div_up(k, longest)), kTileK) * kTileK;
+  return round_up(ceil_div(k, ceil_div(k, longest)), kTileK);
 }
 
 // How a product is cut. The thread grid splits panels of columns first: a thread packs each panel
 // of B for itself, so threads that share columns repeat that work.
-struct Plan {
+struct AmxBlocking {
   int64_t block_m, block_n, block_k;
   int row_threads = 1, col_threads = 1;
   size_t a_bytes, b_bytes;        // packed A (shared), packed B (per thread)
   size_t kept_bytes, sums_bytes;  // sums between blocks of k (shared), within one (per thread)
 
-  Plan(int64_t m, int64_t n, int64_t k, int threads) {
-    block_m = std::min(kBlockM, div_up(m, kPanel) * kPanel);
+  AmxBlocking(int64_t m, int64_t n, int64_t k, int threads) {
+    block_m = std::min(kBlockM, round_up(m, kPanel));
     block_k = even_parts(k, kBlockK);
     const bool one_block = block_k >= k;
     block_n = one_block ? n : std::min(kBlockN, n);
@@ -63,7 +60,7 @@ struct Plan {
     b_bytes = static_cast<size_t>(kPanel * block_k) * sizeof(bf16);
     const int64_t own_rows = std::max(block_m, 2 * kPanel);  // see Worker::multiply_block
     const size_t column_bytes = static_cast<size_t>(own_rows * kPanel) * sizeof(float);
-    kept_bytes = one_block ? 0 : column_bytes * static_cast<size_t>(div_up(block_n, kPanel));
+    kept_bytes = one_block ? 0 : column_bytes * static_cast<size_t>(ceil_div(block_n, kPanel));
     sums_bytes = one_block ? column_bytes : 0;
   }
   size_t bytes(int threads) const {
@@ -76,8 +73,8 @@ struct Plan {
     int64_t best = INT64_MAX;
     for (int rows = 1; rows <= threads; ++rows) {
       if (threads % rows) continue;
-      const int64_t cost = div_up(div_up(block_n, kPanel), threads / rows) *
-                           (div_up(block_m / kPanel, rows) * kMultiply + kPack);
+      const int64_t cost = ceil_div(ceil_div(block_n, kPanel), threads / rows) *
+                           (ceil_div(block_m / kPanel, rows) * kMultiply + kPack);
       if (cost >= best) continue;
       best = cost, row_threads = rows, col_threads = threads / rows;
     }
@@ -377,48 +374,50 @@ void finish_full(const MatmulArgs<bf16, bf16>& x, int64_t row, int64_t rows, int
 template <typename TOut>
 struct Worker {
   const MatmulArgs<bf16, TOut>& x;
-  const Plan& plan;
+  const AmxBlocking& blocking;
   int thread;
   bf16 *packed_a, *packed_b;
   float *kept, *own;
 
-  Worker(const MatmulArgs<bf16, TOut>& args, const Plan& p, int index, void* workspace)
-      : x(args), plan(p), thread(index) {
+  Worker(const MatmulArgs<bf16, TOut>& args, const AmxBlocking& p, int index, void* workspace)
+      : x(args), blocking(p), thread(index) {
     char* at = static_cast<char*>(workspace);
     packed_a = reinterpret_cast<bf16*>(at);
-    at += plan.a_bytes;
+    at += blocking.a_bytes;
     kept = reinterpret_cast<float*>(at);
-    at += plan.kept_bytes + static_cast<size_t>(thread) * (plan.b_bytes + plan.sums_bytes);
+    at += blocking.kept_bytes +
+          static_cast<size_t>(thread) * (blocking.b_bytes + blocking.sums_bytes);
     packed_b = reinterpret_cast<bf16*>(at);
-    own = reinterpret_cast<float*>(at + plan.b_bytes);
+    own = reinterpret_cast<float*>(at + blocking.b_bytes);
   }
 
   // Panels of A of this block, shared out between all threads.
   void pack_a(int64_t m0, int64_t k0, int threads) {
-    const int64_t rows = std::min(plan.block_m, x.m - m0), k = std::min(plan.block_k, x.k - k0);
+    const int64_t rows = std::min(blocking.block_m, x.m - m0),
+                  k = std::min(blocking.block_k, x.k - k0);
     for (int64_t p = thread; p * kPanel < rows; p += threads) {
       const int64_t row = m0 + p * kPanel;
       if (direct(row)) continue;
-      const bf16* source = x.trans_a ? x.a + k0 * x.lda + row : x.a + row * x.lda + k0;
-      pack_panel<false>(!x.trans_a, source, x.lda, rows - p * kPanel, k,
-                        packed_a + p * kPanel * plan.block_k);
+      const bf16* source = x.transpose_a ? x.a + k0 * x.lda + row : x.a + row * x.lda + k0;
+      pack_panel<false>(!x.transpose_a, source, x.lda, rows - p * kPanel, k,
+                        packed_a + p * kPanel * blocking.block_k);
     }
   }
 
   // This thread's rectangle of the block's panels.
   void multiply_block(int64_t m0, int64_t n0, int64_t k0) {
-    const int64_t row_panels = div_up(std::min(plan.block_m, x.m - m0), kPanel);
-    const int64_t col_panels = div_up(std::min(plan.block_n, x.n - n0), kPanel);
-    const int r = thread % plan.row_threads, c = thread / plan.row_threads;
-    const int64_t row_begin = row_panels * r / plan.row_threads;
-    const int64_t row_end = row_panels * (r + 1) / plan.row_threads;
-    const int64_t col_end = col_panels * (c + 1) / plan.col_threads;
-    const int64_t k = std::min(plan.block_k, x.k - k0);
+    const int64_t row_panels = ceil_div(std::min(blocking.block_m, x.m - m0), kPanel);
+    const int64_t col_panels = ceil_div(std::min(blocking.block_n, x.n - n0), kPanel);
+    const int r = thread % blocking.row_threads, c = thread / blocking.row_threads;
+    const int64_t row_begin = row_panels * r / blocking.row_threads;
+    const int64_t row_end = row_panels * (r + 1) / blocking.row_threads;
+    const int64_t col_end = col_panels * (c + 1) / blocking.col_threads;
+    const int64_t k = std::min(blocking.block_k, x.k - k0);
     const int64_t slice_k = even_parts(k, kSliceK);
-    for (int64_t j = col_panels * c / plan.col_threads; j < col_end; ++j) {
+    for (int64_t j = col_panels * c / blocking.col_threads; j < col_end; ++j) {
       const int64_t col = n0 + j * kPanel;
-      pack_panel<true>(x.trans_b, b_at(k0, col), x.ldb, x.n - col, k, packed_b);
-      float* sums = plan.kept_bytes ? kept + j * plan.block_m * kPanel : own;
+      pack_panel<true>(x.transpose_b, b_at(k0, col), x.ldb, x.n - col, k, packed_b);
+      float* sums = blocking.kept_bytes ? kept + j * blocking.block_m * kPanel : own;
       Ahead next = j + 1 < col_end ? ahead_b(k0, col + kPanel, k, row_end - row_begin) : Ahead();
       for (int64_t slice = 0; slice < k; slice += slice_k) {
         const int64_t depth = std::min(slice_k, k - slice);
@@ -433,7 +432,7 @@ struct Worker {
   // finished after the next one has been started, so that the two overlap.
   void multiply_slice(int64_t m0, int64_t begin, int64_t end, int64_t col, int64_t k0,
                       int64_t slice, int64_t k, float* sums, bool at_once, Ahead& next) {
-    const int64_t steps = div_up(k, kTileK), cols = std::min(kPanel, x.n - col);
+    const int64_t steps = ceil_div(k, kTileK), cols = std::min(kPanel, x.n - col);
     const bool last = k0 + slice + k >= x.k;
     const auto sums_of = [&](int64_t i) { return sums + (at_once ? i % 2 : i) * kSums; };
     for (int64_t i = begin; i < end; ++i) {
@@ -441,7 +440,7 @@ struct Worker {
       Ahead c;
       if (last && !streams(x))
         c = {reinterpret_cast<const char*>(x.c + row * x.ldc + col), x.ldc * int64_t{sizeof(TOut)},
-             div_up(rows, steps)};
+             ceil_div(rows, steps)};
       multiply(rows, cols, steps, a_panel(m0, i, k0, slice), packed_b + slice * kPanel,
                k0 + slice == 0, sums_of(i), next, c);
       next.at += next.stride * next.lines * steps;
@@ -461,23 +460,23 @@ struct Worker {
   // Whether rows row .. row + 32 of A are multiplied where they are: packing costs as much as a few
   // panels of columns.
   bool direct(int64_t row) const {
-    return !x.trans_a && x.n <= kDirectN && x.k % kTileK == 0 && row + kPanel <= x.m;
+    return !x.transpose_a && x.n <= kDirectN && x.k % kTileK == 0 && row + kPanel <= x.m;
   }
   PanelA a_panel(int64_t m0, int64_t i, int64_t k0, int64_t slice) const {
     const int64_t row = m0 + i * kPanel;
     if (direct(row)) return PanelA::direct(x.a + row * x.lda + k0 + slice, x.lda);
-    return PanelA::packed(packed_a + i * kPanel * plan.block_k + slice * kPanel);
+    return PanelA::packed(packed_a + i * kPanel * blocking.block_k + slice * kPanel);
   }
 
   const bf16* b_at(int64_t k, int64_t col) const {
-    return x.trans_b ? x.b + col * x.ldb + k : x.b + k * x.ldb + col;
+    return x.transpose_b ? x.b + col * x.ldb + k : x.b + k * x.ldb + col;
   }
   // The panel of B at `col`, spread over the multiplications by `panels` panels of A. With k along
   // its rows it is one run of lines where the rows lie back to back.
   Ahead ahead_b(int64_t k0, int64_t col, int64_t k, int64_t panels) const {
-    const int64_t stride = x.trans_b ? kLineBytes : x.ldb * int64_t{sizeof(bf16)};
-    const int64_t steps = std::max<int64_t>(1, panels * div_up(k, kTileK));
-    return {reinterpret_cast<const char*>(b_at(k0, col)), stride, div_up(k, steps)};
+    const int64_t stride = x.transpose_b ? kLineBytes : x.ldb * int64_t{sizeof(bf16)};
+    const int64_t steps = std::max<int64_t>(1, panels * ceil_div(k, kTileK));
+    return {reinterpret_cast<const char*>(b_at(k0, col)), stride, ceil_div(k, steps)};
   }
 };
 
@@ -502,21 +501,21 @@ bool amx_available() {
 template <typename TOut>
 size_t amx_workspace_bytes(const MatmulArgs<bf16, TOut>& args) {
   const int threads = max_threads();
-  return Plan(args.m, args.n, args.k, threads).bytes(threads);
+  return AmxBlocking(args.m, args.n, args.k, threads).bytes(threads);
 }
 
 template <typename TOut>
 void amx_matmul(const MatmulArgs<bf16, TOut>& args, void* workspace) {
   const int threads = max_threads();
-  const Plan plan(args.m, args.n, args.k, threads);
+  const AmxBlocking blocking(args.m, args.n, args.k, threads);
 #pragma omp parallel num_threads(threads)
   {
-    Worker<TOut> worker(args, plan, thread_index(), workspace);
+    Worker<TOut> worker(args, blocking, thread_index(), workspace);
     configure_tiles();
     bool again = false;  // packed A is in use until every thread has done its part
-    for (int64_t m0 = 0; m0 < args.m; m0 += plan.block_m) {
-      for (int64_t n0 = 0; n0 < args.n; n0 += plan.block_n) {
-        for (int64_t k0 = 0; k0 < args.k; k0 += plan.block_k) {
+    for (int64_t m0 = 0; m0 < args.m; m0 += blocking.block_m) {
+      for (int64_t n0 = 0; n0 < args.n; n0 += blocking.block_n) {
+        for (int64_t k0 = 0; k0 < args.k; k0 += blocking.block_k) {
           if (again) thread_barrier();
           worker.pack_a(m0, k0, threads);
           thread_barrier();

@@ -23,8 +23,8 @@ using Key = std::tuple<Tag, Tag, bool, bool, int64_t, int64_t, int64_t, int64_t,
 
 template <typename T, typename TOut>
 Key key_of(const MatmulArgs<T, TOut>& x) {
-  return {tag_of<T>, tag_of<TOut>, x.trans_a,    x.trans_b,         x.m,          x.n, x.k, x.lda,
-          x.ldb,     x.ldc,        x.accumulate, x.bias != nullptr, max_threads()};
+  return {tag_of<T>, tag_of<TOut>, x.transpose_a, x.transpose_b,     x.m,          x.n, x.k, x.lda,
+          x.ldb,     x.ldc,        x.accumulate,  x.bias != nullptr, max_threads()};
 }
 
 // A primitive with memory objects whose pointers are set before each execution. The C interface
@@ -35,8 +35,8 @@ class Product {
   Product(const dnnl::engine& engine, const MatmulArgs<T, TOut>& x) {
     using Desc = dnnl::memory::desc;
     using Dims = dnnl::memory::dims;
-    const Desc a({x.m, x.k}, tag_of<T>, x.trans_a ? Dims{1, x.lda} : Dims{x.lda, 1});
-    const Desc b({x.k, x.n}, tag_of<T>, x.trans_b ? Dims{1, x.ldb} : Dims{x.ldb, 1});
+    const Desc a({x.m, x.k}, tag_of<T>, x.transpose_a ? Dims{1, x.lda} : Dims{x.lda, 1});
+    const Desc b({x.k, x.n}, tag_of<T>, x.transpose_b ? Dims{1, x.ldb} : Dims{x.ldb, 1});
     const Desc bias = x.bias ? Desc({1, x.n}, tag_of<T>, Dims{x.n, 1}) : Desc();
     const Desc c({x.m, x.n}, tag_of<TOut>, Dims{x.ldc, 1});
     dnnl::primitive_attr attr;

@@ -8,6 +8,7 @@
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/cpu/matmul_epilogue.h"
 #include "kernels/cpu/threads.h"
+#include "kernels/round.h"
 
 namespace lathe::cpu {
 namespace {
@@ -29,13 +30,6 @@ constexpr int64_t kBlockK = 384;
 constexpr int64_t kMaxRows = 264;  // multiples of kRows and, for the columns, of kCols
 constexpr int64_t kMaxCols = 384;
 
-int64_t round_up(int64_t n, int64_t unit) {
-  return (n + unit - 1) / unit * unit;
-}
-int64_t div_up(int64_t n, int64_t unit) {
-  return (n + unit - 1) / unit;
-}
-
 // The tile of C that one thread works on at a time, and the parts of its workspace.
 template <typename T>
 struct Tiling {
@@ -43,15 +37,15 @@ struct Tiling {
   int64_t rows, cols, row_tiles, col_tiles;
 
   Tiling(int64_t m, int64_t n, int threads) {
-    rows = round_up(div_up(m, div_up(m, kMaxRows)), Micro<Acc>::kRows);
-    cols = round_up(div_up(n, div_up(n, kMaxCols)), Micro<Acc>::kCols);
+    rows = round_up(ceil_div(m, ceil_div(m, kMaxRows)), Micro<Acc>::kRows);
+    cols = round_up(ceil_div(n, ceil_div(n, kMaxCols)), Micro<Acc>::kCols);
     // Enough tiles for every thread; first narrower, then shorter ones.
-    while (div_up(m, rows) * div_up(n, cols) < 2 * threads && cols > 2 * Micro<Acc>::kCols)
+    while (ceil_div(m, rows) * ceil_div(n, cols) < 2 * threads && cols > 2 * Micro<Acc>::kCols)
       cols = round_up(cols / 2, Micro<Acc>::kCols);
-    while (div_up(m, rows) * div_up(n, cols) < threads && rows > 2 * Micro<Acc>::kRows)
+    while (ceil_div(m, rows) * ceil_div(n, cols) < threads && rows > 2 * Micro<Acc>::kRows)
       rows = round_up(rows / 2, Micro<Acc>::kRows);
-    row_tiles = div_up(m, rows);
-    col_tiles = div_up(n, cols);
+    row_tiles = ceil_div(m, rows);
+    col_tiles = ceil_div(n, cols);
   }
   int64_t thread_elements() const { return rows * cols + (rows + cols) * kBlockK; }
 };
@@ -160,10 +154,10 @@ void compute_tile(const MatmulArgs<T, TOut>& x, const Tiling<T>& t, int64_t tile
   Acc *sums = workspace, *a = sums + t.rows * t.cols, *b = a + t.rows * kBlockK;
   for (int64_t k0 = 0; k0 == 0 || k0 < x.k; k0 += kBlockK) {  // once for k = 0: sums of zero
     const int64_t k = std::min(kBlockK, x.k - k0);
-    const T* a_source = x.trans_a ? x.a + k0 * x.lda + row0 : x.a + row0 * x.lda + k0;
-    const T* b_source = x.trans_b ? x.b + col0 * x.ldb + k0 : x.b + k0 * x.ldb + col0;
-    pack<kRows>(!x.trans_a, a_source, x.lda, rows, k, a);
-    pack<kCols>(x.trans_b, b_source, x.ldb, cols, k, b);
+    const T* a_source = x.transpose_a ? x.a + k0 * x.lda + row0 : x.a + row0 * x.lda + k0;
+    const T* b_source = x.transpose_b ? x.b + col0 * x.ldb + k0 : x.b + k0 * x.ldb + col0;
+    pack<kRows>(!x.transpose_a, a_source, x.lda, rows, k, a);
+    pack<kCols>(x.transpose_b, b_source, x.ldb, cols, k, b);
     for (int64_t j = 0; j < cols; j += kCols)
       for (int64_t i = 0; i < rows; i += kRows)
         micro_kernel(k, a + i * k, b + j * k, sums + i * t.cols + j, t.cols, k0 == 0);

@@ -23,13 +23,14 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/rounding.cuh"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
 namespace {
 
-constexpr int kThreads = 256, kFour = 4;
-using Four = Vec<float, kFour>;
+constexpr int kThreads = 256, kPerThread = 4;
+using Float4 = Vec<float, kPerThread>;
 
 template <typename T>
 struct Update {
@@ -84,12 +85,12 @@ __device__ __forceinline__ int64_t find_segment(const OptimizerSegment* segments
 // The weight decay of four neighbours, which of them lie in a segment (as bits), and the shift of
 // those that do.
 template <typename T>
-__device__ __forceinline__ unsigned find_decay(const Update<T>& p, int64_t first, Four& decay,
+__device__ __forceinline__ unsigned find_decay(const Update<T>& p, int64_t first, Float4& decay,
                                                int64_t& shift) {
   unsigned owned = 0;
   int64_t s = find_segment(p.segments, p.segment_count, first);
 #pragma unroll
-  for (int i = 0; i < kFour; ++i) {
+  for (int i = 0; i < kPerThread; ++i) {
     const int64_t e = first + i;
     while (s < p.segment_count && p.segments[s].end <= e) ++s;
     const bool inside = s < p.segment_count && p.segments[s].begin <= e;
@@ -113,53 +114,53 @@ __device__ __forceinline__ void update_element(const Update<T>& p, const Factors
 // The weights of four neighbours that lie in a segment.
 template <typename T>
 __device__ __forceinline__ void store_weights(const Update<T>& p, int64_t first, int64_t shift,
-                                              const Four& w, unsigned owned) {
-  Vec<T, kFour> weights;
+                                              const Float4& w, unsigned owned) {
+  Vec<T, kPerThread> weights;
   if constexpr (sizeof(T) == 2) {
     if (p.stochastic_rounding) {
       const uint32_t t = static_cast<uint32_t>(p.results->updates + 1);
-      const auto words = rounding_words(p.inputs->seed, (first + shift) / kFour, t);
+      const auto words = rounding_words(p.inputs->seed, (first + shift) / kPerThread, t);
 #pragma unroll
-      for (int i = 0; i < kFour; ++i) weights.at[i] = rounded_at_random(w.at[i], words[i]);
+      for (int i = 0; i < kPerThread; ++i) weights.at[i] = rounded_at_random(w.at[i], words[i]);
     } else {
 #pragma unroll
-      for (int i = 0; i < kFour; ++i) weights.at[i] = from_float<T>(w.at[i]);
+      for (int i = 0; i < kPerThread; ++i) weights.at[i] = from_float<T>(w.at[i]);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < kFour; ++i) weights.at[i] = w.at[i];
+    for (int i = 0; i < kPerThread; ++i) weights.at[i] = w.at[i];
   }
   if (owned == 0xf) {
     weights.store(p.weights + first);
     return;
   }
 #pragma unroll
-  for (int i = 0; i < kFour; ++i)
+  for (int i = 0; i < kPerThread; ++i)
     if (owned >> i & 1) p.weights[first + i] = weights.at[i];
 }
 
 // Fewer than four elements at the end of the tensors.
-__device__ __forceinline__ Four load_some(const float* from, int count) {
-  if (count == kFour) return Four::load(from);
-  Four x{};
+__device__ __forceinline__ Float4 load_some(const float* from, int count) {
+  if (count == kPerThread) return Float4::load(from);
+  Float4 x{};
 #pragma unroll
-  for (int i = 0; i < kFour; ++i)
+  for (int i = 0; i < kPerThread; ++i)
     if (i < count) x.at[i] = from[i];
   return x;
 }
-__device__ __forceinline__ void store_some(const Four& x, float* to, int count) {
-  if (count == kFour) return x.store(to);
+__device__ __forceinline__ void store_some(const Float4& x, float* to, int count) {
+  if (count == kPerThread) return x.store(to);
 #pragma unroll
-  for (int i = 0; i < kFour; ++i)
+  for (int i = 0; i < kPerThread; ++i)
     if (i < count) to[i] = x.at[i];
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) adamw_kernel(Update<T> p) {
   if (p.results->skip) return;  // all threads of all blocks
-  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kFour;
-  const int count = static_cast<int>(min(int64_t{kFour}, p.elements - first));
-  Four w{}, m{}, v{}, g{}, decay{};
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPerThread;
+  const int count = static_cast<int>(min(int64_t{kPerThread}, p.elements - first));
+  Float4 w{}, m{}, v{}, g{}, decay{};
   if (count > 0) {
     w = load_some(p.masters + first, count), m = load_some(p.m + first, count);
     v = load_some(p.v + first, count), g = load_some(p.gradients + first, count);
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(Update<T> p) {
   const unsigned owned = find_decay(p, first, decay, shift);
   if (owned == 0) return;
 #pragma unroll
-  for (int i = 0; i < kFour; ++i)
+  for (int i = 0; i < kPerThread; ++i)
     if (owned >> i & 1) update_element(p, factors, g.at[i], decay.at[i], w.at[i], m.at[i], v.at[i]);
   store_some(w, p.masters + first, count);
   store_some(m, p.m + first, count);
@@ -217,9 +218,10 @@ void compute(const AdamW& args, const Context& context, const Tensor&) {
                     args.inputs,
                     args.results,
                     args.stochastic_rounding};
-  LATHE_CHECK(eights(0, p.masters, p.m, p.v, p.gradients, p.weights), "parameters are not aligned");
+  LATHE_CHECK(can_vectorize(0, p.masters, p.m, p.v, p.gradients, p.weights),
+              "parameters are not aligned");
   launch(adamw_kernel<T>,
-         {dim3(static_cast<unsigned>(ceil_div(elements, kThreads * kFour))), dim3(kThreads),
+         {dim3(static_cast<unsigned>(ceil_div(elements, kThreads * kPerThread))), dim3(kThreads),
           sizeof(Factors)},
          context.stream, p);
   if (args.last) launch(count_update_kernel, {dim3(1), dim3(1)}, context.stream, args.results);

@@ -23,6 +23,7 @@
 #include "kernels/cuda/attention_tile.cuh"
 #include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, ForwardTiling<kD>::kBlocks)
   constexpr int kM = Tiling::kM, kKeys = Tiling::kKeys;
   const Sizes& s = args.sizes;
   const int T = static_cast<int>(s.T);
-  const int blocks = (T + Tiling::kQueries - 1) / Tiling::kQueries;
+  const int blocks = ceil_div(T, Tiling::kQueries);
   const int H = static_cast<int>(s.H), head = static_cast<int>(blockIdx.x) / blocks;
   const int b = head / H, h = head % H;
   const int first = (blocks - 1 - static_cast<int>(blockIdx.x) % blocks) * Tiling::kQueries;
@@ -186,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, ForwardTiling<kD>::kBlocks)
   QueryState<kD, kM> state;
   const float scale = s.scale * kLog2E;
   const int last = first + Tiling::kQueries < T ? first + Tiling::kQueries : T;
-  const int count = (last + kKeys - 1) / kKeys;
+  const int count = ceil_div(last, kKeys);
 #pragma unroll 1
   for (int tile = 0; tile < count; ++tile) {
     ptx::cp_async_wait<0>();

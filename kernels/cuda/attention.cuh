@@ -10,6 +10,7 @@
 #include "kernels/cuda/dropout.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/ops.h"
+#include "kernels/round.h"
 
 namespace lathe::cuda::attention {
 
@@ -85,7 +86,7 @@ struct alignas(8) RowStatistics {
 };
 inline constexpr int64_t kStatisticsRows = 64;  // T is padded to a multiple of it
 constexpr int64_t padded_rows(int64_t T) {
-  return (T + kStatisticsRows - 1) / kStatisticsRows * kStatisticsRows;
+  return round_up(T, kStatisticsRows);
 }
 
 // The largest head sizes: of the kernels on tensor cores, and of those that take any number type.

@@ -33,6 +33,7 @@
 #include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -201,7 +202,7 @@ struct BlockPlace {
   int blocks, head, b, h, first;  // blocks of a head; the first row
 
   __device__ __forceinline__ BlockPlace(int T, int H, unsigned block)
-      : blocks((T + kBackwardRows - 1) / kBackwardRows) {
+      : blocks(ceil_div(T, kBackwardRows)) {
     const int place = static_cast<int>(block) % blocks;
     head = static_cast<int>(block) / blocks, b = head / H, h = head % H;
     first = (kOfKeys ? place : blocks - 1 - place) * kBackwardRows;  // the longest first
@@ -256,6 +257,23 @@ __device__ __forceinline__ void store_gradients(const FlashBackward& args,
   }
 }
 
+// Starts to copy a tile of what a block's rows meet: queries with their dout and statistics, or
+// keys with their values.
+template <int kD, bool kOfKeys>
+__device__ __forceinline__ void load_met(const BackwardShared<kD>& shared, const GlobalRows& u,
+                                         const GlobalRows& w, const RowStatistics* statistics,
+                                         int tile, int T) {
+  constexpr int kTileRows = BackwardTiling<kD>::kTileRows;
+  const int at = tile * kTileRows;
+  load_tile<kD, kTileRows>(shared.u(tile), u.from(at), T - at);
+  load_tile<kD, kTileRows>(shared.w(tile), w.from(at), T - at);
+  constexpr int kPerCopy = 16 / sizeof(RowStatistics);
+  const int thread = static_cast<int>(threadIdx.x) * kPerCopy;
+  if (kOfKeys && thread < kTileRows)
+    ptx::cp_async_16(shared.statistics_of(tile) + thread, statistics + at + thread);
+  ptx::cp_async_commit();
+}
+
 template <int kD, bool kOfKeys, bool kDropout>
 __global__ void __launch_bounds__(kThreads, BackwardTiling<kD>::blocks(kOfKeys))
     flash_backward_kernel(FlashBackward args) {
@@ -276,18 +294,11 @@ __global__ void __launch_bounds__(kThreads, BackwardTiling<kD>::blocks(kOfKeys))
   const GlobalRows dout{args.dout + static_cast<int64_t>(b) * T * C + h * D, C, D, args.vectorized};
   const RowStatistics* const statistics = args.statistics + head * padded_rows(T);
   const auto load = [&](int tile) {
-    const int at = tile * kTileRows;
-    load_tile<kD, kTileRows>(shared.u(tile), (kOfKeys ? q : k).from(at), T - at);
-    load_tile<kD, kTileRows>(shared.w(tile), (kOfKeys ? dout : v).from(at), T - at);
-    constexpr int kPerCopy = 16 / sizeof(RowStatistics);
-    const int thread = static_cast<int>(threadIdx.x) * kPerCopy;
-    if (kOfKeys && thread < kTileRows)
-      ptx::cp_async_16(shared.statistics_of(tile) + thread, statistics + at + thread);
-    ptx::cp_async_commit();
+    load_met<kD, kOfKeys>(shared, kOfKeys ? q : k, kOfKeys ? dout : v, statistics, tile, T);
   };
   const int begin = kOfKeys ? first / kTileRows : 0;
   const int last = kOfKeys || first + Tiling::kRows > T ? T : first + Tiling::kRows;
-  const int end = (last + kTileRows - 1) / kTileRows;
+  const int end = ceil_div(last, kTileRows);
   load_tile<kD, Tiling::kRows>(shared.x, (kOfKeys ? k : q).from(first), T - first);
   load_tile<kD, Tiling::kRows>(shared.y, (kOfKeys ? v : dout).from(first), T - first);
   ptx::cp_async_commit();

@@ -15,6 +15,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -66,11 +67,57 @@ __device__ __forceinline__ void publish(const LaneColumns& columns, float* all, 
   }
 }
 
+// The softmax of a query over the keys that a warp has taken so far, and the sum of their values.
+struct WarpSoftmax {
+  float highest = -INFINITY, sum = 0;  // the highest score; the sum of exp(score - highest)
+  LaneColumns out;
+};
+
+// Takes one more key; if it is not kept, dropout has removed its value.
+__device__ __forceinline__ void take_key(WarpSoftmax& softmax, float score, bool kept,
+                                         const LaneColumns& value, int D) {
+  const float higher = fmaxf(softmax.highest, score);
+  const float correction = expf(softmax.highest - higher), p = expf(score - higher);
+  softmax.highest = higher;
+  softmax.sum = softmax.sum * correction + p;
+  add(softmax.out, correction, kept ? p : 0.0f, value, D);
+}
+
+// Merges the warps' softmaxes in their order and writes the sum of values, times a factor, as a row
+// of D. Returns the logsumexp of all scores.
+template <typename T>
+__device__ __forceinline__ float write_softmax(const WarpSoftmax& softmax, float* all, int D,
+                                               float factor, T* to) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  float *const all_highest = all, *const all_sums = all_highest + kPlainWarps;
+  float* const all_out = all_sums + kPlainWarps;
+  if (threadIdx.x % kWarp == 0) all_highest[warp] = softmax.highest, all_sums[warp] = softmax.sum;
+  publish(softmax.out, all_out, D);
+  __syncthreads();
+  float top = all_highest[0], total = 0, weight[kPlainWarps];
+#pragma unroll
+  for (int w = 1; w < kPlainWarps; ++w) top = fmaxf(top, all_highest[w]);
+#pragma unroll
+  for (int w = 0; w < kPlainWarps; ++w) {
+    weight[w] = expf(all_highest[w] - top);
+    total += all_sums[w] * weight[w];
+  }
+  factor /= total;
+  for (int c = static_cast<int>(threadIdx.x); c < D; c += kPlainThreads) {
+    float x = 0;
+#pragma unroll
+    for (int w = 0; w < kPlainWarps; ++w) x += all_out[w * D + c] * weight[w];
+    to[c] = from_float<T>(x * factor);
+  }
+  __syncthreads();
+  return top + logf(total);
+}
+
 template <typename T, int kRows>
 __global__ void __launch_bounds__(kPlainThreads)
     plain_forward_kernel(PlainForward<T> args, Sizes s, DropoutMask dropout) {
   const int T_ = static_cast<int>(s.T), H = static_cast<int>(s.H), D = static_cast<int>(s.D);
-  const int blocks = (T_ + kRows - 1) / kRows, past = static_cast<int>(args.past);
+  const int blocks = ceil_div(T_, kRows), past = static_cast<int>(args.past);
   const int head = static_cast<int>(blockIdx.x) / blocks, b = head / H, h = head % H;
   const int first = (blocks - 1 - static_cast<int>(blockIdx.x) % blocks) * kRows;
   const int rows = min(kRows, T_ - first);
@@ -79,11 +126,10 @@ __global__ void __launch_bounds__(kPlainThreads)
   const T* const keys = args.k + b * args.kv_batch + h * D;
   const T* const values = args.v + b * args.kv_batch + h * D;
 
-  LaneColumns q[kRows], out[kRows];
-  float highest[kRows], sum[kRows] = {};
+  LaneColumns q[kRows];
+  WarpSoftmax softmax[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    highest[r] = -INFINITY;
     const int64_t row = first + min(r, rows - 1);
     q[r] = load_columns(args.q + b * args.q_batch + h * D + row * args.q_stride, D);
   }
@@ -94,42 +140,19 @@ __global__ void __launch_bounds__(kPlainThreads)
     for (int r = 0; r < kRows; ++r) {
       const float score = dot(q[r], k, D) * s.scale;
       if (key > past + first + r) continue;
-      const float higher = fmaxf(highest[r], score);
-      const float correction = expf(highest[r] - higher), p = expf(score - higher);
-      highest[r] = higher;
-      sum[r] = sum[r] * correction + p;
-      const bool kept = !dropout.active || mask.keeps(first + r, key);
-      add(out[r], correction, kept ? p : 0.0f, v, D);
+      take_key(softmax[r], score, !dropout.active || mask.keeps(first + r, key), v, D);
     }
   }
 
-  float* const all_highest = reinterpret_cast<float*>(ptx::shared_memory());
-  float *const all_sums = all_highest + kPlainWarps, *const all_out = all_sums + kPlainWarps;
+  float* const all = reinterpret_cast<float*>(ptx::shared_memory());
+  const float factor = dropout.active ? mask.scale() : 1.0f;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     if (r >= rows) break;
-    if (threadIdx.x % kWarp == 0) all_highest[warp] = highest[r], all_sums[warp] = sum[r];
-    publish(out[r], all_out, D);
-    __syncthreads();
-    float top = all_highest[0], total = 0, weight[kPlainWarps];
-#pragma unroll
-    for (int w = 1; w < kPlainWarps; ++w) top = fmaxf(top, all_highest[w]);
-#pragma unroll
-    for (int w = 0; w < kPlainWarps; ++w) {
-      weight[w] = expf(all_highest[w] - top);
-      total += all_sums[w] * weight[w];
-    }
-    const float factor = (dropout.active ? mask.scale() : 1.0f) / total;
     T* const to = args.out + b * args.out_batch + h * D + (first + r) * args.out_stride;
-    for (int c = static_cast<int>(threadIdx.x); c < D; c += kPlainThreads) {
-      float x = 0;
-#pragma unroll
-      for (int w = 0; w < kPlainWarps; ++w) x += all_out[w * D + c] * weight[w];
-      to[c] = from_float<T>(x * factor);
-    }
+    const float logsumexp = write_softmax(softmax[r], all, D, factor, to);
     if (args.logsumexp && threadIdx.x == 0)
-      args.logsumexp[static_cast<int64_t>(head) * T_ + first + r] = top + logf(total);
-    __syncthreads();
+      args.logsumexp[static_cast<int64_t>(head) * T_ + first + r] = logsumexp;
   }
 }
 
@@ -155,7 +178,7 @@ __global__ void __launch_bounds__(kPlainThreads)
     plain_backward_kernel(PlainBackward<T> args, Sizes s, DropoutMask dropout) {
   constexpr int kRows = kPlainRows;
   const int T_ = static_cast<int>(s.T), H = static_cast<int>(s.H), D = static_cast<int>(s.D);
-  const int blocks = (T_ + kRows - 1) / kRows;
+  const int blocks = ceil_div(T_, kRows);
   const int head = static_cast<int>(blockIdx.x) / blocks, b = head / H, h = head % H;
   const int first = static_cast<int>(blockIdx.x) % blocks * kRows;
   const int rows = min(kRows, T_ - first);

@@ -16,6 +16,7 @@
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda::attention {
 
@@ -61,7 +62,7 @@ __device__ __forceinline__ void load_tile(Bf16* tile, const GlobalRows& rows, in
   static_assert(kRows % kDown == 0 && kDown % 8 == 0);
   const int row = static_cast<int>(threadIdx.x) / kAcross;
   const int chunk = static_cast<int>(threadIdx.x) % kAcross;
-  // Within kAcross chunks and from one eight of rows to another the chunks change places alike.
+  // Within kAcross chunks and from one group of 8 rows to the next the chunks change places alike.
   Bf16* const to = tile + tile_offset<kD>(row, chunk);
   const Bf16* from = rows.from(row).data + chunk * kChunk;
   if (rows.vectorized) {
@@ -241,7 +242,7 @@ __device__ __forceinline__ void store_rows(const float (&sums)[kD / 8][4], float
 // the place of the rows, kD floats.
 template <int kD>
 __device__ __forceinline__ void sum_stored_rows(Bf16* tile, int first, int count) {
-  constexpr int kPairs = (kD / 2 + kWarp - 1) / kWarp;  // of columns, of a lane
+  constexpr int kPairs = ceil_div(kD / 2, kWarp);  // of columns, of a lane
   float sums[kPairs][2] = {};
 #pragma unroll
   for (int p = 0; p < kPairs; ++p) {

@@ -11,6 +11,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rounding.cuh"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -55,7 +56,7 @@ void cast_elements(const Cast& args, cudaStream_t stream) {
            to, from, count);
   };
   constexpr int kMost = std::min(kVec<From>, kVec<To>);
-  if (eights(0, to, from)) {
+  if (can_vectorize(0, to, from)) {
     launch_by.template operator()<kMost>();
   } else {
     launch_by.template operator()<1>();

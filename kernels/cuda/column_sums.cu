@@ -22,6 +22,7 @@
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(256)
   for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) d[r * ld + column] = value;
 }
 
-// Rows that a block sums: grows where so many rows would need a taller grid than CUDA allows.
+// Rows that a block sums: more if the grid would otherwise be taller than kTallestGrid.
 int64_t rows_of_block(int64_t rows) {
   constexpr int64_t kTallestGrid = 4096;
   return std::max<int64_t>(kRowsOfBlock, ceil_div(rows, kTallestGrid));

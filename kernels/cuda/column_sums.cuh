@@ -6,7 +6,7 @@
 
 namespace lathe::cuda {
 
-// Threads of a block: a warp side by side, each with V columns, and so many rows of warps.
+// A block has kColumnRows rows of threads; each row is a warp, and each thread has V columns.
 inline constexpr int kColumnRows = 8;
 template <int V>
 constexpr size_t column_sums_shared = sizeof(float) * kColumnRows* kWarp* V;

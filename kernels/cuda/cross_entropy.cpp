@@ -18,6 +18,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/parts.h"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -25,10 +26,6 @@ namespace {
 
 constexpr int64_t kRowUnit = 128;                    // of a product's tiles
 constexpr int64_t kLogitsAtOnce = int64_t{1} << 26;  // unless the call says how many
-
-constexpr size_t aligned(size_t bytes) {
-  return (bytes + 255) / 256 * 256;
-}
 
 template <typename T>
 struct Call {
@@ -44,7 +41,7 @@ struct Call {
     const int64_t logits = args.logits_at_once > 0 ? args.logits_at_once : kLogitsAtOnce;
     const int64_t most = std::max(kRowUnit, logits / std::max<int64_t>(1, vocabulary));
     const int64_t chunks = even_chunks(std::max<int64_t>(1, ceil_div(rows, most)));
-    chunk = std::min(rows, ceil_div(ceil_div(rows, chunks), kRowUnit) * kRowUnit);
+    chunk = std::min(rows, round_up(ceil_div(rows, chunks), kRowUnit));
   }
   // One chunk more than `least` if these are all of one length: then their products have one
   // plan.
@@ -54,7 +51,7 @@ struct Call {
     return least;
   }
   size_t logits_bytes() const {
-    return aligned(static_cast<size_t>(chunk * vocabulary) * sizeof(float));
+    return round_up(static_cast<size_t>(chunk * vocabulary) * sizeof(float), kArenaAlignment);
   }
   const T* x(int64_t first) const { return data<T>(args.x_nc) + first * channels; }
   // In elements of T.
@@ -65,7 +62,7 @@ struct Call {
   MatmulArgs logits_product(float* logits, int64_t first, int64_t count) const {
     MatmulArgs product;
     product.m = count, product.n = vocabulary, product.k = channels;
-    product.a = x(first), product.b = args.wte_vc.data, product.d = logits;
+    product.a = x(first), product.b = args.wte_vc.data, product.c = logits;
     product.transpose_b = true;
     product.input = kernel_dtype<T>, product.output = DType::fp32;
     return product;
@@ -73,16 +70,16 @@ struct Call {
   MatmulArgs dx_product(const float* dlogits, int64_t first, int64_t count) const {
     MatmulArgs product;
     product.m = count, product.n = channels, product.k = vocabulary;
-    product.a = dlogits, product.ld_a = ld_dlogits();
-    product.b = args.wte_vc.data, product.d = data<T>(args.dx_nc) + first * channels;
+    product.a = dlogits, product.lda = ld_dlogits();
+    product.b = args.wte_vc.data, product.c = data<T>(args.dx_nc) + first * channels;
     product.input = product.output = kernel_dtype<T>;
     return product;
   }
   MatmulArgs dwte_product(const float* dlogits, int64_t first, int64_t count) const {
     MatmulArgs product;
     product.m = vocabulary, product.n = channels, product.k = count;
-    product.a = dlogits, product.ld_a = ld_dlogits(), product.transpose_a = true;
-    product.b = x(first), product.d = args.dwte_vc.data;
+    product.a = dlogits, product.lda = ld_dlogits(), product.transpose_a = true;
+    product.b = x(first), product.c = args.dwte_vc.data;
     product.accumulate = args.accumulate || first > 0;
     product.input = kernel_dtype<T>, product.output = DType::fp32;
     return product;

@@ -30,6 +30,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -362,10 +363,6 @@ __global__ void __launch_bounds__(kSumThreads) sum_positions_kernel(Backward<T> 
 
 // ---- Launchers.
 
-constexpr size_t aligned_bytes(size_t bytes) {
-  return (bytes + 255) / 256 * 256;
-}
-
 // What the workspace of the backward pass holds.
 struct Parts {
   int64_t stretches, tiles;
@@ -373,8 +370,9 @@ struct Parts {
   Parts(int64_t rows, int64_t channels)
       : stretches(ceil_div(rows, kStretch)),
         tiles(ceil_div(rows, kTile)),
-        sorted_bytes(aligned_bytes(static_cast<size_t>(rows) * sizeof(SortedRow))),
-        count_bytes(aligned_bytes(static_cast<size_t>(kDigits * (tiles + 1)) * sizeof(unsigned))),
+        sorted_bytes(round_up(static_cast<size_t>(rows) * sizeof(SortedRow), kArenaAlignment)),
+        count_bytes(round_up(static_cast<size_t>(kDigits * (tiles + 1)) * sizeof(unsigned),
+                             kArenaAlignment)),
         border_bytes(static_cast<size_t>(stretches * 2 * channels) * sizeof(float)) {}
   size_t total() const { return 2 * sorted_bytes + count_bytes + border_bytes; }
 };
@@ -434,8 +432,8 @@ void compute(const EmbeddingForward& args, const Context& context, const Tensor&
                      vocabulary,
                      args.first_position};
   const LaunchShape shape{dim3(static_cast<unsigned>(ceil_div(rows, kRows))), dim3(kRows * kWarp)};
-  if (eights(channels, p.x, p.wte, p.wpe)) {
-    launch(forward_kernel<T, kEight>, shape, context.stream, p);
+  if (can_vectorize(channels, p.x, p.wte, p.wpe)) {
+    launch(forward_kernel<T, kVectorWidth>, shape, context.stream, p);
   } else {
     launch(forward_kernel<T, 1>, shape, context.stream, p);
   }
@@ -484,8 +482,8 @@ void compute(const EmbeddingBackward& args, const Context& context, const Tensor
                       vocabulary,
                       positions,
                       args.accumulate};
-  if (eights(channels, p.dwte, p.dwpe, p.dx, p.borders)) {
-    launch_backward<T, kEight>(p, parts, context.stream);
+  if (can_vectorize(channels, p.dwte, p.dwpe, p.dx, p.borders)) {
+    launch_backward<T, kVectorWidth>(p, parts, context.stream);
   } else {
     launch_backward<T, 1>(p, parts, context.stream);
   }

@@ -21,6 +21,7 @@
 #include "kernels/cuda/gelu.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -48,11 +49,12 @@ __device__ __forceinline__ void activate(const T* from, T* to) {
 
 template <typename T, Gelu kGelu>
 __global__ void __launch_bounds__(kThreads) forward_kernel(Forward<T> p, bool aligned) {
-  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kEight;
-  if (aligned && at + kEight <= p.count) {
-    activate<kGelu, kEight>(p.x + at, p.y + at);
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVectorWidth;
+  if (aligned && at + kVectorWidth <= p.count) {
+    activate<kGelu, kVectorWidth>(p.x + at, p.y + at);
   } else {
-    for (int64_t i = at; i < p.count && i < at + kEight; ++i) activate<kGelu, 1>(p.x + i, p.y + i);
+    for (int64_t i = at; i < p.count && i < at + kVectorWidth; ++i)
+      activate<kGelu, 1>(p.x + i, p.y + i);
   }
 }
 
@@ -85,13 +87,13 @@ struct Operands {
 
 template <typename T, Gelu kGelu>
 __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<T> p, bool aligned) {
-  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kEight;
-  if (aligned && at + kEight <= p.count) {
-    Operands<T, kEight> operands;
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVectorWidth;
+  if (aligned && at + kVectorWidth <= p.count) {
+    Operands<T, kVectorWidth> operands;
     operands.load(p, at);
     operands.template gradient<kGelu>().store(p.dx + at);
   } else {
-    for (int64_t i = at; i < p.count && i < at + kEight; ++i) {
+    for (int64_t i = at; i < p.count && i < at + kVectorWidth; ++i) {
       Operands<T, 1> operands;
       operands.load(p, i);
       operands.template gradient<kGelu>().store(p.dx + i);
@@ -143,13 +145,14 @@ void with_gelu(Gelu gelu, const Run& run) {
 }
 
 LaunchShape flat_shape(int64_t count) {
-  return {dim3(static_cast<unsigned>(ceil_div(count, kThreads * kEight))), dim3(kThreads)};
+  return {dim3(static_cast<unsigned>(ceil_div(count, kThreads * kVectorWidth))), dim3(kThreads)};
 }
 
 // Blocks along the rows, each with partial sums of its own. Chosen by the shape alone, so that
 // planning, which has no addresses, comes to the same number.
 int64_t sum_blocks(int64_t rows, int64_t columns, const Context& context) {
-  const int64_t across = ceil_div(columns, columns % kEight == 0 ? kWarp * kEight : kWarp);
+  const int64_t across =
+      ceil_div(columns, columns % kVectorWidth == 0 ? kWarp * kVectorWidth : kWarp);
   const int64_t held = int64_t{context.multiprocessors} * kSumBlocks;
   return std::clamp<int64_t>(held / across, 1, std::max<int64_t>(1, ceil_div(rows, kColumnRows)));
 }
@@ -172,7 +175,8 @@ void compute(const GeluForward& args, const Context& context, const Tensor&) {
   check_vector(args.y, kernel_dtype<T>, elements, "y");
   const Forward<T> p{data<T>(args.y), data<T>(args.x), elements};
   with_gelu(args.gelu, [&]<Gelu kGelu>() {
-    launch(forward_kernel<T, kGelu>, flat_shape(elements), context.stream, p, eights(0, p.y, p.x));
+    launch(forward_kernel<T, kGelu>, flat_shape(elements), context.stream, p,
+           can_vectorize(0, p.y, p.x));
   });
 }
 
@@ -194,7 +198,7 @@ void compute(const GeluBackward& args, const Context& context, const Tensor& wor
   if (!args.dx_sums_i) {
     with_gelu(args.gelu, [&]<Gelu kGelu>() {
       launch(backward_kernel<T, kGelu>, flat_shape(elements), context.stream, p,
-             eights(0, p.dx, p.x, p.dy));
+             can_vectorize(0, p.dx, p.x, p.dy));
     });
     return;
   }
@@ -204,8 +208,8 @@ void compute(const GeluBackward& args, const Context& context, const Tensor& wor
   auto* const partials = static_cast<float*>(workspace.data);
   const int64_t blocks = sum_blocks(rows_of(args.dx), columns, context);
   with_gelu(args.gelu, [&]<Gelu kGelu>() {
-    if (eights(columns, p.dx, p.x, p.dy)) {
-      launch_sums<T, kGelu, kEight>(p, partials, columns, blocks, context.stream);
+    if (can_vectorize(columns, p.dx, p.x, p.dy)) {
+      launch_sums<T, kGelu, kVectorWidth>(p, partials, columns, blocks, context.stream);
     } else {
       launch_sums<T, kGelu, 1>(p, partials, columns, blocks, context.stream);
     }

@@ -16,6 +16,7 @@
 #include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -43,7 +44,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 
 // Three levels of the tree over values[first .. first + 8): what is missing at the end is 0, which
 // changes no sum.
-__device__ __forceinline__ double sum_of_eight(const double* values, int64_t first, int64_t count) {
+__device__ __forceinline__ double sum_of_children(const double* values, int64_t first,
+                                                  int64_t count) {
   double v[kFan];
 #pragma unroll
   for (int i = 0; i < kFan; ++i) v[i] = first + i < count ? values[first + i] : 0.0;
@@ -54,10 +56,10 @@ __device__ __forceinline__ double sum_of_eight(const double* values, int64_t fir
 __global__ void __launch_bounds__(kTreeThreads)
     finish_kernel(double* sums, int64_t count, double grad_clip, StepResults* results) {
   while (count > 1) {
-    const int64_t next = (count + kFan - 1) / kFan;
+    const int64_t next = ceil_div(count, kFan);
     for (int64_t round = 0; round < next; round += kTreeThreads) {
       const int64_t i = round + threadIdx.x;
-      const double sum = i < next ? sum_of_eight(sums, i * kFan, count) : 0.0;
+      const double sum = i < next ? sum_of_children(sums, i * kFan, count) : 0.0;
       __syncthreads();
       if (i < next) sums[i] = sum;
       __syncthreads();

@@ -17,10 +17,6 @@ inline void check_cuda(cudaError_t error, const char* what) {
       fmt::format("{}: {} ({})", what, cudaGetErrorString(error), cudaGetErrorName(error)));
 }
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 struct LaunchShape {
   dim3 grid, block;
   size_t shared_bytes = 0;  // dynamic shared memory, as ptx::shared_memory() gives it

@@ -33,6 +33,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -113,32 +114,32 @@ __global__ void __launch_bounds__(kThreads == kWarp ? kWarp * kForwardRows : kTh
   if (row >= p.rows) return;  // whole warps, or nobody
   const StepInputs step = p.mask.read_inputs();
   const float size = static_cast<float>(p.channels);
-  float r[kItems][kEight];
+  float r[kItems][kVectorWidth];
   float sum = 0;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    const int64_t c = kEight * (threadIdx.x + k * kThreads);
+    const int64_t c = kVectorWidth * (threadIdx.x + k * kThreads);
     if (c < p.channels) load_residual(p, step, row * p.channels + c, r[k]);
   }
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    if (kEight * (threadIdx.x + k * kThreads) >= p.channels) continue;
+    if (kVectorWidth * (threadIdx.x + k * kThreads) >= p.channels) continue;
 #pragma unroll
-    for (int i = 0; i < kEight; ++i) sum += r[k][i];
+    for (int i = 0; i < kVectorWidth; ++i) sum += r[k][i];
   }
   const float mean = row_sum<kThreads>(sum) / size;
   float squares = 0;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    if (kEight * (threadIdx.x + k * kThreads) >= p.channels) continue;
+    if (kVectorWidth * (threadIdx.x + k * kThreads) >= p.channels) continue;
 #pragma unroll
-    for (int i = 0; i < kEight; ++i) squares += (r[k][i] - mean) * (r[k][i] - mean);
+    for (int i = 0; i < kVectorWidth; ++i) squares += (r[k][i] - mean) * (r[k][i] - mean);
   }
   const float rstd = 1.0f / sqrtf(row_sum<kThreads>(squares) / size + kEpsilon);
   if (threadIdx.x == 0) p.mean[row] = mean, p.rstd[row] = rstd;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    const int64_t c = kEight * (threadIdx.x + k * kThreads);
+    const int64_t c = kVectorWidth * (threadIdx.x + k * kThreads);
     if (c < p.channels) normalise(p, r[k], mean, rstd, row, c);
   }
 }
@@ -212,7 +213,7 @@ __device__ __forceinline__ void store_gradient(const Backward<T>& p, const RowFa
 // What a thread sums over its rows, of its items.
 template <int kItems>
 struct RowSums {
-  float at[kSums][kItems][kEight] = {};
+  float at[kSums][kItems][kVectorWidth] = {};
 };
 
 // The means of g and of g hat over the threads that share a row, `share` being 1 / C. Two scratches
@@ -242,12 +243,12 @@ __device__ void store_partials(float* partials, float* shared, const RowSums<kIt
     if (static_cast<int>(threadIdx.y) == y) {
 #pragma unroll
       for (int k = 0; k < kItems; ++k) {
-        const int64_t c = kEight * (threadIdx.x + k * blockDim.x);
+        const int64_t c = kVectorWidth * (threadIdx.x + k * blockDim.x);
         if (c >= channels) continue;
 #pragma unroll
-        for (int i = 0; i < kSums * kEight; ++i) {
-          float& sum = sums[i / kEight * channels + c + i % kEight];
-          const float value = own.at[i / kEight][k][i % kEight];
+        for (int i = 0; i < kSums * kVectorWidth; ++i) {
+          float& sum = sums[i / kVectorWidth * channels + c + i % kVectorWidth];
+          const float value = own.at[i / kVectorWidth][k][i % kVectorWidth];
           sum = y == 0 ? value : sum + value;
         }
       }
@@ -279,10 +280,10 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kItems>)
        first += gridDim.x * blockDim.y, turn ^= 1) {
     const int64_t row = first + threadIdx.y, at = row * p.channels;
     const int64_t end = row < p.rows ? p.channels : 0;
-    Stored<T, kEight> residual[kItems], dout[kItems], d_residual[kItems];
+    Stored<T, kVectorWidth> residual[kItems], dout[kItems], d_residual[kItems];
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
-      const int64_t c = kEight * (threadIdx.x + k * blockDim.x);
+      const int64_t c = kVectorWidth * (threadIdx.x + k * blockDim.x);
       if (c >= end) continue;
       residual[k].load(p.residual + at + c);
       dout[k].load(p.dout + at + c);
@@ -290,15 +291,15 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kItems>)
     }
     RowFactors factors{};
     if (end > 0) factors = {p.mean[row], p.rstd[row], 0, 0};
-    float hat[kItems][kEight], g[kItems][kEight];
+    float hat[kItems][kVectorWidth], g[kItems][kVectorWidth];
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
-      const int64_t c = kEight * (threadIdx.x + k * blockDim.x);
+      const int64_t c = kVectorWidth * (threadIdx.x + k * blockDim.x);
       if (c >= end) continue;
-      float weight[kEight];
+      float weight[kVectorWidth];
       load_floats(p.weight + c, weight);
 #pragma unroll
-      for (int i = 0; i < kEight; ++i) {
+      for (int i = 0; i < kVectorWidth; ++i) {
         const float d = dout[k].at(i);
         hat[k][i] = (residual[k].at(i) - factors.mean) * factors.rstd;
         sums.at[0][k][i] += d * hat[k][i];
@@ -311,11 +312,11 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kItems>)
     take_means(factors, share, scratch + turn * warps + threadIdx.y * (blockDim.x / kWarp));
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
-      const int64_t c = kEight * (threadIdx.x + k * blockDim.x);
+      const int64_t c = kVectorWidth * (threadIdx.x + k * blockDim.x);
       if (c >= end) continue;
-      float d[kEight];
+      float d[kVectorWidth];
 #pragma unroll
-      for (int i = 0; i < kEight; ++i) d[i] = p.fresh ? 0.0f : d_residual[k].at(i);
+      for (int i = 0; i < kVectorWidth; ++i) d[i] = p.fresh ? 0.0f : d_residual[k].at(i);
       store_gradient(p, factors, hat[k], g[k], at + c, d, sums.at[2][k]);
     }
   }
@@ -397,12 +398,12 @@ int64_t sequence_elements(const DropoutMask& mask, const Tensor& x_btc) {
   return x_btc.shape[1] * x_btc.shape[2];
 }
 
-// Calls visit.template operator()<threads of a row, items of a thread>(); false where no instance
-// holds a row of so many channels.
+// Calls visit.template operator()<threads of a row, items of a thread>(); false if no instance
+// holds a row of this length.
 template <typename Visit>
 bool with_instance(int64_t channels, const Visit& visit) {
-  const int threads = channels <= kWarp * kEight * kForwardItems ? kWarp : kWide;
-  const int64_t items = ceil_div(channels, threads * kEight);
+  const int threads = channels <= kWarp * kVectorWidth * kForwardItems ? kWarp : kWide;
+  const int64_t items = ceil_div(channels, threads * kVectorWidth);
   const auto of_items = [&]<int kThreads>() {
     if (items == 1) visit.template operator()<kThreads, 1>();
     if (items == 2) visit.template operator()<kThreads, 2>();
@@ -431,9 +432,9 @@ struct BackwardGrid {
   int64_t blocks;
 };
 BackwardGrid backward_grid(int64_t rows, int64_t channels, const Context& context) {
-  const int64_t loads = ceil_div(channels, kEight), items = ceil_div(loads, kBackwardThreads);
+  const int64_t loads = ceil_div(channels, kVectorWidth), items = ceil_div(loads, kBackwardThreads);
   const int64_t multiprocessors = context.multiprocessors;
-  if (channels % kEight != 0 || items > kBackwardItems)
+  if (channels % kVectorWidth != 0 || items > kBackwardItems)
     return {0, dim3(kWide), std::min(rows, multiprocessors * kAnyBlocks)};
   // Narrow rows share a block, so that there are fewer partials; not too many, as they wait for
   // each other at its barriers.
@@ -473,7 +474,7 @@ void compute(const LayerNormForward& args, const Context& context, const Tensor&
            {dim3(grid_of(ceil_div(rows, kRows))), dim3(kThreads, kRows), kReductionBytes},
            context.stream, p);
   };
-  if (eights(channels, p.out, p.residual_out, p.x, p.residual_in, p.weight, p.bias) &&
+  if (can_vectorize(channels, p.out, p.residual_out, p.x, p.residual_in, p.weight, p.bias) &&
       with_instance(channels, launch_rows))
     return;
   launch(forward_any_kernel<T>, {dim3(grid_of(rows)), dim3(kWide), kReductionBytes}, context.stream,
@@ -513,7 +514,8 @@ void compute(const LayerNormBackward& args, const Context& context, const Tensor
     const size_t sums = block.y > 1 ? static_cast<size_t>(kSums * channels) * sizeof(float) : 0;
     launch(kernel, {dim3(grid_of(grid.blocks)), block, scratch + sums}, context.stream, p);
   };
-  if (grid.items == 0 || !eights(channels, p.d_residual, p.dx, p.dout, p.residual, p.weight)) {
+  if (grid.items == 0 ||
+      !can_vectorize(channels, p.d_residual, p.dx, p.dout, p.residual, p.weight)) {
     launch_rows(backward_any_kernel<T>, dim3(kWide));
   } else if (grid.items == 1) {
     launch_rows(backward_kernel<T, 1>, grid.block);

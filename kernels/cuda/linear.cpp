@@ -26,8 +26,8 @@ template <typename T>
 MatmulArgs forward_product(const LinearForward& args, const Tensor& to) {
   MatmulArgs product;
   product.m = rows_of(args.x_ni), product.k = columns_of(args.x_ni), product.n = columns_of(to);
-  product.a = args.x_ni.data, product.b = args.weight_io.data, product.d = to.data;
-  product.bias_n = args.bias_o.data;
+  product.a = args.x_ni.data, product.b = args.weight_io.data, product.c = to.data;
+  product.bias = args.bias_o.data;
   product.input = product.output = kernel_dtype<T>;
   return product;
 }
@@ -38,7 +38,7 @@ MatmulArgs input_product(const LinearBackward& args) {
   MatmulArgs product;
   product.m = rows_of(args.dy_no), product.k = columns_of(args.dy_no);
   product.n = columns_of(args.x_ni);
-  product.a = args.dy_no.data, product.b = args.weight_io.data, product.d = args.dx_ni.data;
+  product.a = args.dy_no.data, product.b = args.weight_io.data, product.c = args.dx_ni.data;
   product.transpose_b = true;
   product.input = product.output = kernel_dtype<T>;
   return product;
@@ -50,7 +50,7 @@ MatmulArgs weight_product(const LinearBackward& args) {
   MatmulArgs product;
   product.m = columns_of(args.x_ni), product.k = rows_of(args.x_ni);
   product.n = columns_of(args.dy_no);
-  product.a = args.x_ni.data, product.b = args.dy_no.data, product.d = args.dweight_io.data;
+  product.a = args.x_ni.data, product.b = args.dy_no.data, product.c = args.dweight_io.data;
   product.transpose_a = true;
   product.accumulate = args.accumulate;
   product.input = kernel_dtype<T>, product.output = DType::fp32;

@@ -15,6 +15,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/round.h"
 
 namespace lathe::cuda {
 
@@ -78,12 +79,12 @@ void compute(const Logits& args, const Context& context, const Tensor&) {
             dim3(kWarps * kWarp)},
            context.stream, p);
   };
-  if (!eights(channels, p.x, p.wte)) {
+  if (!can_vectorize(channels, p.x, p.wte)) {
     launch_rows.template operator()<kMostRows, 1>();
   } else if (rows == 1) {
-    launch_rows.template operator()<1, kEight>();
+    launch_rows.template operator()<1, kVectorWidth>();
   } else {
-    launch_rows.template operator()<kMostRows, kEight>();
+    launch_rows.template operator()<kMostRows, kVectorWidth>();
   }
 }
 

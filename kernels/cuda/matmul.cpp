@@ -1,19 +1,19 @@
 // Matrix products by cuBLASLt.
 //
 // Layout: cuBLASLt thinks column-major. A row-major matrix [r, c] is, in memory, the column-major
-// matrix [c, r], its transpose. So d = a b is asked for as d' = b' a': cuBLASLt's A is our b, its B
+// matrix [c, r], its transpose. So c = a b is asked for as c' = b' a': cuBLASLt's A is our b, its B
 // our a, its D has n rows and m columns, and nothing is ever transposed in memory. Its vectors
 // along the rows of D, as the bias, have n elements.
 //
 // Epilogues. The bias is added by the library, in fp32 before the one rounding. If it cannot (a
-// bias that is not aligned to 16 bytes), d is filled with it and the product added, which rounds
+// bias that is not aligned to 16 bytes), c is filled with it and the product added, which rounds
 // once as well. Epilogues that sum a bias' gradient are not used: what makes dy has summed it
 // already. Nor are GELU epilogues: they apply GELU (only the tanh form) to the unrounded sum, while
 // the contract of LinearForward wants GELU of the rounded pre-activation, so that fused and
 // unfused, and what is recomputed, give the same bits. GELU is a kernel of its own.
 //
 // Sums that are split over k must meet in fp32: of cuBLASLt's reduction schemes only COMPUTE_TYPE
-// is allowed (the others keep partial sums in the type of d, or add them in any order).
+// is allowed (the others keep partial sums in the type of c, or add them in any order).
 #include "kernels/cuda/matmul.h"
 
 #include <algorithm>
@@ -47,31 +47,31 @@ using Layout =
 using Preference =
     std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, decltype(&cublasLtMatmulPreferenceDestroy)>;
 
-// How one shape is computed. `a` and `b` are ours, not cuBLASLt's.
-struct Plan {
+// How one shape is computed. The names of the operands are ours, not cuBLASLt's.
+struct MatmulPlan {
   Description description;
-  Layout a, b, d;
+  Layout a, b, c;
   MatmulChoice choice;
 };
 
 void check(const MatmulArgs& args) {
   LATHE_CHECK(args.m > 0 && args.n > 0 && args.k > 0, "[{}, {}] x [{}, {}]", args.m, args.k, args.k,
               args.n);
-  LATHE_CHECK(args.d && args.a && args.b);
-  LATHE_CHECK(args.ld_d >= args.n && args.ld_a >= (args.transpose_a ? args.m : args.k) &&
-                  args.ld_b >= (args.transpose_b ? args.k : args.n),
-              "leading dimensions {}, {}, {} of [{}, {}] x [{}, {}]", args.ld_d, args.ld_a,
-              args.ld_b, args.m, args.k, args.k, args.n);
+  LATHE_CHECK(args.c && args.a && args.b);
+  LATHE_CHECK(args.ldc >= args.n && args.lda >= (args.transpose_a ? args.m : args.k) &&
+                  args.ldb >= (args.transpose_b ? args.k : args.n),
+              "leading dimensions {}, {}, {} of [{}, {}] x [{}, {}]", args.ldc, args.lda, args.ldb,
+              args.m, args.k, args.k, args.n);
   LATHE_CHECK(
       args.input == args.output || (args.input == DType::bf16 && args.output == DType::fp32),
       "product of {} in {}", name_of(args.input), name_of(args.output));
-  LATHE_CHECK(!args.bias_n || !args.accumulate);
+  LATHE_CHECK(!args.bias || !args.accumulate);
 }
 
 MatmulArgs dense(MatmulArgs args) {
-  if (args.ld_d == 0) args.ld_d = args.n;
-  if (args.ld_a == 0) args.ld_a = args.transpose_a ? args.m : args.k;
-  if (args.ld_b == 0) args.ld_b = args.transpose_b ? args.k : args.n;
+  if (args.ldc == 0) args.ldc = args.n;
+  if (args.lda == 0) args.lda = args.transpose_a ? args.m : args.k;
+  if (args.ldb == 0) args.ldb = args.transpose_b ? args.k : args.n;
   return args;
 }
 
@@ -97,7 +97,7 @@ struct Matmul::Impl {
       throw CheckError(fmt::format("cuBLASLt: {}: {}", what, lt.get_status_string(status)));
   }
   template <typename Value>
-  void set(Plan& plan, cublasLtMatmulDescAttributes_t attribute, const Value& value) const {
+  void set(MatmulPlan& plan, cublasLtMatmulDescAttributes_t attribute, const Value& value) const {
     check_status(
         lt.matmul_desc_set_attribute(plan.description.get(), attribute, &value, sizeof value),
         "attribute of a product");
@@ -117,9 +117,9 @@ struct Matmul::Impl {
     return Layout(layout, lt.matrix_layout_destroy);
   }
   // Descriptors, without an algorithm. A row-major matrix gives its column-major transpose.
-  Plan describe(const MatmulKey& key) const;
-  void set_choice(Plan& plan, const MatmulKey& key, const MatmulChoice& choice) const;
-  void set_vector(Plan& plan, const void* vector) const {
+  MatmulPlan describe(const MatmulKey& key) const;
+  void set_choice(MatmulPlan& plan, const MatmulKey& key, const MatmulChoice& choice) const;
+  void set_vector(MatmulPlan& plan, const void* vector) const {
     set(plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector);
   }
 
@@ -133,19 +133,19 @@ struct Matmul::Impl {
     cublasStatus_t status;
     std::vector<MatmulChoice> choices;
   };
-  Candidates candidates(Plan& plan, const MatmulKey& key, bool fused, int count) const;
+  Candidates candidates(MatmulPlan& plan, const MatmulKey& key, bool fused, int count) const;
 
   std::string name(const MatmulKey& key) const { return to_string(key, options.tf32); }
-  Plan& plan_of(const MatmulKey& key, const MatmulArgs& args, const Tensor& workspace,
-                cudaStream_t stream);
-  bool take_loaded(Plan& plan, const MatmulKey& key) const;
-  void choose(Plan& plan, const MatmulKey& key, const MatmulArgs& args, const Tensor& workspace,
-              cudaStream_t stream) const;
-  void tune(Plan& plan, const MatmulKey& key, const MatmulArgs& args, const Tensor& workspace,
+  MatmulPlan& plan_of(const MatmulKey& key, const MatmulArgs& args, const Tensor& workspace,
+                      cudaStream_t stream);
+  bool take_loaded(MatmulPlan& plan, const MatmulKey& key) const;
+  void choose(MatmulPlan& plan, const MatmulKey& key, const MatmulArgs& args,
+              const Tensor& workspace, cudaStream_t stream) const;
+  void tune(MatmulPlan& plan, const MatmulKey& key, const MatmulArgs& args, const Tensor& workspace,
             cudaStream_t stream);
   void log_tuning(const MatmulKey& key, const std::vector<MatmulCandidate>& tried, size_t chosen);
 
-  cublasStatus_t enqueue(Plan& plan, const MatmulArgs& args, const Tensor& workspace,
+  cublasStatus_t enqueue(MatmulPlan& plan, const MatmulArgs& args, const Tensor& workspace,
                          cudaStream_t stream) const;
 
   MatmulOptions options;
@@ -153,24 +153,24 @@ struct Matmul::Impl {
   cublasLtHandle_t handle = nullptr;
   size_t version = 0;
   MatmulTuner tuner;
-  std::unordered_map<MatmulKey, Plan, MatmulKeyHash> plans;
+  std::unordered_map<MatmulKey, MatmulPlan, MatmulKeyHash> plans;
   std::map<std::string, std::string> loaded;  // by shape
   std::string log;
 };
 
-Plan Matmul::Impl::describe(const MatmulKey& key) const {
+MatmulPlan Matmul::Impl::describe(const MatmulKey& key) const {
   const bool tf32 = options.tf32 && key.input == DType::fp32;
   cublasLtMatmulDesc_t description = nullptr;
   check_status(
       lt.matmul_desc_create(&description, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
                             CUDA_R_32F),
       "descriptor");
-  Plan plan{Description(description, lt.matmul_desc_destroy),
-            make_layout(key.input, key.transpose_a ? key.m : key.k, key.transpose_a ? key.k : key.m,
-                        key.ld_a),
-            make_layout(key.input, key.transpose_b ? key.k : key.n, key.transpose_b ? key.n : key.k,
-                        key.ld_b),
-            make_layout(key.output, key.n, key.m, key.ld_d)};
+  MatmulPlan plan{Description(description, lt.matmul_desc_destroy),
+                  make_layout(key.input, key.transpose_a ? key.m : key.k,
+                              key.transpose_a ? key.k : key.m, key.lda),
+                  make_layout(key.input, key.transpose_b ? key.k : key.n,
+                              key.transpose_b ? key.n : key.k, key.ldb),
+                  make_layout(key.output, key.n, key.m, key.ldc)};
   const int32_t first = key.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
   const int32_t second = key.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   set(plan, CUBLASLT_MATMUL_DESC_TRANSA, first);
@@ -178,7 +178,8 @@ Plan Matmul::Impl::describe(const MatmulKey& key) const {
   return plan;
 }
 
-void Matmul::Impl::set_choice(Plan& plan, const MatmulKey& key, const MatmulChoice& choice) const {
+void Matmul::Impl::set_choice(MatmulPlan& plan, const MatmulKey& key,
+                              const MatmulChoice& choice) const {
   const uint32_t epilogue = choice.fused ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
   set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
   if (choice.fused) {
@@ -197,8 +198,8 @@ Preference Matmul::Impl::preference(const MatmulKey& key) const {
   set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(key.align_b));
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(key.align_a));
-  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(key.align_d));
-  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(key.align_d));
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(key.align_c));
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(key.align_c));
   return preference;
 }
 
@@ -219,15 +220,15 @@ bool Matmul::Impl::has_fixed_order(const cublasLtMatmulAlgo_t& algorithm) const 
          scheme == CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
 }
 
-Matmul::Impl::Candidates Matmul::Impl::candidates(Plan& plan, const MatmulKey& key, bool fused,
-                                                  int count) const {
+Matmul::Impl::Candidates Matmul::Impl::candidates(MatmulPlan& plan, const MatmulKey& key,
+                                                  bool fused, int count) const {
   set_choice(plan, key, {.fused = fused});
   const Preference wanted = preference(key);
   std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(count));
   int found = 0;
   Candidates all{};
   all.status = lt.algo_get_heuristic(handle, plan.description.get(), plan.b.get(), plan.a.get(),
-                                     plan.d.get(), plan.d.get(), wanted.get(), count,
+                                     plan.c.get(), plan.c.get(), wanted.get(), count,
                                      results.data(), &found);
   if (all.status != CUBLAS_STATUS_SUCCESS) return all;
   for (int i = 0; i < found; ++i) {
@@ -239,7 +240,7 @@ Matmul::Impl::Candidates Matmul::Impl::candidates(Plan& plan, const MatmulKey& k
   return all;
 }
 
-bool Matmul::Impl::take_loaded(Plan& plan, const MatmulKey& key) const {
+bool Matmul::Impl::take_loaded(MatmulPlan& plan, const MatmulKey& key) const {
   const std::string shape = name(key);
   const auto record = loaded.find(shape);
   if (record == loaded.end()) return false;
@@ -248,14 +249,14 @@ bool Matmul::Impl::take_loaded(Plan& plan, const MatmulKey& key) const {
   set_choice(plan, key, *choice);
   cublasLtMatmulHeuristicResult_t result{};
   const cublasStatus_t status =
-      lt.algo_check(handle, plan.description.get(), plan.b.get(), plan.a.get(), plan.d.get(),
-                    plan.d.get(), &choice->algorithm, &result);
+      lt.algo_check(handle, plan.description.get(), plan.b.get(), plan.a.get(), plan.c.get(),
+                    plan.c.get(), &choice->algorithm, &result);
   if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > kWorkspaceBytes) return false;
   return !options.deterministic || has_fixed_order(choice->algorithm);
 }
 
 // The heuristic's first choice, or its first whose bits repeat.
-void Matmul::Impl::choose(Plan& plan, const MatmulKey& key, const MatmulArgs& args,
+void Matmul::Impl::choose(MatmulPlan& plan, const MatmulKey& key, const MatmulArgs& args,
                           const Tensor& workspace, cudaStream_t stream) const {
   cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
   for (const bool fused : {key.bias, false}) {
@@ -277,8 +278,8 @@ void Matmul::Impl::choose(Plan& plan, const MatmulKey& key, const MatmulArgs& ar
       fmt::format("cuBLASLt has no algorithm for {}: {}", name(key), lt.get_status_string(status)));
 }
 
-Plan& Matmul::Impl::plan_of(const MatmulKey& key, const MatmulArgs& args, const Tensor& workspace,
-                            cudaStream_t stream) {
+MatmulPlan& Matmul::Impl::plan_of(const MatmulKey& key, const MatmulArgs& args,
+                                  const Tensor& workspace, cudaStream_t stream) {
   const auto found = plans.find(key);
   if (found != plans.end()) return found->second;
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
@@ -287,9 +288,9 @@ Plan& Matmul::Impl::plan_of(const MatmulKey& key, const MatmulArgs& args, const 
               "the product {} is met first while a graph is captured, and cuBLASLt cannot plan "
               "then: run it once before",
               name(key));
-  Plan plan = describe(key);
+  MatmulPlan plan = describe(key);
   // The heuristic reads alignment off the pointer.
-  if (key.bias) set_vector(plan, args.bias_n);
+  if (key.bias) set_vector(plan, args.bias);
   if (!take_loaded(plan, key)) {
     choose(plan, key, args, workspace, stream);
     if (options.autotune && !options.deterministic) tune(plan, key, args, workspace, stream);
@@ -297,19 +298,19 @@ Plan& Matmul::Impl::plan_of(const MatmulKey& key, const MatmulArgs& args, const 
   return plans.emplace(key, std::move(plan)).first->second;
 }
 
-cublasStatus_t Matmul::Impl::enqueue(Plan& plan, const MatmulArgs& args, const Tensor& workspace,
-                                     cudaStream_t stream) const {
-  const bool fill = args.bias_n && !plan.choice.fused;
-  if (fill) broadcast_rows(args.d, args.bias_n, args.output, args.m, args.n, args.ld_d, stream);
-  if (plan.choice.fused) set_vector(plan, args.bias_n);
+cublasStatus_t Matmul::Impl::enqueue(MatmulPlan& plan, const MatmulArgs& args,
+                                     const Tensor& workspace, cudaStream_t stream) const {
+  const bool fill = args.bias && !plan.choice.fused;
+  if (fill) broadcast_rows(args.c, args.bias, args.output, args.m, args.n, args.ldc, stream);
+  if (plan.choice.fused) set_vector(plan, args.bias);
   const float alpha = 1, beta = args.accumulate || fill ? 1 : 0;
   return lt.matmul(handle, plan.description.get(), &alpha, args.b, plan.b.get(), args.a,
-                   plan.a.get(), &beta, args.d, plan.d.get(), args.d, plan.d.get(),
+                   plan.a.get(), &beta, args.c, plan.c.get(), args.c, plan.c.get(),
                    &plan.choice.algorithm, workspace.data, kWorkspaceBytes, stream);
 }
 
-// What trying leaves in d is overwritten by the product that was asked for, which comes after.
-void Matmul::Impl::tune(Plan& plan, const MatmulKey& key, const MatmulArgs& args,
+// What trying leaves in c is overwritten by the product that was asked for, which comes after.
+void Matmul::Impl::tune(MatmulPlan& plan, const MatmulKey& key, const MatmulArgs& args,
                         const Tensor& workspace, cudaStream_t stream) {
   std::vector<MatmulCandidate> tried = {{plan.choice}};
   const MatmulTrial trial(args, stream);
@@ -352,7 +353,7 @@ void Matmul::run(const MatmulArgs& given, const Tensor& workspace, cudaStream_t 
   check_workspace(workspace, kWorkspaceBytes);
   LATHE_CHECK(reinterpret_cast<uintptr_t>(workspace.data) % 256 == 0);
   const MatmulKey key(args, impl_->options);
-  Plan& plan = impl_->plan_of(key, args, workspace, stream);
+  MatmulPlan& plan = impl_->plan_of(key, args, workspace, stream);
   const cublasStatus_t status = impl_->enqueue(plan, args, workspace, stream);
   if (status != CUBLAS_STATUS_SUCCESS) impl_->check_status(status, impl_->name(key).c_str());
 }

@@ -11,16 +11,16 @@
 
 namespace lathe::cuda {
 
-// d [m, n] = a b (+ bias_n) or d += a b: sums in fp32, rounded once. a is [m, k] in memory, or
+// c [m, n] = a b (+ bias) or c += a b: sums in fp32, rounded once. a is [m, k] in memory, or
 // [k, m] where transpose_a; b is [k, n], or [n, k] where transpose_b; leading dimensions are the
-// elements from one row to the next, 0 for a dense matrix. d overlaps nothing that is read.
+// elements from one row to the next, 0 for a dense matrix. c overlaps nothing that is read.
 struct MatmulArgs {
-  void* d = nullptr;
+  void* c = nullptr;
   const void* a = nullptr;
   const void* b = nullptr;
-  const void* bias_n = nullptr;  // of d's type, or absent; not with accumulate
-  int64_t m = 0, n = 0, k = 0;   // all positive
-  int64_t ld_d = 0, ld_a = 0, ld_b = 0;
+  const void* bias = nullptr;   // [n], of c's type, or absent; not with accumulate
+  int64_t m = 0, n = 0, k = 0;  // all positive
+  int64_t lda = 0, ldb = 0, ldc = 0;
   bool transpose_a = false, transpose_b = false;
   bool accumulate = false;
   DType input = DType::fp32, output = DType::fp32;  // (fp32, fp32), (bf16, bf16) or (bf16, fp32)
@@ -43,11 +43,11 @@ struct MatmulPlanRecord {
   bool operator==(const MatmulPlanRecord&) const = default;
 };
 
-// Products with a plan for each shape: descriptors, algorithm, epilogue. A call that adds to d has
+// Products with a plan for each shape: descriptors, algorithm, epilogue. A call that adds to c has
 // another shape than one that overwrites it. A plan is made when its shape is met first, which must
 // not be while a graph is captured; from then on a call allocates nothing on the host. With
 // autotune, or if deterministic, that first call tries algorithms: it waits for the device, and
-// writes d several times, the last time as if it were the only one; what it adds to is left as it
+// writes c several times, the last time as if it were the only one; what it adds to is left as it
 // is, and copied for the trial.
 // Not for several threads at once.
 class Matmul {

@@ -25,16 +25,16 @@ MatmulKey::MatmulKey(const MatmulArgs& args, const MatmulOptions& options)
     : m(args.m),
       n(args.n),
       k(args.k),
-      ld_d(args.ld_d),
-      ld_a(args.ld_a),
-      ld_b(args.ld_b),
+      ldc(args.ldc),
+      lda(args.lda),
+      ldb(args.ldb),
       transpose_a(args.transpose_a),
       transpose_b(args.transpose_b),
       accumulate(args.accumulate),
       input(args.input),
       output(args.output),
-      bias(args.bias_n && alignment_of(args.bias_n, kLeastAlignment) == kLeastAlignment),
-      align_d(alignment_of(args.d, options.alignment)),
+      bias(args.bias && alignment_of(args.bias, kLeastAlignment) == kLeastAlignment),
+      align_c(alignment_of(args.c, options.alignment)),
       align_a(alignment_of(args.a, options.alignment)),
       align_b(alignment_of(args.b, options.alignment)) {}
 
@@ -42,10 +42,10 @@ size_t MatmulKeyHash::operator()(const MatmulKey& key) const {
   uint64_t hash = 0xcbf29ce484222325;
   const auto bits = [](size_t value) { return static_cast<int64_t>(value); };
   for (int64_t word :
-       {key.m, key.n, key.k, key.ld_d, key.ld_a, key.ld_b,
+       {key.m, key.n, key.k, key.ldc, key.lda, key.ldb,
         int64_t{key.transpose_a} | int64_t{key.transpose_b} << 1 | int64_t{key.bias} << 2 |
             int64_t{key.accumulate} << 3 | static_cast<int64_t>(key.input) << 8 |
-            static_cast<int64_t>(key.output) << 12 | bits(key.align_d) << 16 |
+            static_cast<int64_t>(key.output) << 12 | bits(key.align_c) << 16 |
             bits(key.align_a) << 28 | bits(key.align_b) << 40}) {
     hash = (hash ^ static_cast<uint64_t>(word)) * 0x9e3779b97f4a7c15;
     hash ^= hash >> 29;
@@ -57,7 +57,7 @@ std::string to_string(const MatmulKey& key, bool tf32) {
   return fmt::format("{}{} to {} m {} n {} k {} {}{} ld {} {} {} align {} {} {}{}{}",
                      name_of(key.input), tf32 && key.input == DType::fp32 ? " (tf32)" : "",
                      name_of(key.output), key.m, key.n, key.k, key.transpose_a ? "t" : "n",
-                     key.transpose_b ? "t" : "n", key.ld_d, key.ld_a, key.ld_b, key.align_d,
+                     key.transpose_b ? "t" : "n", key.ldc, key.lda, key.ldb, key.align_c,
                      key.align_a, key.align_b, key.bias ? " bias" : "",
                      key.accumulate ? " added" : "");
 }

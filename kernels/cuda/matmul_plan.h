@@ -19,11 +19,11 @@ size_t alignment_of(const void* pointer, size_t most);
 
 // What an algorithm may depend on: plans are cached by it.
 struct MatmulKey {
-  int64_t m, n, k, ld_d, ld_a, ld_b;
+  int64_t m, n, k, ldc, lda, ldb;
   bool transpose_a, transpose_b, accumulate;
   DType input, output;
   bool bias;  // that an epilogue can add
-  size_t align_d, align_a, align_b;
+  size_t align_c, align_a, align_b;
 
   bool operator==(const MatmulKey&) const = default;
 

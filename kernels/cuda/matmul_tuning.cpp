@@ -27,14 +27,14 @@ constexpr size_t kRepeats = 3;
 
 MatmulTrial::MatmulTrial(const MatmulArgs& args, cudaStream_t stream)
     : args_(args),
-      original_d_(args.d),
+      original_(args.c),
       stream_(stream),
-      d_bytes_(static_cast<size_t>((args.m - 1) * args.ld_d + args.n) * size_of(args.output)) {
+      bytes_(static_cast<size_t>((args.m - 1) * args.ldc + args.n) * size_of(args.output)) {
   if (!args.accumulate) return;
-  copy_ = allocate(d_bytes_);
+  copy_ = allocate(bytes_);
   possible_ = copy_ != nullptr;
   if (!possible_) return;
-  args_.d = copy_.get();
+  args_.c = copy_.get();
   reset();
 }
 
@@ -51,7 +51,7 @@ MatmulTrial::Memory MatmulTrial::allocate(size_t bytes) {
 
 void MatmulTrial::reset() {
   if (!copy_) return;
-  check_cuda(cudaMemcpyAsync(args_.d, original_d_, d_bytes_, cudaMemcpyDeviceToDevice, stream_),
+  check_cuda(cudaMemcpyAsync(args_.c, original_, bytes_, cudaMemcpyDeviceToDevice, stream_),
              "copy");
 }
 
@@ -65,7 +65,7 @@ bool MatmulTrial::repeats(const std::function<bool()>& run) {
   for (size_t i = 0; i < kRepeats; ++i) {
     reset();
     if (!run()) return false;
-    add_digest(on_device + i, args_.d, args_.m, args_.n * words, args_.ld_d * words, stream_);
+    add_digest(on_device + i, args_.c, args_.m, args_.n * words, args_.ldc * words, stream_);
   }
   check_cuda(
       cudaMemcpyAsync(digests.data(), on_device, sizeof(digests), cudaMemcpyDeviceToHost, stream_),

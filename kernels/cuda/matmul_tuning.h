@@ -34,9 +34,9 @@ class MatmulTrial {
   static Memory allocate(size_t bytes);  // null if there is not enough
 
   MatmulArgs args_;
-  const void* original_d_;
+  const void* original_;
   cudaStream_t stream_;
-  size_t d_bytes_;
+  size_t bytes_;
   bool possible_ = true;
   Memory copy_;
 };

@@ -9,7 +9,7 @@ OpCost cost(const MatmulArgs& args) {
   const auto output = static_cast<double>(size_of(args.output));
   const double times = args.accumulate ? 2 : 1;
   double bytes = (m * k + k * n) * input + times * m * n * output;
-  if (args.bias_n != nullptr) bytes += n * output;
+  if (args.bias != nullptr) bytes += n * output;
   return {2 * m * n * k, bytes};
 }
 

@@ -13,7 +13,7 @@ inline void begin_part(const Context& context, std::string_view name, const Shap
   if (context.parts != nullptr) context.parts->part(name, sizes, cost);
 }
 
-// What a matrix product asks for at least: its FLOPs, each operand over the bus once, d twice where
+// What a matrix product asks for at least: its FLOPs, each operand over the bus once, c twice where
 // it is added to.
 OpCost cost(const MatmulArgs& args);
 

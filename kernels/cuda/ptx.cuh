@@ -1,5 +1,5 @@
 // The instructions that C++ has no words for, one small function each. Nothing else in lathe holds
-// inline assembly or asks for __CUDA_ARCH__; tests/cuda_on_cpu has a twin of this file, in plain
+// inline assembly or asks for __CUDA_ARCH__; kernels/cuda_on_cpu has a twin of this file, in plain
 // C++ over the 32 lanes of a warp, and the kernels cannot tell the two apart.
 //
 // Fragments follow the PTX manual's "Matrix Fragments for mma.m16n8k16" (bf16): lane l, with

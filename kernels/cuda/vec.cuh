@@ -48,9 +48,12 @@ struct alignas(sizeof(T) * N) Vec {
 template <typename T>
 inline constexpr int kVec = 16 / static_cast<int>(sizeof(T));
 
+// Elements that a thread takes at a time in a vectorised kernel: 16 bytes of bf16, twice 16 of
+// fp32.
+inline constexpr int kVectorWidth = 8;
+
 // kN neighbours as they are stored, for loads ahead of the arithmetic: 16 bytes at a time if kN
-// is 8, one by one if it is 1.
-inline constexpr int kEight = 8;
+// is kVectorWidth, one by one if it is 1.
 template <typename T, int kN>
 struct Stored {
   static constexpr int kPart = kN < kVec<T> ? kN : kVec<T>;
@@ -104,10 +107,11 @@ template <typename T>
 inline bool vectorizes(const void* data, int64_t columns) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && columns % kVec<T> == 0;
 }
-// The same for eights of elements, of every tensor named; an absent one is no obstacle.
+// Whether a kernel may take kVectorWidth elements at a time of every tensor named: their rows have
+// `columns` elements, and an absent tensor is no obstacle.
 template <typename... Pointers>
-inline bool eights(int64_t columns, const Pointers*... data) {
-  return columns % kEight == 0 && ((reinterpret_cast<uintptr_t>(data) % 16 == 0) && ...);
+inline bool can_vectorize(int64_t columns, const Pointers*... data) {
+  return columns % kVectorWidth == 0 && ((reinterpret_cast<uintptr_t>(data) % 16 == 0) && ...);
 }
 
 }  // namespace lathe::cuda

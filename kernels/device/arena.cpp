@@ -1,6 +1,7 @@
 #include "kernels/device/arena.h"
 
 #include "kernels/device/device.h"
+#include "kernels/round.h"
 
 namespace lathe {
 
@@ -51,7 +52,7 @@ Arena::~Arena() {
 
 Tensor Arena::allocate(MemoryCategory category, DType dtype, Shape shape) {
   Tensor tensor{nullptr, dtype, shape};
-  const size_t bytes = arena_aligned(tensor.bytes());
+  const size_t bytes = round_up(tensor.bytes(), kArenaAlignment);
   LATHE_CHECK(offset_ + bytes <= capacity_,
               "the memory plan is too small: {} bytes, and {} more {} wanted after {}", capacity_,
               bytes, name_of(category), offset_);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/device/tensor.h"
+#include "kernels/round.h"
 
 namespace lathe {
 
@@ -30,9 +31,6 @@ std::string_view name_of(MemoryCategory category);
 
 // Every tensor starts on a multiple of this many bytes: a cache line, and what cuBLASLt likes best.
 inline constexpr size_t kArenaAlignment = 256;
-constexpr size_t arena_aligned(size_t bytes) {
-  return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-}
 
 // Bytes by category, each tensor rounded up to the arena's alignment.
 struct MemoryPlan {
@@ -40,7 +38,7 @@ struct MemoryPlan {
 
   void add(MemoryCategory category, DType dtype, int64_t elements) {
     bytes[static_cast<int>(category)] +=
-        arena_aligned(static_cast<size_t>(elements) * size_of(dtype));
+        round_up(static_cast<size_t>(elements) * size_of(dtype), kArenaAlignment);
   }
   size_t total() const {
     size_t sum = 0;

@@ -22,7 +22,7 @@ bool is_control(int32_t code);  // ASCII's 33 and the 32 of C1
 // that it cannot command the terminal.
 std::string printable(std::string_view text);
 
-// The text if it has at most so many bytes; else its beginning and its end with " ... " between.
+// The text if it has at most `most_bytes`; else its beginning and its end with " ... " between.
 // Characters stay whole.
 std::string shortened(std::string_view text, size_t most_bytes);
 

@@ -107,22 +107,19 @@ void CudaMpiCommunicator::enqueue_piece(const Collective& whole, int64_t first, 
   const size_t offset = static_cast<size_t>(first) * size_of(whole.dtype);
   const char* const in = whole.in ? static_cast<const char*>(whole.in) + offset : nullptr;
   char* const out = whole.out ? static_cast<char*>(whole.out) + offset : nullptr;
-  char* const own = pinned_ + static_cast<size_t>(rank()) * bytes;  // among the blocks
+  const auto block = [&](int r) { return pinned_ + static_cast<size_t>(r) * bytes; };
+  const auto block_offset = [&](int r) { return static_cast<size_t>(r) * whole.bytes(); };
+  char* const own = block(rank());
   const bool is_root = whole.root < 0 || whole.root == rank();
   const auto copy_out = [&](char* to) { copy(to, in, bytes, cudaMemcpyDeviceToHost); };
   const auto copy_in = [&](const char* from) { copy(out, from, bytes, cudaMemcpyHostToDevice); };
-  const auto for_blocks = [&](const auto& function) {
-    for (int r = 0; r < size(); ++r)
-      function(pinned_ + static_cast<size_t>(r) * bytes, static_cast<size_t>(r) * whole.bytes());
-  };
   const auto copy_blocks_out = [&] {
-    for_blocks(
-        [&](char* block, size_t from) { copy(block, in + from, bytes, cudaMemcpyDeviceToHost); });
+    for (int r = 0; r < size(); ++r)
+      copy(block(r), in + block_offset(r), bytes, cudaMemcpyDeviceToHost);
   };
   const auto copy_blocks_in = [&] {
-    for_blocks([&](const char* block, size_t to) {
-      copy(out + to, block, bytes, cudaMemcpyHostToDevice);
-    });
+    for (int r = 0; r < size(); ++r)
+      copy(out + block_offset(r), block(r), bytes, cudaMemcpyHostToDevice);
   };
   Collective c = whole;
   c.count = count;

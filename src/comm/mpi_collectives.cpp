@@ -7,6 +7,7 @@
 #include <cstring>
 #include <thread>
 
+#include "kernels/round.h"
 #include "src/comm/reduction.h"
 
 namespace lathe {
@@ -47,7 +48,7 @@ struct MpiCollectives::Parts {
         share(whole / ranks),
         extra(whole % ranks),
         piece(static_cast<int64_t>(piece_bytes) / size),
-        pieces((share + (extra > 0) + piece - 1) / piece) {}
+        pieces(ceil_div(share + (extra > 0), piece)) {}
 
   // The first `extra` ranks have one element more.
   Range part(int rank) const {

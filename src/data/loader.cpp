@@ -6,6 +6,7 @@
 
 #include "kernels/device/error.h"
 #include "kernels/philox.h"
+#include "kernels/round.h"
 
 namespace lathe {
 
@@ -179,9 +180,9 @@ EvalLoader::EvalLoader(const LoaderOptions& options)
 }
 
 int64_t EvalLoader::batches() const {
-  const int64_t windows = (tokens_.size() - 1 + options_.seq_len - 1) / options_.seq_len;
+  const int64_t windows = ceil_div(tokens_.size() - 1, options_.seq_len);
   const int64_t rows = options_.ranks * options_.batch_size;
-  return (windows + rows - 1) / rows;
+  return ceil_div(windows, rows);
 }
 
 int64_t EvalLoader::counted_targets(int64_t index) const {

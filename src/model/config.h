@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/ops.h"
+#include "kernels/round.h"
 
 namespace lathe {
 
@@ -25,7 +26,7 @@ struct GPT2Config {
   // Files hold vocab_size rows; the padding is zero, is never predicted and never gets a gradient.
   int64_t padded_vocab_size() const {
     const int64_t multiple = vocab_size >= 4096 ? 128 : 16;
-    return (vocab_size + multiple - 1) / multiple * multiple;
+    return round_up(vocab_size, multiple);
   }
   // FLOPs of training on one token, 6 N + 6 L C T (N without position embeddings; the causal half
   // of attention), as counted for MFU; forward alone is a third.

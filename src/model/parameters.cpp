@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/round.h"
+
 namespace lathe {
 
 std::vector<ParameterSpec> parameter_specs(const GPT2Config& config) {
@@ -48,10 +50,6 @@ std::vector<ParameterSpec> parameter_specs(const GPT2Config& config) {
 }
 
 namespace {
-
-int64_t round_up(int64_t n, int64_t unit) {
-  return (n + unit - 1) / unit * unit;
-}
 
 // Elements of the flat buffer, without the padding of buckets.
 int64_t aligned_elements(const ParameterSpec& spec) {

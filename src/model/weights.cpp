@@ -7,6 +7,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <numbers>
+#include <optional>
 #include <span>
 #include <thread>
 #include <vector>
@@ -265,6 +266,13 @@ nlohmann::json id_or_null(std::optional<int32_t> id) {
   return id ? nlohmann::json(*id) : nlohmann::json();
 }
 
+// The GELU that Hugging Face's `activation_function` names, if lathe has it.
+std::optional<Gelu> gelu_named(const nlohmann::json& name) {
+  if (name == "gelu") return Gelu::exact;
+  if (name == "gelu_new" || name == "gelu_pytorch_tanh") return Gelu::tanh;
+  return std::nullopt;
+}
+
 }  // namespace
 
 void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const Tensor& flat,
@@ -356,14 +364,12 @@ GPT2Config parse_model_config(std::string_view text, const std::string& file) {
   config.seq_len = size("n_positions");
   config.vocab_size = size("vocab_size");
   const auto activation = json.value("activation_function", nlohmann::json("gelu_new"));
-  if (activation == "gelu") {
-    config.gelu = Gelu::exact;
-  } else if (activation == "gelu_new" || activation == "gelu_pytorch_tanh") {
-    config.gelu = Gelu::tanh;
-  } else {
+  const std::optional<Gelu> gelu = gelu_named(activation);
+  if (!gelu) {
     refuse("activation_function", "is " + shortened(activation.dump(), kMostQuotedBytes) +
                                       ", but lathe knows gelu and gelu_new");
   }
+  config.gelu = *gelu;
   if (json.contains("layer_norm_epsilon") && json["layer_norm_epsilon"] != 1e-5) {
     refuse("layer_norm_epsilon", "is not 1e-5, which is all that lathe does");
   }

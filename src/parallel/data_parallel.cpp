@@ -316,7 +316,8 @@ std::unique_ptr<ParameterStore> make_parameter_store(const GPT2Config& config,
                                                      const Ops& ops, const Tensor& loss,
                                                      Arena& arena) {
   // A rank by itself for which nobody asked for a library talks to nobody.
-  if (communicator.kind() == CommKind::self) return std::make_unique<LocalStore>(config, ops, arena);
+  if (communicator.kind() == CommKind::self)
+    return std::make_unique<LocalStore>(config, ops, arena);
   if (options.zero_stage >= 1 && communicator.size() > 1) {
     return std::make_unique<Zero1Store>(config, options, communicator, device, ops, loss, arena);
   }

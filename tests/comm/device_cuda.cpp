@@ -1,6 +1,6 @@
 // Ranks on the CPU that plays a GPU for each of them, with streams in several orders.
+#include "kernels/cuda_on_cpu/runtime.h"
 #include "tests/comm/harness.h"
-#include "tests/cuda_on_cpu/runtime.h"
 
 namespace lathe::testing {
 

@@ -42,15 +42,15 @@ struct Problem {
   std::vector<T> plain;       // the same, summed in order in Acc and rounded to T
   std::vector<Acc> plain_sum;
 
-  Problem(Size size, bool trans_a, bool trans_b) {
+  Problem(Size size, bool transpose_a, bool transpose_b) {
     args.m = size.m, args.n = size.n, args.k = size.k;
-    args.trans_a = trans_a, args.trans_b = trans_b;
-    args.lda = (trans_a ? size.m : size.k) + 3;
-    args.ldb = (trans_b ? size.k : size.n) + 5;
+    args.transpose_a = transpose_a, args.transpose_b = transpose_b;
+    args.lda = (transpose_a ? size.m : size.k) + 3;
+    args.ldb = (transpose_b ? size.k : size.n) + 5;
     args.ldc = size.n + 2;
     std::mt19937 generator(static_cast<unsigned>(size.m * 31 + size.n * 7 + size.k));
-    fill(a, (trans_a ? size.k : size.m) * args.lda, generator);
-    fill(b, (trans_b ? size.n : size.k) * args.ldb, generator);
+    fill(a, (transpose_a ? size.k : size.m) * args.lda, generator);
+    fill(b, (transpose_b ? size.n : size.k) * args.ldb, generator);
     fill(bias, size.n, generator);
     fill(start, size.m * args.ldc, generator);
     args.a = a.data(), args.b = b.data();
@@ -75,7 +75,8 @@ struct Problem {
         Wider sum = 0;
         Acc same_type = 0;
         for (int64_t p = 0; p < k; ++p) {
-          const Acc x = static_cast<Acc>(args.trans_a ? a[p * args.lda + i] : a[i * args.lda + p]);
+          const Acc x =
+              static_cast<Acc>(args.transpose_a ? a[p * args.lda + i] : a[i * args.lda + p]);
           sum += static_cast<Wider>(x) * column[p];
           same_type += x * static_cast<Acc>(column[p]);
         }
@@ -84,7 +85,7 @@ struct Problem {
     }
   }
   T b_at(int64_t p, int64_t j) const {
-    return args.trans_b ? b[j * args.ldb + p] : b[p * args.ldb + j];
+    return args.transpose_b ? b[j * args.ldb + p] : b[p * args.ldb + j];
   }
 
   template <typename V>
@@ -169,10 +170,10 @@ void check_all(MatmulBackend backend, Size size) {
   for (int layout = 0; layout < 4; ++layout) {
     const Problem<T, TOut> problem(size, layout & 1, layout & 2);
     for (const Epilogue& e : epilogues<T, TOut>()) {
-      const std::string what =
-          fmt::format("{}x{}x{} trans_a {} trans_b {} bias {} accumulate {} activation {} keep {}",
-                      size.m, size.n, size.k, layout & 1, layout & 2, e.bias, e.accumulate,
-                      static_cast<int>(e.activation), e.keep);
+      const std::string what = fmt::format(
+          "{}x{}x{} transpose_a {} transpose_b {} bias {} accumulate {} activation {} keep {}",
+          size.m, size.n, size.k, layout & 1, layout & 2, e.bias, e.accumulate,
+          static_cast<int>(e.activation), e.keep);
       const auto result = problem.run(context, e);
       problem.expect_right(result, e, what);
       EXPECT_TRUE(result == problem.run(context, e)) << what << ": a second run differs";

@@ -27,8 +27,8 @@ struct Sizes {
   int64_t m, n, k, padding = 0;  // padding: of every leading dimension
   bool transpose_a = false, transpose_b = false;
   bool accumulate = false, bias = false;
-  // Elements by which a, b, d and the bias miss an aligned address.
-  size_t offset_a = 0, offset_b = 0, offset_d = 0, offset_bias = 0;
+  // Elements by which a, b, c and the bias miss an aligned address.
+  size_t offset_a = 0, offset_b = 0, offset_c = 0, offset_bias = 0;
 };
 
 // One product with its operands, T to D.
@@ -37,9 +37,9 @@ struct Case {
   Sizes s;
   int64_t rows_a, columns_a, rows_b, columns_b;
   DeviceArray<T> a, b;
-  DeviceArray<D> d, bias;
+  DeviceArray<D> out, bias;
   std::vector<T> a_values, b_values;
-  std::vector<D> bias_values, d_before;
+  std::vector<D> bias_values, out_before;
   Stream stream;
 
   explicit Case(const Sizes& sizes)
@@ -50,19 +50,19 @@ struct Case {
         columns_b((s.transpose_b ? s.k : s.n) + s.padding),
         a(random_values<T>(rows_a * columns_a, 1), s.offset_a),
         b(random_values<T>(rows_b * columns_b, 2), s.offset_b),
-        d(random_values<D>(s.m * (s.n + s.padding), 3), s.offset_d),
+        out(random_values<D>(s.m * (s.n + s.padding), 3), s.offset_c),
         bias(random_values<D>(s.n, 4), s.offset_bias),
         a_values(a.values()),
         b_values(b.values()),
         bias_values(bias.values()),
-        d_before(d.values()) {}
+        out_before(out.values()) {}
 
   MatmulArgs args() const {
     MatmulArgs args;
     args.m = s.m, args.n = s.n, args.k = s.k;
-    args.a = a.data(), args.b = b.data(), args.d = d.data();
-    if (s.padding) args.ld_a = columns_a, args.ld_b = columns_b, args.ld_d = s.n + s.padding;
-    if (s.bias) args.bias_n = bias.data();
+    args.a = a.data(), args.b = b.data(), args.c = out.data();
+    if (s.padding) args.lda = columns_a, args.ldb = columns_b, args.ldc = s.n + s.padding;
+    if (s.bias) args.bias = bias.data();
     args.transpose_a = s.transpose_a, args.transpose_b = s.transpose_b;
     args.accumulate = s.accumulate;
     args.input = dtype_of<T>, args.output = dtype_of<D>;
@@ -92,7 +92,7 @@ struct Case {
       for (int64_t j = 0; j < s.n; ++j) {
         PlainSum<A> sum(std::is_same_v<T, bf16>);
         for (int64_t l = 0; l < s.k; ++l) sum.add(element_a<A>(i, l) * element_b<A>(l, j));
-        const auto old = static_cast<A>(d_before[static_cast<size_t>(i * (s.n + s.padding) + j)]);
+        const auto old = static_cast<A>(out_before[static_cast<size_t>(i * (s.n + s.padding) + j)]);
         R value = static_cast<R>(sum.value());
         if (s.accumulate) value = static_cast<R>(static_cast<A>(value) + old);
         if (s.bias) {
@@ -103,17 +103,17 @@ struct Case {
       }
     return result;
   }
-  // EXPECTs the tolerance rule, and that nothing was written between the rows of d.
+  // EXPECTs the tolerance rule, and that nothing was written between the rows of c.
   void expect_right(const std::string& what) const {
     std::vector<D> inside;
-    const std::vector<D> all = d.values();
+    const std::vector<D> all = out.values();
     for (int64_t i = 0; i < s.m; ++i)
       for (int64_t j = 0; j < s.n + s.padding; ++j) {
         const auto at = static_cast<size_t>(i * (s.n + s.padding) + j);
         if (j < s.n) {
           inside.push_back(all[at]);
         } else {
-          EXPECT_EQ(static_cast<float>(all[at]), static_cast<float>(d_before[at])) << what;
+          EXPECT_EQ(static_cast<float>(all[at]), static_cast<float>(out_before[at])) << what;
         }
       }
     expect_close<D>(inside, expected<double, double>(), expected<float, D>(), what);
@@ -124,7 +124,7 @@ std::string describe(const Sizes& s) {
   return fmt::format("m {} n {} k {} padding {} {}{}{}{} offsets {} {} {} {}", s.m, s.n, s.k,
                      s.padding, s.transpose_a ? "t" : "n", s.transpose_b ? "t" : "n",
                      s.accumulate ? " accumulate" : "", s.bias ? " bias" : "", s.offset_a,
-                     s.offset_b, s.offset_d, s.offset_bias);
+                     s.offset_b, s.offset_c, s.offset_bias);
 }
 
 template <typename T, typename D>
@@ -169,7 +169,7 @@ TEST_F(MatmulTest, ServesOperandsThatAreNotAligned) {
   for (Sizes s : kSizes)
     for (const unsigned which : {1, 2, 4, 8, 15}) {
       s.offset_a = which & 1, s.offset_b = which >> 1 & 1;
-      s.offset_d = which >> 2 & 1, s.offset_bias = which >> 3 & 1;
+      s.offset_c = which >> 2 & 1, s.offset_bias = which >> 3 & 1;
       s.bias = true;
       compare<float, float>(s, matmul);
       compare<bf16, bf16>(s, matmul);
@@ -196,7 +196,7 @@ TEST_F(MatmulTest, PlansComeBackAsTheyWere) {
     Matmul matmul;
     Case<bf16, bf16> c(s);
     c.run(matmul);
-    first = c.d.values();
+    first = c.out.values();
     records = matmul.plans();
     ASSERT_EQ(records.size(), 1u);
   }
@@ -205,7 +205,7 @@ TEST_F(MatmulTest, PlansComeBackAsTheyWere) {
   EXPECT_EQ(matmul.plans(), records);  // before its shape is met, too
   Case<bf16, bf16> c(s);
   c.run(matmul);
-  expect_same_bits(first, c.d.values(), "by a loaded plan");
+  expect_same_bits(first, c.out.values(), "by a loaded plan");
   EXPECT_EQ(matmul.plans(), records);
 }
 
@@ -240,7 +240,7 @@ TEST_F(MatmulTest, PassesOverPlansThatAreNone) {
   }
 }
 
-// It is tried on a copy: d itself is added to once.
+// It is tried on a copy: c itself is added to once.
 TEST_F(MatmulTest, AccumulatingIsTunedToo) {
   Sizes s{48, 64, 256};
   s.transpose_a = true;
@@ -287,11 +287,11 @@ TEST_F(MatmulTest, IsCapturedIntoAGraph) {
   auto twice = c.template expected<double, double>();
   auto plain = c.template expected<float, float>();
   for (size_t i = 0; i < twice.size(); ++i) {
-    const double product = twice[i] - static_cast<double>(c.d_before[i]);
+    const double product = twice[i] - static_cast<double>(c.out_before[i]);
     twice[i] = 2 * product;
-    plain[i] = 2 * (plain[i] - c.d_before[i]);
+    plain[i] = 2 * (plain[i] - c.out_before[i]);
   }
-  expect_close<float>(c.d.values(), twice, plain, "two products by a graph");
+  expect_close<float>(c.out.values(), twice, plain, "two products by a graph");
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
 }
@@ -303,9 +303,9 @@ TEST_F(MatmulTest, TheSameBitsAgain) {
     Matmul matmul(options);
     Case<bf16, float> c(s);
     c.run(matmul);
-    const auto d = c.d.values();
+    const auto first = c.out.values();
     c.run(matmul);
-    expect_same_bits(d, c.d.values(), "d");
+    expect_same_bits(first, c.out.values(), "c");
   }
 }
 
@@ -319,13 +319,13 @@ TEST_F(MatmulTest, RefusesWhatItCannotDo) {
   MatmulArgs args = c.args();
   args.k = 0;
   refused(args);
-  args = c.args(), args.ld_a = 7;
+  args = c.args(), args.lda = 7;
   refused(args);
   args = c.args(), args.input = DType::fp32, args.output = DType::bf16;
   refused(args);
   args = c.args(), args.input = args.output = DType::fp64;
   refused(args);
-  args = c.args(), args.bias_n = c.bias.data(), args.accumulate = true;
+  args = c.args(), args.bias = c.bias.data(), args.accumulate = true;
   refused(args);
   EXPECT_THROW(matmul.run(c.args(), workspace.tensor.rows(0, 100), c.stream), CheckError);
 }

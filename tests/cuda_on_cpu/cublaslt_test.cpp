@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/cuda_on_cpu/runtime.h"
 #include "tests/cuda/device_memory.h"
-#include "tests/cuda_on_cpu/runtime.h"
 
 namespace lathe::testing {
 namespace {

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda_on_cpu/runtime.h"
 #include "tests/cuda_on_cpu/planted.h"
-#include "tests/cuda_on_cpu/runtime.h"
 
 namespace lathe::cuda {
 namespace {

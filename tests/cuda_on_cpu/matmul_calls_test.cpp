@@ -4,9 +4,9 @@
 
 #include "kernels/cuda/cublaslt_library.h"
 #include "kernels/cuda/matmul.h"
+#include "kernels/cuda_on_cpu/runtime.h"
 #include "tests/allocations.h"
 #include "tests/cuda/device_memory.h"
-#include "tests/cuda_on_cpu/runtime.h"
 
 namespace lathe::testing {
 namespace {
@@ -131,18 +131,18 @@ namespace {
 using cuda::Matmul;
 using cuda::MatmulArgs;
 
-// d = a b (+ bias) of ones and twos, [16, 1024] x [1024, 24], so that every order gives the same.
+// c = a b (+ bias) of ones and twos, [16, 1024] x [1024, 24], so that every order gives the same.
 class MatmulCalls : public ::testing::Test {
  protected:
   MatmulCalls()
       : a_(std::vector<__nv_bfloat16>(16 * 1024, __float2bfloat16_rn(1))),
         b_(std::vector<__nv_bfloat16>(1024 * 24, __float2bfloat16_rn(2))),
         bias_(std::vector<float>(24, 5.0f)),
-        d_(16 * 24),
+        c_(16 * 24),
         workspace_(Matmul::kWorkspaceBytes) {
     watched = {};
     args_.m = 16, args_.n = 24, args_.k = 1024;
-    args_.a = a_.data(), args_.b = b_.data(), args_.d = d_.data();
+    args_.a = a_.data(), args_.b = b_.data(), args_.c = c_.data();
     args_.input = DType::bf16, args_.output = DType::fp32;
   }
   void run(Matmul& matmul) {
@@ -162,7 +162,7 @@ class MatmulCalls : public ::testing::Test {
   }
 
   DeviceArray<__nv_bfloat16> a_, b_;
-  DeviceArray<float> bias_, d_;
+  DeviceArray<float> bias_, c_;
   Workspace workspace_;
   Stream stream_;
   MatmulArgs args_;
@@ -170,7 +170,7 @@ class MatmulCalls : public ::testing::Test {
 
 TEST_F(MatmulCalls, NothingIsRebuiltOrAllocatedOncePlanned) {
   for (const bool with_bias : {false, true}) {
-    args_.bias_n = with_bias ? bias_.data() : nullptr;
+    args_.bias = with_bias ? bias_.data() : nullptr;
     for (const bool autotune : {false, true}) {
       watched = {};
       Matmul matmul({.autotune = autotune});
@@ -192,7 +192,7 @@ TEST_F(MatmulCalls, TheFastestCandidateWins) {
     watched = {.fast = fast};
     Matmul matmul;
     run(matmul);
-    expect_all(d_, 2048);
+    expect_all(c_, 2048);
     EXPECT_EQ(algorithm_of(matmul).first, fast);
     const int products = watched.products;
     run(matmul);
@@ -204,11 +204,11 @@ TEST_F(MatmulCalls, ACandidateThatFailsIsPassedOver) {
   watched = {.fast = 3, .fails = 3};
   Matmul matmul;
   run(matmul);
-  expect_all(d_, 2048);
+  expect_all(c_, 2048);
   EXPECT_NE(algorithm_of(matmul).first, 3u);
 }
 
-// At so long a k the heuristic prefers to split the sum, and to keep its parts in the type of d.
+// At so long a k the heuristic prefers to split the sum, and to keep its parts in the type of c.
 TEST_F(MatmulCalls, PartsOfASumMeetInFp32) {
   Matmul matmul({.autotune = false});
   run(matmul);
@@ -239,11 +239,11 @@ TEST_F(MatmulCalls, DeterministicSplitsWhatRepeatsAndMeasuresNothing) {
     watched = {};
     args_.accumulate = accumulate;
     Matmul matmul({.deterministic = true});
-    std::fill_n(d_.data(), 16 * 24, 1.0f);
+    std::fill_n(c_.data(), 16 * 24, 1.0f);
     run(matmul);
     EXPECT_EQ(watched.products, 4);
     EXPECT_EQ(algorithm_of(matmul), (std::pair<uint64_t, uint64_t>{5, 4}));
-    expect_all(d_, accumulate ? 2049 : 2048);
+    expect_all(c_, accumulate ? 2049 : 2048);
     EXPECT_EQ(matmul.tuning_log(), "");
   }
 }
@@ -253,7 +253,7 @@ TEST_F(MatmulCalls, DeterministicPassesOverWhatDoesNotRepeat) {
   Matmul matmul({.deterministic = true});
   run(matmul);
   EXPECT_EQ(algorithm_of(matmul).second, 1u);
-  expect_all(d_, 2048);
+  expect_all(c_, 2048);
 }
 
 // Parts that are added in place, whoever comes first.
@@ -329,9 +329,9 @@ TEST_F(MatmulCalls, WithoutAnEpilogueABiasIsAddedAllTheSame) {
   for (const bool autotune : {false, true}) {
     watched = {.biases = false};
     Matmul matmul({.autotune = autotune});
-    args_.bias_n = bias_.data();
+    args_.bias = bias_.data();
     run(matmul);
-    expect_all(d_, 2053);
+    expect_all(c_, 2053);
   }
 }
 

@@ -13,10 +13,10 @@
 #include <vector>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda_on_cpu/random.h"
+#include "kernels/cuda_on_cpu/runtime.h"
 #include "kernels/device/dtype.h"
 #include "tests/cuda_on_cpu/planted.h"
-#include "tests/cuda_on_cpu/random.h"
-#include "tests/cuda_on_cpu/runtime.h"
 
 namespace lathe::cuda {
 namespace {

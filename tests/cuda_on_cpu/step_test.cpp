@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "tests/cuda_on_cpu/runtime.h"
+#include "kernels/cuda_on_cpu/runtime.h"
 #include "tests/model/harness.h"
 
 namespace lathe::testing {

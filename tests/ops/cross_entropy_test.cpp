@@ -96,8 +96,9 @@ struct Plain {
   explicit Plain(const Case<T>& c)
       : losses(static_cast<size_t>(c.s.N)),
         dx_sum(static_cast<size_t>(c.s.N * c.s.C)),
-        dwte_sum(static_cast<size_t>(c.s.padded * c.s.C),
-                 PlainSum<A>(std::is_same_v<T, bf16> && device_under_test().kind() != DeviceKind::cpu)) {
+        dwte_sum(
+            static_cast<size_t>(c.s.padded * c.s.C),
+            PlainSum<A>(std::is_same_v<T, bf16> && device_under_test().kind() != DeviceKind::cpu)) {
     for (int64_t n = 0; n < c.s.N; ++n)
       if (c.targets.data()[n] >= 0) row(c, n);
     for (A sum : dx_sum) dx.push_back(static_cast<T>(sum));

@@ -176,7 +176,8 @@ class Plain {
   static std::vector<A> by_weight(const Buffer<T>& x, const Buffer<T>& dy) {
     const std::vector<A> xs = values(x), dys = values(dy);
     const int64_t I = columns(x), O = columns(dy);
-    const bool tensor_cores = std::is_same_v<T, bf16> && device_under_test().kind() != DeviceKind::cpu;
+    const bool tensor_cores =
+        std::is_same_v<T, bf16> && device_under_test().kind() != DeviceKind::cpu;
     std::vector<A> out;
     for (int64_t i = 0; i < I; ++i)
       for (int64_t o = 0; o < O; ++o) {

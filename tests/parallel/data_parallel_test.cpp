@@ -160,15 +160,15 @@ Outcome train(Ranks& ranks, const Options& options, int steps = 3) {
 }
 
 // Of communicators, each once.
-std::vector<std::string> kinds_under_test() {
-  std::vector<std::string> kinds;
+std::vector<CommKind> kinds_under_test() {
+  std::vector<CommKind> kinds;
   for (const Variant& variant : variants_under_test()) {
     if (kinds.empty() || kinds.back() != variant.kind) kinds.push_back(variant.kind);
   }
   return kinds;
 }
 
-class DataParallelTest : public ::testing::TestWithParam<std::string> {};
+class DataParallelTest : public ::testing::TestWithParam<CommKind> {};
 
 TEST_P(DataParallelTest, EveryRankHasTheSameWeights) {
   Ranks ranks(GetParam());
@@ -284,7 +284,7 @@ TEST_P(DataParallelTest, OptimizerMemoryIsShared) {
 TEST_P(DataParallelTest, IsTheSameInEveryOrderOfStreams) {
   Ranks ranks(GetParam());
   if (ranks.device->kind() == DeviceKind::cpu) GTEST_SKIP() << "no streams";
-  const bool nccl = GetParam() == "nccl";
+  const bool nccl = GetParam() == CommKind::nccl;
   for (const auto& [sharded, seeds] : {std::pair(true, nccl ? 70 : 20), {false, nccl ? 30 : 10}}) {
     const Options options{.sharded = sharded, .config = kLeast, .bucket_elements = 1000};
     const Outcome first = train(ranks, options);

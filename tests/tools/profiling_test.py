@@ -348,7 +348,7 @@ class Real(Folder):
             head, _, body = done.stdout.partition("operation  ")
             self.assertRegex(head, r"; bf16; a copy moves [\d.e+]+ GB/s\n")
             rows = {line[:38].strip(): line[38:].split() for line in body.splitlines()[1:]}
-            self.assertEqual(len(rows), 23)
+            self.assertEqual(len(rows), 26)
             self.assertEqual(rows["linear_backward fc"][0], "32x64x256")
             self.assertEqual(rows["adamw"][3], "-")  # FLOP/s
             for name, (_, median, least, flops, _, *share) in rows.items():

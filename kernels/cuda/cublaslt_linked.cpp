@@ -1,4 +1,4 @@
-// Takes the place of kernels/cuda/cublaslt_library.cpp: the functions of the stand-in.
+// Takes the place of cublaslt_library.cpp where cuBLASLt is linked: in builds for CUDA on the CPU.
 #include "kernels/cuda/cublaslt_library.h"
 
 namespace lathe::cuda {

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "tests/cuda_on_cpu/execution.h"
+#include "kernels/cuda_on_cpu/execution.h"
 
 namespace lathe::cuda::ptx {
 

@@ -17,10 +17,10 @@
 #include <set>
 #include <vector>
 
-#include "tests/cuda_on_cpu/backoff.h"
-#include "tests/cuda_on_cpu/block.h"
-#include "tests/cuda_on_cpu/execution.h"
-#include "tests/cuda_on_cpu/runtime.h"
+#include "kernels/cuda_on_cpu/backoff.h"
+#include "kernels/cuda_on_cpu/block.h"
+#include "kernels/cuda_on_cpu/execution.h"
+#include "kernels/cuda_on_cpu/runtime.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>

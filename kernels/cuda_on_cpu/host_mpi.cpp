@@ -1,9 +1,9 @@
-#include "tests/cuda_on_cpu/host_mpi.h"
+#include "kernels/cuda_on_cpu/host_mpi.h"
 
 #include <fmt/format.h>
 
-#include "tests/cuda_on_cpu/backoff.h"
-#include "tests/cuda_on_cpu/runtime.h"
+#include "kernels/cuda_on_cpu/backoff.h"
+#include "kernels/cuda_on_cpu/runtime.h"
 
 namespace lathe::cuda_on_cpu {
 

@@ -22,18 +22,21 @@
 #include <nccl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
 #include <random>
 #include <set>
+#include <thread>
 #include <vector>
 
+#include "kernels/cuda_on_cpu/host_mpi.h"
+#include "kernels/cuda_on_cpu/runtime.h"
 #include "kernels/device/dtype.h"
-#include "tests/cuda_on_cpu/host_mpi.h"
-#include "tests/cuda_on_cpu/runtime.h"
 
 namespace lathe::cuda_on_cpu {
 namespace {
@@ -809,6 +812,8 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
   return ncclSuccess;
 }
 ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank) {
+  const char* const hangs = std::getenv("LATHE_NCCL_INIT_HANGS");
+  while (hangs && rank == std::atoi(hangs)) std::this_thread::sleep_for(std::chrono::seconds(1));
   if (comm == nullptr)
     return library().refuse(ncclInvalidArgument, "no place for the communicator");
   Identity identity;

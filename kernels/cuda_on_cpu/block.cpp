@@ -1,4 +1,4 @@
-#include "tests/cuda_on_cpu/block.h"
+#include "kernels/cuda_on_cpu/block.h"
 
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -10,8 +10,8 @@
 #include <numeric>
 #include <vector>
 
-#include "tests/cuda_on_cpu/execution.h"
-#include "tests/cuda_on_cpu/runtime.h"
+#include "kernels/cuda_on_cpu/execution.h"
+#include "kernels/cuda_on_cpu/runtime.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>

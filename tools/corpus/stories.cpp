@@ -1,11 +1,12 @@
 // The stories of the embedded corpus: a hero, a friend, a thing and a place that return through
 // the paragraphs with their names, pronouns and belongings. See grammar.h for the notation.
-#include "data/grammar.h"
+#include "tools/corpus/grammar.h"
 
 namespace lathe {
 
-std::string_view stories_description() {
-  return R"GRAMMAR(
+namespace {
+
+constexpr std::string_view kStories = R"GRAMMAR(
 story
   2* {hero=person} and the {look=look} {thing=thing}\n{body}\n\n
   The {look=look} {thing=thing} of {hero=person}\n{body}\n\n
@@ -574,6 +575,11 @@ moral
   No {trade.name} could have done it better.
   {Time} people knew this better than we do.
 )GRAMMAR";
+
+}  // namespace
+
+std::string_view stories_description() {
+  return kStories;
 }
 
 }  // namespace lathe

@@ -11,14 +11,14 @@
 //   {"product": [m, n, k], "in": "bf16", "out": "fp32", "adds": false, "vector": false}
 #include <vector>
 
+#include "kernels/cuda_on_cpu/block.h"
+#include "kernels/cuda_on_cpu/runtime.h"
 #include "kernels/device/arena.h"
 #include "kernels/observed_ops.h"
 #include "src/comm/make_communicator.h"
 #include "src/io/flags.h"
 #include "src/train.h"
 #include "src/train/options.h"
-#include "tests/cuda_on_cpu/block.h"
-#include "tests/cuda_on_cpu/runtime.h"
 
 namespace lathe {
 namespace {

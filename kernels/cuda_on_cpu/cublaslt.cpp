@@ -20,8 +20,8 @@
 #include <optional>
 #include <vector>
 
-#include "tests/cuda_on_cpu/product.h"
-#include "tests/cuda_on_cpu/runtime.h"
+#include "kernels/cuda_on_cpu/product.h"
+#include "kernels/cuda_on_cpu/runtime.h"
 
 struct cublasLtContext {
   uint64_t alive;

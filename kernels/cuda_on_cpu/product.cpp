@@ -1,10 +1,10 @@
-#include "tests/cuda_on_cpu/product.h"
+#include "kernels/cuda_on_cpu/product.h"
 
 #include <algorithm>
 #include <bit>
 #include <vector>
 
-#include "tests/tensor_cores.h"
+#include "kernels/cuda_on_cpu/tensor_cores.h"
 
 namespace lathe::cuda_on_cpu {
 
@@ -80,7 +80,7 @@ void add_steps(const float* a, const float* b, int64_t depth, int64_t step, floa
       for (int r = 0; r < kRegisters; ++r)
         for (int i = 0; i < kLanes; ++i) {
           float& total = tile[j * kTileRows + r * kLanes + i];
-          total = testing::truncated_sum(total, sum[j][r][i]);
+          total = truncated_sum(total, sum[j][r][i]);
         }
   }
 }

@@ -12,7 +12,7 @@
 #include <memory>
 #include <vector>
 
-#include "tests/cuda_on_cpu/block.h"
+#include "kernels/cuda_on_cpu/block.h"
 
 namespace lathe::cuda_on_cpu {
 

@@ -3,10 +3,10 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "data/grammar.h"
 #include "kernels/device/standard_streams.h"
 #include "src/io/file.h"
 #include "src/io/flags.h"
+#include "tools/corpus/grammar.h"
 
 namespace lathe {
 namespace {

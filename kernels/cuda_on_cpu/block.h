@@ -6,7 +6,7 @@
 #include <functional>
 #include <string>
 
-#include "tests/cuda_on_cpu/random.h"
+#include "kernels/cuda_on_cpu/random.h"
 
 namespace lathe::cuda_on_cpu {
 

@@ -1,5 +1,5 @@
 // What the grammar is for: its texts, and their exact entropy and length.
-#include "data/grammar.h"
+#include "tools/corpus/grammar.h"
 
 #include <cmath>
 #include <map>

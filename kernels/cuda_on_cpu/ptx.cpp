@@ -1,7 +1,7 @@
 #include "kernels/cuda/ptx.cuh"
 
-#include "tests/cuda_on_cpu/runtime.h"
-#include "tests/tensor_cores.h"
+#include "kernels/cuda_on_cpu/runtime.h"
+#include "kernels/cuda_on_cpu/tensor_cores.h"
 
 namespace lathe::cuda::ptx::detail {
 
@@ -61,7 +61,7 @@ void multiply_add(void* const* records, unsigned) {
       for (int k = first; k < first + kStep; ++k) {
         for (int n = 0; n < 8; ++n) sum[n] += a[m][k] * b[k][n];
       }
-      for (int n = 0; n < 8; ++n) d[m][n] = testing::truncated_sum(d[m][n], sum[n]);
+      for (int n = 0; n < 8; ++n) d[m][n] = cuda_on_cpu::truncated_sum(d[m][n], sum[n]);
     }
   }
   for (int lane = 0; lane < 32; ++lane) {

@@ -1,5 +1,5 @@
 // The grammar behind the embedded corpus: its entropy is exact, and every text has one derivation.
-#include "data/grammar.h"
+#include "tools/corpus/grammar.h"
 
 #include <gtest/gtest.h>
 #include <xxhash.h>

@@ -18,8 +18,8 @@ struct MatrixView {
 struct Product {
   MatrixView a, b;
   int64_t m = 0, n = 0, k = 0;
-  // Sums over k are taken in pieces of so many, which are then added in order; of bf16, as tensor
-  // cores take them, 8 to 16 at a time: which number depends on this one.
+  // The length of the pieces of k that are summed first and then added in order. Within a piece,
+  // bf16 products are added 8 to 16 at a time, as tensor cores do; how many depends on `chunk`.
   int64_t chunk = 0;
 };
 

@@ -4,8 +4,8 @@
 #include <map>
 #include <set>
 
-#include "data/grammar.h"
 #include "kernels/device/error.h"
+#include "tools/corpus/grammar.h"
 
 namespace lathe {
 namespace {
