@@ -416,7 +416,7 @@ TEST(Rendezvous, TwoProcessesOfOneRankAreToldOf) {
     const Caller first = call(port.number);
     EXPECT_TRUE(takes_the_word(first, hello_of(1, 3, 7), first_is_done));
     EXPECT_FALSE(takes_the_word(call(port.number), hello_of(1, 3, 8), true));
-    expect_contains(zero.got(), "two processes say that they are rank 1, from 127.0.0.1:");
+    expect_contains(zero.got(), "two processes claim to be rank 1, from 127.0.0.1:");
   }
 }
 
@@ -424,7 +424,7 @@ TEST(Rendezvous, ARankOfAnotherSizeIsToldOf) {
   const Port port;
   Rank zero(0, 3, port.at("127.0.0.1"));
   EXPECT_FALSE(takes_the_word(call(port.number), hello_of(4, 8, 7), true));
-  expect_contains(zero.got(), "rank 4 of 8 came, and there should be 3 ranks");
+  expect_contains(zero.got(), "rank 4 of 8 connected, but there should be 3 ranks");
 }
 
 // None of these waits for its timeout.
@@ -442,7 +442,7 @@ TEST(Rendezvous, WhatCannotWorkIsSaidAtOnce) {
                     "2 of 4 ranks are on this one");
   }
   expect_contains(outcome(Rendezvous(place_of(0, 2), Port().at("198.51.100.7"), 1e6), 0),
-                  "is no address of the machine on which rank 0 runs");
+                  "is not an address of the machine that rank 0 runs on");
   const Port taken(true);
   expect_contains(outcome(Rendezvous(place_of(0, 2), taken.at("127.0.0.1"), 1e6), 0),
                   "that port is in use");
