@@ -224,7 +224,7 @@ TEST_F(PrepareTest, LeavesByteOrderMarksOut) {
 TEST_F(PrepareTest, RefusesWhatIsNoText) {
   using namespace std::string_literals;
   expect_contains(said(options("ab\0c"s)),
-                  "input.txt has a NUL at byte 2: it is UTF-16 or no text");
+                  "input.txt has a NUL at byte 2: it is UTF-16 or not text");
   expect_contains(said(options("a\0b\0\xff"s)), "a NUL at byte 1");
   expect_contains(said(options("\xff\xfe"
                                "a\0b\0"s)),
@@ -379,7 +379,7 @@ TEST_F(PrepareTest, RefusesWhatCannotWork) {
   expect_contains(said(o), "exclude each other");
   o = options("not json\n");
   o.format.jsonl_key = "text";
-  expect_contains(said(o), "input.txt line 1 is no valid JSON");
+  expect_contains(said(o), "input.txt line 1 is not valid JSON");
   o = options("{\"text\": \"a\"}\n{\"body\": \"a\"}\n");
   o.format.jsonl_key = "text";
   expect_contains(said(o), "input.txt line 2 has no text under \"text\"");

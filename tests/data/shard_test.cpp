@@ -116,7 +116,7 @@ TEST(Shard, NamesATokenOutsideTheVocabulary) {
   shard.copy(0, 4, out.data(), 66);
   shard.copy(0, 4, out.data(), 0);
   const std::string said = user_error([&] { shard.copy(1, 3, out.data(), 65); });
-  expect_contains(said, "train_0.bin holds token 65 at byte 1028, the vocabulary has 65");
+  expect_contains(said, "train_0.bin holds token 65 at byte 1028, but the vocabulary has 65");
 }
 
 TEST(Shard, MayBeEmpty) {
