@@ -33,7 +33,7 @@ double read_floor(const std::string& floor) {
   return drawn(nats.is_number() ? nats.get<double>() : std::nan(""));
 }
 
-// How many columns of dots fit beside the labels: 70, or what the terminal has.
+// Columns of dots beside the labels: 70, or as many as the terminal has room for.
 int chart_columns() {
   const std::optional<int> width = terminal_columns(STDOUT_FILENO);
   return width ? std::clamp(*width - 1 - kGutterColumns, 10, 120) : 70;
@@ -44,10 +44,10 @@ int plot(int argc, char** argv) {
   std::string run_dir, out, title, floor;
   bool terminal = false;
   app.add_option("RUN_DIR", run_dir, "The directory of the run, or its metrics.jsonl")->required();
-  app.add_option("--out", out, "The SVG file; RUN_DIR/loss.svg when not given");
+  app.add_option("--out", out, "The SVG file; RUN_DIR/loss.svg if not given");
   app.add_option("--floor", floor,
                  "Draw the entropy of the text: nats per token, or the entropy.json of corpus");
-  app.add_option("--title", title, "Heading; the directory's name when not given");
+  app.add_option("--title", title, "Heading; the directory's name if not given");
   add_switch(app, "--terminal", terminal, "Print a chart; a file is written only with --out");
   if (!parse_flags(app, argc, argv)) return 0;
   refuse_idle(app, "--title", terminal && out.empty(), "with --terminal and without --out");

@@ -21,8 +21,8 @@ using lathe::add_switch;
 using lathe::parse_flags;
 using lathe::UserError;
 
-// One line that is rewritten on a terminal; in a pipe a line for each tenth of the way, at most one
-// a second. Nothing fails because it cannot be shown.
+// One line that is rewritten on a terminal; in a pipe, a line for each tenth of the work, at most
+// one per second. Failing to show progress is not an error.
 class Progress {
  public:
   ~Progress() { end_line(); }
@@ -69,7 +69,7 @@ class Progress {
   uint64_t shown_tenths_ = 0;
 };
 
-// Prints the text of one shard, or of all of a directory's: training, then validation.
+// Prints the text of one shard, or of all shards of a directory: training, then validation.
 void decode(const std::filesystem::path& path) {
   const bool is_directory = std::filesystem::is_directory(path);
   const auto tokenizer = lathe::load_tokenizer(is_directory ? path : lathe::parent_of(path));
@@ -78,7 +78,7 @@ void decode(const std::filesystem::path& path) {
     files = lathe::find_shards(path, "train");
     for (const auto& file : lathe::find_shards(path, "val")) files.push_back(file);
   }
-  // A terminal is sent whole characters, others the bytes as they are.
+  // A terminal gets whole characters; anything else gets the bytes unchanged.
   const bool terminal = ::isatty(STDOUT_FILENO) == 1;
   lathe::StreamDecoder whole(*tokenizer);
   std::vector<int32_t> ids(1 << 16);
@@ -108,8 +108,7 @@ void refuse_idle_flags(const CLI::App& app, const lathe::PrepareOptions& options
   }
   for (const CLI::Option* option : app.parse_order()) {
     if (option->get_name() == "--decode" || app.count("--decode") == 0) continue;
-    lathe::refuse_idle(app, option->get_name(), true,
-                       "with --decode, which prints data that are there");
+    lathe::refuse_idle(app, option->get_name(), true, "with --decode, which prints existing data");
   }
 }
 
@@ -119,13 +118,13 @@ int run(int argc, char** argv) {
   std::filesystem::path decode_path;
   app.add_option(
          "--tokenizer", options.tokenizer,
-         "char: one token a character; gpt2: GPT-2's BPE, see --vocab-dir; or the directory "
+         "char: one token per character; gpt2: GPT-2's BPE, see --vocab-dir; or the directory "
          "or file of a tokenizer")
       ->capture_default_str();
   app.add_option("--vocab-dir", options.vocab_dir,
                  "where gpt2 finds encoder.json + vocab.bpe, vocab.json + merges.txt or "
                  "tokenizer.json");
-  // Kept as they are: CLI11 takes a list of texts apart where one stands in brackets.
+  // Taken as they are: CLI11 would split a text in brackets into a list.
   CLI::Option* inputs = app.add_option("--input")
                             ->description("text files, each one document; - is standard input")
                             ->type_name("FILE")
@@ -134,16 +133,16 @@ int run(int argc, char** argv) {
   app.add_option("--document-separator", options.format.separator,
                  "text between the documents of a file, left out");
   app.add_option("--jsonl-key", options.format.jsonl_key,
-                 "the files hold one JSON object a line, the document is under this key");
+                 "the files hold one JSON object per line, with the document under this key");
   app.add_option("--document-join", options.document_join,
                  "text or special token between documents, if not <|endoftext|>; '' for nothing");
   add_number(app, "--val-fraction", options.val_fraction, 0, 1,
              "share of the characters, from the end, that validates; below 1");
   app.add_option("--out", options.out, "directory for train_*.bin, val_*.bin and tokenizer.json");
   add_number(app, "--shard-tokens", options.shard_tokens, 1, INT32_MAX, "tokens of a shard");
-  add_number(app, "--threads", options.threads, 0, 4096, "0: as many as there are cores");
+  add_number(app, "--threads", options.threads, 0, 4096, "0: one per core");
   add_switch(app, "--force", options.force, "replace the data that --out holds");
-  app.add_option("--decode", decode_path, "print the text of a data directory or shard, and end");
+  app.add_option("--decode", decode_path, "print the text of a data directory or shard, then exit");
   if (!parse_flags(app, argc, argv)) return 0;
   refuse_idle_flags(app, options);
   for (const std::string& file : inputs->results()) options.inputs.emplace_back(file);
