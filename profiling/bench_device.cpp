@@ -1,13 +1,13 @@
-// Every operation of training GPT-2, alone, on any device: time by the device's own clock, rates,
-// and the share of what the device can do. The benchmark of kernels under work on a GPU; bench_ops
-// measures the CPU's with more care for small shapes.
+// Times every operation of training GPT-2 by itself, on any device, with the device's own clock;
+// prints rates and the share of the device's limits. Use it while you work on GPU kernels;
+// bench_ops measures the CPU's with more care for small shapes.
 //
 //   build/bench_device [--device cuda] [--batch-size 16,64] [--dtype bf16] [--filter layernorm]
 //
-// Operations go round through several sets of buffers, so that none finds its inputs in a cache
-// (--rotate-mb), and are recorded, so that the host is not in the way. `share` is the time that the
-// work takes at least over the time that it took: FLOPs at the device's peak if that is known,
-// bytes at the rate of a copy that is measured first.
+// Operations cycle through several sets of buffers (--rotate-mb), so that none finds its inputs in
+// a cache, and are recorded, so that the host does not slow them down. `share` is the floor divided
+// by the time. The floor is the larger of: FLOPs at the device's peak, if known, and bytes at the
+// rate of a copy that is measured first.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -26,11 +26,11 @@ struct Sizes {
   int64_t B = 16, T = 1024, C = 768, H = 12, vocab_size = 50257;
   int64_t N() const { return B * T; }
   int64_t V() const { return (vocab_size + 127) / 128 * 128; }
-  // GPT-2's with twelve layers of this width.
+  // GPT-2 with twelve layers of this width.
   int64_t parameters() const { return V() * C + T * C + 12 * (12 * C * C + 13 * C) + 2 * C; }
 };
 
-// Hands out tensors of small random numbers; before there is an arena, only counts their bytes.
+// Hands out tensors of small random numbers; without an arena, only counts their bytes.
 class Tensors {
  public:
   explicit Tensors(Device& device) : device_(device), pattern_(kPattern) {
@@ -43,7 +43,7 @@ class Tensors {
 
   Tensor make(DType dtype, Shape shape) {
     bytes_ += arena_aligned(static_cast<size_t>(shape.elements()) * size_of(dtype));
-    if (arena_ == nullptr) return {pattern_.data(), dtype, shape};  // nobody computes with it
+    if (arena_ == nullptr) return {pattern_.data(), dtype, shape};  // nothing computes with it
     const Tensor tensor = arena_->allocate(MemoryCategory::activations, dtype, shape);
     if (dtype == DType::bf16) fill<bf16>(tensor);
     if (dtype == DType::fp32) fill<float>(tensor);
@@ -62,7 +62,7 @@ class Tensors {
     if (arena_ != nullptr) device_.upload(tensor, ids.data());
     return tensor;
   }
-  // In device memory, as the operations want their structs.
+  // A struct in device memory, as operations take it.
   template <typename Struct>
   Struct* place(const std::vector<Struct>& values) {
     const auto bytes = static_cast<int64_t>(values.size() * sizeof(Struct));
@@ -151,8 +151,8 @@ void add_layernorm(std::vector<Case>& cases, const Sizes& s, DType type) {
                    }});
 }
 
-// The four linear layers of a block: from `inputs` to `outputs` channels, in multiples of C. Their
-// biases' gradients come from the operations before them, as in the model.
+// The four linear layers of a block, `inputs` to `outputs` channels, in multiples of C. As in the
+// model, the operations before them compute the gradients of their biases.
 struct Linear {
   const char* name;
   int64_t inputs, outputs;
@@ -287,8 +287,8 @@ struct Timing {
   double median_ms = 0, least_ms = 0;
 };
 
-// One call of `body`, which runs `calls` operations, per round; the first two rounds of a recording
-// are its making.
+// Runs `body`, which is `calls` operations, once per round; a recording is made in the first two
+// rounds.
 Timing time_of(Device& device, int64_t calls, int64_t rounds, const std::function<void()>& body) {
   const auto round = [&] {
     device.replay(0, [&] {
@@ -312,7 +312,7 @@ struct Options {
   std::vector<int64_t> batch_sizes{16, 64};
   Sizes sizes;
   int64_t rotate_mb = 256, rounds = 7;
-  double budget_ms = 20;  // of a round
+  double budget_ms = 20;  // per round
   bool tiny = false;
 };
 
@@ -325,7 +325,7 @@ class Bench {
         ops_(device.ops(type_)),
         tensors_(device) {}
 
-  // Bytes a second of a copy within the device, which reads and writes.
+  // Bytes per second of a copy within the device, counting read and write.
   void measure_copy() {
     const int64_t elements = std::max<int64_t>(1, options_.rotate_mb) << 20;
     Arena arena(device_, 2 * static_cast<size_t>(elements));
@@ -405,19 +405,18 @@ int bench(int argc, char** argv) {
   app.option_defaults()->always_capture_default();
   app.add_option("--device", o.device)->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   app.add_option("--dtype", o.dtype)->check(CLI::IsMember({"fp32", "bf16"}));
-  app.add_option("--batch-size", o.batch_sizes, "One or several, with commas")
+  app.add_option("--batch-size", o.batch_sizes, "One or more, separated by commas")
       ->delimiter(',')
       ->transform(number_in<int64_t>(1, 1 << 20));
-  add_number(app, "--seq-len", o.sizes.T, 1, 1 << 20, "Tokens of a sequence");
+  add_number(app, "--seq-len", o.sizes.T, 1, 1 << 20, "Tokens per sequence");
   add_number(app, "--n-embd", o.sizes.C, 8, 1 << 16, "Channels");
   add_number(app, "--n-head", o.sizes.H, 1, 1 << 10, "Attention heads");
   add_number(app, "--vocab-size", o.sizes.vocab_size, 1, 65536, "Vocabulary");
   app.add_option("--filter", o.filter, "Only operations with this in their names");
   add_number(app, "--rotate-mb", o.rotate_mb, 0, 1 << 16,
-             "MiB of buffers that calls go round through");
-  add_number(app, "--rounds", o.rounds, 1, 10000,
-             "Times that are taken; the table has median and least");
-  add_switch(app, "--tiny", o.tiny, "Shapes that a CPU which plays a GPU manages, one round");
+             "MiB of buffers that calls cycle through");
+  add_number(app, "--rounds", o.rounds, 1, 10000, "Timed rounds; the table has median and least");
+  add_switch(app, "--tiny", o.tiny, "Shapes small enough for CUDA on the CPU, one round");
   if (!parse_flags(app, argc, argv)) return 0;
   if (o.tiny) {
     o.sizes = {.B = 2, .T = 16, .C = 64, .H = 2, .vocab_size = 61};
@@ -432,7 +431,7 @@ int bench(int argc, char** argv) {
     o.sizes.B = batch_size;
     bench.run(o.sizes);
   }
-  if (bench.measured() == 0) throw UserError("--filter '{}' is in no operation's name", o.filter);
+  if (bench.measured() == 0) throw UserError("--filter '{}' matches no operation's name", o.filter);
   return 0;
 }
 

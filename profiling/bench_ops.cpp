@@ -1,6 +1,6 @@
-// Every operation at the shapes of GPT-2 124M (B 4, T 64) and of shakespeare-cpu (B 12, T 64,
-// C 128). Figures: GB/s of the bytes that must cross the bus (from cost(), so caches may beat the
-// memory's own rate), its share of the triad's rate measured first, and FLOP/s where there are
+// Every operation at the shapes of GPT-2 124M (B 4, T 64) and of shakespeare-cpu (B 12, T 64, C
+// 128). Figures: GB/s of the bytes that must cross the bus (from cost(), so caches may exceed the
+// memory's rate), their share of the triad's rate, which is measured first, and FLOP/s if there are
 // matmuls. Names: OPERATION/SHAPE/TYPE.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
@@ -46,7 +46,7 @@ class Memory {
   Arena arena_;
 };
 
-// a[i] = b[i] + 3 c[i] over memory far larger than the caches, as STREAM counts it.
+// a[i] = b[i] + 3 c[i] over memory far larger than the caches, counted like STREAM.
 double measure_triad() {
   constexpr int64_t kCount = int64_t{1} << 26;
   Memory memory(3 * kCount * sizeof(float));

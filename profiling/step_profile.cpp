@@ -1,4 +1,4 @@
-// Whole training steps, operation by operation, next to what they cannot do without: their matmuls
+// Whole training steps, operation by operation, compared with their necessary parts: the matmuls
 // alone, as oneDNN does them, and one pass of AdamW over its memory.
 #include <algorithm>
 #include <chrono>
@@ -94,9 +94,9 @@ int profile(int argc, char** argv) {
   app.add_option("--model", name, "Preset");
   app.add_option("--dtype", dtype)->check(CLI::IsMember({"fp32", "bf16"}));
   add_number(app, "--batch-size", batch_size, 1, 1 << 20, "Sequences");
-  add_number(app, "--seq-len", seq_len, 1, 1 << 20, "Tokens of a sequence");
+  add_number(app, "--seq-len", seq_len, 1, 1 << 20, "Tokens per sequence");
   add_number(app, "--vocab-size", vocab_size, 0, 65536, "0: the preset's, or 65");
-  add_number(app, "--steps", steps, 1, 1 << 20, "Timed steps, after two that are not");
+  add_number(app, "--steps", steps, 1, 1 << 20, "Timed steps, after two untimed ones");
   if (!parse_flags(app, argc, argv)) return 0;
 
   TrainOptions options = preset(name);
@@ -112,8 +112,7 @@ int profile(int argc, char** argv) {
   MatmulFloor floor(options.gpt2, options.number_type(), batch_size * seq_len);
   const TimedOps timed(step.trainer.ops());
   const Ops& real = step.trainer.ops();
-  for (int64_t i = 0; i < steps;
-       ++i) {  // in turn, so that a change of the machine's pace hits both
+  for (int64_t i = 0; i < steps; ++i) {  // in turn, so that a change of speed affects all
     plain.push_back(step.run());
     floors.push_back(floor.run());
     step.trainer.use(timed);

@@ -141,7 +141,7 @@ class Roofline(Folder):
     def test_what_is_no_trace_is_refused(self):
         for content in ("{}", "no json", '{"traceEvents": []}', "[1]"):
             (self.root / "bad.json").write_text(content)
-            self.assertIn("is no trace with costs", call("roofline.py", self.root / "bad.json", code=2))
+            self.assertIn("is not a trace with costs", call("roofline.py", self.root / "bad.json", code=2))
         self.assertIn("No such file", call("roofline.py", self.root / "none.json", code=2))
         self.assertIn("no operations of rank 7", self.table(trace_of(EVENTS), "--rank", "7", code=2))
 
