@@ -63,7 +63,7 @@ TEST(CudaRanksChoice, NcclWhereItIs) {
   EXPECT_EQ(run_ranks_driver(0, {"kind", "cuda"}).out, "self\n");
 }
 
-// NCCL waits without end where its ranks do not find each other.
+// NCCL waits without limit if its ranks do not find each other.
 TEST(CudaRanksChoice, AHangWhileNcclStartsIsNamed) {
   const ProcessResult result =
       run_ranks_driver(3, {"agree", "cuda", "nccl"}, {"LATHE_NCCL_INIT_HANGS=1"});

@@ -1,5 +1,5 @@
-// Who a process is, from the environment that launchers leave it; and how programs of several ranks
-// end.
+// Which rank a process is, from the environment that launchers set; and how programs of several
+// ranks end.
 #include "src/comm/world.h"
 
 #include <gmock/gmock.h>

@@ -162,7 +162,7 @@ TEST(TokenSet, FindsTheSplit) {
   expect_contains(user_error([&] { TokenSet(dir / "none", "train"); }), "none: No such file");
 }
 
-// Two shards of 1.2e9 tokens each; the files are sparse and take a few blocks.
+// Two shards of 1.2e9 tokens each; the files are sparse and take only a few blocks.
 TEST(TokenSet, HiddenFilesAreNoShards) {
   TempDir dir;
   ShardWriter writer(dir.path(), "train");

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""profiling/: tables from traces, and from what Nsight Compute and Nsight Systems write; and, given a
+"""profiling/: tables from traces and from the output of Nsight Compute and Nsight Systems; and, given a
 build folder of CUDA on the CPU, the table of a real run.
 
-The CSV files in profiling/ were made by hand after the formats of Nsight Compute 2025.3 and Nsight
+The CSV files in profiling/ were written by hand in the formats of Nsight Compute 2025.3 and Nsight
 Systems 2025.3, with the launches of a real step: each product takes 100 us, each other kernel 50.
 
 usage: profiling_test.py [--real BUILD_DIR] [unittest's arguments]"""
@@ -38,7 +38,7 @@ def call(program, *arguments, code=0, env=None):
 
 
 def columns(text, heading):
-    """The table whose heading has this column: lines as dictionaries."""
+    """The lines, as dictionaries, of the table that has this column."""
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("|") and heading in line)
 
@@ -70,8 +70,8 @@ def event(name, category, ts, dur, flops=0, bytes_=0, shape="", pid=0):
             "args": {"flops": flops, "bytes": bytes_, "shape": shape}}
 
 
-# 2 ms on an H100 (989.4 TFLOP/s, 3.35 TB/s): an operation in two parts, one that is bound by memory,
-# called twice, a wait of 0.1 ms, and gaps of 0.1 ms.
+# 2 ms on an H100 (989.4 TFLOP/s, 3.35 TB/s): an operation in two parts; a memory-bound one, called
+# twice; a wait of 0.1 ms; gaps of 0.1 ms.
 EVENTS = [
     event("forward", "phase", 0, 1200), event("backward", "phase", 1200, 800),
     event("linear_forward", "operation", 0, 1000, 0.4947e12, 0.67e9, "8x8x8"),
@@ -241,7 +241,7 @@ class Nsys(Folder):
         parts = {(r["operation"], r["shape"]): r for r in columns(tables_[1], "kernels")}
         self.assertEqual(parts[("logits", "32x64x64")]["ms"], "0.100")
         self.assertNotIn(("logits", "32x64x64"), rows)
-        # Every kernel but the collective, each once, whatever it is nested in.
+        # Every kernel but the collective, once each, however it is nested.
         self.assertIn("2 steps; a step:", out)
         self.assertIn("kernels 2.880 ms a step, of which 2.850 in operations, 0.030 in none", out)
         found = json.loads((self.root / "o.json").read_text())
@@ -264,7 +264,7 @@ printf '%s\\n' "$@" >>"$TOLD"
 
 
 class Scripts(Folder):
-    """What the scripts call, by tools that only write down how."""
+    """What the scripts call, with tools that only record their arguments."""
 
     def told(self, script, name, *arguments):
         tool, told = self.root / name, self.root / "told"
@@ -315,7 +315,7 @@ class Scripts(Folder):
 
 
 class Real(Folder):
-    """The trace of a run on the CUDA device, as docs/profiling.md makes it."""
+    """The trace of a run on the CUDA device, made as in docs/profiling.md."""
 
     def test_trace_of_a_run(self):
         block = (ROOT / "docs/profiling.md").read_text().split("```")[1]
