@@ -69,11 +69,11 @@ def cuda_toolkit():
         return None
     nvcc = os.path.realpath(nvcc)
     try:
-        told = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True,
-                              timeout=20, check=False).stderr
+        output = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True,
+                                timeout=20, check=False).stderr
     except (OSError, subprocess.SubprocessError):
-        told = ""
-    match = re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE)
+        output = ""
+    match = re.search(r"^#\$ TOP=(.+)$", output, re.MULTILINE)
     return os.path.realpath(match.group(1)) if match else os.path.dirname(os.path.dirname(nvcc))
 
 

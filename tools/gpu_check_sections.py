@@ -69,20 +69,20 @@ def build_section(part):
 
 
 def tests_section(part):
-    rows, details, told = [], [], 0
+    rows, details, failures = [], [], 0
     for name, binary in part.get("binaries", {}).items():
         cases = binary["cases"]
         rows.append((name, binary["status"], cases["passed"], len(cases["failed"]), cases["skipped"],
                      number(binary.get("seconds"), 1)))
         for case, output in cases["failed"].items():
-            told += 1
-            if told > 20:
+            failures += 1
+            if failures > 20:
                 continue
             details += ["", f"{name}: `{case}` failed:", "", quoted(output)]
         if binary["status"] != "passed" and not cases["failed"]:
             details += ["", f"{name}: {binary['status']}; its last lines:", "", quoted(binary["end"])]
-    if told > 20:
-        details += ["", f"and {told - 20} more in the .json beside this file."]
+    if failures > 20:
+        details += ["", f"and {failures - 20} more in the .json beside this file."]
     return "\n".join([table(("program", "result", "passed", "failed", "skipped", "seconds"), rows), *details])
 
 

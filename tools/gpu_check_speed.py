@@ -82,10 +82,10 @@ def roofline(check, result):
         return "not run", "not available: no profiling/roofline.py"
     if not trace.is_file():
         return "not run", "no trace: the part steps writes it"
-    return told_by(check, result, [sys.executable, script, trace], "operations")
+    return run_reporter(check, result, [sys.executable, script, trace], "operations")
 
 
-def told_by(check, result, command, what):
+def run_reporter(check, result, command, what):
     """Runs a script that prints a table and writes the same as JSON."""
     file = check.work / f"{what}.json"
     file.unlink(missing_ok=True)
@@ -188,7 +188,7 @@ def ncu(check, result):
     done = check.run(command, env=check.args.child_env)
     if not done.ok or not counters.exists():
         return ("timed out" if done.timed_out else "failed"), f"ncu.sh: {last_line(done.text)}"
-    return told_by(check, result, [sys.executable, scripts[1], counters], "kernels")
+    return run_reporter(check, result, [sys.executable, scripts[1], counters], "kernels")
 
 
 # ---- operations ----------------------------------------------------------------------------------
@@ -220,17 +220,17 @@ ROUNDS = 2
 
 def ab(check, result):
     """The same steps with and without each flag that this train knows, in turns."""
-    told = known_flags(check)
-    asked = [variant for variant in VARIANTS if all(f"--{flag}" in told for flag in variant)]
-    result["skipped"] = sorted({f"--{flag}" for variant in VARIANTS for flag in variant if f"--{flag}" not in told})
-    rows = result["variants"] = [{"flags": " ".join(words(variant)) or "defaults", "ms": []} for variant in asked]
+    known = known_flags(check)
+    variants = [variant for variant in VARIANTS if all(f"--{flag}" in known for flag in variant)]
+    result["skipped"] = sorted({f"--{flag}" for variant in VARIANTS for flag in variant if f"--{flag}" not in known})
+    rows = result["variants"] = [{"flags": " ".join(words(variant)) or "defaults", "ms": []} for variant in variants]
     flags = {**gpt2_124m(check), "batch-size": 2 if check.tiny else 64, "steps": 4 if check.tiny else 15,
              "benchmark": True}
-    if "--tuning-log" in told:
-        asked[0] = {"tuning-log": check.path.with_name(check.path.stem + "-tuning.log")}
+    if "--tuning-log" in known:
+        variants[0] = {"tuning-log": check.path.with_name(check.path.stem + "-tuning.log")}
     try:
         for _ in range(ROUNDS):  # a drifting clock then affects all alike
-            for row, variant in zip(rows, asked):
+            for row, variant in zip(rows, variants):
                 ab_turn(check, row, {**flags, **variant})
     except Stopped:
         if not all(row["ms"] for row in rows if "error" not in row):

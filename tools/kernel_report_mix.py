@@ -46,8 +46,8 @@ def count(text):
 
 def mix_text(kinds):
     """"350: LDG.128 x 4, MUFU x 8": all instructions, then the kinds counted separately."""
-    told = ", ".join(f"{kind} x {n}" for kind, n in sorted(kinds.items()) if kind != "all")
-    return f"{kinds['all']}" + (f": {told}" if told else "")
+    counted = ", ".join(f"{kind} x {n}" for kind, n in sorted(kinds.items()) if kind != "all")
+    return f"{kinds['all']}" + (f": {counted}" if counted else "")
 
 
 def disassembled(disassembler, cubin):

@@ -82,7 +82,7 @@ class Communicator {
 };
 
 struct CommunicatorOptions {
-  std::string kind = "auto";     // mpi or nccl; auto: NCCL for GPUs where it is there, else MPI
+  std::string kind = "auto";     // mpi or nccl; auto: NCCL for GPUs if available, else MPI
   double timeout_seconds = 300;  // without progress in a collective, the job ends (--comm-timeout)
   // Where ranks without MPI meet: "HOST:PORT", "file:PATH", or "" for MASTER_ADDR and MASTER_PORT.
   std::string rendezvous{};

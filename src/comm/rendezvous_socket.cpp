@@ -147,11 +147,11 @@ struct Caller {
   Hello hello{};
   std::string answer{};  // empty until a rank's hello has come
   char thanks = 0;
-  size_t heard = 0, told = 0, thanked = 0;
+  size_t received = 0, sent = 0, thanked = 0;
   bool over = false;
 
   bool known() const { return !answer.empty(); }
-  short awaited() const { return known() && told < answer.size() ? POLLOUT : POLLIN; }
+  short awaited() const { return known() && sent < answer.size() ? POLLOUT : POLLIN; }
 };
 
 // The process that holds a rank's place: it is connected, or it has sent its thanks.
@@ -243,10 +243,10 @@ class Host {
   void serve(Caller& caller) {
     if (caller.over) return;
     const int fd = caller.socket.get();
-    Flow flow = receive_some(fd, &caller.hello, sizeof(Hello), caller.heard);
+    Flow flow = receive_some(fd, &caller.hello, sizeof(Hello), caller.received);
     if (flow == Flow::done && !caller.known() && !welcome(caller)) flow = Flow::gone;
     if (flow == Flow::done)
-      flow = send_some(fd, caller.answer.data(), caller.answer.size(), caller.told);
+      flow = send_some(fd, caller.answer.data(), caller.answer.size(), caller.sent);
     if (flow == Flow::done) flow = receive_some(fd, &caller.thanks, 1, caller.thanked);
     if (flow == Flow::later) return;
     if (flow == Flow::done && caller.thanks == kThanks) claim_of(caller).came = true;
@@ -389,11 +389,11 @@ std::string ask(const Address& address, const Hello& hello, const TokenHalf& exp
   }
   if (is_connected_to_itself(fd, address)) return std::strerror(ECONNREFUSED);
   std::string answer(kHalf + bytes, '\0');
-  size_t told = 0, heard = 0, thanked = 0;
+  size_t sent = 0, received = 0, thanked = 0;
   if (!wait_for(fd, POLLOUT, deadline, why,
-                [&] { return send_some(fd, &hello, sizeof(hello), told); }) ||
+                [&] { return send_some(fd, &hello, sizeof(hello), sent); }) ||
       !wait_for(fd, POLLIN, deadline, why,
-                [&] { return receive_some(fd, answer.data(), answer.size(), heard); }))
+                [&] { return receive_some(fd, answer.data(), answer.size(), received); }))
     return why;
   TokenHalf shown;
   std::copy_n(answer.begin(), kHalf, shown.begin());

@@ -47,7 +47,7 @@ struct ConsoleOptions {
   int fd = 1;
   std::optional<bool> live{};    // a terminal that can be redrawn; detected from fd if empty
   std::optional<int> columns{};  // detected from fd if empty; lines in a pipe have no limit
-  // Every so many steps a line stays, and for the first and last. 0: every step's line stays, but
+  // A line stays every this many steps, and for the first and last. 0: every step's line stays, but
   // on a live line only the first and last.
   int64_t log_interval = 0;
   double redraw_seconds = 0.1;      // shortest time between redraws on a terminal

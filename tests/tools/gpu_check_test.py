@@ -232,10 +232,10 @@ class Pretended(Machine):
         self.assertIsNone(child.poll())
         child.terminate()
         child.communicate(timeout=20)
-        told = "".join(lines)
-        self.assertIn("batch 64: 52.0 ms a step (predicted 132.0)", told)
-        self.assertRegex(told, r"tests +passed")
-        self.assertIn("| 64 | 52.00 | 132.0 |", told)
+        printed = "".join(lines)
+        self.assertIn("batch 64: 52.0 ms a step (predicted 132.0)", printed)
+        self.assertRegex(printed, r"tests +passed")
+        self.assertIn("| 64 | 52.00 | 132.0 |", printed)
         self.assertEqual([part["status"] for part in report["parts"].values()][:2], ["passed", "passed"])
         self.assertIn("| 64 | 52.00 | 132.0 |", text)
 
@@ -598,8 +598,8 @@ class Real(unittest.TestCase):
     def test_cuda_on_cpu(self):
         if not self.build_dir:
             self.skipTest("no build folder was named (--real)")
-        told = subprocess.run([Path(self.build_dir) / "train", "--help"], capture_output=True, text=True, check=True)
-        if "cuda" not in told.stdout:
+        done = subprocess.run([Path(self.build_dir) / "train", "--help"], capture_output=True, text=True, check=True)
+        if "cuda" not in done.stdout:
             self.skipTest("this build/train knows no --device cuda")
         with tempfile.TemporaryDirectory() as out:
             done = subprocess.run(

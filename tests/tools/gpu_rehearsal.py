@@ -71,8 +71,8 @@ def lend_stand_in(machine, build):
     """The libraries that CUDA on the CPU links with here."""
     found = set()
     for program in ("train", "tests/cuda_gpt2_test", "tests/cuda_on_cpu_test"):
-        told = subprocess.run(["ldd", build / program], capture_output=True, text=True, check=True).stdout
-        found |= {path for name, path in re.findall(r"^\s*(\S+?)\.so\S* => (/\S+)", told, re.MULTILINE)
+        output = subprocess.run(["ldd", build / program], capture_output=True, text=True, check=True).stdout
+        found |= {path for name, path in re.findall(r"^\s*(\S+?)\.so\S* => (/\S+)", output, re.MULTILINE)
                   if name not in archive.SYSTEM_LIBRARIES}
     machine.lend_libraries(sorted(found))
 
@@ -94,9 +94,9 @@ def rehearse_carried(machine, build):
     done, report, text = gpu_check(machine, *begin, "--continue")
     require(len(report["calls"]) == 2 and "tests ..." not in done.stdout, "the second call goes on", done)
     parts = report["parts"]
-    told = {name: part["status"] for name, part in parts.items()}
-    require(all(told[name] == "passed" for name in ("build", "steps", "tests", "talk", "ab", "ranks")), f"{told}", done)
-    require(set(told.values()) <= {"passed", "not run"}, f"{told}", done)
+    ended = {name: part["status"] for name, part in parts.items()}
+    require(all(ended[name] == "passed" for name in ("build", "steps", "tests", "talk", "ab", "ranks")), f"{ended}", done)
+    require(set(ended.values()) <= {"passed", "not run"}, f"{ended}", done)
     require("not installed" in parts["torch"]["summary"], "PyTorch is not there, and it was not said", done)
     require("no mpirun" in parts["ranks"]["summary"], "mpirun is not there, and it was not said", done)
     require("| passed |" in text and "## steps" in text, "the report for people", done)

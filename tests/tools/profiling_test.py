@@ -259,33 +259,33 @@ class Nsys(Folder):
 
 
 TOOL = """#!/usr/bin/env bash
-printf '%s\\n' "$@" >>"$TOLD"
+printf '%s\\n' "$@" >>"$RECORD"
 """
 
 
 class Scripts(Folder):
     """What the scripts call, with tools that only record their arguments."""
 
-    def told(self, script, name, *arguments):
-        tool, told = self.root / name, self.root / "told"
+    def recorded(self, script, name, *arguments):
+        tool, recorded = self.root / name, self.root / "recorded"
         tool.write_text(TOOL)
         tool.chmod(0o755)
-        told.write_text("")
-        call(script, *arguments, env={name.upper(): str(tool), "TOLD": str(told)})
-        return told.read_text().splitlines()
+        recorded.write_text("")
+        call(script, *arguments, env={name.upper(): str(tool), "RECORD": str(recorded)})
+        return recorded.read_text().splitlines()
 
     def test_ncu(self):
-        told = self.told("ncu.sh", "ncu", "o.csv", "--", "build/train", "--model", "gpt2-124m")
-        self.assertEqual(told[:5], ["--clock-control", "none", "--profile-from-start", "off", "--graph-profiling"])
-        self.assertIn("dram__bytes_write.sum", told[told.index("--metrics") + 1].split(","))
-        self.assertEqual(told[told.index("--log-file") + 1], "o.csv")
-        train = told[told.index("build/train"):]
+        recorded = self.recorded("ncu.sh", "ncu", "o.csv", "--", "build/train", "--model", "gpt2-124m")
+        self.assertEqual(recorded[:5], ["--clock-control", "none", "--profile-from-start", "off", "--graph-profiling"])
+        self.assertIn("dram__bytes_write.sum", recorded[recorded.index("--metrics") + 1].split(","))
+        self.assertEqual(recorded[recorded.index("--log-file") + 1], "o.csv")
+        train = recorded[recorded.index("build/train"):]
         self.assertEqual(train, ["build/train", "--model", "gpt2-124m", "--n-layer", "1", "--profile", "3:4",
                                  "--steps", "4", "--device", "cuda", "--eval-interval", "0"])
 
     def test_metrics_are_those_that_the_report_reads(self):
-        told = self.told("ncu.sh", "ncu", "o.csv", "--", "build/train")
-        asked = told[told.index("--metrics") + 1].split(",")
+        recorded = self.recorded("ncu.sh", "ncu", "o.csv", "--", "build/train")
+        asked = recorded[recorded.index("--metrics") + 1].split(",")
         heading = next(csv.reader([line for line in (FILES / "ncu_raw.csv").read_text().splitlines()
                                    if line.startswith('"ID"')]))
         self.assertEqual(set(asked), set(heading[11:]))
@@ -294,18 +294,18 @@ class Scripts(Folder):
             self.assertIn(metric, asked)
 
     def test_flags_that_are_given_stay(self):
-        told = self.told("ncu.sh", "ncu", "o.csv", "--", "t", "--n-layer=3", "--steps", "9", "--profile", "4:6")
-        self.assertEqual(told[told.index("t"):], ["t", "--n-layer=3", "--steps", "9", "--profile", "4:6", "--device",
+        recorded = self.recorded("ncu.sh", "ncu", "o.csv", "--", "t", "--n-layer=3", "--steps", "9", "--profile", "4:6")
+        self.assertEqual(recorded[recorded.index("t"):], ["t", "--n-layer=3", "--steps", "9", "--profile", "4:6", "--device",
                                                   "cuda", "--eval-interval", "0"])
 
     def test_nsys(self):
-        told = self.told("nsys.sh", "nsys", "o", "--", "build/train", "--data", "d")
-        self.assertEqual(told[:3], ["profile", "--trace=cuda,nvtx,cublas", "--capture-range=cudaProfilerApi"])
-        self.assertEqual(told[told.index("build/train"):told.index("stats")],
+        recorded = self.recorded("nsys.sh", "nsys", "o", "--", "build/train", "--data", "d")
+        self.assertEqual(recorded[:3], ["profile", "--trace=cuda,nvtx,cublas", "--capture-range=cudaProfilerApi"])
+        self.assertEqual(recorded[recorded.index("build/train"):recorded.index("stats")],
                          ["build/train", "--data", "d", "--profile", "5:8", "--steps", "8", "--device", "cuda",
                           "--eval-interval", "0"])
-        self.assertEqual(told[-1], "o.nsys-rep")
-        self.assertIn("--report=cuda_gpu_kern_sum,nvtx_kern_sum", told)
+        self.assertEqual(recorded[-1], "o.nsys-rep")
+        self.assertIn("--report=cuda_gpu_kern_sum,nvtx_kern_sum", recorded)
 
     def test_mistakes(self):
         for script in ("ncu.sh", "nsys.sh"):
