@@ -6,7 +6,7 @@
 //
 // Operations cycle through several sets of buffers (--rotate-mb), so that none finds its inputs in
 // a cache, and are recorded, so that the host does not slow them down. `share` is the floor divided
-// by the time. The floor is the larger of: FLOPs at the device's peak, if known, and bytes at the
+// by the time. The floor is the longer of: FLOPs at the device's peak, if known, and bytes at the
 // rate of a copy that is measured first.
 #include <algorithm>
 #include <cmath>

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import gpu_check_parse as parse
 
-# Removed from the build's commands, because they make a spill an error, which the report must list.
+# Options removed from the build's commands: those that make a spill an error, because the report must
+# list it, and architectures and -c, which are set here.
 UNWANTED = re.compile(r"-Werror=all-warnings|-Xptxas=-Werror|--generate-code=.*|-gencode.*|-c")
 
 

@@ -104,7 +104,7 @@ INTRODUCTION = """# Kernels, as compiled and as launched
 `make kernel-report` writes this page and prints what a change did to it; it needs no GPU. Registers,
 spills and static shared memory come from the compiler (nvcc {nvcc}). Threads and dynamic shared memory
 come from the real launchers, over all presets, both number types and many widths; the launch that takes
-most counts. A kernel that none of these launches is assumed to have as many threads as it may. *Blocks*
+most counts. If none of these launches a kernel, it is assumed to have as many threads as it may. *Blocks*
 and *warps* are what fits a multiprocessor at once, *limit* is what keeps them from being more, *assumed* is
 what `__launch_bounds__` or the size of a grid counts on: fewer is an error. *Instructions* are counted in
 the code, not as often as they run; LDG.128 is a load of 128 bits. Shared memory and spills are in bytes.

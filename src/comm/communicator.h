@@ -11,9 +11,9 @@
 // All of this may be recorded (Device::replay) if device_after(last()) is called before the
 // recording ends, and if it was called, or the host waited for last(), before the recording began.
 //
-// With MPI lathe does the reductions itself: a sum is ((x0 + x1) + x2) + ... in rank order, in fp32
-// for bf16, rounded once. An all-reduce gives the same bits as a reduce-scatter and an all-gather.
-// NCCL chooses its own order.
+// With MPI, lathe does the reductions itself: a sum is ((x0 + x1) + x2) + ... in rank order, in
+// fp32 for bf16, rounded once. An all-reduce gives the same bits as a reduce-scatter and an
+// all-gather. NCCL chooses its own order.
 //
 // Counts are 64-bit and may be zero. `what` names the collective in traces and error messages and
 // must outlive the communicator. Tensors are flat views. Input and output may be the same memory
@@ -88,8 +88,8 @@ struct CommunicatorOptions {
   std::string rendezvous{};
 };
 
-// With one rank collectives are copies; with several the options decide. UserError if this build or
-// this device cannot do it.
+// With one rank, collectives are copies; with several, the options decide. UserError if this build
+// or this device cannot do it.
 std::unique_ptr<Communicator> make_communicator(const World& world, Device& device,
                                                 const CommunicatorOptions& options = {});
 

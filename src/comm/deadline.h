@@ -1,4 +1,4 @@
-// A moment up to which to wait.
+// The time at which a wait must end.
 #pragma once
 
 #include <algorithm>

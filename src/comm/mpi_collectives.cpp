@@ -91,7 +91,7 @@ MpiCollectives::MpiCollectives(const World& world, double timeout_seconds)
 }
 
 MpiCollectives::~MpiCollectives() {
-  if (given_up_) return;  // messages may be under way, and nobody waits for the other side
+  if (given_up_) return;  // messages may be under way, and the job is about to end
   const auto lock = world_.mpi_lock();
   MPI_Comm_free(&comm_);
 }

@@ -151,7 +151,7 @@ class NcclCommunicator final : public CudaCommunicator {
   void exchange(void* all, const void* mine, size_t bytes) override {
     wait(last());
     if (world_.has_mpi() || size() == 1) return world_.exchange(all, mine, bytes, "exchange");
-    // Without MPI the only way is through the GPUs. A barrier exchanges one byte a rank.
+    // Without MPI the only way is through the GPUs. A barrier exchanges one byte per rank.
     const uint8_t nothing = 0;
     const size_t wanted = std::max<size_t>(bytes, 1);
     char* const gathered = scratch((static_cast<size_t>(size()) + 1) * wanted);

@@ -45,7 +45,7 @@ Rendezvous::Rendezvous(const Place& place, const std::string& address, double ti
   } else {
     throw UserError(
         "--rendezvous '{}': ranks that were not started by mpirun meet at HOST:PORT, file:PATH "
-        "or MASTER_ADDR:MASTER_PORT of the environment",
+        "or the environment's MASTER_ADDR:MASTER_PORT",
         address);
   }
   token_ = token_of_environment();

@@ -1,6 +1,5 @@
-// Ranks that meet at a file. Other users may be able to write to the folder: ranks do not trust or
-// write through files of other users, and the files that they write are readable by their own user
-// only.
+// Ranks that meet at a file. Other users may be able to write to the folder. Ranks neither trust
+// other users' files nor write through them, and only their own user can read what they write.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>

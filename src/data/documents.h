@@ -14,7 +14,7 @@ namespace lathe {
 // Where documents end, besides at the end of each file.
 struct DocumentFormat {
   std::string separator;  // this text, which is dropped; empty: no separator
-  std::string jsonl_key;  // if not empty, each line is a JSON object with this key
+  std::string jsonl_key;  // if not empty: each line is a JSON object, its text under this key
 };
 
 struct InputFile {

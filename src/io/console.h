@@ -47,8 +47,8 @@ struct ConsoleOptions {
   int fd = 1;
   std::optional<bool> live{};    // a terminal that can be redrawn; detected from fd if empty
   std::optional<int> columns{};  // detected from fd if empty; lines in a pipe have no limit
-  // A line stays every this many steps, and for the first and last. 0: every step's line stays, but
-  // on a live line only the first and last.
+  // The line of every log_interval-th step stays, and those of the first and the last. 0: in a pipe
+  // all lines stay; on a live line only the first and the last.
   int64_t log_interval = 0;
   double redraw_seconds = 0.1;      // shortest time between redraws on a terminal
   std::function<double()> clock{};  // seconds; the steady clock if empty

@@ -96,7 +96,7 @@ TEST(MetricsWriter, CutsWhatComesAfterTheStepOfTheResume) {
 TEST(MetricsWriter, CutsATornLastLineWhereverItIsTorn) {
   const Scratch scratch;
   const std::string whole = lines(0, 2), torn = to_json(at_step(3));
-  for (size_t n = 0; n <= torn.size(); ++n) {  // without only its newline a line is torn, too
+  for (size_t n = 0; n <= torn.size(); ++n) {  // a line without its newline is torn, too
     spill(scratch / "metrics.jsonl", whole + torn.substr(0, n));
     const MetricsWriter writer(scratch.path(), 100);
     EXPECT_EQ(slurp(writer.path()), whole);
