@@ -1,6 +1,6 @@
-// Attention on the CPU: time and rate of the forward and backward passes and of sampling with a
+// Attention on the CPU: time and rate of the forward and backward passes, and of sampling with a
 // cache. The rate counts the multiply-adds of the causal half: 2 T^2 C FLOPs forward and 5 T^2 C
-// backward for each sequence; what is computed above the diagonal is waste.
+// backward per sequence. Work above the diagonal does not count.
 #include <benchmark/benchmark.h>
 
 #include <random>

@@ -1,12 +1,12 @@
-// Every operation of training GPT-2 and of sampling, alone, on any device: time by the device's own
-// clock, rates, and the share of what the device can do.
+// Times every operation of training GPT-2 and of sampling by itself, on any device, with the
+// device's own clock; prints rates and the share of the device's limits.
 //
 //   build/bench_device [--device cuda] [--batch-size 16,64] [--dtype bf16] [--filter layernorm]
 //
-// Operations go round through several sets of buffers, so that none finds its inputs in a cache
-// (--rotate-mb), and are recorded, so that the host is not in the way. `share` is the time that the
-// work takes at least over the time that it took: FLOPs at the device's peak if that is known,
-// bytes at the rate of a copy that is measured first.
+// Operations cycle through several sets of buffers (--rotate-mb), so that none finds its inputs in
+// a cache, and are recorded, so that the host does not slow them down. `share` is the floor divided
+// by the time. The floor is the longer of: FLOPs at the device's peak, if known, and bytes at the
+// rate of a copy that is measured first.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -30,7 +30,7 @@ struct Sizes {
   int64_t parameters() const { return V() * C + T * C + 12 * (12 * C * C + 13 * C) + 2 * C; }
 };
 
-// Hands out tensors of small random numbers; before there is an arena, only counts their bytes.
+// Hands out tensors of small random numbers; without an arena, only counts their bytes.
 class Tensors {
  public:
   explicit Tensors(Device& device) : device_(device), pattern_(kPattern) {
@@ -62,7 +62,7 @@ class Tensors {
     if (arena_ != nullptr) device_.upload(tensor, ids.data());
     return tensor;
   }
-  // In device memory, as the operations want their structs.
+  // A struct in device memory, as operations take it.
   template <typename Struct>
   Struct* place(const std::vector<Struct>& values) {
     const auto bytes = static_cast<int64_t>(values.size() * sizeof(Struct));
@@ -159,8 +159,8 @@ void add_layernorm(std::vector<Case>& cases, const Sizes& s, DType type, bool dr
                    }});
 }
 
-// The four linear layers of a block: from `inputs` to `outputs` channels, in multiples of C. Their
-// biases' gradients come from the operations before them, as in the model.
+// The four linear layers of a block, `inputs` to `outputs` channels, in multiples of C. As in the
+// model, the operations before them compute the gradients of their biases.
 struct Linear {
   const char* name;
   int64_t inputs, outputs;
@@ -301,8 +301,8 @@ struct Timing {
   double median_ms = 0, least_ms = 0;
 };
 
-// One call of `body`, which runs `calls` operations, per round; the first two rounds of a recording
-// are its making.
+// Runs `body`, which is `calls` operations, once per round; a recording is made in the first two
+// rounds.
 Timing time_of(Device& device, int64_t calls, int64_t rounds, const std::function<void()>& body) {
   const auto round = [&] {
     device.replay(0, [&] {
@@ -328,7 +328,7 @@ struct Options {
   std::vector<int64_t> batch_sizes{16, 64};
   Sizes sizes;
   int64_t rotate_mb = 256, rounds = 7;
-  double budget_ms = 20;  // of a round
+  double budget_ms = 20;  // per round
   bool tiny = false;
 };
 
@@ -341,7 +341,7 @@ class Bench {
         ops_(device.ops(type_)),
         tensors_(device) {}
 
-  // Bytes a second of a copy within the device, which reads and writes.
+  // Bytes per second of a copy within the device, counting read and write.
   void measure_copy() {
     const int64_t elements = std::max<int64_t>(1, options_.rotate_mb) << 20;
     Arena arena(device_, 2 * static_cast<size_t>(elements));
@@ -445,7 +445,7 @@ int bench(int argc, char** argv) {
     o.sizes.B = batch_size;
     bench.run(o.sizes);
   }
-  if (bench.measured() == 0) throw UserError("--filter '{}' is in no operation's name", o.filter);
+  if (bench.measured() == 0) throw UserError("--filter '{}' matches no operation's name", o.filter);
   return 0;
 }
 

@@ -15,10 +15,10 @@ enum class Product { forward, input_gradient, weight_gradient };
 struct Layer {
   const char* name;
   int64_t tokens, in, out;
-  bool weight_is_out_in;  // as the tied embedding is
+  bool weight_is_out_in;  // like the tied embedding
 };
 
-// GPT-2 124M at batch 4, T 64 (the head in chunks of its own), and shakespeare-cpu.
+// GPT-2 124M at batch 4, T 64 (the head in its own chunks), and shakespeare-cpu.
 const Layer kLayers[] = {
     {"gpt2/qkv", 256, 768, 2304, false},
     {"gpt2/proj", 256, 768, 768, false},

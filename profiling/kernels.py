@@ -1,15 +1,15 @@
-"""Names of kernels as ncu and nsys write them, and what part of a step each is of."""
+"""Names of kernels as ncu and nsys write them, and the part of a step that each belongs to."""
 import re
 
-# What lathe's own kernels are for. Those of libraries (cuBLASLt's products, NCCL) are all others.
+# lathe's own kernels. All others are libraries' (cuBLASLt's products, NCCL).
 OWN = re.compile(r"\blathe::")
 CLASSES = ("embedding", "forward", "head", "backward", "optimizer", "other")
 OF_LAYERS = ("forward", "backward")  # a model of more layers has more of these
 
 
 def short_name(signature):
-    """`void lathe::cuda::(anonymous namespace)::f<__nv_bfloat16, 8>(A)` is `f<bf16, 8>`; mangled and
-    library names as they are."""
+    """`void lathe::cuda::(anonymous namespace)::f<__nv_bfloat16, 8>(A)` becomes `f<bf16, 8>`; mangled and
+    library names stay unchanged."""
     text = re.sub(r"\(anonymous namespace\)::|<unnamed>::|\blathe::(cuda::)?", "", signature)
     text = text.replace("__nv_bfloat16", "bf16").removeprefix("void ")
     text = re.sub(r"\((int|bool|unsigned int|lathe::Gelu|Gelu)\)", "", text)  # ncu: f<(int)8>
@@ -27,7 +27,7 @@ def is_own(signature):
 
 
 def places(names, kernels):
-    """Where these kernels of lathe are: `forward_kernel` is not `flash_forward_kernel`."""
+    """The indices of these lathe kernels: `forward_kernel` does not match `flash_forward_kernel`."""
     word = re.compile(r"(?:\b|(?<=[0-9]))(?:" + "|".join(kernels) + r")(?:\b|I|E)")
     return [at for at, name in enumerate(names) if is_own(name) and word.search(name)]
 
@@ -38,17 +38,17 @@ SUMS = ["add_partials_kernel", "finish_kernel", "add_sums_kernel"]  # follow NOR
 
 
 def steps_of(names):
-    """Cuts the kernels of a profile into steps: ranges of places. Each step begins with
+    """Splits the kernels of a profile into steps, as ranges of indices. Each step begins with
     begin_step_kernel; without any there is one step."""
     begins = places(names, ["begin_step_kernel"])
     return [range(a, b) for a, b in zip(begins, begins[1:] + [len(names)])] or [range(len(names))]
 
 
 def classify(names):
-    """The class of each kernel of one step, in the order of their launches. Products have names that
-    tell nothing, so places do. The head begins with the LayerNorm before the first cross-entropy
-    and ends before the first product behind the sum of the losses; the layers' backward pass ends
-    with its last LayerNorm. ValueError if this is no step of one micro-step."""
+    """The class of each kernel of one step, in launch order. Products have uninformative names, so they
+    are classified by position. The head begins with the LayerNorm before the first cross-entropy and ends
+    before the first product after the sum of the losses; the layers' backward pass ends with its last
+    LayerNorm. ValueError if this is not a step of one micro-step."""
     losses, summed = places(names, [r"cross_entropy\w*"]), places(names, ["add_losses_kernel"])
     squares = places(names, ["squares_kernel", "adamw_kernel"])
     if not losses or len(summed) != 1 or not squares:

@@ -33,8 +33,8 @@ struct MatmulFloor::Products {
   };
   std::vector<Call> calls;
 
-  // Every product has memory of its own, as every layer has: nothing is found in a cache that a
-  // step would not find there.
+  // Every product has its own memory, as every layer has, so that caches hold no more than in a
+  // step.
   void add(const Product& p, memory::data_type type) {
     const auto a = matrix(p.m, p.k, p.transpose_a, type), b = matrix(p.k, p.n, p.transpose_b, type);
     const auto c = matrix(p.m, p.n, false, p.output);

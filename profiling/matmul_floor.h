@@ -1,5 +1,5 @@
-// The matmuls of one training step and nothing else, done by oneDNN as it ships: what a step cannot
-// be faster than if oneDNN does its matmuls. Where oneDNN is absent, lathe's own matmuls.
+// Only the matmuls of one training step, done by oneDNN as shipped: a step that uses oneDNN cannot
+// be faster. Without oneDNN, lathe's own matmuls.
 #pragma once
 
 #include <memory>
@@ -11,12 +11,12 @@ namespace lathe {
 
 class MatmulFloor {
  public:
-  // `rows` tokens of a step.
+  // For a step of `rows` tokens.
   MatmulFloor(const GPT2Config& config, DType dtype, int64_t rows);
   ~MatmulFloor();
 
   std::string name() const;
-  double run();  // milliseconds for all of a step's products, forward and backward
+  double run();  // milliseconds for all products of a step, forward and backward
 
  private:
   struct Products;

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Counts what each kernel of one training step does, with Nsight Compute, into a CSV file that
-# profiling/ncu_report.py reads.
+# Counts what each kernel of one training step does, with Nsight Compute, and writes a CSV file for
+# profiling/ncu_report.py.
 #
 #   profiling/ncu.sh OUT.csv -- build/train ARGS...
 #
-# One layer is enough, for all are alike, and step 3 alone: --n-layer 1 --steps 4 --profile 3:4
-# --device cuda --eval-interval 0 are added unless ARGS have them. Each kernel is run some eight times.
-# The GPU's clock is left as it is in training; counters need the rights that NVIDIA's
-# ERR_NVGPUCTRPERM page tells of. NCU names another ncu than that of the PATH.
+# One layer is enough, because all are alike, and so is step 3: adds --n-layer 1 --steps 4 --profile
+# 3:4 --device cuda --eval-interval 0 unless ARGS have them. Each kernel runs some eight times. The
+# GPU's clock stays as in training. Counters need the rights that NVIDIA's ERR_NVGPUCTRPERM page
+# describes. NCU names an ncu other than the one in PATH.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/nsight.sh"

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The kernels of a step as Nsight Compute counted them: profiling/ncu.sh writes the CSV.
+"""Reports the kernels of a step as Nsight Compute counted them; profiling/ncu.sh writes the CSV.
 
     profiling/ncu_report.py OUT.csv [--layers N] [--json FILE] [--device NAME]
 
 Reads what `ncu --csv` prints: a line for each metric of each kernel (--page details, and metrics by
-name), or a line for each kernel (--page raw), after whatever the program itself has printed. `of
-peak` is the larger of what the memory and the tensor cores were kept busy: by the device's peaks
-if it is known, else by ncu's own percentages. A profile of a model with one layer stands for one
-of N: kernels of the layers count N times (--layers)."""
+name), or a line for each kernel (--page raw), after whatever the program itself printed. `of peak` is the
+larger utilisation of memory and tensor cores: from the device's peaks if known, otherwise from ncu's own
+percentages. A profile of a model with one layer can represent one with N: kernels of the layers count N
+times (--layers)."""
 import argparse
 import csv
 import io
@@ -15,7 +15,7 @@ import io
 import kernels
 import tables
 
-# Values in the unit's base; ncu scales units unless it is told --print-units base.
+# Factors to the base unit; ncu scales units unless given --print-units base.
 SCALES = {"nsecond": 1e-9, "ns": 1e-9, "usecond": 1e-6, "us": 1e-6, "msecond": 1e-3, "ms": 1e-3, "second": 1,
           "s": 1, "byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "": 1, "%": 1}
 TIME, READ, WRITTEN = "gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum"
@@ -30,7 +30,7 @@ CONFLICTS = "l1tex__data_bank_conflicts_pipe_lsu.sum"
 
 
 def value_of(text, unit):
-    """A number in the base of its unit; None for n/a."""
+    """A number in its base unit; None for n/a."""
     try:
         return float(text.replace(",", "")) * SCALES.get(unit, 1)
     except ValueError:
@@ -38,7 +38,7 @@ def value_of(text, unit):
 
 
 def table_of(text):
-    """The lines of the CSV, from its heading on. What stands before and among them is not ncu's."""
+    """The lines of the CSV, from its heading on. Other lines before and among them are not ncu's."""
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID",')), None)
     if start is None:
@@ -47,7 +47,7 @@ def table_of(text):
 
 
 def read_kernels(text):
-    """The kernels in the order of their launches: {"name", "metrics": {name: value}}."""
+    """The kernels in launch order: {"name", "metrics": {name: value}}."""
     rows = table_of(text)
     heading, found = rows[0], {}
     at = {name: i for i, name in enumerate(heading)}
@@ -82,7 +82,7 @@ def memory_percent(metrics, peaks):
 
 
 def weighted(row, heading, value, seconds):
-    """A mean over calls, by their time."""
+    """A mean over calls, weighted by their time."""
     if value is not None:
         total, time = row.extra.get(heading, (0, 0))
         row.extra[heading] = (total + value * seconds, time + seconds)
@@ -113,7 +113,7 @@ def rows_of(found, classes, layers, steps, peaks):
 
 
 def of_classes(rows):
-    """A line for each class: what it takes, and what it would at its kernels' busiest resource."""
+    """A line for each class: the time it takes, and its floor at its kernels' busiest resource."""
     lines = []
     for kind in kernels.CLASSES:
         own = [r for r in rows if r.shape == kind]
@@ -142,7 +142,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv")
     parser.add_argument("--layers", type=int, default=1, metavar="N",
-                        help="layers of the model for which the one that was profiled stands")
+                        help="layers of the model that the profiled one represents")
     tables.add_peak_arguments(parser)
     arguments = parser.parse_args()
     try:
@@ -162,7 +162,7 @@ def main():
           f"layers x {arguments.layers}: {total:.3f} ms a step\n")
     print(table(rows, total) + "\n\n" + of_classes(rows))
     if arguments.layers > 1:
-        print("\nthe optimizer's kernels are those of the model that was profiled, which has fewer parameters")
+        print("\nthe optimizer's kernels are those of the profiled model, which has fewer parameters")
     if arguments.json:
         tables.write_json(arguments.json, {
             "steps": len(steps), "layers": arguments.layers, "ms": total,

@@ -1,7 +1,8 @@
-# What ncu.sh and nsys.sh share; they source it.
+# Shared by ncu.sh and nsys.sh, which source it.
 
-# begin TOOL PRODUCT OUT -- COMMAND...: into `tool`, `out` and `command`, or a message and exit 2.
-# The variable of the tool's name in capitals names another program than that of the PATH.
+# begin TOOL PRODUCT OUT -- COMMAND...: sets `tool`, `out` and `command`, or prints a message and
+# exits with 2. A variable with the tool's name in capitals names a program other than the one in
+# PATH.
 begin() {
   local name=$1 product=$2
   shift 2

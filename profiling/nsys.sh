@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Times the kernels of some training steps, and what the host did meanwhile, with Nsight Systems:
-# OUT.nsys-rep for its viewer, and the CSV files that profiling/nsys_report.py reads.
+# Times the kernels of some training steps, and what the host did meanwhile, with Nsight Systems.
+# Writes OUT.nsys-rep for its viewer, and the CSV files for profiling/nsys_report.py.
 #
 #   profiling/nsys.sh OUT -- build/train ARGS...
 #
-# --steps 8 --profile 5:8 --device cuda --eval-interval 0 are added unless ARGS have them. NSYS names
-# another nsys than that of the PATH.
+# Adds --steps 8 --profile 5:8 --device cuda --eval-interval 0 unless ARGS have them. NSYS names an
+# nsys other than the one in PATH.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/nsight.sh"

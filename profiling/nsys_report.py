@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Operations of a step as Nsight Systems timed their kernels: profiling/nsys.sh writes the CSVs.
+"""Reports the operations of a step with the kernel times of Nsight Systems; profiling/nsys.sh writes the CSVs.
 
     profiling/nsys_report.py PREFIX [--json FILE] [--device NAME] [--dtype bf16|fp32]
 
 Reads PREFIX_cuda_gpu_kern_sum.csv (all kernels) and PREFIX_nvtx_kern_sum.csv (kernels by NVTX range)
 as `nsys stats --format csv` writes them. lathe's ranges nest (phase, layer, operation, part), and
-nsys lists a kernel under every one that holds it: the first table has operations alone, which
-nothing holds twice, the second their parts. FLOPs and bytes come from the ranges' names."""
+nsys lists a kernel under every range that contains it. So the first table has only operations, which do
+not nest, and the second their parts. FLOPs and bytes come from the ranges' names."""
 import argparse
 import csv
 import io
@@ -17,13 +17,13 @@ import tables
 # "lathe:linear_backward 65536x768x3072 (618.48 GFLOP, 0.51 GB)": domain, name, sizes, cost.
 RANGE = re.compile(r"^(?:[^:]*:)?(?P<name>.+?)(?: (?P<shape>\d+(?:x\d+)*))?"
                    r" \((?P<flops>[-+.\de]+) GFLOP, (?P<bytes>[-+.\de]+) GB\)$")
-# What training takes of kernels/ops.h; parts have other words for names.
+# The operations of kernels/ops.h that training uses; parts have names of another form.
 OPERATION = re.compile(r"^(?:[a-z]+_[a-z_]+|adamw|cast)$")
 PHASE = re.compile(r"^(?:[^:]*:)?optimizer$")                      # once a step
 
 
 def table_of(text, wanted):
-    """The lines of the CSV under the heading with these columns, as dictionaries."""
+    """The lines of the CSV below the heading with these columns, as dictionaries."""
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if all(column in line for column in wanted)), None)
     if start is None:
@@ -41,7 +41,7 @@ def integer(text):
 
 
 def ranges_of(rows):
-    """By range: calls, nanoseconds of its kernels, kernels."""
+    """By range: calls, nanoseconds of its kernels, number of kernels."""
     found = {}
     for row in rows:
         entry = found.setdefault(row["NVTX Range"], {"calls": {}, "ns": 0, "kernels": 0})

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Where the time of a traced step went, beside what the device could do at most.
+"""Where the time of a traced step went, compared with the most that the device could do.
 
     build/train ... --trace t.json
     profiling/roofline.py t.json [--json FILE] [--svg FILE] [--device NAME] [--rank N]
 
 A row for each operation at each shape; an operation of several kernels has a row for each of its
-parts instead. `of peak` is the share of the rate that bounds the work: FLOP/s or bytes/s, whichever
-would take longer. `floor` is the least time at that rate. A device that is not in tables.py has
-rates and no shares, unless --peak-flops and --peak-bytes are given."""
+parts instead. `of peak` is the share of the limiting rate: FLOP/s or bytes/s, whichever would take
+longer. `floor` is the least time at that rate. A device that is not in tables.py has rates but no shares,
+unless --peak-flops and --peak-bytes are given."""
 import argparse
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def split(operations, parts):
 
 
 def rows_of(pairs):
-    """Calls added up by name, part and shape."""
+    """Sums of calls by name, part and shape."""
     rows = {}
     for operation, parts in pairs:
         for event in parts or [operation]:
@@ -45,7 +45,7 @@ def rows_of(pairs):
 
 
 def summary(trace, rank, peaks):
-    """Times of the step in ms. Gaps: the device's line had nothing to do, and waited for no rank."""
+    """Times of the step in ms. Gaps: the device had nothing to do and did not wait for a rank."""
     operations = of_category(trace, rank, "operation")
     waits = of_category(trace, rank, "wait")
     whole = operations + waits + of_category(trace, rank, "phase")
@@ -74,7 +74,7 @@ def closing(times, rows, peaks):
     parts = sum(peaks.floor_ms(r.flops, r.bytes) for r in rows)
     share = times["floor_ms"] / times["step_ms"]
     return lines + [f"floor: {times['floor_ms']:.3f} ms for the operations ({100 * share:.1f} % of the step), "
-                    f"{parts:.3f} ms for the rows above, which also count what parts hand to each other"]
+                    f"{parts:.3f} ms for the rows above, which also count what parts pass to each other"]
 
 
 def read_trace(path):
@@ -82,7 +82,7 @@ def read_trace(path):
         trace = json.loads(tables.read_text("roofline", path))
         about = trace["otherData"]
     except (ValueError, KeyError, TypeError):
-        return tables.fail("roofline", f"{path} is no trace with costs: write one with build/train --trace")
+        return tables.fail("roofline", f"{path} is not a trace with costs: write one with build/train --trace")
     return trace, about
 
 
@@ -90,7 +90,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace")
     parser.add_argument("--svg", metavar="FILE", help="a picture: time and floor of each row")
-    parser.add_argument("--rank", type=int, default=0, metavar="N", help="of which the table is (default 0)")
+    parser.add_argument("--rank", type=int, default=0, metavar="N", help="the rank to show (default 0)")
     tables.add_peak_arguments(parser)
     arguments = parser.parse_args()
     trace, about = read_trace(arguments.trace)

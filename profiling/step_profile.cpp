@@ -1,4 +1,4 @@
-// Whole training steps, operation by operation, next to what they cannot do without: their matmuls
+// Whole training steps, operation by operation, compared with their necessary parts: the matmuls
 // alone, as oneDNN does them, and one pass of AdamW over its memory.
 #include <algorithm>
 #include <chrono>
@@ -113,7 +113,7 @@ int profile(int argc, char** argv) {
   MatmulFloor floor(options.gpt2, options.dtype, batch_size * seq_len);
   const TimedOps timed(step.trainer.ops());
   const Ops& real = step.trainer.ops();
-  // In turn, so that a change of the machine's pace hits both.
+  // In turn, so that a change of speed affects all.
   for (int64_t i = 0; i < steps; ++i) {
     plain.push_back(step.run());
     floors.push_back(floor.run());

@@ -1,15 +1,15 @@
-"""What roofline.py, ncu_report.py and nsys_report.py share: peaks of devices, rows of measured work,
-and the tables and the picture made of them."""
+"""Shared by roofline.py, ncu_report.py and nsys_report.py: peaks of devices, rows of measured work, and
+the tables and picture made from them."""
 import html
 import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# What a GPU can do at most: TFLOP/s of dense matrix products (sums in fp32) in bf16, in fp32 without
-# tensor cores, in TF32, and TB/s of its memory. FLOP/s are those of kernels/cuda/peak.cpp. NVIDIA's
-# data sheets give bf16 and TF32 with sparsity for Hopper and Ada: here is half of that. The first
-# name that is part of the driver's name of the GPU counts.
+# A GPU's limits: TFLOP/s of dense matrix products (fp32 sums) in bf16, in fp32 without tensor
+# cores, and in TF32; TB/s of its memory. The FLOP/s are those of kernels/cuda/peak.cpp. For Hopper
+# and Ada NVIDIA's data sheets give bf16 and TF32 with sparsity; these are half of that. The first
+# entry whose name is part of the driver's name for the GPU counts.
 PEAKS = [
     ("H200", 989.4, 66.9, 494.7, 4.8),          # "NVIDIA H200 Tensor Core GPU" data sheet, SXM
     ("H100 PCIe", 756.5, 51.2, 378.0, 2.0),     # "NVIDIA H100 Tensor Core GPU" data sheet, PCIe
@@ -43,7 +43,7 @@ class Peaks:
 
 
 def peaks_of(device, dtype="bf16", tf32=False):
-    """By the driver's name of the GPU and the number type; no peaks for what is not in the table."""
+    """By the driver's name for the GPU and the number type; no peaks if it is not in the table."""
     for name, bf16, fp32, tf32_rate, memory in PEAKS:
         if name in device:
             rate = bf16 if dtype == "bf16" else tf32_rate if tf32 else fp32 if dtype == "fp32" else 0
@@ -53,7 +53,7 @@ def peaks_of(device, dtype="bf16", tf32=False):
 
 @dataclass
 class Row:
-    """Calls of one kind at one shape: an operation, a part of one, or a kernel."""
+    """Calls of one kind with one shape: an operation, a part of one, or a kernel."""
     name: str
     shape: str = ""
     calls: float = 0
@@ -70,7 +70,7 @@ class Row:
 
 
 def measures(row, total_ms, peaks):
-    """What the tables and the JSON say of a row. What cannot be known is None."""
+    """A row's figures for the tables and the JSON. None for what is unknown."""
     seconds = row.ms / 1e3
     floor = peaks.floor_ms(row.flops, row.bytes)
     return {
@@ -86,7 +86,7 @@ def measures(row, total_ms, peaks):
 
 
 def number(value, digits=3):
-    """So many digits that count; a dash for what is not known."""
+    """A number with this many significant digits; a dash if it is unknown."""
     if value is None:
         return "-"
     if value == 0 or 1e-3 <= abs(value) < 1e6:
@@ -126,7 +126,7 @@ def rate_table(rows, total_ms, peaks, extra=()):
 
 
 def bars_svg(rows, total_ms, peaks, title, most=24):
-    """Time of each row as a bar, its floor as the dark part of the bar."""
+    """The time of each row as a bar, with its floor as the dark part."""
     rows = sorted(rows, key=lambda r: -r.ms)[:most]
     width, label, bar, height = 1000, 380, 460, 20
     longest = max((r.ms for r in rows), default=0) or 1
@@ -166,7 +166,7 @@ def write_json(path, content):
 
 
 def add_peak_arguments(parser):
-    parser.add_argument("--device", metavar="NAME", help="the GPU's name, if it is not to be the file's own")
+    parser.add_argument("--device", metavar="NAME", help="the GPU's name, instead of the one in the file")
     parser.add_argument("--peak-flops", type=float, metavar="N", help="FLOP/s of its matrix products")
     parser.add_argument("--peak-bytes", type=float, metavar="N", help="bytes/s of its memory")
     parser.add_argument("--json", metavar="FILE", help="the same for programs")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""GPT-2 in plain PyTorch, to measure lathe against: the same sizes, the same batch, the same step.
+"""GPT-2 in plain PyTorch to compare lathe with: the same sizes, the same batch, the same step.
 
-The way most people would write it: scaled_dot_product_attention, autocast to bf16, fused AdamW,
-first as it is (eager), then through torch.compile. Each variant prints one line of JSON when it is
-done, so that a run that is stopped while it compiles leaves the first. A step is timed from its
-batch on the host to the device having nothing left to do.
+Written the way most people would: scaled_dot_product_attention, autocast to bf16, fused AdamW, first in
+eager mode, then through torch.compile. Each variant prints one line of JSON when it is done, so a run that
+is stopped while it compiles still gives the first. A step is timed from its batch on the host until the
+device is idle.
 
     python3 profiling/torch_gpt2.py --batch-size 16 --steps 30
 """
@@ -71,7 +71,7 @@ def parse():
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--warmup", type=int, default=5, help="steps before those that are timed")
+    parser.add_argument("--warmup", type=int, default=5, help="untimed steps before the timed ones")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--tf32", action="store_true", help="fp32 products may round to TF32")
     parser.add_argument("--device", default="cuda")
@@ -80,7 +80,7 @@ def parse():
 
 
 class Clock:
-    """Times that a device passes by, read at the end: nothing waits while steps are under way."""
+    """Device timestamps, read at the end, so that nothing waits while steps are in flight."""
 
     def __init__(self, on_gpu):
         self.on_gpu, self.times = on_gpu, []
@@ -93,7 +93,7 @@ class Clock:
             self.times.append(time.perf_counter())
 
     def seconds(self):
-        """Between each tick and the next."""
+        """The time from each tick to the next."""
         if not self.on_gpu:
             return [end - begin for begin, end in zip(self.times, self.times[1:])]
         torch.cuda.synchronize()
@@ -153,7 +153,7 @@ def main():
         return
     try:
         report("compiled", torch.compile(model), args)
-    except Exception as error:  # whatever the compiler lacks on this machine, eager has been told
+    except Exception as error:  # whatever the compiler lacks here, the eager result has been printed
         print(f"torch.compile: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
 
 

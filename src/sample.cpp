@@ -40,7 +40,7 @@ bool parse(int argc, char** argv, SampleOptions& o) {
                choice("dtype", o.dtype, {DType::fp32, DType::bf16}, "Number type"),
                choice("device", o.device, {DeviceKind::any, DeviceKind::cpu, DeviceKind::cuda},
                       "auto is a GPU if one answers, else the CPU"),
-               number("threads", o.threads, 0, 4096, "0: OMP_NUM_THREADS, or one for each core")});
+               number("threads", o.threads, 0, 4096, "0: OMP_NUM_THREADS, or one per core")});
   if (!flags.parse(argc, argv)) return false;
   const bool likeliest = o.sampling.temperature == 0;
   for (const char* flag : {"top-k", "top-p"})

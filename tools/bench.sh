@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Operations and whole steps against what this machine can do; the table goes to
-# profiling/results/DATE-COMMIT-cpu.md as well.  usage: tools/bench.sh   (from `make bench`)
+# Benchmarks operations and whole steps against what this machine can do. Also writes the table to
+# profiling/results/DATE-COMMIT-cpu.md.  usage: tools/bench.sh   (from `make bench`)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p profiling/results

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Configures a preset of CMakePresets.json if that is needed, then builds it, quietly unless it fails.
+# Configures a preset of CMakePresets.json if needed, then builds it; prints the log only if it
+# fails.
 # usage: tools/build.sh PRESET [TARGET...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +15,7 @@ if [[ ! -f $directory/build.ninja ]]; then
     cat "$log" >&2
     exit 1
   fi
-  grep -E '^-- lathe:' "$log" || true  # what is not there and what takes its place
+  grep -E '^-- lathe:' "$log" || true  # what is missing, and what replaces it
 fi
 targets=()
 for target in "$@"; do targets+=(--target "$target"); done

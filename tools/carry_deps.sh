@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Copies the headers and sources that a build needs into one folder, for a machine that has no
-# packages and no network: build there with LATHE_DEPS=FOLDER (see cmake/dependencies.cmake).
+# Copies the headers and sources that a build needs into one folder, for a machine without packages
+# and network. Build there with LATHE_DEPS=FOLDER (see cmake/dependencies.cmake).
 # usage: tools/carry_deps.sh FOLDER [TEST_DATA]
-#   TEST_DATA: a folder with tinyshakespeare.txt and gpt2/, to be carried as FOLDER/data
-# The headers of CUDA's libraries go to FOLDER/cuda/include: a machine with nvcc may lack them.
+#   TEST_DATA: a folder with tinyshakespeare.txt and gpt2/, copied to FOLDER/data
+# The headers of CUDA's libraries go to FOLDER/cuda/include, because a machine with nvcc may lack
+# them.
 set -euo pipefail
 [[ $# -ge 1 ]] || { echo "usage: tools/carry_deps.sh FOLDER [TEST_DATA]" >&2; exit 2; }
 folder=$1
 
-# copy_header NAME INTO FOLDER...: from the first folder that has it.
+# copy_header NAME INTO FOLDER...: copies from the first folder that has it.
 copy_header() {
   local name=$1 into=$2 from
   for from in "${@:3}"; do
@@ -26,7 +27,7 @@ for header in CLI nlohmann fmt xxhash.h utf8proc.h; do
   copy_header "$header" "$folder/include" /usr/include /usr/local/include
 done
 nvcc=$(readlink -f "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")
-# nvcc is asked for its toolkit: the one in PATH may be a script that calls the real one.
+# Ask nvcc for its toolkit: the nvcc in PATH may be a script that calls the real one.
 toolkit=$("$nvcc" --dryrun -x cu -c /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p') || true
 for header in cublasLt.h cublas_api.h cuda_profiler_api.h nvtx3 nccl.h; do
   copy_header "$header" "$folder/cuda/include" "$toolkit/include" /usr/include /usr/local/include

@@ -10,8 +10,8 @@ namespace lathe {
 
 namespace {
 
-// Rank r's value at i: a small integer, so that every sum of up to 256 of them is exact in every
-// type and order.
+// Rank r's value at i: a small integer, so that sums of up to 256 values are exact in every type
+// and order.
 inline int value_of(int rank, int64_t i, int ranks) {
   const unsigned mask = ranks <= 32 ? 7 : 1;
   const auto x = static_cast<unsigned>(i);
@@ -23,7 +23,7 @@ bool has_blocks(CollectiveKind kind) {
          kind == CollectiveKind::gather || kind == CollectiveKind::scatter;
 }
 
-// What each link must carry at least of a tensor, in parts of it.
+// The least that each link must carry, as a fraction of the whole tensor.
 double bus_factor(CollectiveKind kind, int ranks) {
   const double n = ranks;
   if (ranks == 1) return 1;
@@ -54,7 +54,7 @@ int64_t CommMeasure::largest_count(CollectiveKind kind, DType dtype, size_t max_
   return static_cast<int64_t>(max_bytes / bytes({.kind = kind, .dtype = dtype, .count = 1}));
 }
 
-// In place, whatever is smaller is this rank's part of the larger tensor.
+// In place, the smaller tensor is this rank's part of the larger one.
 CommMeasure::Tensors CommMeasure::place(const CommCase& c, bool in_place) const {
   const int64_t n = comm_.size();
   const Tensor whole_in{send_, c.dtype, {c.count * n}}, whole_out{receive_, c.dtype, {c.count * n}};
@@ -113,7 +113,7 @@ void CommMeasure::call(const CommCase& c, const Tensors& t) {
     case CollectiveKind::broadcast:
       comm_.broadcast(t.out, c.root, kWhat);
       break;
-    case CollectiveKind::send:  // a ring: each to the next, and from the one before
+    case CollectiveKind::send:  // a ring: each sends to the next and receives from the previous
     case CollectiveKind::receive:
       if (sends_first) comm_.send(t.in, next, kWhat);
       comm_.receive(t.out, before, kWhat);

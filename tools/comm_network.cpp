@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kInputs = 32, kHidden = 64, kClasses = 16, kExamples = 64, kLayers = 2;
 constexpr int kMarkedKey = 0;
 
-// A generator of its own, so that examples and weights are the same on every machine.
+// Our own generator, so that examples and weights are the same on every machine.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed * 0x9e3779b97f4a7c15 + 1) {}
@@ -29,7 +29,7 @@ class Random {
   uint64_t state_;
 };
 
-// Inputs at random; the class is where a fixed random projection of them is largest.
+// Random inputs; the class is the index of the largest value of a fixed random projection.
 struct Examples {
   std::vector<float> inputs;
   std::vector<int32_t> classes;
@@ -55,7 +55,7 @@ Examples examples_of(int64_t step, int64_t first, int64_t count) {
   return examples;
 }
 
-// Two layers with GELU, then classes. Parameters and gradients are flat, a layer after the other.
+// Two layers with GELU, then classes. Parameters and gradients are flat, one layer after another.
 class Network {
  public:
   Network(Device& device, Communicator& comm)
@@ -84,7 +84,7 @@ class Network {
     workspace_ = bytes(workspace_bytes());
     const OptimizerSegment all{0, kParameters, 0.0f};
     device_.upload(segment_, &all);
-    // Every rank makes weights of its own; those of rank 0 count.
+    // Every rank creates its own weights; the broadcast replaces them by rank 0's.
     std::vector<float> weights(kParameters);
     Random random(static_cast<uint64_t>(17 + comm.rank()));
     for (float& w : weights) w = 0.2f * random.next();
@@ -125,7 +125,7 @@ class Network {
   static constexpr int64_t kLayer0 = kInputs * kHidden + kHidden;
   static constexpr int64_t kLayer1 = kHidden * kHidden + kHidden;
   static constexpr int64_t kParameters = kLayer0 + kLayer1 + kClasses * kHidden;
-  static constexpr size_t kArenaBytes = size_t{64} << 20;  // cuBLASLt wants half of it
+  static constexpr size_t kArenaBytes = size_t{64} << 20;  // cuBLASLt needs half of it
 
   Tensor flat(MemoryCategory category) {
     return arena_.allocate(category, DType::fp32, {kParameters});
@@ -192,7 +192,7 @@ class Network {
     return most;
   }
 
-  // The gradients of a layer are on their way while those of the one before it are computed.
+  // A layer's gradients are summed while those of the layer before it are computed.
   void forward_and_backward() {
     ops_.run(BeginStep{results(), static_cast<const StepInputs*>(inputs_.data)}, workspace_);
     for (int64_t layer = 0; layer < kLayers; ++layer) ops_.run(forward_of(layer), workspace_);
@@ -231,7 +231,7 @@ class Network {
   Device& device_;
   Communicator& comm_;
   const Ops& ops_;
-  const int64_t rows_;  // examples of this rank in a step
+  const int64_t rows_;  // this rank's examples per step
   Arena arena_;
   Tensor parameters_, gradients_, m_, v_;
   Tensor x_, losses_, classes_, inputs_, results_, segment_, square_sums_, workspace_;

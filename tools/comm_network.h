@@ -1,5 +1,5 @@
-// A small network, trained data-parallel: each rank its own examples, gradients summed while the
-// backward pass goes on.
+// A small network trained data-parallel: each rank has its own examples, and gradients are summed
+// while the backward pass continues.
 #pragma once
 
 #include <string>
@@ -11,11 +11,10 @@ namespace lathe {
 
 struct NetworkRun {
   std::vector<double> losses;          // mean over all ranks' examples, by step
-  std::vector<std::string> checksums;  // of the weights in the end, by rank
+  std::vector<std::string> checksums;  // of the final weights, by rank
 };
 
-// Together on all ranks. The examples of a step are the same 64 at any number of ranks that divides
-// them.
+// Collective. A step's 64 examples are the same for any number of ranks that divides 64.
 NetworkRun train_small_network(Device& device, Communicator& comm, int steps);
 
 }  // namespace lathe

@@ -1,6 +1,6 @@
-// build/commtest: do the ranks of this job understand each other, and how fast. Every collective on
-// awkward sizes, checked value by value; tables of time and bandwidth; a small network that is
-// trained data-parallel and must come out the same on all ranks.
+// build/commtest: whether the ranks of this job communicate correctly, and how fast. Checks every
+// collective on awkward sizes, value by value; prints tables of time and bandwidth; trains a small
+// network data-parallel, which must give the same weights on all ranks.
 
 #include "kernels/device/standard_streams.h"
 #include "src/comm/banner.h"
@@ -40,9 +40,9 @@ bool parse(int argc, char** argv, Options& o) {
             "Where ranks without MPI meet: HOST:PORT, [IPV6]:PORT or file:PATH"),
        number("min-bytes", o.min_bytes, 64, size_t{1} << 40, "Smallest tensor of the tables"),
        number("max-bytes", o.max_bytes, 4096, size_t{1} << 40, "Largest tensor"),
-       number("iterations", o.iterations, 0, 1000000, "Calls that are timed; 0: check only"),
-       number("steps", o.steps, 0, 100000, "Of the small network; 0: none"),
-       number("threads", o.threads, 1, 1024, "Of each rank on a CPU")});
+       number("iterations", o.iterations, 0, 1000000, "Timed calls; 0: check only"),
+       number("steps", o.steps, 0, 100000, "Steps of the small network; 0: none"),
+       number("threads", o.threads, 1, 1024, "Threads of each rank on a CPU")});
   if (!flags.parse(argc, argv)) return false;
   flags.refuse_idle("min-bytes", o.iterations == 0, "with --iterations 0, which times nothing");
   if (o.iterations > 0 && o.min_bytes > o.max_bytes) {
@@ -51,7 +51,7 @@ bool parse(int argc, char** argv, Options& o) {
   return true;
 }
 
-// All checks of this run. One rank prints.
+// All checks of this run. Only rank 0 prints.
 class CommTest {
  public:
   CommTest(const Options& options, const World& world, Device& device, Communicator& comm)
@@ -66,12 +66,12 @@ class CommTest {
     print("commtest\n" + format_table(rows));
     int64_t wrong = 0;
     for (const CollectiveKind kind : kKinds) wrong += check(kind);
-    // One rank alone copies, or does nothing at all.
+    // A single rank only copies, or does nothing.
     if (options_.iterations > 0 && comm_.kind() != CommKind::self)
       for (const CollectiveKind kind : kKinds) wrong += table(kind);
     if (wrong > 0) throw CheckError(fmt::format("{} values are wrong", wrong));
     if (options_.steps > 0) train();
-    print("all is well\n");
+    print("all checks passed\n");
   }
 
  private:
@@ -90,7 +90,7 @@ class CommTest {
     return kind == CollectiveKind::send ? "send and receive" : name_of(kind);
   }
 
-  // Every type, operation and root, on nothing, one value, primes, and as much as there may be.
+  // Every type, operation and root, with no elements, one element, primes, and the largest count.
   int64_t check(CollectiveKind kind) {
     if (!makes_sense(kind)) return 0;
     int64_t cases = 0, wrong = 0;
@@ -156,8 +156,8 @@ class CommTest {
     for (int rank = 0; rank < comm_.size(); ++rank) {
       const std::string& theirs = run.checksums[static_cast<size_t>(rank)];
       if (theirs == run.checksums[0]) continue;
-      throw CheckError(fmt::format("weights of rank {} are not those of rank 0: {} and {}", rank,
-                                   theirs, run.checksums[0]));
+      throw CheckError(fmt::format("weights of rank {} differ from those of rank 0: {} and {}",
+                                   rank, theirs, run.checksums[0]));
     }
     print(fmt::format("all ranks have the same weights, {}\n", run.checksums[0]));
     if (options_.steps >= 20 && !(run.losses.back() < run.losses.front()))
@@ -176,7 +176,7 @@ int commtest(World& world, int argc, char** argv) {
   if (!parse(argc, argv, options)) return 0;
   CudaDeviceOptions cuda;
   cuda.deterministic = true;
-  cuda.autotune = false;  // ranks that choose alike
+  cuda.autotune = false;  // so that all ranks choose the same
   const int gpus = options.device == DeviceKind::cpu ? 0 : cuda_device_count();
   if (gpus > 0) cuda.index = world.place().local_rank % gpus;
   const auto device = make_device(options.device, options.threads, cuda);

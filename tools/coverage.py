@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What the tests of the CUDA device execute: lines and kernels of kernels/cuda, by gcov.
+"""Which lines and kernels of kernels/cuda the CUDA device's tests execute, by gcov.
 
 usage: tools/coverage.py BUILD_DIR     (a build with --coverage whose tests have run; `make coverage`)
 
-Prints a table by file; each instance of a kernel's template is a kernel. Fails where one was never
-run or fewer than 95 % of the lines were.
+Prints a table by file; each instance of a kernel template counts as a kernel. Fails if a kernel never
+ran or fewer than 95 % of the lines did.
 """
 import collections
 import json
@@ -34,9 +34,9 @@ def kernels_of(source):
 
 
 def name_of(demangled):
-    """Of "void lathe::(anonymous namespace)::f<float>(int)": f, and f<float>."""
+    """For "void lathe::(anonymous namespace)::f<float>(int)": f and f<float>."""
     text = demangled.replace("(anonymous namespace)::", "")
-    depth, start, end = 0, 0, len(text)  # outside of <>: where the name starts, and its arguments
+    depth, start, end = 0, 0, len(text)  # outside of <>: start of the name and of its arguments
     for i, c in enumerate(text):
         if c == "(" and depth == 0:
             end = i
@@ -50,7 +50,7 @@ def name_of(demangled):
 def main():
     build, root = pathlib.Path(sys.argv[1]), pathlib.Path(__file__).resolve().parent.parent
     lines = collections.defaultdict(dict)  # file -> line -> executions
-    ran = collections.defaultdict(lambda: collections.defaultdict(dict))  # file -> function -> instance -> whether
+    ran = collections.defaultdict(lambda: collections.defaultdict(dict))  # file -> function -> instance -> ran
     for report in gcov_reports(build):
         for file in report["files"]:
             path = pathlib.Path(file["file"])
@@ -70,7 +70,7 @@ def main():
     for name in sorted(lines):
         executed, count = sum(1 for n in lines[name].values() if n), len(lines[name])
         hit, total = hit + executed, total + count
-        # Instances of kernels; one without any counts as a kernel that never ran.
+        # Instances of kernels; one without an instance counts as a kernel that never ran.
         kernels = {i: r for k in kernels_of(root / name) for i, r in (ran[name][k] or {k: False}).items()}
         missing = [k for k, executed_once in kernels.items() if not executed_once]
         asleep += [f"{name}: {k}" for k in missing]

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From nothing to a trained model in a minute or two, offline: writes the embedded corpus, trains a
-# small character model on it, draws the loss, says how near it came to the corpus's entropy, and
-# lets the model write.  usage: tools/demo.sh   (from `make demo`, after the build)
+# From nothing to a trained model in a minute or two, offline. Writes the embedded corpus, trains a
+# small character model on it, draws the loss, prints how close it came to the corpus's entropy, and
+# samples from the model.  usage: tools/demo.sh   (from `make demo`, after the build)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 demo=build/demo
-# bf16 where the CPU has tiles for it: twice as many steps in the same time.
+# bf16 if the CPU has tiles for it: twice as many steps in the same time.
 dtype=fp32 steps=2000
 if grep -q amx_bf16 /proc/cpuinfo 2>/dev/null; then dtype=bf16 steps=4000; fi
 steps=${LATHE_DEMO_STEPS:-$steps}

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Proves and measures lathe on the GPU of this machine, within a time budget, offline.
+"""Tests and measures lathe on this machine's GPU, within a time budget, offline.
 
     make gpu-check                                     everything, in eight minutes
     make gpu-check GPU_CHECK_ARGS="--parts build,talk"
-    make gpu-check GPU_CHECK_ARGS=--continue           what an earlier call did not come to
+    make gpu-check GPU_CHECK_ARGS=--continue           what an earlier call did not get to
 
-Parts, in this order: build (takes carried binaries, else compiles), steps (GPT-2 124M beside what
-was predicted), roofline (the operations of a traced step), tests, torch (PyTorch beside lathe), ncu
-(hardware counters), bench (every operation alone), talk (the run that the project must reproduce), ab
-(open questions, both ways), sanitizer, ranks (what NCCL costs one, and two that share the GPU), fp32.
-Each has a time limit inside the budget, and is stopped at it. A report for people (.md), the same for
-programs (.json), the log (.log) and a step's trace go to --out. They are written again after each
-step, so that a run that is cut off leaves what it has.
+Parts, in this order: build (uses carried binaries, otherwise compiles), steps (GPT-2 124M, compared with
+the prediction), roofline (the operations of a traced step), tests, torch (PyTorch against lathe), ncu
+(hardware counters), bench (each operation alone), talk (the run that the project must reproduce), ab
+(open questions, both ways), sanitizer, ranks (NCCL's cost for one rank; two ranks on one GPU), fp32.
+Each part has a time limit within the budget and is stopped when it is reached. A report for people (.md),
+the same for programs (.json), the log (.log) and a step's trace go to --out. They are rewritten after
+each step, so that an interrupted run keeps its results.
 
 Exit code 0: every part passed. 1: one failed or ran out of time. 3: none failed, but one was not
-run, for want of time or tools. 2: wrong usage.
+run, for lack of time or tools. 2: wrong usage.
 """
 import argparse
 import contextlib
@@ -41,13 +41,13 @@ PASSED, FAILED, NOT_RUN = 0, 1, 3
 
 def limit_of(check, name, later):
     asked = check.args.limits.get(name)
-    later = [] if name == "build" else later  # they are nothing without it
+    later = [] if name == "build" else later  # useless without the build
     return plan.limit_of(name, PARTS[name], check.args.budget - check.elapsed(),
                          [(other, PARTS[other]) for other in later], check.estimates, asked)
 
 
 def why_not(check, name, limit):
-    """Why a part cannot begin, or ""."""
+    """Why a part cannot start, or ""."""
     if limit <= 0:
         return f"too few of {check.args.budget:.0f} s are left"
     if name == "build":
@@ -61,7 +61,7 @@ def run_part(check, name, later):
     result = check.report["parts"][name]
     limit = limit_of(check, name, later)
     if why := why_not(check, name, limit):
-        if result["status"] == "not run":  # else an earlier call tells more
+        if result["status"] == "not run":  # otherwise an earlier call has more to report
             result.update(summary=why)
         return
     result.clear()
@@ -75,7 +75,7 @@ def run_part(check, name, later):
         status, summary = PARTS[name].run(check, result)
     except Stopped:
         status, summary = "timed out", f"stopped after {time.monotonic() - begin:.0f} s"
-    except Exception as error:  # one part's mistake is not the others'
+    except Exception as error:  # an error in one part must not stop the others
         status, summary = "failed", f"{type(error).__name__}: {error}"
         result["traceback"] = traceback.format_exc()
     seconds = round(time.monotonic() - begin, 1)
@@ -85,7 +85,7 @@ def run_part(check, name, later):
 
 
 def learn_device(check):
-    """The GPU's name by the program itself, if nvidia-smi is absent."""
+    """The GPU's name as the program reports it, if nvidia-smi is absent."""
     known = check.report["environment"]
     if known["gpu"] or known.get("device") or not check.program("train").exists():
         return
@@ -126,7 +126,7 @@ def limits(text):
 
 
 def default_data():
-    """The first folder that holds the text."""
+    """The first folder that has the text."""
     deps = os.environ.get("LATHE_DEPS")
     for folder in (os.environ.get("LATHE_TEST_DATA"), deps and os.path.join(deps, "data"),
                    ROOT / "deps" / "data", ROOT / ".." / "shared" / "data"):
@@ -137,12 +137,12 @@ def default_data():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=names_of_parts, default=list(PARTS), help="some of them, by comma")
+    parser.add_argument("--parts", type=names_of_parts, default=list(PARTS), help="comma-separated subset")
     parser.add_argument("--budget", type=float, default=480, help="seconds for all parts (480)")
-    parser.add_argument("--limits", type=limits, default={}, help="PART=SECONDS,...: lower or higher limits")
+    parser.add_argument("--limits", type=limits, default={}, help="PART=SECONDS,...: other time limits")
     parser.add_argument("--continue", dest="resume", nargs="?", const="", metavar="REPORT",
-                        help="only what the newest report of this commit and GPU in --out does not tell yet, "
-                        "into the same report; or that report, or the newest in that folder")
+                        help="only what the newest report of this commit and GPU in --out lacks, added to "
+                        "that report; or name a report, or a folder for the newest in it")
     parser.add_argument("--preset", choices=["gpu", "cuda-on-cpu"], default="gpu",
                         help="cuda-on-cpu: the same on a machine without a GPU, with tiny models")
     parser.add_argument("--out", default=ROOT / "profiling" / "results", help="where reports go")
@@ -151,10 +151,10 @@ def parse_arguments():
     parser.add_argument("--data", type=Path, help="folder with tinyshakespeare.txt and gpt2/ "
                         "(LATHE_TEST_DATA, LATHE_DEPS/data, deps/data or ../shared/data)")
     parser.add_argument("--build-dir", help="build/PRESET")
-    parser.add_argument("--no-build", action="store_true", help="the build folder is as it should be")
+    parser.add_argument("--no-build", action="store_true", help="use the build folder as it is")
     parser.add_argument("--cmake-args", default="", help="more arguments for CMake")
-    parser.add_argument("--tests", help="only the tests whose names match this pattern")
-    parser.add_argument("--python", default=sys.executable, help="the python that has PyTorch")
+    parser.add_argument("--tests", help="only tests whose names match this pattern")
+    parser.add_argument("--python", default=sys.executable, help="a python with PyTorch")
     args = parser.parse_args()
     if args.no_build:
         args.parts = [name for name in args.parts if name != "build"]
@@ -164,9 +164,9 @@ def parse_arguments():
 
 
 def prepare_environment(args):
-    """For the programs that are run: CUDA's tools, carried sources, libraries, the tests' data."""
+    """For the programs that are started: CUDA's tools, carried sources, libraries, test data."""
     machine.add_tools_to_path()
-    if sys.prefix != sys.base_prefix:  # CMake and the programs look there for Python's packages
+    if sys.prefix != sys.base_prefix:  # CMake and the programs find Python's packages there
         os.environ.setdefault("VIRTUAL_ENV", sys.prefix)
     if not os.environ.get("LATHE_DEPS") and (ROOT / "deps" / "include").is_dir():
         os.environ["LATHE_DEPS"] = str(ROOT / "deps")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Finished binaries in one file: packed where lathe is built, used where `make gpu-check` runs.
+"""Built binaries in one file: packed where lathe is built, used where `make gpu-check` runs.
 
 usage: tools/gpu_check_archive.py BUILD_FOLDER FILE [TESTS]      (tools/carry_binaries.sh calls it)
-   TESTS: only the tests whose names match this pattern
+   TESTS: only tests whose names match this pattern
 
-The file is a tar of the programs, the CUDA tests and `carried.json`, its first entry: which commit
-and which sources, for which GPUs, and how each test is run.
+The file is a tar of the programs, the CUDA tests and `carried.json`, its first entry: the commit and
+sources that it was built from, the GPUs it is for, and how each test is run.
 """
 import hashlib
 import io
@@ -28,13 +28,13 @@ ROOT = Path(__file__).resolve().parent.parent
 LIST = "carried.json"
 FORMAT = 1
 PROGRAMS = ("train", "sample", "prepare", "corpus", "bench_device")
-# What Linux with a C++ compiler has, and nothing else.
+# What a Linux with a C++ compiler always has.
 SYSTEM_LIBRARIES = {"linux-vdso", "ld-linux-x86-64", "libc", "libm", "libgcc_s", "libstdc++", "libgomp"}
-CPU_FLAGS = {"avx2", "bmi2", "fma"}  # what x86-64-v3 adds that a program would die of
+CPU_FLAGS = {"avx2", "bmi2", "fma"}  # what x86-64-v3 adds; without it a program dies
 
 
 def sources_hash(root=ROOT):
-    """Of everything that is compiled. Tells without git whether binaries are this tree's."""
+    """A digest of everything that is compiled: shows without git whether binaries match this tree."""
     found = [root / "CMakeLists.txt", root / "CMakePresets.json"]
     for folder in ("cmake", "kernels", "src", "tools", "tests"):
         found += [path for path in (root / folder).rglob("*") if path.is_file()
@@ -54,7 +54,7 @@ def cmake_cache(build):
 
 
 def tests_of_listing(text):
-    """Of what `ctest --show-only=json-v1` prints: name, command, environment, limit of each test."""
+    """From what `ctest --show-only=json-v1` prints: name, command, environment, limit of each test."""
     found = []
     for test in json.loads(text[text.index("{"):])["tests"]:
         properties = {entry["name"]: entry["value"] for entry in test.get("properties", [])}
@@ -69,7 +69,7 @@ CTEST_LISTING = ["-L", "^cuda$", "-LE", "gpu-check", "--show-only=json-v1"]
 
 
 def placed(value, build, root=ROOT):
-    """A test of the list with its paths here."""
+    """A test of the list, with this machine's paths."""
     if isinstance(value, str):
         return value.replace("{build}", str(build)).replace("{root}", str(root))
     if isinstance(value, list):
@@ -83,13 +83,13 @@ def placed(value, build, root=ROOT):
 
 
 def libraries(program):
-    """Names of the shared libraries that a program needs, by ldd."""
+    """Names of the shared libraries that a program needs, from ldd."""
     lines = machine.output_of("ldd", str(program)).splitlines()
     return {match.group(1) for line in lines if (match := re.match(r"\s*(?:\S*/)?([^/\s]+?)\.so", line))}
 
 
 def carried_tests(build, pattern):
-    """The tests that match, with {build} and {root} in place of the folders of this machine."""
+    """The matching tests, with {build} and {root} replacing this machine's folders."""
     done = subprocess.run(["ctest", "--test-dir", str(build), *CTEST_LISTING],
                           capture_output=True, text=True, check=True)
     here = {str(build): "{build}", str(ROOT): "{root}"}
@@ -98,7 +98,7 @@ def carried_tests(build, pattern):
     tests = []
     for test in tests_of_listing(done.stdout):
         if not Path(test["command"][0]).is_relative_to(build) or not re.search(pattern, test["name"]):
-            continue  # not of this build: it is run by mpirun
+            continue  # not from this build: run by mpirun
         for folder, name in here.items():
             test["command"] = [word.replace(folder, name) for word in test["command"]]
         test["environment"].update(located)
@@ -120,8 +120,8 @@ def description(build, pattern):
 
 
 def stripped(build, stage, names, on_cpu):
-    """Copies of the programs without symbols. SystemExit if one needs a library that need not be there:
-    the stand-in for a GPU may, and names kernels by their symbols."""
+    """Copies of the programs without symbols. SystemExit if one needs a library that the other machine may
+    lack. CUDA on the CPU may need more, and keeps symbols because it names kernels by them."""
     for name in names:
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(build / name, stage / name)
@@ -133,7 +133,7 @@ def stripped(build, stage, names, on_cpu):
 
 
 def programs_of(known):
-    """Names, below the build folder, of all programs that an archive so described holds."""
+    """Names, relative to the build folder, of all programs in an archive with this description."""
     return sorted({*PROGRAMS, *(test["command"][0].removeprefix("{build}/") for test in known["tests"])})
 
 
@@ -147,7 +147,8 @@ def pack(build, file, pattern=""):
         about["bytes"] = total
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(file.name + ".partial")
-        # The tests hold the same kernels: a dictionary over all of them packs these once.
+        # The tests contain the same kernels: a dictionary larger than all of them packs each kernel
+        # once.
         filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": min(total + (1 << 20), 192 << 20)}]
         with lzma.open(partial, "wb", filters=filters) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
             text = json.dumps(about, indent=1).encode()
@@ -168,7 +169,7 @@ def pack(build, file, pattern=""):
 
 
 def find(asked):
-    """The file to use: what was asked for, or what deps/ has; or None."""
+    """The requested file, or the one in deps/, or None."""
     if asked:
         return None if asked == "none" else Path(asked).resolve()
     deps = os.environ.get("LATHE_DEPS")
@@ -182,7 +183,7 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, lzma.LZMAError, tarfile.T
 
 
 def about(file):
-    """What the file says of itself. Raises one of UNREADABLE."""
+    """The file's description. Raises one of UNREADABLE."""
     with tarfile.open(file, "r:xz") as tar:
         first = tar.next()
         if first is None or first.name != LIST:
@@ -209,13 +210,13 @@ def serves(architectures, capability):
 
 
 def unfit_for(known, preset, capability, cpu_flags):
-    """Why binaries so described are not this tree's and this machine's; or ""."""
+    """Why binaries with this description do not fit this tree and machine, or ""."""
     if known.get("format") != FORMAT:
         return f"it has format {known.get('format')}, not {FORMAT}"
     if known["preset"] != preset:
         return f"it was built by preset {known['preset']}"
     if known["sources"] != sources_hash():
-        return f"the sources differ from those that it was built from (commit {known['commit']})"
+        return f"the sources differ from those it was built from (commit {known['commit']})"
     if preset == "gpu" and capability and not serves(known["architectures"], capability):
         return f"it has no code for compute capability {capability}, only {', '.join(known['architectures'])}"
     if known["march"] == "x86-64-v3" and CPU_FLAGS - cpu_flags:
@@ -231,7 +232,7 @@ def missing_libraries(folder, known):
 
 
 def tests_here(folder):
-    """The list of the unpacked tests, ready to run."""
+    """The unpacked tests, ready to run."""
     known = json.loads((folder / LIST).read_text(encoding="utf-8"))
     return [placed(test, folder) for test in known["tests"]]
 

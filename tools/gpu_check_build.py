@@ -1,4 +1,4 @@
-"""The part `build` of `make gpu-check`: takes carried binaries, else compiles."""
+"""The part `build` of `make gpu-check`: uses carried binaries, otherwise compiles."""
 import json
 import os
 import re
@@ -18,7 +18,7 @@ def build(check, result):
         result["archive"] = str(check.archive)
         why = use_archive(check, result)
         if not why:
-            return "passed", (f"took the binaries of commit {result['carried']['commit']} from {check.archive.name}, "
+            return "passed", (f"used the binaries of commit {result['carried']['commit']} from {check.archive.name}, "
                               f"{len(archive.tests_here(check.carried))} tests")
         result["unfit"] = why
     check.say(f"    {why}: compiling")
@@ -36,13 +36,13 @@ def use_archive(check, result):
         known = archive.about(check.archive)
         capability = machine.compute_capability(check.args.python) if check.args.preset == "gpu" else None
         if why := archive.unfit_for(known, check.args.preset, capability, machine.cpu_flags()):
-            return f"{check.archive.name} is of no use: {why}"
+            return f"{check.archive.name} cannot be used: {why}"
         if not unpacked(check.carried, known):
             archive.unpack(check.archive, check.carried)
     except archive.UNREADABLE as error:
         return f"{check.archive.name} cannot be unpacked: {type(error).__name__}: {error}"
     if why := does_not_run(check, known):
-        return f"{check.archive.name} is of no use: {why}"
+        return f"{check.archive.name} cannot be used: {why}"
     check.programs = check.carried
     result.update(built=True, kernels=known["kernels"],
                   carried={key: value for key, value in known.items() if key not in ("tests", "kernels")})
@@ -99,14 +99,14 @@ def compile_here(check, result):
     cores = len(os.sched_getaffinity(0))
     command = ["cmake", "--build", check.build_dir, "--parallel", cores, "--target", *targets]
     if (check.build_dir / "Makefile").exists():
-        command += ["--", "--output-sync=target"]  # a kernel's registers come in several lines
+        command += ["--", "--output-sync=target"]  # a kernel's registers span several lines
     built = check.run(command)
     result.update(build_s=built.seconds, build_cpu_s=built.cpu_seconds, cores=cores)
     return judge_build(check, result, built)
 
 
 def judge_build(check, result, built):
-    # Compiler output is seen once; a later build of the same folder compiles nothing.
+    # Compiler output appears once; a later build of the same folder compiles nothing.
     kept = check.work / "compile.log"
     with open(kept, "a", encoding="utf-8") as file:
         file.write(built.text)

@@ -1,4 +1,4 @@
-"""What `make gpu-check` says about the machine it runs on."""
+"""What `make gpu-check` reports about the machine it runs on."""
 import contextlib
 import glob
 import importlib.metadata
@@ -15,7 +15,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def output_of(*command, timeout=20):
-    """What a command prints, or "" where it is absent, fails or takes too long."""
+    """What a command prints, or "" if it is absent, fails or takes too long."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True)
         return done.stdout.strip()
@@ -51,11 +51,11 @@ def nvidia_smi(*fields):
 
 
 def gpu():
-    """The first GPU by nvidia-smi; {} where there is none."""
+    """The first GPU according to nvidia-smi; {} if there is none."""
     values = nvidia_smi(*GPU_FIELDS.values())
     if values:
         return dict(zip(GPU_FIELDS, values))
-    # An old nvidia-smi refuses all fields because of one that it does not know.
+    # An old nvidia-smi refuses all fields if it does not know one of them.
     if not nvidia_smi("name"):
         return {}
     found = {key: nvidia_smi(field) for key, field in GPU_FIELDS.items()}
@@ -63,22 +63,22 @@ def gpu():
 
 
 def cuda_toolkit():
-    """The folder above nvcc's own bin/, or None without nvcc. The nvcc in PATH may be a link to it or a
-    script that calls it, so it is asked itself."""
+    """The folder above nvcc's own bin/, or None without nvcc. Asks nvcc itself, because the nvcc in PATH
+    may be a link to it or a script that calls it."""
     if not (nvcc := shutil.which("nvcc")):
         return None
     nvcc = os.path.realpath(nvcc)
     try:
-        told = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True,
-                              timeout=20, check=False).stderr
+        output = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True,
+                                timeout=20, check=False).stderr
     except (OSError, subprocess.SubprocessError):
-        told = ""
-    match = re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE)
+        output = ""
+    match = re.search(r"^#\$ TOP=(.+)$", output, re.MULTILINE)
     return os.path.realpath(match.group(1)) if match else os.path.dirname(os.path.dirname(nvcc))
 
 
 def compute_capability(python):
-    """"90" for 9.0, from the driver, else from nvcc's own query, else from PyTorch; or None."""
+    """"90" for 9.0: from the driver, otherwise nvcc's own query, otherwise PyTorch; or None."""
     text = (nvidia_smi("compute_cap") or [""])[0]
     if not text:
         query = os.path.join(cuda_toolkit() or "", "bin/__nvcc_device_query")
@@ -91,7 +91,7 @@ def compute_capability(python):
 
 
 def library(name):
-    """Path of a library of NVIDIA's: the toolkit's, else the one that came with PyTorch; or None."""
+    """Path of an NVIDIA library: the toolkit's, otherwise the one that came with PyTorch; or None."""
     folders = []
     if home := cuda_toolkit():
         folders += [f"{home}/lib64", f"{home}/targets/x86_64-linux/lib", f"{home}/lib"]
@@ -101,14 +101,14 @@ def library(name):
 
 
 def nccl_home():
-    """The folder above include/nccl.h that came with PyTorch, or None. CMake finds the toolkit's."""
+    """The folder above PyTorch's include/nccl.h, or None. CMake finds the toolkit's."""
     found = [path for entry in sys.path if entry for path in glob.glob(f"{entry}/nvidia/*/include/nccl.h")]
     return os.path.dirname(os.path.dirname(found[0])) if found else None
 
 
 def warm_libraries():
-    """Reads cuBLASLt and PyTorch's libraries from the disk in the background: gigabytes, which the
-    first program to load them would wait for."""
+    """Reads cuBLASLt and PyTorch's libraries from disk in the background: gigabytes that the first
+    program to load them would wait for."""
     files = [os.environ.get("LATHE_CUBLASLT")]
     for entry in filter(None, sys.path):
         files += glob.glob(f"{entry}/torch/lib/*.so*") + glob.glob(f"{entry}/nvidia/*/lib/*.so*")
@@ -160,7 +160,7 @@ def cpu_name():
 
 
 def commit():
-    """(short hash, whether files differ from it). A copy without .git is told by LATHE_COMMIT."""
+    """(short hash, whether files differ from it). For a copy without .git, LATHE_COMMIT gives the hash."""
     short = output_of("git", "-C", ROOT, "rev-parse", "--short", "HEAD")
     if short:
         return short, bool(output_of("git", "-C", ROOT, "status", "--porcelain"))
@@ -181,7 +181,7 @@ def environment(python):
 
 @contextlib.contextmanager
 def watched_gpu(into):
-    """Clock, power and temperature each second while something runs; their medians in `into`."""
+    """Samples clock, power and temperature every second; puts their medians into `into`."""
     try:
         watch = subprocess.Popen(["nvidia-smi", "--id=0", "--query-gpu=clocks.sm,power.draw,temperature.gpu",
                                   "--format=csv,noheader,nounits", "--loop=1"],

@@ -1,4 +1,4 @@
-"""What `make gpu-check` reads out of the logs of compilers, tests, sanitizers and training runs."""
+"""What `make gpu-check` extracts from the logs of compilers, tests, sanitizers and training runs."""
 import json
 import re
 import statistics
@@ -8,7 +8,7 @@ import subprocess
 
 
 def compiler_warnings(log):
-    """Lines that g++, nvcc or ptxas call warnings, each once."""
+    """Warnings of g++, nvcc and ptxas, each line once."""
     found = {}
     for line in log.splitlines():
         if re.search(r"\bwarning\b\s*(#|:)", line, re.IGNORECASE) and "CMake Warning" not in line:
@@ -17,7 +17,7 @@ def compiler_warnings(log):
 
 
 def compiler_errors(log, most=20):
-    """The first lines that tell why a build failed."""
+    """The first lines that show why a build failed."""
     pattern = re.compile(r"\berror\b\s*(#|:)|^FAILED|CMake Error|fatal|No such file", re.IGNORECASE)
     lines = log.splitlines()
     found = [line for line in lines if pattern.search(line)]
@@ -25,7 +25,7 @@ def compiler_errors(log, most=20):
 
 
 def demangled(names):
-    """Mangled names to readable ones, without arguments; unchanged where there is no c++filt."""
+    """Mangled names as readable ones, without arguments; unchanged if c++filt is missing."""
     try:
         done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True,
                               timeout=20, check=True)
@@ -47,7 +47,7 @@ def short_kernel(signature):
 
 
 def kernel_usage(log):
-    """Registers, spills, stack and static shared memory (bytes) of each kernel, by `-Xptxas -v`. The
+    """Registers, spills, stack and static shared memory (bytes) of each kernel, from `-Xptxas -v`. The
     last compilation counts."""
     kernels = {}
     current = None
@@ -56,7 +56,7 @@ def kernel_usage(log):
             current = kernels[entry.groups()] = {"registers": None, "spill_stores": 0,
                                                  "spill_loads": 0, "stack": 0, "shared": 0}
         elif "Function properties for" in line:
-            # Of a function that is called, not inlined, the figures are not the kernel's.
+            # For a function that is called, not inlined, the figures are not the kernel's.
             name = line.rsplit(None, 1)[-1]
             current = next((k for key, k in kernels.items() if key[0] == name), None)
         elif current is not None:
@@ -77,7 +77,7 @@ def kernel_usage(log):
 
 
 def gtest_cases(log):
-    """Counts of GoogleTest's cases, and the first lines of each that failed."""
+    """Counts of GoogleTest cases, and the first lines of each that failed."""
     passed = skipped = 0
     failed = {}
     lines_of_case = []
@@ -99,8 +99,8 @@ def gtest_cases(log):
 
 
 def sanitizer_findings(log):
-    """What compute-sanitizer found: its count of errors (None if it never came to its end), the
-    first line of each kind, and why it could not work, if it could not."""
+    """What compute-sanitizer found: its error count (None if it did not finish), the first line of each
+    kind, and why it could not work, if so."""
     count, refusal, kinds = None, None, {}
     lines = [line[len("========= "):].rstrip() for line in log.splitlines()
              if line.startswith("========= ")]
@@ -114,7 +114,7 @@ def sanitizer_findings(log):
         elif re.match(r"(Invalid|Out-of-|Misaligned|Uninitialized|Error: (Race|Potential)|Race|"
                       r"Barrier error|Divergent|Leaked|Program hit|Unused|Fatal)", line):
             place = lines[at + 1].strip() if at + 1 < len(lines) else ""
-            # One kind is one message at one place: addresses and threads do not count.
+            # A kind is one message at one place: addresses and threads do not count.
             key = re.sub(r"0x[0-9a-f]+|\(\d+,\d+,\d+\)|\b\d+ hazards?", "_", f"{line}: {place}")
             kinds.setdefault(key, {"message": f"{line}: {place}", "times": 0})["times"] += 1
     return {"errors": count, "refusal": refusal, "kinds": list(kinds.values())}
@@ -129,7 +129,7 @@ def unit(text):
 
 
 def train_log(log):
-    """Steps, evaluations and the median of what build/train printed."""
+    """Steps, evaluations and the median that build/train printed."""
     run = {"loss": {}, "val_loss": {}, "step_ms": [], "tokens_per_second": None, "mfu": None}
     rates, mfus = [], []
     for line in log.splitlines():

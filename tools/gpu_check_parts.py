@@ -1,11 +1,11 @@
-"""The parts of `make gpu-check`, in the order of what one wants to know first."""
+"""The parts of `make gpu-check`, the most interesting first."""
 import gpu_check_build as build
 import gpu_check_runs as runs
 import gpu_check_speed as speed
 import gpu_check_tests as tests
 from gpu_check_plan import Part
 
-# The estimates are of an H100 that nobody has measured yet; each run corrects them for its GPU.
+# Estimates for an H100, made before anything was measured; each run corrects them for its GPU.
 PARTS = {
     "build": Part(build.build, estimate=20, least=5, most=600),
     "steps": Part(speed.steps, estimate=35, least=8, most=120),

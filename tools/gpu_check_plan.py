@@ -1,17 +1,17 @@
-"""Which part of `make gpu-check` gets how many seconds: by estimates that every run corrects."""
+"""How many seconds each part of `make gpu-check` gets, from estimates that every run corrects."""
 import contextlib
 import dataclasses
 import json
 import os
 from pathlib import Path
 
-MARGIN = 1.2  # of what is kept for a part over what it took the last time
+MARGIN = 1.2  # time reserved for a part, relative to the last run
 
 
 @dataclasses.dataclass
 class Part:
-    """Seconds: `estimate` before anybody has measured; with less than `least` left a part is not
-    begun; `most` is its limit even if there is more."""
+    """Seconds: `estimate` is used before the first run; with less than `least` left the part is not
+    started; `most` is its limit even if there is more time."""
     run: object
     estimate: float
     least: float
@@ -19,7 +19,7 @@ class Part:
 
 
 class Estimates:
-    """Seconds that each part took, by GPU: a small file beside the reports."""
+    """Seconds that each part took, by GPU, in a small file beside the reports."""
 
     NAME = "estimates.json"
 
@@ -27,7 +27,7 @@ class Estimates:
         self.path = Path(folders[0]) / self.NAME
         self.gpu = gpu
         self.known = {}
-        for folder in reversed(folders):  # what lies beside the report is the newest
+        for folder in reversed(folders):  # the file beside the report is the newest
             with contextlib.suppress(OSError, ValueError):
                 for name, seconds in json.loads((Path(folder) / self.NAME).read_text(encoding="utf-8")).items():
                     self.known.setdefault(name, {}).update(seconds)
@@ -36,7 +36,7 @@ class Estimates:
         return MARGIN * self.known.get(self.gpu, {}).get(name, part.estimate)
 
     def correct(self, name, part, seconds, complete):
-        """A part that was stopped needs more than it had: half as much again, at the least."""
+        """A part that was stopped needs more than it had: at least half as much again."""
         mine = self.known.setdefault(self.gpu, {})
         mine[name] = round(seconds if complete else max(mine.get(name, part.estimate), 1.5 * seconds), 1)
         partial = self.path.with_name(self.NAME + ".partial")
@@ -45,8 +45,8 @@ class Estimates:
 
 
 def limit_of(name, part, left, later, estimates, asked=None):
-    """Seconds that part `name` gets of the `left` ones, or 0 if they are too few. The parts in
-    `later`, (name, part) in their order, keep what they need as far as all of it fits."""
+    """Seconds that part `name` gets of the `left` ones, or 0 if they are too few. The parts in `later`,
+    (name, part) in order, keep what they need as long as all of it fits."""
     most = asked or part.most
     mine = estimates.seconds(name, part)
     kept = 0

@@ -1,4 +1,4 @@
-"""The report of `make gpu-check`: where it is kept, and what of it is printed."""
+"""The report of `make gpu-check`: where it is stored, and what of it is printed."""
 import json
 import os
 import re
@@ -24,7 +24,7 @@ def title(report):
 
 
 def new_path(folder, report):
-    """DATE-COMMIT-gpu-NAME.md, with a number if that is taken. Nothing is overwritten."""
+    """DATE-COMMIT-gpu-NAME.md, with a number if that exists. Nothing is overwritten."""
     name = (gpu_name(report) or "unknown") if report["preset"] == "gpu" else report["preset"]
     name = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("nvidia", "")).strip("-") or "unknown"
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,8 +40,8 @@ def new_path(folder, report):
 
 
 def newest(where, mine):
-    """(path, report) of the newest report at `where`, a folder or a file, of the same commit and
-    preset as `mine`, and of its GPU as far as that is known; or None."""
+    """(path, report) of the newest report at `where`, a folder or a file, with the same commit and preset
+    as `mine` and, if known, the same GPU; or None."""
     where = Path(where)
     found = []
     for path in [where.with_suffix(".json")] if where.is_file() else where.glob("*-gpu-*.json"):
@@ -71,7 +71,7 @@ def part_line(name, part):
 
 
 def part_table(name, part, most=30):
-    """The tables of a part that measures, for the console: files may not come back from everywhere."""
+    """A measuring part's tables, for the console: from some machines no files come back."""
     if name not in sections.PRINTED:
         return ""
     lines = [line for line in sections.SECTIONS[name](part).splitlines() if line.startswith("|")]
@@ -89,7 +89,7 @@ def summary(report, path):
 
 def markdown(report):
     parts = report["parts"]
-    state = "" if report["finished"] else " **The run is not over, or was cut off.**"
+    state = "" if report["finished"] else " **The run is not finished, or was cut off.**"
     calls = [f"- {call['date']}, `{call['command']}`: {call.get('elapsed_s', 0):.0f} s of {call['budget_s']:.0f}"
              for call in report["calls"]]
     rows = [(name, MARKS.get(part["status"], part["status"]), sections.number(part.get("seconds")), part["summary"])

@@ -24,14 +24,14 @@ LARGEST_LOG = 8 << 20
 
 
 class Stopped(Exception):
-    """The part's time is over."""
+    """The part's time is up."""
 
 
 @dataclasses.dataclass
 class Done:
     code: int
     seconds: float
-    cpu_seconds: float  # of all its processes; where several commands run at once, of those too
+    cpu_seconds: float  # of all its processes, including any that run at the same time
     text: str
     timed_out: bool
 
@@ -41,7 +41,7 @@ class Done:
 
 
 class Check:
-    """One run of gpu-check: what was asked, what is known so far, the clock."""
+    """One run of gpu-check: its arguments, its results so far, its clock."""
 
     def __init__(self, args):
         self.args = args
@@ -54,7 +54,7 @@ class Check:
         self.programs = self.carried if carried_only else self.build_dir
         self.work = self.build_dir / "gpu-check"
         self.work.mkdir(parents=True, exist_ok=True)
-        self.deadline = self.begin + args.budget  # of the part that runs
+        self.deadline = self.begin + args.budget  # of the current part
         self.children = set()
         self.report = self.new_report()
         earlier = report.newest(args.resume, self.report) if args.resume else None
@@ -76,7 +76,7 @@ class Check:
                 "environment": machine.environment(self.args.python), "parts": {}}
 
     def commit(self):
-        """By git; or, in a copy without it, by an archive that was made from the same sources."""
+        """From git; in a copy without it, from an archive that was made from the same sources."""
         commit, changed = machine.commit()
         if commit == "unknown" and self.archive:
             with contextlib.suppress(*archive.UNREADABLE):
@@ -86,11 +86,11 @@ class Check:
         return commit, changed
 
     def continue_report(self, path, known):
-        """Goes on with an earlier report, in --out if it lies elsewhere."""
+        """Continues an earlier report, copied to --out if it lies elsewhere."""
         known.update(date=self.report["date"], environment=self.report["environment"], finished=False)
         for part in known["parts"].values():
             if part["status"] == "running":
-                part.update(status="interrupted", summary="gpu-check was ended while it ran")
+                part.update(status="interrupted", summary="gpu-check was stopped while it ran")
         self.report = known
         self.path = Path(self.args.out).resolve() / f"{path.stem}.md"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,10 +102,10 @@ class Check:
         self.report["calls"].append({"date": self.report["date"], "budget_s": self.args.budget,
                                      "command": shlex.join(["tools/gpu_check.py", *sys.argv[1:]])})
         for name in self.args.parts:
-            self.report["parts"].setdefault(name, {"status": "not run", "summary": "not begun"})
+            self.report["parts"].setdefault(name, {"status": "not run", "summary": "not started"})
 
     def is_told(self, name):
-        """Whether an earlier call came to this part's end, whatever it found. What `build` left may be gone."""
+        """Whether an earlier call finished this part, whatever the result. The files of `build` may be gone."""
         part = self.report["parts"].get(name, {})
         return name != "build" and part.get("status") in ("passed", "failed") and "traceback" not in part
 
@@ -121,8 +121,8 @@ class Check:
     # ---- programs ----------------------------------------------------------------------------
 
     def run(self, command, limit=None, env=None, apart=False):
-        """Runs a command in a session of its own, and ends all of that at the limit. What it
-        prints goes straight to the log; or `apart` first, where several commands run at once."""
+        """Runs a command in a session of its own, and ends the whole session at the limit. Its output goes
+        straight to the log, or first to `apart` if several commands run at once."""
         command = [str(word) for word in command]
         limit = min(limit or self.left(), self.left())
         if limit <= 0:
@@ -162,14 +162,14 @@ class Check:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(2)
         finally:
-            end_session(child.pid, signal.SIGKILL)  # whatever it left running, too
+            end_session(child.pid, signal.SIGKILL)  # also what it left running
             with contextlib.suppress(subprocess.TimeoutExpired):  # a driver can make it unkillable
                 child.wait(10)
             self.children.discard(child.pid)
         return child.returncode, timed_out
 
     def interrupt(self, number, _):
-        """Of a signal: ends what runs; the report is written on the way out."""
+        """On a signal: ends what runs; the report is written on the way out."""
         self.deadline = 0
         for child in list(self.children):
             end_session(child, signal.SIGKILL)
@@ -188,7 +188,7 @@ class Check:
         report.write(self.path, self.report)
 
     def close(self):
-        """A log too large to be handed on is compressed."""
+        """Compresses a log that is too large to pass on."""
         path = self.path.with_suffix(".log")
         self.log.close()
         if path.stat().st_size > LARGEST_LOG:
@@ -202,7 +202,7 @@ class Check:
         return text if text and text.exists() else None
 
     def text(self):
-        """Text to measure on: tiny Shakespeare, or some of the embedded corpus."""
+        """Text to measure on: tiny Shakespeare, or part of the embedded corpus."""
         if not self.tiny and self.shakespeare():
             return self.shakespeare()
         path = self.work / "stories.txt"
@@ -235,7 +235,7 @@ def cpu_seconds():
 
 
 def end_session(session, number):
-    """Signals every process of a session: Ninja and ctest give their children groups of their own."""
+    """Signals every process of a session: Ninja and ctest put their children into other groups."""
     for entry in os.listdir("/proc"):
         with contextlib.suppress(ValueError, ProcessLookupError, PermissionError):
             if os.getsid(int(entry)) == session:

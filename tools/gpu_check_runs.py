@@ -1,4 +1,4 @@
-"""The parts `talk` and `ranks` of `make gpu-check`: whole runs of training, and what they must give."""
+"""The parts `talk` and `ranks` of `make gpu-check`: whole training runs and their expected results."""
 import shutil
 
 import gpu_check_machine as machine
@@ -6,17 +6,17 @@ import gpu_check_parse as parse
 from gpu_check_run import last_line
 from gpu_check_train import TINY, gpt2_124m, train_fitting, words
 
-# The run of wordplay on four A100s: validation loss by step, train loss by step.
+# The run of wordplay on four A100s: validation loss by step, training loss by step.
 TALK_VALIDATION = {0: 4.129, 100: 2.479, 200: 2.149, 300: 1.714}
 TALK_TRAIN = {10: 3.154, 100: 2.446, 200: 2.068, 300: 1.492}
-TALK_TOLERANCE = 0.05  # at every evaluation but the first, which is the initial weights'
+TALK_TOLERANCE = 0.05  # at every evaluation except the first, of the initial weights
 
 
 # ---- talk ----------------------------------------------------------------------------------------
 
 
 def talk_rows(run, steps):
-    """Ours beside the published figures, as far as the run came."""
+    """Ours beside the published figures, as far as the run got."""
     rows = []
     for kind, published in (("val_loss", TALK_VALIDATION), ("loss", TALK_TRAIN)):
         for step, theirs in published.items():
@@ -66,14 +66,14 @@ RANKS_TOLERANCE = 2e-4  # of losses printed with four digits, fp32
 
 
 def one_rank_over_nccl(check, result):
-    """A step with NCCL's collectives in it beside one without, in turns. Why there is no figure, or ""."""
+    """A step with NCCL's collectives against one without, in turns. Why there is no figure, or ""."""
     flags = {**gpt2_124m(check), "steps": 4 if check.tiny else 20, "benchmark": True}
     batches = [2] if check.tiny else [16, 8, 4, 2]
     result["turns"] = []
     for comm in ("auto", "nccl", "auto", "nccl"):
         done, run = train_fitting(check, {**flags, "comm": comm}, batches)
         if comm == "nccl" and ("has no NCCL" in done.text or "libnccl.so.2 is not found" in done.text):
-            result["nccl_note"] = "no NCCL, so no cost of it"
+            result["nccl_note"] = "no NCCL, so its cost was not measured"
             return ""
         if not done.ok or not run.get("median_ms"):
             return f"--comm {comm}: {last_line(done.text)}"
@@ -87,10 +87,10 @@ def one_rank_over_nccl(check, result):
 
 
 def two_ranks_on_one_gpu(check, result):
-    """The losses of two ranks that share the GPU, beside those of one. What is wrong, or ""."""
+    """The losses of two ranks that share the GPU against those of one. What is wrong, or ""."""
     mpirun = shutil.which("mpirun")
     if not mpirun:
-        result["shared_note"] = "no mpirun, so no two ranks"
+        result["shared_note"] = "no mpirun, so two ranks were not run"
         return ""
     flags = {"model": "shakespeare-cpu", "data": check.data("char"), "dtype": "fp32", "steps": 4 if check.tiny else 20,
              "eval-interval": 0, "total-batch-size": 768, "device": "cuda", "log-interval": 1, "deterministic": True}
@@ -109,7 +109,7 @@ def two_ranks_on_one_gpu(check, result):
             return f"{ranks} rank(s): {last_line(done.text)}"
     result["shared_steps"] = len(losses[1])
     result["shared_difference"] = max(abs(losses[1][step] - losses[2].get(step, float("inf"))) for step in losses[1])
-    return "" if result["shared_difference"] <= RANKS_TOLERANCE else "two ranks and one have other losses"
+    return "" if result["shared_difference"] <= RANKS_TOLERANCE else "two ranks have other losses than one"
 
 
 def ranks(check, result):

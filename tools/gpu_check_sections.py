@@ -69,20 +69,20 @@ def build_section(part):
 
 
 def tests_section(part):
-    rows, details, told = [], [], 0
+    rows, details, failures = [], [], 0
     for name, binary in part.get("binaries", {}).items():
         cases = binary["cases"]
         rows.append((name, binary["status"], cases["passed"], len(cases["failed"]), cases["skipped"],
                      number(binary.get("seconds"), 1)))
         for case, output in cases["failed"].items():
-            told += 1
-            if told > 20:
+            failures += 1
+            if failures > 20:
                 continue
             details += ["", f"{name}: `{case}` failed:", "", quoted(output)]
         if binary["status"] != "passed" and not cases["failed"]:
             details += ["", f"{name}: {binary['status']}; its last lines:", "", quoted(binary["end"])]
-    if told > 20:
-        details += ["", f"and {told - 20} more, in the .json beside this."]
+    if failures > 20:
+        details += ["", f"and {failures - 20} more in the .json beside this file."]
     return "\n".join([table(("program", "result", "passed", "failed", "skipped", "seconds"), rows), *details])
 
 
@@ -111,7 +111,7 @@ def steps_section(part):
 
 
 def printed_table(part):
-    """What a script printed; its own command, if there is one to tell."""
+    """What a script printed, and its command if known."""
     return "\n".join([*([f"- `{part['command']}`", ""] if "command" in part else []), *part.get("table", [])])
 
 
@@ -120,7 +120,7 @@ def best_torch(row):
 
 
 def comparison(row):
-    """One line: ours, theirs, the ratio."""
+    """One line: ours, PyTorch's, the ratio."""
     ours = min(run["median_ms"] for run in row["lathe"])
     rate = max(run["tokens_per_second"] for run in row["lathe"])
     mfu = max((run["mfu"] for run in row["lathe"] if run["mfu"]), default=None)
@@ -138,12 +138,12 @@ def torch_section(part):
              number(run["tokens_per_second"]), percent(run["mfu"])) for run in row["lathe"]]
     known = [run for run in row["lathe"] if run["mfu"]]
     for variant in row["torch"]:
-        # The same count of FLOPs, so MFU goes as the inverse of the time.
+        # The FLOP count is the same, so MFU is inversely proportional to the time.
         mfu = known[0]["mfu"] * known[0]["median_ms"] / variant["median_ms"] if known else None
         rows.append((f"PyTorch {variant['torch']}, {variant['variant']}", number(variant["median_ms"], 2),
                      number(variant["min_ms"], 1), number(variant["max_ms"], 1),
                      number(variant["tokens_per_second"]), percent(mfu)))
-    lines = [f"GPT-2 124M, {row['dtype']}, batch {row['lathe'][0]['batch_size']}, medians, in this order but lathe's "
+    lines = [f"GPT-2 124M, {row['dtype']}, batch {row['lathe'][0]['batch_size']}, medians, in this order except lathe's "
              "second turn (after PyTorch):", "",
              table(("program", "ms a step", "least", "most", "tokens/s", "MFU"), rows), "",
              f"- `{row['lathe'][0]['command']}`"]
@@ -160,10 +160,10 @@ def ab_section(part):
     rows = [(row["flags"], ", ".join(number(ms, 2) for ms in row["ms"]) or row.get("error"),
              f"{100 * (min(row['ms']) / base - 1):+.1f} %" if row["ms"] and base else "") for row in variants]
     lines = ["GPT-2 124M, T 1024, bf16, each variant in turn, then all again:", "",
-             table(("flags", "ms a step, each turn", "least beside least as it is"), rows), ""]
+             table(("flags", "ms a step, each turn", "fastest, against the defaults"), rows), ""]
     lines += [f"- `{variants[0]['command']}`"] if "command" in variants[0] else []
     if part.get("skipped"):
-        lines += [f"- not tried, for this train does not know them: {', '.join(part['skipped'])}"]
+        lines += [f"- not tried, because this train does not know them: {', '.join(part['skipped'])}"]
     return "\n".join(lines)
 
 
@@ -180,7 +180,7 @@ def gpu_line(part):
     seen = part.get("gpu")
     if not seen:
         return ""
-    return (f"Meanwhile, medians: SM clock {seen['sm_clock_mhz']:.0f} MHz, {seen['power_w']:.0f} W; "
+    return (f"Medians during the run: SM clock {seen['sm_clock_mhz']:.0f} MHz, {seen['power_w']:.0f} W; "
             f"at most {seen['temperature_c']:.0f} C.")
 
 

@@ -1,5 +1,5 @@
-"""The parts of `make gpu-check` that tell how fast lathe is and why: `steps`, `roofline`, `torch`,
-`fp32`, `ncu`, `bench` and `ab`."""
+"""The parts of `make gpu-check` that measure how fast lathe is and show why: `steps`, `roofline`,
+`torch`, `fp32`, `ncu`, `bench` and `ab`."""
 import contextlib
 import json
 import re
@@ -15,7 +15,7 @@ import gpu_check_sections as sections
 from gpu_check_run import ROOT, Stopped, last_line
 from gpu_check_train import TINY, gpt2_124m, known_flags, shown, train, train_fitting, words
 
-# Milliseconds of a bf16 step of GPT-2 124M, T 1024, by batch, as tools/step_model.py predicts them.
+# Predicted milliseconds of a bf16 step of GPT-2 124M, T 1024, by batch (tools/step_model.py).
 PREDICTED_MS = {"H100": {16: 34.8, 64: 132.0}}
 
 
@@ -61,7 +61,7 @@ def one_step(row):
 
 
 def traced_step(check, result, batch):
-    """Leaves the trace of one step beside the report. Why there is none, or ""."""
+    """Writes the trace of one step beside the report. Why there is none, or ""."""
     trace = check.path.with_name(check.path.stem + "-trace.json")
     done, run = train(check, {**gpt2_124m(check), "batch-size": batch, "steps": 6, "eval-interval": 0,
                               "trace": trace})
@@ -75,18 +75,18 @@ def traced_step(check, result, batch):
 
 
 def roofline(check, result):
-    """The table of operations that the trace of `steps` gives."""
+    """The table of operations from the trace of `steps`."""
     trace = check.path.with_name(check.report["parts"].get("steps", {}).get("trace", "none"))
     script = ROOT / "profiling" / "roofline.py"
     if not script.exists():
         return "not run", "not available: no profiling/roofline.py"
     if not trace.is_file():
-        return "not run", "no trace: the part steps makes it"
-    return told_by(check, result, [sys.executable, script, trace], "operations")
+        return "not run", "no trace: the part steps writes it"
+    return run_reporter(check, result, [sys.executable, script, trace], "operations")
 
 
-def told_by(check, result, command, what):
-    """A script that prints a table and writes the same as JSON."""
+def run_reporter(check, result, command, what):
+    """Runs a script that prints a table and writes the same as JSON."""
     file = check.work / f"{what}.json"
     file.unlink(missing_ok=True)
     done = check.run([*command, "--json", file])
@@ -103,7 +103,7 @@ def told_by(check, result, command, what):
 
 
 def pair(check, result, dtype):
-    """lathe, PyTorch, lathe again; same shape, same batch. Why lathe's own run failed, or ""."""
+    """lathe, PyTorch, lathe again, with the same shape and batch. Why lathe's run failed, or ""."""
     row = result["comparison"] = {"dtype": dtype, "lathe": [], "torch": []}
     count = 4 if check.tiny else 20
     batches = [2] if check.tiny else [16, 8, 4, 2]
@@ -126,7 +126,7 @@ def pair(check, result, dtype):
 
 
 def beside(check, row, flags):
-    """PyTorch's turn. False if there is none to compare with."""
+    """PyTorch's turn. False if there is no PyTorch to compare with."""
     if not check.report["environment"]["torch"]:
         row["torch_note"] = "PyTorch is not installed for this python"
         return False
@@ -134,7 +134,7 @@ def beside(check, row, flags):
         flags = {**flags, "device": "cpu", "vocab-size": 128, "eager-only": True}
     command = [check.args.python, ROOT / "profiling" / "torch_gpt2.py", *words(flags)]
     row["torch_command"] = shlex.join(shown(command))
-    # The second turn of lathe comes after it, and needs as long as the first took.
+    # lathe's second turn follows and needs as long as its first.
     done = check.run(command, limit=max(check.left() - 2 * row["lathe"][0]["seconds"] - 5, 1))
     row["torch"] = parse.json_lines(done.text)
     if not check.tiny and "compiled" not in [variant["variant"] for variant in row["torch"]]:
@@ -188,7 +188,7 @@ def ncu(check, result):
     done = check.run(command, env=check.args.child_env)
     if not done.ok or not counters.exists():
         return ("timed out" if done.timed_out else "failed"), f"ncu.sh: {last_line(done.text)}"
-    return told_by(check, result, [sys.executable, scripts[1], counters], "kernels")
+    return run_reporter(check, result, [sys.executable, scripts[1], counters], "kernels")
 
 
 # ---- operations ----------------------------------------------------------------------------------
@@ -212,25 +212,25 @@ def bench(check, result):
 # ---- A/B -----------------------------------------------------------------------------------------
 
 
-# The open questions, each answered by the same steps with and without.
+# The open questions, each answered by the same steps with and without a flag.
 VARIANTS = [{}, {"chunk-logits": 1 << 26}, {"chunk-logits": 1 << 28}, {"chunk-logits": 1 << 29},
             {"matmul-alignment": 16}, {"matmul-alignment": 256}, {"autotune": 0}, {"deterministic": True}]
 ROUNDS = 2
 
 
 def ab(check, result):
-    """The same steps with and without each of the flags that this train knows, in turns."""
-    told = known_flags(check)
-    asked = [variant for variant in VARIANTS if all(f"--{flag}" in told for flag in variant)]
-    result["skipped"] = sorted({f"--{flag}" for variant in VARIANTS for flag in variant if f"--{flag}" not in told})
-    rows = result["variants"] = [{"flags": " ".join(words(variant)) or "as it is", "ms": []} for variant in asked]
+    """The same steps with and without each flag that this train knows, in turns."""
+    known = known_flags(check)
+    variants = [variant for variant in VARIANTS if all(f"--{flag}" in known for flag in variant)]
+    result["skipped"] = sorted({f"--{flag}" for variant in VARIANTS for flag in variant if f"--{flag}" not in known})
+    rows = result["variants"] = [{"flags": " ".join(words(variant)) or "defaults", "ms": []} for variant in variants]
     flags = {**gpt2_124m(check), "batch-size": 2 if check.tiny else 64, "steps": 4 if check.tiny else 15,
              "benchmark": True}
-    if "--tuning-log" in told:
-        asked[0] = {"tuning-log": check.path.with_name(check.path.stem + "-tuning.log")}
+    if "--tuning-log" in known:
+        variants[0] = {"tuning-log": check.path.with_name(check.path.stem + "-tuning.log")}
     try:
-        for _ in range(ROUNDS):  # a clock that drifts meets all alike
-            for row, variant in zip(rows, asked):
+        for _ in range(ROUNDS):  # a drifting clock then affects all alike
+            for row, variant in zip(rows, variants):
                 ab_turn(check, row, {**flags, **variant})
     except Stopped:
         if not all(row["ms"] for row in rows if "error" not in row):
@@ -257,4 +257,4 @@ def ab_summary(rows, skipped):
     said = [f"{row['flags']} {100 * (min(row['ms']) / base - 1):+.1f} %" for row in rows[1:] if row["ms"] and base]
     said += [f"{row['flags']}: {row['error']}" for row in rows if "error" in row]
     said += [f"unknown to train: {', '.join(skipped)}"] if skipped else []
-    return (f"{statistics.median(rows[0]['ms']):.1f} ms as it is; " if base else "") + "; ".join(said)
+    return (f"{statistics.median(rows[0]['ms']):.1f} ms with the defaults; " if base else "") + "; ".join(said)

@@ -1,5 +1,5 @@
 """The parts `tests` and `sanitizer` of `make gpu-check`: the CUDA tests on the GPU, then some of them
-under compute-sanitizer. The list of tests comes with carried binaries, else from ctest."""
+under compute-sanitizer. The list of tests comes with carried binaries, otherwise from ctest."""
 import os
 import re
 import shutil
@@ -9,10 +9,10 @@ import gpu_check_archive as archive
 import gpu_check_parse as parse
 from gpu_check_run import Stopped, last_line
 
-# What runs under compute-sanitizer: (tool, test, filter), the most telling first. Kernels are ten to
-# a hundred times slower there, so the longest cases are left out; racecheck, the slowest, sees each
-# kernel of attention once or twice.
-# initcheck is not among them: the tests fill all memory before an operation sees it.
+# What runs under compute-sanitizer: (tool, test, filter), the most informative first. Kernels run
+# ten to a hundred times slower there, so the longest cases are left out; racecheck, the slowest,
+# sees each attention kernel once or twice. initcheck is left out: the tests fill all memory before
+# an operation sees it.
 ONE_OF_EACH_ATTENTION = ("AttentionOf/0.*:AttentionOf/1.*-*AnyMagnitude*:*SharpScores*:"
                          "*RisingScores*:*AgreesWithPlain:*IsSplit:*Refused")
 SANITIZED = [
@@ -23,8 +23,8 @@ SANITIZED = [
                                    "-*FiniteDifferences*:*AnyMagnitude*:*OverChunks:*Refuses*"),
     ("synccheck", "cuda_attention_test", ONE_OF_EACH_ATTENTION),
 ]
-LEAST_RUN_S = 20  # a run under it that gets less tells nothing
-# The tests themselves see what CUDA's functions return.
+LEAST_RUN_S = 20  # a run under it that gets less shows nothing
+# The tests check the results of CUDA's functions themselves.
 TOOL_FLAGS = {"memcheck": ["--report-api-errors", "no"]}
 
 
@@ -43,7 +43,7 @@ def test_list(check):
 
 
 def run_test(check, test):
-    """One test program; what became of it."""
+    """Runs one test program; returns its result."""
     try:
         done = check.run(test["command"], limit=test["limit_s"], apart=True,
                          env={**check.args.child_env, **test["environment"]})
@@ -54,7 +54,7 @@ def run_test(check, test):
         status = "cut off"
     elif cases["failed"] or done.code != 0:
         status = "failed"
-    elif cases["skipped"] and not cases["passed"]:  # tests skip what needs a GPU if none answers
+    elif cases["skipped"] and not cases["passed"]:  # tests skip what needs a GPU if there is none
         status = "all skipped"
     else:
         status = "passed"
@@ -88,7 +88,7 @@ def tests(check, result):
 
 
 def kernel_filter(check):
-    """Confines compute-sanitizer to lathe's kernels, in the words that its version has for it."""
+    """Restricts compute-sanitizer to lathe's kernels, with the option that its version has."""
     text = check.run(["compute-sanitizer", "--help"], limit=20).text
     if "kernel_substring" in text:
         return ["--kernel-name", "kernel_substring=lathe"]
@@ -133,7 +133,7 @@ def sanitizer(check, result):
     rows = result["runs"] = []
 
     def one(tool, test, cases):
-        # What the runs before it left over is shared by those to come.
+        # Time that earlier runs did not use is shared by the later ones.
         limit = max(LEAST_RUN_S, check.left() * workers / (len(runs) - len(rows)) - 1)
         try:
             return sanitize(check, tool, test, cases, kernels, limit)

@@ -5,23 +5,23 @@ import shlex
 import gpu_check_parse as parse
 from gpu_check_run import ROOT
 
-# Sizes with which the stand-in for CUDA takes seconds: the same flow, other numbers.
+# Sizes that take seconds with CUDA on the CPU: the same flow, smaller numbers.
 TINY = {"n-layer": 1, "n-head": 2, "n-embd": 32, "seq-len": 32}
 
 
 def words(flags):
-    """{"steps": 30, "benchmark": True} as a command line has them."""
+    """{"steps": 30, "benchmark": True} as words of a command line."""
     return [word for key, value in flags.items() if value is not False
             for word in ([f"--{key}"] if value is True else [f"--{key}", str(value)])]
 
 
 def shown(command):
-    """Paths below the repository as a person would type them."""
+    """Paths relative to the repository, as a person would type them."""
     return [os.path.relpath(word, ROOT) if str(word).startswith(str(ROOT)) else str(word) for word in command]
 
 
 def gpt2_124m(check, dtype="bf16"):
-    """GPT-2 124M on GPT-2's tokens of Shakespeare, if both are there, else on characters."""
+    """GPT-2 124M on GPT-2's tokens of Shakespeare if both are there, otherwise on characters."""
     bpe = not check.tiny and check.args.data and (check.args.data / "gpt2").is_dir()
     shape = TINY if check.tiny else {"seq-len": 1024}
     return {"model": "gpt2-124m", "data": check.data("gpt2" if bpe else "char"),
@@ -29,12 +29,12 @@ def gpt2_124m(check, dtype="bf16"):
 
 
 def known_flags(check):
-    """What `train --help` tells of."""
+    """The text of `train --help`."""
     return check.run([check.program("train"), "--help"], limit=30).text
 
 
 def train(check, flags):
-    """build/train on the GPU: (what became of it, what it printed in numbers)."""
+    """Runs build/train on the GPU: (its result, the numbers that it printed)."""
     command = [check.program("train"), *words({**flags, "device": "cuda"})]
     done = check.run(command, env=check.args.child_env)
     run = parse.train_log(done.text)
@@ -43,7 +43,7 @@ def train(check, flags):
 
 
 def train_fitting(check, flags, batch_sizes):
-    """The same with the largest of the batch sizes that fits the GPU's memory."""
+    """The same with the largest of these batch sizes that fits the GPU's memory."""
     for batch_size in batch_sizes:
         done, run = train(check, {**flags, "batch-size": batch_size})
         if done.ok or "lower --batch-size" not in done.text:

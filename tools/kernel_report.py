@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""What every kernel takes of a GPU, and how long a step should take: without a GPU.
+"""The GPU resources that every kernel takes, and how long a step should take; needs no GPU.
 
 usage: tools/kernel_report.py [--arch sm_80,sm_90a] [--nvdisasm PROGRAM] [--jobs N]
-       tools/kernel_report.py --check compiled|launched     (what the tests call)
+       tools/kernel_report.py --check compiled|launched     (used by the tests)
 
-Compiles each kernel (kernel_report_compile.py), asks the launchers how they launch it
-(kernel_report_launches.py), works out how many blocks a multiprocessor holds
-(kernel_report_occupancy.py), counts instructions if nvdisasm is there (kernel_report_mix.py), predicts
-whole steps (step_model.py), prints what differs from profiling/kernel-report.json and rewrites it and
-the .md beside it (kernel_report_write.py). Architectures other than the committed ones are printed alone.
+Compiles each kernel (kernel_report_compile.py), runs the launchers to see how they launch it
+(kernel_report_launches.py), computes how many of its blocks fit a multiprocessor
+(kernel_report_occupancy.py), counts instructions if nvdisasm is there (kernel_report_mix.py) and predicts
+whole steps (step_model.py). Prints what differs from profiling/kernel-report.json, and rewrites that file
+and the .md beside it (kernel_report_write.py). Architectures that are not in the committed report are only
+printed.
 
-Exit code: 0; 1 if a kernel spills, if fewer blocks fit than its launcher assumes, or, with --check, if the
-committed report is not that of the sources; 2 if something is missing; 77 if --check must be skipped."""
+Exit code: 0; 1 if a kernel spills, if fewer blocks fit than its launcher assumes, or, with --check, if
+the committed report does not match the sources; 2 if something is missing; 77 if --check must be skipped."""
 import argparse
 import dataclasses
 import json
@@ -34,7 +35,7 @@ SKIPPED = 77
 
 
 def complete(architecture, compiled, use):
-    """A kernel's entry of the report. What nothing launches is taken to have the most threads."""
+    """A kernel's entry in the report. A kernel that nothing launches is assumed to have the most threads."""
     threads = use["threads"] or compiled["most_threads"] or 1024
     blocks, limit = occupancy(architecture, compiled["registers"], threads,
                               compiled["static"] + use["dynamic"])
@@ -46,7 +47,7 @@ def joined(compiled, uses):
     unused = dataclasses.asdict(launches.Use())
     for architecture, of_architecture in uses.items():
         if lost := sorted(set(of_architecture) - set(compiled[architecture])):
-            raise Problem(f"{lost[0]} is launched and was not compiled: are both builds of these sources?")
+            raise Problem(f"{lost[0]} is launched but was not compiled: are both builds from these sources?")
     return {architecture: {name: complete(architecture, kernel, uses[architecture].get(name, unused))
                            for name, kernel in sorted(kernels.items())}
             for architecture, kernels in compiled.items()}
@@ -83,11 +84,11 @@ def fails(found):
 
 
 def check_compiled(args):
-    """Spills, occupancy, and whether the committed registers are those of the sources."""
+    """Checks spills, occupancy, and that the committed registers match the sources."""
     committed = read_committed(args.report)
     version = nvcc_version(next(iter(commands(args.build).values()))[0])
     if version != committed["nvcc"]:
-        print(f"kernel-report: SKIPPED: this is nvcc {version}, and {args.report} is of {committed['nvcc']}")
+        print(f"kernel-report: SKIPPED: this is nvcc {version}, but {args.report} is from {committed['nvcc']}")
         return SKIPPED
     compiled, _, _ = compile_kernels(args.build, ROOT, args.architectures, args.cache, args.jobs)
     uses = {architecture: {name: {field: kernel[field] for field in write.LAUNCHED}
@@ -101,7 +102,7 @@ def check_compiled(args):
 
 
 def check_launched(args):
-    """Whether kernels are launched as the committed report says."""
+    """Checks that kernels are launched as in the committed report."""
     committed = read_committed(args.report)["kernels"]
     unused = dataclasses.asdict(launches.Use())
     now = launched(args.list_launches, args.architectures)
@@ -137,9 +138,9 @@ def write_report(args):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description="What every kernel takes of a GPU")
+    parser = argparse.ArgumentParser(description="The GPU resources that every kernel takes")
     parser.add_argument("--arch", default=",".join(ARCHITECTURES), help="sm_80,sm_90a, or others")
-    parser.add_argument("--nvdisasm", help="disassembler that counts all instructions anew; else the one on "
+    parser.add_argument("--nvdisasm", help="disassembler for recounting all instructions; otherwise the one on "
                         "the PATH, if any, counts those of changed files")
     parser.add_argument("--check", choices=("compiled", "launched"))
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="a build with nvcc")

@@ -1,7 +1,7 @@
-"""What the compiler says of every kernel: registers, spills, shared memory, launch bounds.
+"""What the compiler reports about every kernel: registers, spills, shared memory, launch bounds.
 
-Each source is compiled by the command that the build has for it (compile_commands.json), for one
-architecture at a time, to a cubin; what came of it is kept under the hash of all that went into it."""
+Compiles each source with the build's own command (compile_commands.json), for one architecture at a
+time, to a cubin. Results are cached under the hash of all inputs."""
 import concurrent.futures
 import hashlib
 import json
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import gpu_check_parse as parse
 
-# Of the build's commands these are left out: what makes a spill an error, for a report shall name it.
+# Options removed from the build's commands: those that make a spill an error, because the report must
+# list it, and architectures and -c, which are set here.
 UNWANTED = re.compile(r"-Werror=all-warnings|-Xptxas=-Werror|--generate-code=.*|-gencode.*|-c")
 
 
@@ -34,7 +35,7 @@ def commands(build):
             continue
         arguments = shlex.split(entry["command"])
         while arguments and not Path(arguments[0]).name.startswith("nvcc"):
-            arguments.pop(0)  # a launcher, as ccache
+            arguments.pop(0)  # such as ccache
         if not arguments:
             raise Problem(f"{build} was configured without nvcc")
         found[path] = without_output(arguments, path)
@@ -64,7 +65,7 @@ def nvcc_version(nvcc):
 
 
 def includes(source, root):
-    """The source and the project's own headers that it includes, at any depth."""
+    """The source and the project's own headers that it includes, directly or not."""
     seen, todo = {}, [source]
     while todo:
         path = todo.pop()
@@ -77,7 +78,7 @@ def includes(source, root):
 
 
 def digest(source, root, arguments, architecture, version):
-    """Of all that a cubin depends on, wherever the tree lies."""
+    """A digest of everything that a cubin depends on, independent of where the tree lies."""
     state = hashlib.sha256()
     texts = [a.replace(str(root), "ROOT") for a in arguments[1:]] + [architecture, version]
     state.update("\0".join(texts).encode())
@@ -87,8 +88,8 @@ def digest(source, root, arguments, architecture, version):
 
 
 def launch_bounds(ptx):
-    """{mangled name: (most threads of a block, least blocks of a multiprocessor)}, by
-    __launch_bounds__; None if it says nothing."""
+    """{mangled name: (most threads of a block, least blocks of a multiprocessor)} from
+    __launch_bounds__; None if not given."""
     bounds = {}
     for name, said in re.findall(r"\.entry\s+(\w+)\s*\([^)]*\)([^{]*)\{", ptx):
         threads = re.search(r"\.maxntid\s+([\d, ]+)", said)
@@ -148,7 +149,7 @@ def compile_kernels(build, root, architectures, cache, jobs):
     cache.mkdir(parents=True, exist_ok=True)
     kernels = {a: {} for a in architectures}
     cubins = {a: {} for a in architectures}
-    # The longest first, so that none of them is alone at the end.
+    # The longest first, so that none of them runs alone at the end.
     sources = sorted(found, key=lambda path: -path.stat().st_size)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         runs = {(s, a): pool.submit(compile_cached, s, root, found[s], a, version, cache)

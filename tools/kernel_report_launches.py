@@ -1,8 +1,8 @@
-"""What the programs launch: threads, dynamic shared memory and grids, from the launchers themselves.
+"""What the programs launch: threads, dynamic shared memory and grids, from the real launchers.
 
-build/cuda-on-cpu/list_launches runs the real host code of a step at any size and lists what it
-enqueues. Two lists, for GPUs with one multiprocessor more or less, tell which grids are made for so
-many blocks of a multiprocessor: those that differ."""
+build/cuda-on-cpu/list_launches runs the host code of a step at any size and lists what it
+enqueues. Two lists, for GPUs that differ by one multiprocessor, show which grids are sized by the number
+of multiprocessors: those that differ."""
 import functools
 import json
 import math
@@ -13,7 +13,7 @@ import gpu_check_parse as parse
 from kernel_report_compile import Problem
 from kernel_report_occupancy import limits_of
 
-# Whose launches are listed for an architecture; others of the architecture differ in speed alone.
+# The GPU that represents an architecture; other GPUs of it differ only in speed.
 MULTIPROCESSORS = {"sm_80": 108, "sm_90a": 132}  # A100, H100 SXM
 OTHERWISE = 132
 
@@ -27,8 +27,8 @@ def runs():
             shapes.append(["--model", model, "--dtype", dtype])
     for dtype in ("bf16", "fp32"):
         shapes.append(["--dropout", "0.1", "--dtype", dtype])
-        # LayerNorm has a kernel for so many channels a thread, with a warp or a block to a row;
-        # attention for heads of up to 32, 64, 96 and 128 channels.
+        # LayerNorm has one kernel for each number of channels per thread, with a warp or a block
+        # per row; attention has kernels for heads of up to 32, 64, 96 and 128 channels.
         for channels, heads in ((256, 8), (512, 8), (2048, 16), (4096, 32), (6144, 48), (8192, 64),
                                 (768, 8), (44, 1), (768, 3), (9216, 72)):
             shapes.append(["--n-embd", str(channels), "--n-head", str(heads), "--dtype", dtype])
@@ -62,11 +62,11 @@ def listing(program, arguments, architecture, extra_multiprocessors=0):
 
 @dataclass
 class Use:
-    """Of a kernel, over all its launches: the most of each; but of those whose grids are made for so
-    many blocks of a multiprocessor, the one that wants most threads of it."""
+    """A kernel's needs: the most over all its launches. If some grids are sized by the number of
+    multiprocessors, only the launch that wants the most threads per multiprocessor counts."""
     threads: int = 0
     dynamic: int = 0      # bytes of shared memory
-    grid_blocks: int = 0  # of a multiprocessor, as the grid assumes; 0: the grid does not ask
+    grid_blocks: int = 0  # per multiprocessor, as the grid assumes; 0: it assumes nothing
 
     def add(self, threads, dynamic, grid_blocks):
         if grid_blocks == 0 == self.grid_blocks:
@@ -80,8 +80,8 @@ def blocks_of(line):
 
 
 def grid_assumption(line, other, multiprocessors):
-    """Blocks of a multiprocessor that a grid is made for, given the same launch on a GPU with one
-    multiprocessor more."""
+    """The blocks per multiprocessor that a grid is sized for, found by comparing the same launch on a GPU
+    with one multiprocessor more."""
     if line["name"] != other["name"]:
         raise Problem(f"with one multiprocessor more {line['name']} becomes {other['name']}")
     if blocks_of(line) == blocks_of(other):
@@ -94,7 +94,7 @@ def add_run(uses, lines, others):
     kernels = [line for line in lines if "kernel" in line]
     others = [line for line in others if "kernel" in line]
     if len(kernels) != len(others):
-        raise Problem(f"with one multiprocessor more a step has {len(others)} launches and not "
+        raise Problem(f"with one multiprocessor more a step has {len(others)} launches instead of "
                       f"{len(kernels)}")
     for line, other in zip(kernels, others):
         use = uses.setdefault(line["name"], Use())
@@ -103,7 +103,7 @@ def add_run(uses, lines, others):
 
 
 def uses_of(program, architecture):
-    """{"file.cu: kernel": Use} of all that the runs launch."""
+    """{"file.cu: kernel": Use} for everything that the runs launch."""
     uses = {}
     for arguments in runs():
         add_run(uses, listing(program, arguments, architecture),

@@ -1,4 +1,4 @@
-"""The instructions of every kernel, counted where they stand (not as often as they run)."""
+"""The instructions of every kernel, counted in the code (not as often as they run)."""
 import collections
 import re
 import shutil
@@ -14,14 +14,14 @@ INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]
 
 
 def find_disassembler(named):
-    """nvdisasm's path, or None: `named` by the user, or on the PATH."""
+    """The path of nvdisasm, or None: `named` by the user, otherwise on the PATH."""
     if named and not shutil.which(named):
         raise Problem(f"--nvdisasm {named}: no such program")
     return shutil.which(named or "nvdisasm")
 
 
 def kind_of(opcode, modifiers):
-    """What an instruction counts as: "LDG.128", "HMMA"; None if it is not told apart."""
+    """The kind of an instruction: "LDG.128", "HMMA"; None if it is not counted separately."""
     if opcode in MOVES:
         width = re.search(r"\.(U?8|S8|U?16|S16|64|128)\b", modifiers)
         return f"{opcode}.{width.group(1).lstrip('US') if width else '32'}"
@@ -29,7 +29,7 @@ def kind_of(opcode, modifiers):
 
 
 def count(text):
-    """{mangled name: {kind: instructions, "all": n}} of nvdisasm's output."""
+    """{mangled name: {kind: instructions, "all": n}} from nvdisasm's output."""
     kernels, current = {}, None
     for line in text.splitlines():
         if section := re.match(r"\s*\.section\s+\.text\.(\w+)", line):
@@ -45,9 +45,9 @@ def count(text):
 
 
 def mix_text(kinds):
-    """"350: LDG.128 x 4, MUFU x 8": all instructions, and those that are told apart."""
-    told = ", ".join(f"{kind} x {n}" for kind, n in sorted(kinds.items()) if kind != "all")
-    return f"{kinds['all']}" + (f": {told}" if told else "")
+    """"350: LDG.128 x 4, MUFU x 8": all instructions, then the kinds counted separately."""
+    counted = ", ".join(f"{kind} x {n}" for kind, n in sorted(kinds.items()) if kind != "all")
+    return f"{kinds['all']}" + (f": {counted}" if counted else "")
 
 
 def disassembled(disassembler, cubin):
@@ -61,9 +61,9 @@ def disassembled(disassembler, cubin):
 
 
 def instruction_mix(disassembler, cubins, before, recount):
-    """{architecture: {file: {"of": digest of what was compiled, "kernels": {kernel: text}}}}. What
-    `before` says of the same digest stays, unless it is to be counted again; without it and a
-    disassembler there are no kernels."""
+    """{architecture: {file: {"of": digest of what was compiled, "kernels": {kernel: text}}}}. Keeps an
+    entry of `before` with the same digest, unless a recount is requested. Without such an entry and
+    without a disassembler there are no kernels."""
     mix = {}
     for architecture, files in cubins.items():
         mix[architecture] = {}

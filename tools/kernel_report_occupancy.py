@@ -1,21 +1,21 @@
-"""How many blocks of a kernel a multiprocessor holds at once, and what limits them: NVIDIA's formula
-(cuda_occupancy.h, with which tests/tools/kernel_report_test.py compares it)."""
+"""How many blocks of a kernel fit a multiprocessor at once, and what limits them: NVIDIA's formula
+(cuda_occupancy.h; tests/tools/kernel_report_test.py compares the two)."""
 from dataclasses import dataclass
 
 WARP = 32
-REGISTERS = 65536          # of a multiprocessor, all generations from 8.0 on
-PARTITIONS = 4             # of a multiprocessor: a warp's registers lie in one
-REGISTER_UNIT = 256        # registers are given to a warp in so many
-MOST_REGISTERS = 255       # of a thread
-MOST_THREADS = 1024        # of a block
+REGISTERS = 65536          # per multiprocessor, for all generations since 8.0
+PARTITIONS = 4             # per multiprocessor; a warp's registers lie in one
+REGISTER_UNIT = 256        # a warp gets registers in multiples of this
+MOST_REGISTERS = 255       # per thread
+MOST_THREADS = 1024        # per block
 SHARED_UNIT = 128          # bytes
-SHARED_RESERVED = 1024     # bytes of a block that the driver takes
+SHARED_RESERVED = 1024     # bytes per block that the driver takes
 KIB = 1024
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a multiprocessor; shared memory in bytes."""
+    """Per multiprocessor; shared memory in bytes."""
     shared: int
     warps: int
     blocks: int
@@ -41,7 +41,7 @@ LIMITS = {
 
 
 def limits_of(architecture):
-    """Of "sm_90a", say. KeyError if nothing is known of it."""
+    """For an architecture such as "sm_90a". KeyError if it is not known."""
     return LIMITS[int("".join(c for c in architecture if c.isdigit()))]
 
 
@@ -50,8 +50,8 @@ def up(value, unit):
 
 
 def occupancy(architecture, registers, threads, shared):
-    """Blocks of a multiprocessor and what keeps them from being more: "registers", "shared memory",
-    "threads" or "blocks". `shared`: bytes of a block, static and dynamic. 0 blocks do not run."""
+    """Blocks per multiprocessor, and what limits them: "registers", "shared memory", "threads" or
+    "blocks". `shared`: bytes per block, static and dynamic. A kernel with 0 blocks cannot run."""
     limits = limits_of(architecture)
     warps = up(threads, WARP) // WARP
     warp_registers = up(registers * WARP, REGISTER_UNIT)

@@ -1,4 +1,4 @@
-"""The report's two files, and what differs between two reports."""
+"""Writes the report's two files, and lists what differs between two reports."""
 import json
 
 import step_model
@@ -12,12 +12,12 @@ TITLES = {"static": "static shared bytes", "dynamic": "dynamic shared bytes",
 
 
 def assumed(kernel):
-    """Blocks of a multiprocessor that somebody counts on: __launch_bounds__ or the grid."""
+    """Blocks per multiprocessor that __launch_bounds__ or the grid counts on."""
     return max(kernel["least_blocks"] or 0, kernel["grid_blocks"])
 
 
 def problems(kernels):
-    """One sentence for each kernel that spills or does not run as its launcher thinks."""
+    """One sentence for each kernel that spills or does not run as its launcher assumes."""
     found = []
     for architecture, of_architecture in kernels.items():
         for name, kernel in of_architecture.items():
@@ -53,7 +53,7 @@ def differences(before, after, fields=COMPILED + LAUNCHED + WORKED_OUT):
 
 
 def step_differences(before, after):
-    """Of the predicted steps, {name: {"total": ms, "operation: launch": ms}}, one line each."""
+    """What changed in the predicted steps, {name: {"total": ms, "operation: launch": ms}}, one line each."""
     found = []
     for name in after:
         old, new = before.get(name, {}), after[name]
@@ -65,7 +65,7 @@ def step_differences(before, after):
 
 
 def step_numbers(step):
-    """Of a step_model.Step; a part that occurs with several shapes is added up."""
+    """Milliseconds of a step_model.Step; a part that occurs with several shapes is added up."""
     numbers = {"total": step.us / 1e3}
     for row in step.rows:
         part = f"{row.operation}: {row.what}"
@@ -74,8 +74,8 @@ def step_numbers(step):
 
 
 def to_json(value, depth=0):
-    """Objects of objects with a member a line, down to the third level, so that a difference reads
-    well: a kernel a line."""
+    """Nested objects as JSON with one member per line, down to the third level, so that differences are
+    easy to read: one kernel per line."""
     if depth == 3 or not isinstance(value, dict):
         return json.dumps(value)
     members = ",\n".join(f"{json.dumps(key)}: {to_json(of, depth + 1)}" for key, of in value.items())
@@ -101,14 +101,13 @@ def kernel_row(name, kernel, files):
 
 INTRODUCTION = """# Kernels, as compiled and as launched
 
-`make kernel-report` writes this page and says what a change did to it; it needs no GPU. Registers, spills
-and static shared memory are the compiler's (nvcc {nvcc}); threads and dynamic shared memory are those of
-the real launchers, over all presets, both number types and many widths (the launch that takes most
-counts; a kernel that none of these launches is taken to have as many threads as it may). *Blocks* and
-*warps* are what a multiprocessor holds at once, *limit* is what keeps them from being more, *assumed*
-what `__launch_bounds__` or the size of a grid counts on: fewer is an error. *Instructions* are counted
-where they stand, not as often as they run; LDG.128 is a load of 128 bits. Shared memory and spills are in
-bytes.
+`make kernel-report` writes this page and prints what a change did to it; it needs no GPU. Registers,
+spills and static shared memory come from the compiler (nvcc {nvcc}). Threads and dynamic shared memory
+come from the real launchers, over all presets, both number types and many widths; the launch that takes
+most counts. If none of these launches a kernel, it is assumed to have as many threads as it may. *Blocks*
+and *warps* are what fits a multiprocessor at once, *limit* is what keeps them from being more, *assumed* is
+what `__launch_bounds__` or the size of a grid counts on: fewer is an error. *Instructions* are counted in
+the code, not as often as they run; LDG.128 is a load of 128 bits. Shared memory and spills are in bytes.
 """
 
 
@@ -121,8 +120,8 @@ def to_markdown(report, steps):
         files = report["instructions"][architecture]
         rows = [kernel_row(name, kernels[name], files) for name in sorted(kernels)]
         text.append(f"## {architecture}\n\n{KERNEL_HEAD}\n" + "\n".join(rows) + "\n")
-    text.append("## Predicted steps\n\nPREDICTED for one H100 SXM, bf16, and measured nowhere: "
-                "`tools/step_model.py` says how. The floor is the larger of bytes at "
+    text.append("## Predicted steps\n\nPREDICTED for one H100 SXM, bf16, not measured: "
+                "`tools/step_model.py` explains how. The floor is the larger of bytes at "
                 f"{step_model.FLOOR_BYTES / 1e12} TB/s and FLOPs at {step_model.FLOOR_FLOPS / 1e12:.0f} "
                 "TFLOP/s.\n")
     for name, step in steps.items():

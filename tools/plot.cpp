@@ -33,7 +33,7 @@ double read_floor(const std::string& floor) {
   return drawn(nats.is_number() ? nats.get<double>() : std::nan(""));
 }
 
-// How many columns of dots fit beside the labels: 70, or what the terminal has.
+// Columns of dots beside the labels: 70, or as many as the terminal has room for.
 int chart_columns() {
   const std::optional<int> width = terminal_columns(STDOUT_FILENO);
   return width ? std::clamp(*width - 1 - kGutterColumns, 10, 120) : 70;

@@ -1,4 +1,4 @@
-// A run as an SVG picture that needs nothing beside itself.
+// A run as a self-contained SVG picture.
 #include <algorithm>
 #include <cmath>
 
@@ -24,8 +24,8 @@ struct Panel {
 constexpr Panel kLossPanel{92, 400};
 constexpr Panel kRatePanel{448, 548};
 
-// Text in an XML document, whatever bytes it has: XML knows no broken UTF-8, and neither most
-// control characters nor U+FFFE and U+FFFF.
+// Any bytes as text in an XML document: XML allows no broken UTF-8, hardly any control characters,
+// and neither U+FFFE nor U+FFFF.
 std::string escaped(const std::string& text) {
   const std::string clean = printable(text);
   std::string result;
@@ -82,7 +82,7 @@ class Svg {
         x, y, fill, escaped(content));
   }
 
-  // A curve, cut off at the borders of its panel.
+  // A curve, clipped to its panel.
   void curve(const Series& series, const Scale& x, const Scale& y, const char* stroke, double width,
              double opacity) {
     const auto [low, high] = std::minmax(y.begin, y.end);
@@ -122,7 +122,7 @@ void draw_grid(Svg& svg, const Scale& x, const Scale& y, const Panel& panel, int
   }
 }
 
-// One entry of the legend, a short piece of line and its name; returns where the next one begins.
+// One legend entry, a short line and its name; returns where the next one starts.
 double legend(Svg& svg, double x, double y, const char* colour, const std::string& name,
               const char* dashes = "") {
   svg.line(x, y - 4, x + 22, y - 4, colour, 2.5, dashes);

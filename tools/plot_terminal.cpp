@@ -15,7 +15,7 @@ constexpr const char* kPlain = "\x1b[0m";
 constexpr const char* kMark = "o";
 constexpr const char* kDash = "\u254c";
 
-std::string utf8(unsigned code) {  // of the three-byte kind, as braille is
+std::string utf8(unsigned code) {  // three bytes, as for braille
   return {static_cast<char>(0xe0 | (code >> 12)), static_cast<char>(0x80 | ((code >> 6) & 0x3f)),
           static_cast<char>(0x80 | (code & 0x3f))};
 }
@@ -28,14 +28,14 @@ class Canvas {
         dots_(static_cast<size_t>(columns) * rows, 0),
         marks_(dots_.size(), false) {}
 
-  // Dots count from the top left: 2 a column, 4 a row.
+  // Dots count from the top left: 2 per column, 4 per row.
   void dot(int x, int y) {
     if (x < 0 || y < 0 || x >= 2 * columns_ || y >= 4 * rows_) return;
     constexpr unsigned kBits[4][2] = {{0x01, 0x08}, {0x02, 0x10}, {0x04, 0x20}, {0x40, 0x80}};
     dots_[cell(x, y)] |= kBits[y % 4][x % 2];
   }
 
-  // What is above or below the canvas is cut off at its border, however far away it is.
+  // Clips a line to the canvas, however far outside it goes.
   void line(double x0, double y0, double x1, double y1) {
     y0 = std::clamp(y0, -1.0, 4.0 * rows_);
     y1 = std::clamp(y1, -1.0, 4.0 * rows_);
@@ -84,8 +84,8 @@ std::string legend_number(double value) {
   return std::abs(value) < 1e6 ? fmt::format("{:.3f}", value) : fmt::format("{:.3e}", value);
 }
 
-// The line under the chart: tick labels, each centred below its column, and what they count in the
-// gutter.
+// The line under the chart: tick labels, each centred below its column; in the gutter, what they
+// count.
 std::string step_labels(const Scale& x, size_t gutter, int columns) {
   std::string labels = fmt::format("{:>{}}", "step", gutter - 2);
   const size_t width = gutter + static_cast<size_t>(columns);
@@ -105,7 +105,7 @@ std::string step_labels(const Scale& x, size_t gutter, int columns) {
   return labels.substr(0, labels.find_last_not_of(' ') + 1) + "\n";
 }
 
-// Entries side by side, as many as `width` columns hold; at least one in a line.
+// Entries side by side, as many as fit `width` columns; at least one per line.
 std::string legend(const RunMetrics& run, const PlotOptions& options, size_t width, bool colour) {
   std::string text;
   size_t used = 0;
@@ -145,7 +145,7 @@ std::string plot_terminal(const RunMetrics& run, const PlotOptions& options, int
     label = tick_label(tick);
     widest = std::max(widest, label.size());
   }
-  // Where labels are wider than usual, the chart is narrower.
+  // If labels are wider than usual, the chart is narrower.
   const int wider = static_cast<int>(widest) + 2 - kGutterColumns;
   columns = std::max(columns - wider, 1);
 

@@ -22,8 +22,8 @@ using lathe::texts;
 using lathe::toggle;
 using lathe::UserError;
 
-// One line that is rewritten on a terminal; in a pipe a line for each tenth of the way, at most one
-// a second. Nothing fails because it cannot be shown.
+// One line that is rewritten on a terminal; in a pipe, a line for each tenth of the work, at most
+// one per second. Failing to show progress is not an error.
 class Progress {
  public:
   ~Progress() { end_line(); }
@@ -70,7 +70,7 @@ class Progress {
   uint64_t shown_tenths_ = 0;
 };
 
-// Prints the text of one shard, or of all of a directory's: training, then validation.
+// Prints the text of one shard, or of all shards of a directory: training, then validation.
 void decode(const std::filesystem::path& path) {
   const bool is_directory = std::filesystem::is_directory(path);
   const auto tokenizer = lathe::load_tokenizer(is_directory ? path : lathe::parent_of(path));
@@ -79,7 +79,7 @@ void decode(const std::filesystem::path& path) {
     files = lathe::find_shards(path, "train");
     for (const auto& file : lathe::find_shards(path, "val")) files.push_back(file);
   }
-  // A terminal is sent whole characters, others the bytes as they are.
+  // A terminal gets whole characters; anything else gets the bytes unchanged.
   const bool terminal = ::isatty(STDOUT_FILENO) == 1;
   lathe::StreamDecoder whole(*tokenizer);
   std::vector<int32_t> ids(1 << 16);
@@ -104,7 +104,7 @@ void refuse_idle_flags(const lathe::Flags& flags, const lathe::PrepareOptions& o
   flags.refuse_idle("jsonl-key", options.format.jsonl_key.empty(), "if it is empty");
   for (const lathe::Flag& flag : flags.all()) {
     flags.refuse_idle(flag.name, flags.given("decode") && flag.name != "decode",
-                      "with --decode, which prints data that are there");
+                      "with --decode, which prints existing data");
   }
 }
 
@@ -113,25 +113,26 @@ int run(int argc, char** argv) {
   std::filesystem::path decode_path;
   lathe::Flags flags(
       "prepare", "Turns text into the token shards and tokenizer.json that train reads.",
-      {text("tokenizer", options.tokenizer,
-            "char: one token a character; gpt2: GPT-2's BPE, see --vocab-dir; or the directory or "
-            "file of a tokenizer"),
+      {text(
+           "tokenizer", options.tokenizer,
+           "char: one token per character; gpt2: GPT-2's BPE, see --vocab-dir; or the directory or "
+           "file of a tokenizer"),
        text("vocab-dir", options.vocab_dir,
             "Where gpt2 finds encoder.json + vocab.bpe, vocab.json + merges.txt or tokenizer.json"),
        texts("input", options.inputs, "FILE", "Text files, each one document; - is standard input"),
        text("document-separator", options.format.separator,
             "Text between the documents of a file, left out"),
        text("jsonl-key", options.format.jsonl_key,
-            "The files hold one JSON object a line, the document is under this key"),
+            "The files hold one JSON object per line, with the document under this key"),
        text("document-join", options.document_join,
             "Text or special token between documents, if not <|endoftext|>; '' for nothing"),
        number("val-fraction", options.val_fraction, 0, 1,
               "Share of the characters, from the end, that validates; below 1"),
        text("out", options.out, "Directory for train_*.bin, val_*.bin and tokenizer.json"),
        number("shard-tokens", options.shard_tokens, 1, INT32_MAX, "Tokens of a shard"),
-       number("threads", options.threads, 0, 4096, "0: one for each core"),
+       number("threads", options.threads, 0, 4096, "0: one per core"),
        toggle("force", options.force, "Replace the data that --out holds"),
-       text("decode", decode_path, "Print the text of a data directory or shard, and end")});
+       text("decode", decode_path, "Print the text of a data directory or shard, then exit")});
   if (!flags.parse(argc, argv)) return 0;
   refuse_idle_flags(flags, options);
   if (!decode_path.empty()) {

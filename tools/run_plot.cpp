@@ -1,4 +1,4 @@
-// Reading a run, and the numbers behind its pictures.
+// Reads a run and computes the numbers behind its pictures.
 #include "tools/run_plot.h"
 
 #include <algorithm>
@@ -17,7 +17,7 @@ void add(Series& series, Point point) {
   series.push_back(point);
 }
 
-// Returns false when the line is no JSON object with a step.
+// False if the line is not a JSON object with a step.
 bool add_line(const std::string& line, RunMetrics& run) {
   const auto object = nlohmann::json::parse(line, nullptr, false);
   if (!object.is_object() || !object.contains("step") || !object["step"].is_number()) return false;
@@ -30,7 +30,7 @@ bool add_line(const std::string& line, RunMetrics& run) {
   return true;
 }
 
-// The means of at most `buckets` groups of neighbours.
+// The means of at most `buckets` groups of neighbouring points.
 Series averaged(const Series& series, size_t buckets) {
   if (series.size() <= buckets) return series;
   Series result;
@@ -72,7 +72,7 @@ std::vector<double> Scale::ticks(int count) const {
     }
     if (static_cast<int>(ticks.size()) <= count) return ticks;
   }
-  // Powers of ten, and still too many: every second, third, ... of them.
+  // Powers of ten, and still too many: take every second, third, ... of them.
   const size_t stride = ticks.size() / static_cast<size_t>(count) + 1;
   std::vector<double> some;
   for (size_t i = 0; i < ticks.size(); i += stride) some.push_back(ticks[i]);
@@ -98,7 +98,7 @@ RunMetrics read_run(const std::filesystem::path& path) {
   for (size_t number = 1; std::getline(file, line); ++number) {
     const bool last = file.peek() == std::ifstream::traits_type::eof();
     if (line.empty() || add_line(line, run) || last) continue;
-    throw UserError("{}, line {}: this is no JSON object with a step; remove the line",
+    throw UserError("{}, line {}: this is not a JSON object with a step; remove the line",
                     file_path.string(), number);
   }
   if (!run.find("loss") && !run.find("val_loss")) {
@@ -120,7 +120,7 @@ std::vector<double> nice_ticks(double low, double high, int count) {
   const double slack = 1e-9 * distance;
   const double first = std::ceil((low - slack) / distance);
   const double last = std::floor((high + slack) / distance);
-  // Counted from 0: from 2^53 on, adding one to a number may not change it.
+  // Counts from 0, because adding 1 to a number of 2^53 or more may not change it.
   for (int i = 0; i <= last - first; ++i) {
     const double tick = (first + i) * distance;
     if (ticks.empty() || tick > ticks.back()) ticks.push_back(tick);
@@ -210,7 +210,7 @@ Scale step_range(const RunMetrics& run) {
     first = std::min(first, series.front().step);
     last = std::max(last, series.back().step);
   }
-  // Steps near 10^18 are more than one apart.
+  // Steps near 10^18 are more than 1 apart.
   const double next = std::nextafter(first, std::numeric_limits<double>::infinity());
   return {first, std::max({last, first + 1, next})};
 }

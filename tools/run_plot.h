@@ -1,4 +1,4 @@
-// Pictures of a training run, from its metrics.jsonl.
+// Pictures of a training run, drawn from its metrics.jsonl.
 #pragma once
 
 #include <filesystem>
@@ -21,25 +21,26 @@ struct RunMetrics {
   const Series* find(const std::string& key) const;
 };
 
-// Numbers beyond this are left out, as infinite ones are: their squares and sums would be infinite.
+// Larger numbers are skipped like infinite ones: their squares and sums would be infinite.
 inline constexpr double kLargestDrawn = 1e100;
 bool can_be_drawn(double value);
 
-// Reads RUN/metrics.jsonl, or the file itself. Lines may lack keys. A line of an earlier step than
-// the one before it is a resumed run: what it repeats is replaced. A last line that is cut short
-// (a killed run) is left out. Throws UserError: no such file, a broken line in the middle, no loss.
+// Reads RUN/metrics.jsonl, or the file itself. Lines may lack keys. A line whose step is earlier
+// than the previous line's comes from a resumed run; it replaces the steps it repeats. A last line
+// that is cut short (a killed run) is skipped. Throws UserError if there is no such file, a broken
+// line in the middle, or no loss.
 RunMetrics read_run(const std::filesystem::path& path);
 
 struct PlotOptions {
   std::optional<double> floor;  // a horizontal line in the loss, nats
-  std::string title;            // the run's name when empty
+  std::string title;            // the run's name if empty
 };
 
-// A whole SVG document: the loss above, learning rate and gradient norm below.
+// A complete SVG document: the loss above, learning rate and gradient norm below.
 std::string plot_svg(const RunMetrics& run, const PlotOptions& options);
 
 // The loss drawn in about `columns` x `rows` characters (UTF-8, braille dots), then axis and
-// legend. With the labels at the left no line is wider than columns + kGutterColumns.
+// legend. With the labels on the left, no line is wider than columns + kGutterColumns.
 inline constexpr int kGutterColumns = 8;
 std::string plot_terminal(const RunMetrics& run, const PlotOptions& options, int columns, int rows,
                           bool colour);
@@ -63,12 +64,12 @@ std::string tick_label(double value);
 // slope up to both ends of the run, where a moving average would lag. At most 2000 points.
 Series smoothed(const Series& series);
 
-// At most 2 x `buckets` points that keep the lowest and the highest of each bucket.
+// At most 2 x `buckets` points: the lowest and the highest of each bucket.
 Series thinned(const Series& series, size_t buckets);
 
-// The range that the loss panel shows: all losses, validation losses and the floor, but a few
-// outliers above the curve (the top 0.5 % beyond the start) are cut off. Logarithmic when the loss
-// falls so far that its end would be flat on a linear axis.
+// The range of the loss panel: all losses, validation losses and the floor, except that a few
+// outliers above the curve (the top 0.5 % after the start) are cut off. Logarithmic if the loss
+// falls so far that its end would look flat on a linear axis.
 Scale loss_range(const RunMetrics& run, const PlotOptions& options);
 
 // The first and last step of all series.

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""How long a training step should take on one H100 SXM: a sum over all that it launches. PREDICTED,
-measured nowhere.
+"""How long a training step should take on one H100 SXM: the sum over everything that it launches.
+PREDICTED, not measured.
 
 usage: tools/step_model.py [--model NAME] [--batch-size N] [--seq-len N] [--list-launches PROGRAM]
                            [--report FILE]
 
-The launches are the real ones (tools/list_launches.cpp), so sizes, chunks of logits and what
-is fused follow the code. Bytes and FLOPs of a kernel follow its formula (MODELS), those of a whole
-operation are OpCost's. How much of the GPU's peak a kernel gets is a guess: it stands in MODELS and
-in the constants above it, with its reason, and nowhere else."""
+The launches are the real ones (tools/list_launches.cpp), so sizes, chunks of logits and fusion
+follow the code. Bytes and FLOPs of a kernel follow its formula (MODELS), those of a whole operation its
+OpCost. What share of the GPU's peak a kernel reaches is a guess: MODELS and the constants above it hold
+all these guesses, with reasons."""
 import argparse
 import json
 import math
@@ -24,33 +24,35 @@ from kernel_report_compile import Problem
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = "sm_90a"
 
-# NVIDIA's data sheet of the H100 SXM.
+# NVIDIA's data sheet for the H100 SXM.
 PEAK_BYTES, PEAK_FLOPS = 3.35e12, 989.4e12
-# What is known to be reached: a copy of large arrays; bf16 products of 8192 x 8192 x 8192.
+# What is known to be reached: copies of large arrays, and bf16 products of 8192 x 8192 x 8192.
 FLOOR_BYTES, FLOOR_FLOPS = 3.0e12, 800e12
 
-# A product on tensor cores: of the peak that cuBLASLt gets for large layers of GPT-2 (llm.c's steps
-# leave room for 550 to 650 TFLOP/s), less if whole waves of its tiles do not fill the GPU.
+# A product on tensor cores: the share of the peak that cuBLASLt reaches for large layers of GPT-2
+# (llm.c's steps leave room for 550 to 650 TFLOP/s); less if whole waves of tiles do not fill the
+# GPU.
 PRODUCT_SHARE = 0.68
 TILE = (128, 256)
-# Of that if there are fewer tiles than multiprocessors: the sum over k is split and added up after.
+# The share of that if there are fewer tiles than multiprocessors: the sum over k is split and added
+# up afterwards.
 SPLIT_SHARE = 0.85
-# Of the shorter of arithmetic and memory traffic, what the longer does not hide.
+# The share of the shorter of arithmetic and memory traffic that the longer does not hide.
 NOT_HIDDEN = 0.1
-# A kernel that MODELS does not know; the table says so.
+# For a kernel that MODELS does not know; the table marks it.
 UNKNOWN_US = 6.0
 PRODUCT_MEMORY_SHARE = 0.9
-# Of a kernel's own speed if fewer of its blocks fit than its grid is made for: the last wave runs
-# half empty, and fewer loads are under way.
+# The share of a kernel's usual speed if fewer of its blocks fit than its grid assumes: the last
+# wave runs half empty, and fewer loads are in flight.
 STARVED = 0.73
-# From the end of a kernel in a graph to the start of the next.
+# From the end of one kernel in a graph to the start of the next.
 GAP_US = 1.1
 
 
 @dataclass
 class Launch:
-    """A kernel or a product, and where it stands."""
-    line: dict            # of list_launches
+    """A kernel or a product, and where it occurs."""
+    line: dict            # from list_launches
     op: dict              # the operation's line
     product: dict | None  # the last product before it in the operation
     run: dict
@@ -73,7 +75,7 @@ def op_bytes(launch):
 
 
 def result_of_product(times):
-    """So many passes over what the product before it has made."""
+    """`times` passes over the output of the product before it."""
     def count(launch):
         m, n, _ = launch.product["product"]
         return times * m * n * launch.size
@@ -81,7 +83,7 @@ def result_of_product(times):
 
 
 def summed_bytes(launch):
-    """Of dy [N, O], the second operand of the weight gradient."""
+    """Bytes of dy [N, O], the second operand of the weight gradient."""
     _, columns, rows = launch.product["product"]
     return rows * columns * launch.size
 
@@ -94,7 +96,7 @@ def logits_bytes(passes):
     return count
 
 
-# Of the tokens of a batch that have rows of their own in dwte: text repeats its words.
+# The share of a batch's tokens that have their own rows in dwte: text repeats its words.
 DISTINCT_TOKENS = 0.25
 
 
@@ -112,7 +114,7 @@ def statistics_bytes(launch):
 
 
 def causal_products(count):
-    """FLOPs of so many products over the causal half of the scores."""
+    """FLOPs of `count` products over the causal half of the scores."""
     return lambda launch: count * launch.rows * launch.run["T"] * launch.run["C"]
 
 
@@ -122,20 +124,20 @@ def nothing(_):
 
 @dataclass(frozen=True)
 class Model:
-    """Of the kernels whose "operation/file.cu: kernel" has `pattern`. The time is the longest of bytes and
-    FLOPs, each at its share of the peak, and of `least_us`."""
+    """For kernels whose "operation/file.cu: kernel" matches `pattern`. The time is the longest of: bytes
+    and FLOPs, each at its share of the peak, and `least_us`."""
     pattern: str
     why: str
     bytes: Callable = nothing
     share: float = 1.0        # of PEAK_BYTES
-    floor_bytes: Callable | None = None  # if fewer would do
+    floor_bytes: Callable | None = None  # if fewer would be enough
     flops: Callable = nothing
     floor_flops: Callable | None = None
     flops_share: float = 1.0  # of PEAK_FLOPS
     least_us: float = 2.0
 
 
-# The first that fits counts.
+# The first match counts.
 MODELS = [
     Model(r"embedding.cu: forward_kernel", "whole rows of 1.5 KB, at random places", op_bytes, 0.75),
     Model(r"layernorm.cu: forward", "16 bytes a load, 36 warps; loads wait for stores in between",
@@ -195,7 +197,7 @@ def product_time(line, run):
 
 
 def kernel_time(launch, starved):
-    """`starved`: the names of kernels of which fewer blocks fit than their grids assume."""
+    """`starved`: names of kernels of which fewer blocks fit than their grids assume."""
     name = launch.line["name"]
     model = next((m for m in MODELS if re.search(m.pattern, f"{launch.op['op']}/{name}")), None)
     if model is None:
@@ -213,7 +215,7 @@ def kernel_time(launch, starved):
 
 @dataclass
 class Row:
-    """All launches of a step that do the same in the same operation."""
+    """All launches in a step that do the same thing in the same operation."""
     operation: str
     what: str
     calls: int = 0
@@ -261,10 +263,10 @@ def description(line):
 
 
 def predict(lines, starved=frozenset()):
-    """The Step that a listing (of list_launches) describes."""
+    """The Step described by the output of list_launches."""
     run = lines[0]["run"]
     if run["dtype"] != "bf16":
-        raise Problem("the model knows products in bf16 alone")
+        raise Problem("the model knows only bf16 products")
     rows, step, phase, op, product = {}, Step(run, []), None, None, None
     for line in lines[1:]:
         phase = line.get("phase", phase)
@@ -303,8 +305,8 @@ def summary(step):
 
 
 def starved_kernels(kernels):
-    """Of a report's {architecture: {name: kernel}}: those of which fewer blocks fit than their grids
-    assume."""
+    """From a report's {architecture: {name: kernel}}: the kernels of which fewer blocks fit than their
+    grids assume."""
     return {name for name, kernel in kernels.get(ARCHITECTURE, {}).items()
             if kernel["blocks"] < kernel["grid_blocks"]}
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# clang-tidy over the C++ that kernels, src and tools consist of, by the compile database of a build.
-# usage: tools/tidy.sh BUILD_DIR [FILE...]   (from `make tidy`; TIDY_FILES="a.cpp b.cu" for some only)
+# Runs clang-tidy on the C++ of kernels, src and tools, using a build's compile database.
+# usage: tools/tidy.sh BUILD_DIR [FILE...]   (from `make tidy`; TIDY_FILES="a.cpp b.cu" for only some)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=$1
@@ -8,13 +8,13 @@ shift
 if (($#)); then
   files=("$@")
 else
-  # What this build compiles: of sources that take each other's place, one. Not what clang cannot
-  # parse: kernels, whose model of execution needs std::source_location (clang 16), and the CPU's
-  # attention, which shuffles GCC's vectors.
+  # What this build compiles; of alternative sources, only the one that it uses. Not what clang
+  # cannot parse: kernels, whose execution model needs std::source_location (clang 16), and the
+  # CPU's attention, which shuffles GCC's vectors.
   mapfile -t files < <(grep -o '"file": "[^"]*"' "$build/compile_commands.json" | cut -d'"' -f4 |
     sed "s|^$PWD/||" | grep -E '^(kernels|src|tools)/.*\.cpp$' | grep -v '^kernels/cpu/attention' | sort -u)
 fi
-# What only GCC knows is no finding.
+# Do not report what only GCC knows.
 printf '%s\n' "${files[@]}" |
   xargs -P "${TIDY_JOBS:-$(nproc)}" -n 1 clang-tidy --quiet -p "$build" --header-filter="^$PWD/(kernels|src|tools)/" \
     --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-ignored-optimization-argument \

@@ -1,5 +1,5 @@
-// How a thread waits for other ranks: it looks again at once a few times, then gives way to other
-// threads, then sleeps a little in between, so that it takes no core from those who compute.
+// How a thread waits for other ranks: it polls a few times, then yields, then sleeps briefly
+// between polls, so that it does not take a core from threads that compute.
 #pragma once
 
 #include <sched.h>
@@ -10,8 +10,8 @@
 
 namespace lathe {
 
-// For how long one has been waiting, by those who look more often than every second: of a pause of
-// this process (a debugger, a suspended job) only a second counts.
+// Measures how long something has been waiting, given calls at least once a second. If the process
+// itself was paused (a debugger, a suspended job), the pause counts as one second.
 class Patience {
  public:
   // Seconds since the first call.
@@ -39,7 +39,7 @@ class Backoff {
     patience_ = {};
   }
 
-  // Waits a little. False where nothing has moved for longer than the timeout.
+  // Waits a little. False if nothing has moved for longer than the timeout.
   bool idle() {
     constexpr int kSpins = 16, kYields = 64;
     if (++idle_ <= kSpins) return true;
@@ -47,7 +47,7 @@ class Backoff {
       sched_yield();
       return true;
     }
-    // 5 us at first, 50 in the end.
+    // 5 us at first, 50 us in the end.
     std::this_thread::sleep_for(std::chrono::microseconds(std::min(5 + (idle_ - kSpins) / 16, 50)));
     return patience_.waited() < timeout_seconds_;
   }

@@ -11,7 +11,7 @@ namespace lathe {
 
 namespace {
 
-// A process's command line, as one could type it.
+// A process's command line as one would type it.
 std::string command_of(const std::string& process) {
   std::ifstream file("/proc/" + process + "/cmdline", std::ios::binary);
   std::ostringstream raw;
@@ -26,8 +26,8 @@ std::string command_of(const std::string& process) {
   return line;
 }
 
-// The launcher's own command where it is this process's parent, as on the first host; else this
-// program's.
+// The launcher's command if the launcher is this process's parent, as on the first host; otherwise
+// this program's command.
 std::string launch_command() {
   const std::string parent = command_of(std::to_string(getppid()));
   const std::string program =
@@ -38,8 +38,7 @@ std::string launch_command() {
   return command_of("self");
 }
 
-// "a, b and 3 more" of things that are listed in the order of their first appearance, each with how
-// often it is there.
+// "2 x a, 1 x b and 3 more": each distinct thing with its count, in order of first appearance.
 std::string counted(const std::vector<std::string>& things) {
   constexpr size_t kMost = 8;
   std::vector<std::pair<std::string, int>> found;

@@ -1,4 +1,4 @@
-// What a job of several ranks says of itself before it begins.
+// What a job of several ranks prints about itself before it starts.
 #pragma once
 
 #include <string>
@@ -11,9 +11,9 @@
 
 namespace lathe {
 
-// Rows for a banner (src/io/console.h): ranks, hosts, devices, how they talk, launcher, scheduler,
-// launch command. All ranks call it together, each with its device's name; all get the same rows.
-// One rank that nobody launched has its device alone.
+// Rows for a banner (src/io/console.h): ranks, hosts, devices, transport, launcher, scheduler,
+// launch command. Collective: each rank passes its device's name, and all get the same rows. A
+// single rank gets only the row of its device.
 std::vector<std::pair<std::string, std::string>> ranks_banner(const World& world,
                                                               Communicator& comm,
                                                               std::string_view device_name);

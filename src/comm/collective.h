@@ -1,4 +1,4 @@
-// One collective as a value, as it waits in a queue and as error messages tell of it.
+// One collective as a value: what queues hold and what error messages describe.
 #pragma once
 
 #include <cstdint>
@@ -25,11 +25,12 @@ enum class CollectiveKind : uint8_t {
 struct Collective {
   CollectiveKind kind{};
   DType dtype{};
-  Reduction op{};  // of the three that reduce
-  int root = -1;   // or the other rank of send and receive; -1: none
-  // Elements of a rank's `mine`, where there is one, else of the tensor.
+  Reduction op{};  // only for the three that reduce
+  int root = -1;   // for send and receive: the other rank; -1: none
+  // Elements of one rank's `mine` if the collective has one, otherwise of the tensor.
   int64_t count = 0;
-  // What is read and written; broadcast: the same. Null where this rank has no such tensor.
+  // Memory to read and to write; for broadcast they are the same. Null if this rank has no such
+  // tensor.
   const void* in = nullptr;
   void* out = nullptr;
   const char* what = "";
@@ -43,8 +44,8 @@ struct Collective {
 
 std::string_view name_of(CollectiveKind kind);
 
-// A communicator whose collectives all go one way, as values. Checks shapes and types: what differs
-// on this rank alone is a mistake of lathe's.
+// A communicator that passes every collective to one function, as a value. Checks shapes and types:
+// a mismatch on one rank alone is a bug in lathe.
 class CollectiveCommunicator : public Communicator {
  public:
   CollectiveCommunicator(int rank, int size) : rank_(rank), size_(size) {}

@@ -9,7 +9,7 @@ namespace lathe {
 
 namespace {
 
-// Ranks must choose alike, whatever is installed on each host.
+// All ranks must make the same choice, whatever is installed on each host.
 bool all_have_nccl(const World& world, std::string* why_not) {
   const bool here = nccl_is_here(why_not);
   if (!world.has_mpi()) return here;
@@ -54,8 +54,8 @@ std::unique_ptr<Communicator> make_communicator(const World& world, Device& devi
     throw UserError("--comm nccl: NCCL is for GPUs, and this is --device {}; use --comm mpi",
                     name_of(device.kind()));
   world.set_timeout(options.timeout_seconds);
-  // Communicators of MPI and NCCL are made by all ranks together, and wait without end for who is
-  // missing.
+  // All ranks create an MPI or NCCL communicator together, and creating one waits without limit for
+  // missing ranks. This exchange has a timeout.
   if (world.has_mpi()) world.exchange(nullptr, nullptr, 0, "start of the communication");
   if (options.kind == CommKind::nccl) return make_nccl_communicator(world, device, options);
   if (world.size() == 1) return make_self_communicator(device);
@@ -64,9 +64,9 @@ std::unique_ptr<Communicator> make_communicator(const World& world, Device& devi
     return make_nccl_communicator(world, device, options);
   if (!world.has_mpi()) {
     throw UserError(
-        "{} ranks were started without MPI, which ranks need to talk to each other: start them "
+        "{} ranks were started without MPI, which they need to communicate: start them "
         "with mpirun{}{}",
-        world.size(), why_no_nccl.empty() ? "" : ", or see to NCCL: ", why_no_nccl);
+        world.size(), why_no_nccl.empty() ? "" : ", or make NCCL available: ", why_no_nccl);
   }
   return cuda ? make_cuda_mpi_communicator(world, device, options)
               : make_mpi_communicator(world, device, options);

@@ -1,22 +1,24 @@
-// What ranks do together with the tensors of their devices: the collectives.
+// Collectives: what ranks do together with the tensors of their devices.
 //
-// They run on a line of their own beside the device's operations, in the order of the calls, which
-// must be the same on every rank: on a CPU a thread that waits in MPI while the caller computes, on
-// a GPU a stream. No call waits for its collective. Two calls tie the lines together:
-//   after_device()       collectives called from here on begin when the device has done all that it
-//                        was given before
-//   device_after(t)      what the device is given from here on begins when collective t is done,
-//                        and with it all before it
-// All of this may be recorded (Device::replay) where device_after(last()) comes before its end, and
-// came before its beginning, or the host waited for last().
+// They run beside the device's operations, in the order of the calls, which must be the same on
+// every rank. On a CPU a thread runs them in MPI while the caller computes; on a GPU they have a
+// stream of their own. No call waits for its collective. Two calls order them against the device's
+// operations:
+//   after_device()       later collectives start when the device has finished everything it was
+//                        given before this call
+//   device_after(t)      what the device is given after this call starts when collective t, and all
+//                        collectives before it, are done
+// All of this may be recorded (Device::replay) if device_after(last()) is called before the
+// recording ends, and if it was called, or the host waited for last(), before the recording began.
 //
-// Over lathe's own reductions (MPI) a sum is ((x0 + x1) + x2) + ... in rank order, in fp32 for bf16
-// and rounded once; an all-reduce has the bits of a reduce-scatter and an all-gather. NCCL takes an
-// order of its own.
+// With MPI, lathe does the reductions itself: a sum is ((x0 + x1) + x2) + ... in rank order, in
+// fp32 for bf16, rounded once. An all-reduce gives the same bits as a reduce-scatter and an
+// all-gather. NCCL chooses its own order.
 //
-// Counts are 64 bits wide, zero included. `what` names the collective in traces and error messages
-// and lives as long as the communicator. Tensors are flat views; in and out may be the same memory
-// (all_gather and reduce_scatter: `mine` being part `rank` of `all`), or must not overlap.
+// Counts are 64-bit and may be zero. `what` names the collective in traces and error messages and
+// must outlive the communicator. Tensors are flat views. Input and output may be the same memory
+// (in all_gather and reduce_scatter: `mine` may be part `rank` of `all`); otherwise they must not
+// overlap.
 #pragma once
 
 #include <cstddef>
@@ -37,11 +39,12 @@ enum class Reduction { sum, max, min };
 enum class CommKind : uint8_t { any, self, mpi, nccl };
 std::string_view name_of(CommKind kind);  // "auto" for any
 
-// Collectives, and the marks between them, are numbered from 1 in the order of the calls; 0 is
+// Collectives and the marks between them are numbered from 1 in the order of the calls; 0 means
 // none.
 using Ticket = int64_t;
 
-// It ends when all that was called is done; but if an exception ends it, it waits for nobody.
+// The destructor waits for all collectives that were called, unless an exception is unwinding: then
+// it waits for nobody.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -50,11 +53,11 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // out = op over the ranks' in. For fp32, bf16, fp64, int32, int64, uint8, as all of these.
+  // out = op over all ranks' in. Types: fp32, bf16, fp64, int32, int64, uint8.
   virtual Ticket all_reduce(const Tensor& out, const Tensor& in, Reduction op,
                             const char* what) = 0;
   virtual Ticket reduce(const Tensor& out, const Tensor& in, Reduction op, int root,
-                        const char* what) = 0;  // `out` is read on the root alone
+                        const char* what) = 0;  // `out` is used on the root only
   // mine = part `rank` of (op over the ranks' all); all has size() times as many elements.
   virtual Ticket reduce_scatter(const Tensor& mine, const Tensor& all, Reduction op,
                                 const char* what) = 0;
@@ -62,35 +65,35 @@ class Communicator {
   virtual Ticket gather(const Tensor& all, const Tensor& mine, int root, const char* what) = 0;
   virtual Ticket scatter(const Tensor& mine, const Tensor& all, int root, const char* what) = 0;
   virtual Ticket broadcast(const Tensor& tensor, int root, const char* what) = 0;
-  // Two ranks; each must make its call. In the order of the calls between the same two.
+  // Between two ranks; both must call. Calls between the same two ranks match in order.
   virtual Ticket send(const Tensor& tensor, int to, const char* what) = 0;
   virtual Ticket receive(const Tensor& tensor, int from, const char* what) = 0;
 
   virtual void after_device() = 0;
   virtual void device_after(Ticket ticket) = 0;
   virtual Ticket last() const = 0;
-  // The host waits until it is done; not while recording.
+  // The host waits until the collective is done. Not allowed while recording.
   virtual void wait(Ticket ticket) = 0;
-  // Device::mark on this line: when it came by. last() counts it.
+  // Device::mark among the collectives: the time at which they reach it. last() counts it.
   virtual void mark(int number) = 0;
 
-  // Host memory, at once: all[r] = rank r's mine, `bytes` each. Waits for everybody.
+  // On host memory, done on return: all[r] = rank r's mine, `bytes` each. Waits for all ranks.
   virtual void exchange(void* all, const void* mine, size_t bytes) = 0;
 
-  // The same for texts of any length, by rank.
+  // The same for texts of any length; the result is indexed by rank.
   std::vector<std::string> exchange_text(std::string_view mine);
-  void barrier();  // exchange of nothing
+  void barrier();  // an exchange of no bytes
 };
 
 struct CommunicatorOptions {
-  CommKind kind = CommKind::any;  // mpi or nccl; any: NCCL for GPUs if it is there, else MPI
-  double timeout_seconds = 300;   // without progress in a collective: the job ends (--comm-timeout)
-  // Where ranks without MPI meet: "HOST:PORT", "file:PATH", or "" (MASTER_ADDR and MASTER_PORT).
+  CommKind kind = CommKind::any;  // mpi or nccl; any: NCCL for GPUs if available, else MPI
+  double timeout_seconds = 300;   // without progress in a collective, the job ends (--comm-timeout)
+  // Where ranks without MPI meet: "HOST:PORT", "file:PATH", or "" for MASTER_ADDR and MASTER_PORT.
   std::string rendezvous{};
 };
 
-// One rank: collectives are copies. Several: as the options say. UserError where this build or this
-// device cannot.
+// With one rank, collectives are copies; with several, the options decide. UserError if this build
+// or this device cannot do it.
 std::unique_ptr<Communicator> make_communicator(const World& world, Device& device,
                                                 const CommunicatorOptions& options = {});
 

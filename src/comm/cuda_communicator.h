@@ -1,4 +1,4 @@
-// A communicator whose collectives run on a GPU's line (CudaLine).
+// A communicator whose collectives run on a GPU, in a stream of their own (CudaLine).
 #pragma once
 
 #include "src/comm/collective.h"

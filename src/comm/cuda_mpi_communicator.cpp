@@ -1,6 +1,6 @@
-// Ranks on GPUs, over MPI: through pinned memory of the host, a piece at a time. The stream copies
-// the piece out, waits for a function of the host that runs the collective, and copies the result
-// in. Slower than NCCL, and there where NCCL is not, or where ranks share a GPU.
+// Ranks on GPUs, over MPI and pinned host memory, one piece at a time. The stream copies the piece
+// out, waits for a host function that runs the collective, and copies the result in. Slower than
+// NCCL; for machines without NCCL, or if ranks share a GPU.
 #include <cuda_runtime.h>
 
 #include <atomic>
@@ -17,7 +17,7 @@ namespace {
 
 using cuda::check_cuda;
 
-// A piece's collective, as the function of the host finds it.
+// A piece's collective, as the host function receives it.
 struct Step {
   MpiCollectives* collectives = nullptr;
   const World* world = nullptr;
@@ -29,7 +29,7 @@ void run_step(void* data) {
   Step& step = *static_cast<Step*>(data);
   try {
     step.collectives->run(step.collective);
-  } catch (const std::exception&) {  // nobody above could catch it
+  } catch (const std::exception&) {  // no caller could catch it
     const Failure failure = current_failure();
     step.world->fail(failure.message, failure.exit_code);
   }
@@ -45,12 +45,13 @@ class CudaMpiCommunicator final : public CudaCommunicator {
     pinned_ = static_cast<char*>(memory);
   }
 
-  // Waits for what was called; but where an error ends this rank, not for others.
+  // Waits for all collectives that were called; if an error ends this rank, it does not wait for
+  // others.
   ~CudaMpiCommunicator() override {
     if (std::uncaught_exceptions() > 0) collectives_.give_up();
     cudaStreamSynchronize(line_.stream());
     device_.synchronize();
-    device_.forget_recordings();  // they call into this
+    device_.forget_recordings();  // they call into this object
     cudaFreeHost(pinned_);
   }
 
@@ -68,7 +69,7 @@ class CudaMpiCommunicator final : public CudaCommunicator {
 
   Ticket call(const Collective& c) override {
     line_.begin();
-    // Blocks of all ranks lie side by side in the pinned memory.
+    // The blocks of all ranks lie side by side in the pinned memory.
     const bool blocks = c.kind == CollectiveKind::reduce_scatter ||
                         c.kind == CollectiveKind::all_gather || c.kind == CollectiveKind::gather ||
                         c.kind == CollectiveKind::scatter;

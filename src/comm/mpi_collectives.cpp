@@ -16,12 +16,12 @@ namespace {
 
 constexpr int kHeaderTag = 1, kValuesTag = 2, kSumsTag = 3, kBlocksTag = 4, kPairTag = 5;
 constexpr size_t kMessageBytes = size_t{1} << 28;   // MPI counts in int
-constexpr size_t kChainBytes = size_t{1} << 18;     // of a broadcast at a time
-constexpr size_t kStagingBytes = size_t{16} << 20;  // about as much, at any number of ranks
-constexpr std::chrono::milliseconds kLastWords(500);
+constexpr size_t kChainBytes = size_t{1} << 18;     // bytes that a broadcast passes on at a time
+constexpr size_t kStagingBytes = size_t{16} << 20;  // roughly, for any number of ranks
+constexpr std::chrono::milliseconds kGracePeriod(500);
 constexpr size_t kSmallestPiece = size_t{1} << 14, kLargestPiece = size_t{1} << 18;
 
-// Of a sum at a time, so that the values of all ranks stay in the cache that they come in through.
+// Bytes reduced at a time: small enough that the values of all ranks stay in cache.
 size_t piece_bytes(int ranks) {
   const size_t share = kStagingBytes / (2 * static_cast<size_t>(std::max(1, ranks - 1)));
   return std::clamp(share / 64 * 64, kSmallestPiece, kLargestPiece);
@@ -80,7 +80,7 @@ MpiCollectives::MpiCollectives(const World& world, double timeout_seconds)
       size_(world.size()),
       timeout_seconds_(timeout_seconds),
       piece_bytes_(piece_bytes(size_)),
-      heard_(static_cast<size_t>(size_)),
+      peer_headers_(static_cast<size_t>(size_)),
       sources_(static_cast<size_t>(size_)) {
   const size_t messages = 2 * static_cast<size_t>(size_) + 2;
   for (Messages* group : {&headers_, &values_[0], &values_[1], &sums_[0], &sums_[1]})
@@ -92,7 +92,7 @@ MpiCollectives::MpiCollectives(const World& world, double timeout_seconds)
 }
 
 MpiCollectives::~MpiCollectives() {
-  if (given_up_) return;  // messages may be under way, and others wait for nobody
+  if (given_up_) return;  // messages may be under way, and the job is about to end
   const auto lock = world_.mpi_lock();
   MPI_Comm_free(&comm_);
 }
@@ -100,13 +100,13 @@ MpiCollectives::~MpiCollectives() {
 void MpiCollectives::run(const Collective& c) {
   if (given_up_) return;
   idle_ = {};
-  now_ = &c;
-  together_ = false;
+  current_ = &c;
+  all_joined_ = false;
   if (c.between_two()) {
     send_or_receive(c);
   } else {
     meet(c);
-    together_ = true;
+    all_joined_ = true;
     if (c.count == 0 || given_up_) {
       // nothing to move
     } else if (c.reduces()) {
@@ -117,7 +117,7 @@ void MpiCollectives::run(const Collective& c) {
       exchange_blocks(c);
     }
   }
-  now_ = nullptr;
+  current_ = nullptr;
 }
 
 // ---- Who is in which collective.
@@ -136,19 +136,19 @@ MpiCollectives::Header MpiCollectives::header_of(const Collective& c) const {
 
 void MpiCollectives::meet(const Collective& c) {
   ++number_;
-  told_ = header_of(c);
+  my_header_ = header_of(c);
   headers_.clear();
   for_peers([&](int peer) {
-    receive(headers_, &heard_[static_cast<size_t>(peer)], sizeof(Header), peer, kHeaderTag);
-    send(headers_, &told_, sizeof(Header), peer, kHeaderTag);
+    receive(headers_, &peer_headers_[static_cast<size_t>(peer)], sizeof(Header), peer, kHeaderTag);
+    send(headers_, &my_header_, sizeof(Header), peer, kHeaderTag);
   });
   wait(headers_);
   if (given_up_) return;
-  for_peers([&](int peer) { check_headers(told_, peer); });
+  for_peers([&](int peer) { check_headers(my_header_, peer); });
 }
 
 void MpiCollectives::check_headers(const Header& mine, int peer) const {
-  const Header& theirs = heard_[static_cast<size_t>(peer)];
+  const Header& theirs = peer_headers_[static_cast<size_t>(peer)];
   const bool same = mine.number == theirs.number && mine.count == theirs.count &&
                     mine.root == theirs.root && mine.kind == theirs.kind &&
                     mine.dtype == theirs.dtype && mine.op == theirs.op;
@@ -159,17 +159,17 @@ void MpiCollectives::check_headers(const Header& mine, int peer) const {
   const bool first = rank_ < peer;
   const Header &a = first ? mine : theirs, &b = first ? theirs : mine;
   world_.fail(
-      fmt::format("ranks disagree in their collective {}: rank {} calls {}, rank {} calls "
+      fmt::format("ranks disagree in collective {}: rank {} calls {}, rank {} calls "
                   "{}",
                   mine.number, std::min(rank_, peer), text(a), std::max(rank_, peer), text(b)));
 }
 
 // ---- Sums.
 
-// Slot 0 and 1: a piece of each other rank; slot 2 and 3, peer 0: a sum on its way to the root.
+// Slots 0 and 1: a piece of each other rank. Slots 2 and 3, peer 0: a sum on its way to the root.
 char* MpiCollectives::staging(int slot, int peer) {
   const size_t others = static_cast<size_t>(size_ - 1);
-  // Made when the first sum comes by: whoever never reduces needs none.
+  // Allocated for the first sum; a rank that never reduces needs none.
   if (staging_.empty()) staging_.resize((2 * others + 2) * piece_bytes_);
   const size_t index = slot < 2 ? static_cast<size_t>(slot) * others + static_cast<size_t>(peer)
                                 : 2 * others + static_cast<size_t>(slot - 2);
@@ -182,7 +182,7 @@ void MpiCollectives::reduce(const Collective& c) {
   for (int64_t piece = 0; piece < parts.pieces && !given_up_; ++piece) {
     if (piece + 1 < parts.pieces) post_values(c, parts, piece + 1);
     wait(values_[piece % 2]);
-    wait(sums_[piece % 2]);  // two pieces back: its memory is used again
+    wait(sums_[piece % 2]);  // of two pieces back, whose memory is reused now
     if (!given_up_) pass_on(c, parts, piece);
   }
   wait(sums_[0]);
@@ -204,7 +204,7 @@ void MpiCollectives::post_values(const Collective& c, const Parts& parts, int64_
   });
 }
 
-// Adds the piece that this rank owns, and passes the sum on to whoever is to have it.
+// Reduces the piece that this rank owns and sends the result to the ranks that need it.
 void MpiCollectives::pass_on(const Collective& c, const Parts& parts, int64_t piece) {
   Messages& messages = sums_[piece % 2];
   messages.clear();
@@ -263,7 +263,7 @@ void MpiCollectives::exchange_blocks(const Collective& c) {
   }
 }
 
-// Piece after piece from the rank before to the rank after, counted from the root.
+// A chain: each rank passes pieces from its predecessor to its successor, counted from the root.
 void MpiCollectives::broadcast(const Collective& c) {
   const int before = (rank_ + size_ - 1) % size_, after = (rank_ + 1) % size_;
   const bool receives = rank_ != c.root, sends = after != c.root;
@@ -292,10 +292,10 @@ void MpiCollectives::send_or_receive(const Collective& c) {
   const auto peer = static_cast<size_t>(c.root);
   Messages& messages = values_[0];
   messages.clear();
-  told_ = header_of(c);
+  my_header_ = header_of(c);
   Header theirs{};
   if (sends) {
-    send(messages, &told_, sizeof(Header), c.root, kPairTag);
+    send(messages, &my_header_, sizeof(Header), c.root, kPairTag);
   } else {
     receive(messages, &theirs, sizeof(Header), c.root, kPairTag);
   }
@@ -320,7 +320,7 @@ void MpiCollectives::send_or_receive(const Collective& c) {
 
 // ---- Messages.
 
-// The others, beginning behind this rank, so that not all talk to rank 0 first.
+// The other ranks, starting after this one, so that not all send to rank 0 first.
 template <typename Function>
 void MpiCollectives::for_peers(const Function& function) const {
   for (int step = 1; step < size_; ++step) function((rank_ + step) % size_);
@@ -331,7 +331,7 @@ void MpiCollectives::check(int mpi_result, const char* call) const {
   char text[MPI_MAX_ERROR_STRING] = {};
   int length = 0;
   MPI_Error_string(mpi_result, text, &length);
-  world_.fail(fmt::format("{} failed in {}: {}", call, now_ ? describe(*now_) : "", text));
+  world_.fail(fmt::format("{} failed in {}: {}", call, current_ ? describe(*current_) : "", text));
 }
 
 void MpiCollectives::send(Messages& messages, const void* data, size_t bytes, int to, int tag) {
@@ -380,23 +380,23 @@ void MpiCollectives::look_while_idle() {
     const auto lock = world_.mpi_lock();
     check(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &found, &from), "MPI_Iprobe");
   }
-  if (!found || told_idle_) {
+  if (!found || idle_reported_) {
     idle_ = {};
   } else if (idle_.waited() > timeout_seconds_) {
-    told_idle_ = true;
+    idle_reported_ = true;
     const std::string last =
-        number_ == 0 ? "has called no collective so far"
+        number_ == 0 ? "has called no collective yet"
                      : fmt::format("has called nothing since collective {}, {}", number_,
-                                   describe(told_.kind, told_.dtype, told_.op, told_.root,
-                                            told_.count, told_.what));
+                                   describe(my_header_.kind, my_header_.dtype, my_header_.op,
+                                            my_header_.root, my_header_.count, my_header_.what));
     world_.say(fmt::format("{}; rank {} has been waiting for it for {:g} s", last, from.MPI_SOURCE,
                            timeout_seconds_));
   }
 }
 
 void MpiCollectives::fail_by_timeout(const Messages& messages) const {
-  // Whoever is waited for speaks first, if it can.
-  std::this_thread::sleep_for(kLastWords);
+  // The missing rank speaks first, if it can.
+  std::this_thread::sleep_for(kGracePeriod);
   std::vector<int> ranks;
   for (size_t i = 0; i < messages.requests.size(); ++i)
     if (messages.requests[i] != MPI_REQUEST_NULL) ranks.push_back(messages.peers[i]);
@@ -404,22 +404,22 @@ void MpiCollectives::fail_by_timeout(const Messages& messages) const {
   ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
   std::string missing;
   for (const int rank : ranks) {
-    const Header& last = heard_[static_cast<size_t>(rank)];
+    const Header& last = peer_headers_[static_cast<size_t>(rank)];
     missing += fmt::format("{}rank {}", missing.empty() ? "" : ", ", rank);
-    if (now_->between_two()) continue;
-    if (together_) {
-      missing += " (it joined, and stopped on the way)";
+    if (current_->between_two()) continue;
+    if (all_joined_) {
+      missing += " (it joined, then stopped)";
     } else if (last.number == 0) {
-      missing += " (it has taken part in none so far)";
+      missing += " (it has joined none so far)";
     } else {
       missing +=
           fmt::format(" (its last was collective {}, {})", last.number,
                       describe(last.kind, last.dtype, last.op, last.root, last.count, last.what));
     }
   }
-  const std::string which = now_->between_two() ? "" : fmt::format("collective {}, ", number_);
-  world_.fail(fmt::format("waits in {}{}: for {:g} s nothing came from {}", which, describe(*now_),
-                          timeout_seconds_, missing));
+  const std::string which = current_->between_two() ? "" : fmt::format("collective {}, ", number_);
+  world_.fail(fmt::format("waited {:g} s in {}{}: nothing came from {}", timeout_seconds_, which,
+                          describe(*current_), missing));
 }
 
 }  // namespace lathe

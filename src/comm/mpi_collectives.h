@@ -1,17 +1,17 @@
-// The collectives in memory of the host, over MPI's point-to-point messages, one after the other.
+// The collectives on host memory, over MPI's point-to-point messages, one at a time.
 //
-// A collective has two phases. All ranks tell each other which one they are in; whoever is in
-// another learns so, and who is missing is known by name. Then the data goes, with everybody there:
+// A collective has two phases. First all ranks exchange headers that say which collective they are
+// in, so that a mismatch is found and a missing rank is known by name. Then the data moves:
 //
-//   all_reduce,         every rank owns a part of the result. A piece of it at a time, the owner
-//   reduce,             gets the others' values, adds them in rank order, and passes the sum on to
-//   reduce_scatter      all, to the root, or to nobody; meanwhile the next piece's values come in
-//   all_gather, gather, straight from and to where the tensors are
+//   all_reduce,         Each rank owns a part of the result. For one piece at a time, the owner
+//   reduce,             receives the others' values, adds them in rank order and sends the sum to
+//   reduce_scatter      all, to the root, or to nobody; meanwhile the next piece's values arrive.
+//   all_gather, gather, Blocks move straight between the tensors.
 //   scatter
-//   broadcast           a chain from the root from rank to rank, in pieces
-//   send, receive       the two tell each other nothing but the sender's header
+//   broadcast           A chain from rank to rank, starting at the root, in pieces.
+//   send, receive       Only the sender sends a header.
 //
-// So a rank sends and receives 2 (N-1)/N times the bytes of an all_reduce, the least there can be.
+// So in an all_reduce a rank sends and receives 2 (N-1)/N times its bytes, which is the minimum.
 #pragma once
 
 #include <mpi.h>
@@ -35,26 +35,26 @@ class MpiCollectives {
   MpiCollectives(const MpiCollectives&) = delete;
   MpiCollectives& operator=(const MpiCollectives&) = delete;
 
-  // Returns when this rank's part of it is done. Ends the job (World::fail) where ranks call
-  // different collectives, or nothing comes from some rank for longer than the timeout.
+  // Returns when this rank's part is done. Ends the job (World::fail) if ranks call different
+  // collectives, or if nothing comes from a rank for longer than the timeout.
   void run(const Collective& collective);
 
-  // For the thread to call every now and then while nothing is called: where others have been
-  // waiting for this rank for longer than the timeout, says so, once. They end the job; but this
-  // rank alone knows that it lives, and has called nothing.
+  // Call regularly while idle. If other ranks have waited for this one longer than the timeout,
+  // prints that once: they will end the job, but only this rank can say that it is alive and has
+  // not called the collective.
   void look_while_idle();
 
-  // Between runs.
+  // Not during a run.
   void set_timeout(double seconds) { timeout_seconds_ = seconds; }
 
-  // From another thread: a run that waits for others returns, and all later ones do nothing. The
-  // job is about to end.
+  // From another thread, when the job is about to end: a run that waits for others returns, and all
+  // later runs do nothing.
   void give_up() noexcept { given_up_ = true; }
 
  private:
-  // What a rank tells the others of its call.
+  // What a rank sends to the others about its call.
   struct Header {
-    int64_t number;  // among the collectives that all take part in
+    int64_t number;  // counts the collectives in which all ranks take part
     int64_t count;
     int32_t root;
     CollectiveKind kind;
@@ -62,10 +62,10 @@ class MpiCollectives {
     Reduction op;
     char what[40];
   };
-  // Messages under way. Made large enough once.
+  // Messages under way. Reserved once, so that nothing is allocated later.
   struct Messages {
     std::vector<MPI_Request> requests;
-    std::vector<int> peers;  // that they are from or to
+    std::vector<int> peers;  // each message's other end
     void reserve(size_t count);
     void clear();
   };
@@ -84,7 +84,7 @@ class MpiCollectives {
 
   void send(Messages& messages, const void* data, size_t bytes, int to, int tag);
   void receive(Messages& messages, void* data, size_t bytes, int from, int tag);
-  // Until all of them are done; ends the job where nothing moves for too long.
+  // Waits for all of them; ends the job if nothing moves for too long.
   void wait(Messages& messages);
   [[noreturn]] void fail_by_timeout(const Messages& messages) const;
   void check(int mpi_result, const char* call) const;
@@ -100,17 +100,17 @@ class MpiCollectives {
   MPI_Comm comm_ = MPI_COMM_NULL;
   std::atomic<bool> given_up_{false};
 
-  int64_t number_ = 0;               // of the collective at hand
-  const Collective* now_ = nullptr;  // at hand
-  bool together_ = false;            // all ranks are known to be in it
-  std::vector<Header> heard_;        // the last from each rank; number 0: none yet
-  Header told_{};
-  Patience idle_;           // with which others wait for this rank
-  bool told_idle_ = false;  // it has been said
+  int64_t number_ = 0;                   // of the current collective
+  const Collective* current_ = nullptr;  // the one that is running
+  bool all_joined_ = false;              // all ranks are known to be in it
+  std::vector<Header> peer_headers_;     // the last from each rank; number 0: none yet
+  Header my_header_{};
+  Patience idle_;               // how long others have waited for this rank
+  bool idle_reported_ = false;  // the message has been printed
   Messages headers_, values_[2], sums_[2];
-  std::vector<char> staging_;         // pieces of the others' values, twice; and of sums
+  std::vector<char> staging_;         // pieces of the others' values, double-buffered; and of sums
   std::vector<const void*> sources_;  // of one sum, by rank
-  std::vector<int> finished_;         // MPI_Testsome's
+  std::vector<int> finished_;         // for MPI_Testsome
 };
 
 }  // namespace lathe

@@ -1,5 +1,5 @@
-// Ranks on CPUs. Collectives wait in a queue for a thread that runs them with MPI one by one, while
-// the caller computes.
+// Ranks on CPUs. Collectives wait in a queue; a thread runs them with MPI, one by one, while the
+// caller computes.
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -15,16 +15,16 @@ namespace lathe {
 
 namespace {
 
-// What the thread is to do next.
+// The thread's next task.
 struct Job {
   Collective collective;
   int mark = -1;  // instead of a collective
 };
 
-// Jobs in the order of the calls, for one thread that takes them. Nothing is allocated.
+// Jobs in the order of the calls, for one consumer thread. Never allocates.
 class JobQueue {
  public:
-  // Waits where it is full.
+  // Waits if the queue is full.
   Ticket push(const Job& job) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return pushed_ - done_ < kCapacity; });
@@ -33,8 +33,8 @@ class JobQueue {
     changed_.notify_all();
     return pushed_;
   }
-  // The next job, to be ended by done(). Null when the queue is closed and empty. Calls `idle`
-  // every now and then while there is none.
+  // The next job; the consumer ends it with done(). Null when the queue is closed and empty. Calls
+  // `idle` regularly while there is no job.
   template <typename Idle>
   const Job* next(const Idle& idle) {
     constexpr std::chrono::milliseconds kEvery(100);
@@ -60,7 +60,7 @@ class JobQueue {
     closed_ = true;
     changed_.notify_all();
   }
-  Ticket pushed() const { return pushed_; }  // for the thread that pushes
+  Ticket pushed() const { return pushed_; }  // for the producer thread
 
  private:
   static constexpr int64_t kCapacity = 1024;
@@ -80,7 +80,8 @@ class MpiCommunicator final : public CollectiveCommunicator {
         collectives_(world, timeout_seconds),
         thread_([this] { work(); }) {}
 
-  // Waits for what was called; but where an error ends this rank, not for others.
+  // Waits for all collectives that were called; if an error ends this rank, it does not wait for
+  // others.
   ~MpiCommunicator() override {
     if (std::uncaught_exceptions() > 0) collectives_.give_up();
     queue_.close();
@@ -89,7 +90,7 @@ class MpiCommunicator final : public CollectiveCommunicator {
 
   CommKind kind() const override { return CommKind::mpi; }
 
-  // The device has done all that it was given when its calls return, so the host does the waiting.
+  // A CPU device has finished its operations when their calls return, so the host does the waiting.
   void after_device() override {}
   void device_after(Ticket ticket) override { wait(ticket); }
   Ticket last() const override { return queue_.pushed(); }
@@ -115,7 +116,7 @@ class MpiCommunicator final : public CollectiveCommunicator {
         }
         queue_.done();
       }
-    } catch (const std::exception&) {  // nobody above could catch it
+    } catch (const std::exception&) {  // no caller could catch it
       const Failure failure = current_failure();
       world_.fail(failure.message, failure.exit_code);
     }
@@ -123,7 +124,7 @@ class MpiCommunicator final : public CollectiveCommunicator {
 
   const World& world_;
   Device& device_;
-  MpiCollectives collectives_;  // the thread's
+  MpiCollectives collectives_;  // used by the thread only
   JobQueue queue_;
   std::thread thread_;
 };

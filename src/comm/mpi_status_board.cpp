@@ -17,7 +17,7 @@ class MpiStatusBoard final : public StatusBoard {
     const auto lock = world_.mpi_lock();
     MPI_Comm_dup(MPI_COMM_WORLD, &comm_);
   }
-  // Questions that nobody will answer any more are asked only by a rank that ends the job.
+  // Only a rank that is ending the job leaves questions that nobody will answer.
   ~MpiStatusBoard() override {
     const auto lock = world_.mpi_lock();
     MPI_Comm_free(&comm_);
@@ -30,7 +30,7 @@ class MpiStatusBoard final : public StatusBoard {
       MPI_Iprobe(MPI_ANY_SOURCE, kQuestionTag, comm_, &found, &question);
       if (!found) return;
       MPI_Recv(nullptr, 0, MPI_BYTE, question.MPI_SOURCE, kQuestionTag, comm_, MPI_STATUS_IGNORE);
-      const LineStatus status = mine();  // small enough to be sent at once
+      const LineStatus status = mine();  // small enough to be sent without waiting
       MPI_Send(&status, sizeof(status), MPI_BYTE, question.MPI_SOURCE, kAnswerTag, comm_);
     }
   }
@@ -50,7 +50,7 @@ class MpiStatusBoard final : public StatusBoard {
     const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
     int missing = world_.size() - 1;
     while (missing > 0 && std::chrono::steady_clock::now() < end) {
-      answer(mine);  // others may be asking, too
+      answer(mine);  // others may be asking too
       missing -= take_answers(answers);
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }

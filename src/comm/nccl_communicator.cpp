@@ -41,26 +41,27 @@ ncclRedOp_t nccl_op(Reduction op) {
   return op == Reduction::sum ? ncclSum : op == Reduction::max ? ncclMax : ncclMin;
 }
 
-// Which collective the line is in, for the watchdog: written by the line itself, so that it is
-// right for recordings, too. Their content goes round, for a recording repeats its numbers anyway.
+// Tells the watchdog which collective the stream is in. The stream itself writes the numbers, so
+// they are right for replayed recordings too. Numbers wrap around; a replayed recording repeats its
+// numbers anyway.
 class Progress {
  public:
   Progress() {
     void* memory = nullptr;
     check_cuda(cudaHostAlloc(&memory, sizeof(Numbers), cudaHostAllocDefault), "pinned memory");
-    now_ = static_cast<Numbers*>(memory);
-    *now_ = {};
+    current_ = static_cast<Numbers*>(memory);
+    *current_ = {};
     check_cuda(cudaMalloc(&memory, kNumbers * sizeof(int32_t)), "memory");
     numbers_ = static_cast<int32_t*>(memory);
   }
   ~Progress() {
     cudaFree(numbers_);
-    cudaFreeHost(now_);
+    cudaFreeHost(current_);
   }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  // The numbers that are copied from: one after the other, once.
+  // Writes 0, 1, 2, ... to the device once; begin() and end() copy from them.
   void prepare(cudaStream_t stream) {
     std::array<int32_t, kNumbers> numbers;
     for (int32_t i = 0; i < kNumbers; ++i) numbers[static_cast<size_t>(i)] = i;
@@ -75,15 +76,15 @@ class Progress {
       const std::lock_guard lock(mutex_);
       calls_[static_cast<size_t>(number_)] = c;
     }
-    write(now_->begun, stream);
+    write(current_->begun, stream);
   }
-  void end(cudaStream_t stream) { write(now_->done, stream); }
+  void end(cudaStream_t stream) { write(current_->done, stream); }
 
   // For the watchdog's thread.
   LineStatus status() {
     LineStatus status;
-    status.begun = *static_cast<volatile int32_t*>(&now_->begun);
-    status.done = *static_cast<volatile int32_t*>(&now_->done);
+    status.begun = *static_cast<volatile int32_t*>(&current_->begun);
+    status.done = *static_cast<volatile int32_t*>(&current_->done);
     const std::lock_guard lock(mutex_);
     const std::string what =
         status.begun > 0 ? describe(calls_[static_cast<size_t>(status.begun)]) : "";
@@ -102,7 +103,7 @@ class Progress {
         "a collective");
   }
 
-  Numbers* now_ = nullptr;      // in pinned memory
+  Numbers* current_ = nullptr;  // in pinned memory
   int32_t* numbers_ = nullptr;  // on the device: 0, 1, 2, ...
   int32_t number_ = 0;
   std::mutex mutex_;
@@ -118,18 +119,19 @@ class NcclCommunicator final : public CudaCommunicator {
     watchdog_.emplace(
         world, timeout_seconds, [this] { return status(); },
         [this] { return starting_ ? std::string() : asynchronous_error(); });
-    // Waits for all ranks without end, where the network does not let them meet.
+    // If the network does not let the ranks meet, this waits without limit.
     check(nccl_.comm_init_rank(&comm_, size(), id, rank()), kStart);
     starting_ = false;
   }
 
-  // Waits for what was called; but where an error ends this rank, not for others.
+  // Waits for all collectives that were called; if an error ends this rank, it does not wait for
+  // others.
   ~NcclCommunicator() override {
     bool well = std::uncaught_exceptions() == 0;
     try {
       if (well) wait(last());
     } catch (const std::exception&) {
-      well = false;  // it was told when it came up, or whoever waits next is told
+      well = false;  // reported when it happened, or to the next caller that waits
     }
     watchdog_.reset();
     device_.forget_recordings();  // they hold collectives, and NCCL waits until they are gone
@@ -149,7 +151,7 @@ class NcclCommunicator final : public CudaCommunicator {
   void exchange(void* all, const void* mine, size_t bytes) override {
     wait(last());
     if (world_.has_mpi() || size() == 1) return world_.exchange(all, mine, bytes, "exchange");
-    // Without MPI there is no other way than through the GPUs. A barrier is a byte of each.
+    // Without MPI the only way is through the GPUs. A barrier exchanges one byte per rank.
     const uint8_t nothing = 0;
     const size_t wanted = std::max<size_t>(bytes, 1);
     char* const gathered = scratch((static_cast<size_t>(size()) + 1) * wanted);
@@ -186,7 +188,7 @@ class NcclCommunicator final : public CudaCommunicator {
   void enqueue(const Collective& c);
   void enqueue_blocks(const Collective& c);
 
-  // Memory of the device for exchanges, as much as the largest needs.
+  // Device memory for exchanges, as much as the largest has needed.
   char* scratch(size_t bytes) {
     if (bytes > scratch_bytes_) {
       cudaFree(scratch_);
@@ -250,7 +252,7 @@ void NcclCommunicator::enqueue(const Collective& c) {
   }
 }
 
-// gather and scatter: the root's messages with all others at once.
+// gather and scatter: one group of messages between the root and all others.
 void NcclCommunicator::enqueue_blocks(const Collective& c) {
   const auto count = static_cast<size_t>(c.count);
   const ncclDataType_t type = nccl_type(c.dtype);
@@ -283,8 +285,7 @@ void NcclCommunicator::enqueue_blocks(const Collective& c) {
   check(nccl_.group_end(), c.what);
 }
 
-// NCCL hangs or fails where two ranks are on one GPU, so it is found out first, where ranks can ask
-// each other.
+// NCCL hangs or fails if two ranks are on one GPU. Find out first, if the ranks can ask each other.
 void refuse_shared_gpus(const World& world) {
   struct Gpu {
     char host[64];
@@ -312,7 +313,7 @@ void refuse_shared_gpus(const World& world) {
   }
 }
 
-// Rank 0 makes the name by which NCCL's ranks find each other; all learn it.
+// Rank 0 creates the id by which NCCL's ranks find each other, and shares it.
 ncclUniqueId share_id(const World& world, const Nccl& nccl, const CommunicatorOptions& options) {
   ncclUniqueId id{};
   if (world.rank() == 0 && nccl.get_unique_id(&id) != ncclSuccess)

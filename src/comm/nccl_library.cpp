@@ -10,7 +10,7 @@ Nccl load_nccl() {
        .variable = "LATHE_NCCL",
        .title = fmt::format("NCCL {}", NCCL_MAJOR),
        .user = "--comm nccl",
-       .purpose = "GPUs talk to each other through it",
+       .purpose = "GPUs communicate through it",
        .advice = "install it (pip install nvidia-nccl-cu13 does, too), use --comm mpi"});
   Nccl nccl;
   library.find("ncclGetVersion", nccl.get_version);

@@ -1,5 +1,5 @@
-// NCCL, loaded when ranks with GPUs want to talk: it is large, and absent where there is one GPU.
-// The build for CUDA on the CPU fills the same struct with the functions of its stand-in.
+// NCCL, loaded at run time when ranks with GPUs communicate: it is large, and missing on machines
+// with one GPU. The build for CUDA on the CPU fills the same struct with its own implementation.
 #pragma once
 
 #include <nccl.h>
@@ -27,8 +27,8 @@ struct Nccl {
   decltype(&ncclGroupEnd) group_end = nullptr;
 };
 
-// Looked for as kernels/cuda/shared_library.h says (LATHE_NCCL names a file). Throws a UserError
-// where there is none.
+// Searches as kernels/cuda/shared_library.h describes (LATHE_NCCL names a file). Throws a UserError
+// if there is none.
 Nccl load_nccl();
 
 }  // namespace lathe

@@ -1,4 +1,4 @@
-// What takes the place of cuda_mpi_communicator.cpp in a build that lacks CUDA or MPI.
+// Replaces cuda_mpi_communicator.cpp in a build without CUDA or MPI.
 #include "src/comm/make_communicator.h"
 
 namespace lathe {

@@ -1,4 +1,4 @@
-// What takes the place of mpi_job.cpp and mpi_communicator.cpp in a build without MPI.
+// Replaces mpi_job.cpp and mpi_communicator.cpp in a build without MPI.
 #include <cstdlib>
 
 #include "src/comm/make_communicator.h"

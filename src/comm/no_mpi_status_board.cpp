@@ -1,4 +1,4 @@
-// What takes the place of mpi_status_board.cpp in a build without MPI: nobody can be asked.
+// Replaces mpi_status_board.cpp in a build without MPI: ranks cannot ask each other.
 #include "src/comm/watchdog.h"
 
 namespace lathe {

@@ -1,4 +1,4 @@
-// What takes the place of nccl_communicator.cpp in a build without NCCL.
+// Replaces nccl_communicator.cpp in a build without NCCL.
 #include "src/comm/make_communicator.h"
 
 namespace lathe {

@@ -21,7 +21,7 @@ class Variables {
     const char* value = environment_(name);
     return value ? value : "";
   }
-  // Nothing where the variable is absent or empty; UserError where it is no number.
+  // Empty if the variable is absent or empty; UserError if it is not a number.
   std::optional<int> number(const char* name) const {
     const std::string value = text(name);
     if (value.empty()) return std::nullopt;
@@ -29,11 +29,11 @@ class Variables {
     const char* const end = value.data() + value.size();
     const auto [rest, error] = std::from_chars(value.data(), end, result);
     if (error != std::errc() || rest != end || result < 0)
-      throw UserError("the environment's {} is '{}', and should be a number from 0 on", name,
+      throw UserError("the environment's {} is '{}', but must be a number of at least 0", name,
                       value);
     return result;
   }
-  // The first of them that is there.
+  // The first variable that is set.
   std::optional<int> first_number(std::initializer_list<const char*> names) const {
     for (const char* name : names)
       if (const std::optional<int> value = number(name)) return value;
@@ -44,12 +44,12 @@ class Variables {
   const Environment& environment_;
 };
 
-// The variables in which a launcher tells ranks who they are; the first that is there counts.
+// The variables in which a launcher passes its ranks their place. The first launcher found counts.
 struct Launcher {
   const char* name;
-  const char* rank;  // it started this process if this is there ...
+  const char* rank;  // this launcher started the process if this is set ...
   std::vector<const char*> sizes, local_ranks, local_sizes;
-  bool needs_size = false;  // ... and one of `sizes`
+  bool needs_size = false;  // ... and, if true, one of `sizes`
 };
 
 const std::vector<Launcher>& launchers() {
@@ -70,8 +70,8 @@ const std::vector<Launcher>& launchers() {
        {"PMI_SIZE"},
        {"PMI_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK"},
        {"PMI_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE"}},
-      // srun. A batch script has SLURM_PROCID and SLURM_NTASKS, too, and is nobody's rank; only a
-      // step has a number of tasks of its own.
+      // srun. A batch script has SLURM_PROCID and SLURM_NTASKS too but is not a rank; only a step
+      // has its own number of tasks.
       {"Slurm", "SLURM_PROCID", {"SLURM_STEP_NUM_TASKS"}, {"SLURM_LOCALID"}, {}, true},
       {"PMIx", "PMIX_RANK", {"PMIX_SIZE"}, {"PMIX_LOCAL_RANK"}, {"PMIX_LOCAL_SIZE"}},
       {"environment", "RANK", {"WORLD_SIZE"}, {"LOCAL_RANK"}, {"LOCAL_WORLD_SIZE"}, true},
@@ -86,7 +86,7 @@ std::optional<int> first_of(const Variables& variables, const Names& names) {
   return std::nullopt;
 }
 
-// Tasks of a Slurm step on each of its hosts: "4(x2),3" is 4, 4 and 3. 0 where it does not say.
+// Tasks of a Slurm step on this host, from a list such as "4(x2),3" for 4, 4 and 3. 0 if unknown.
 int slurm_local_size(const Variables& variables) {
   int host = variables.number("SLURM_NODEID").value_or(0);
   const std::string text = variables.text("SLURM_STEP_TASKS_PER_NODE");
@@ -128,7 +128,7 @@ void find_ranks(const Variables& variables, Place& place) {
     const std::optional<int> size = first_of(variables, launcher.sizes);
     if (!rank || (launcher.needs_size && !size)) continue;
     if (size && *size == 0)
-      throw UserError("the environment's {} is 0, and should be the number of ranks",
+      throw UserError("the environment's {} is 0, but must be the number of ranks",
                       launcher.sizes[0]);
     place.launcher = launcher.name;
     place.rank = *rank;
@@ -141,9 +141,9 @@ void find_ranks(const Variables& variables, Place& place) {
     check_place(place, launcher);
     return;
   }
-  // Half of it is a mistake that would make every rank train alone.
+  // A size without a rank is a mistake that would make every rank train alone.
   if (variables.number("WORLD_SIZE").value_or(1) > 1)
-    throw UserError("the environment's WORLD_SIZE is {}, and there is no RANK",
+    throw UserError("the environment's WORLD_SIZE is {}, but RANK is not set",
                     variables.text("WORLD_SIZE"));
 }
 

@@ -10,7 +10,7 @@ namespace lathe {
 
 namespace {
 
-// What values of type T are reduced in: signed integers wrap as unsigned ones.
+// The type in which values of type T are reduced: signed integers wrap as unsigned ones.
 template <typename T>
 struct Work {
   using type = std::conditional_t<std::is_same_v<T, bf16>, float, T>;
@@ -30,7 +30,7 @@ struct Add {
     return static_cast<W>(a + b);
   }
 };
-// `a != a` keeps a NaN of the first, `!(a < b)` one of the second.
+// If x is NaN, a is returned; if y is NaN, `x > y` is false and b is returned.
 struct Larger {
   template <typename T, typename W>
   static W combine(W a, W b) {
@@ -48,7 +48,7 @@ struct Smaller {
   }
 };
 
-// By blocks that stay in the first-level cache while all sources are added to them.
+// In blocks that stay in the first-level cache while all sources are added to them.
 template <typename T, typename Op>
 void reduce_blocks(T* out, std::span<const void* const> sources, int64_t count) {
   using W = typename Work<T>::type;

@@ -19,7 +19,7 @@ std::string token_of_environment() {
   std::string token = environment("LATHE_RENDEZVOUS_TOKEN");
   if (!token.empty() && (token.size() < kLeast || token.size() > kMost))
     throw UserError(
-        "the environment's LATHE_RENDEZVOUS_TOKEN has {} characters, and should have {} to {}; "
+        "the environment's LATHE_RENDEZVOUS_TOKEN has {} characters, but must have {} to {}; "
         "`openssl rand -hex 32` makes one",
         token.size(), kLeast, kMost);
   return token;
@@ -44,8 +44,8 @@ Rendezvous::Rendezvous(const Place& place, const std::string& address, double ti
     parse(address);
   } else {
     throw UserError(
-        "--rendezvous '{}': ranks that were not started by mpirun meet at HOST:PORT, at file:PATH, "
-        "or where MASTER_ADDR and MASTER_PORT say",
+        "--rendezvous '{}': ranks that were not started by mpirun meet at HOST:PORT, file:PATH "
+        "or the environment's MASTER_ADDR:MASTER_PORT",
         address);
   }
   token_ = token_of_environment();
@@ -66,7 +66,7 @@ void Rendezvous::parse(const std::string& host_and_port) {
     throw UserError("{}: put an IPv6 address in brackets, as in [fd00::1]:29500", title_);
   }
   if (error != std::errc() || rest != end || number < 1 || number > 65535)
-    throw UserError("{}: the port is '{}', and should be a number from 1 to 65535", title_, port_);
+    throw UserError("{}: the port is '{}', but must be a number from 1 to 65535", title_, port_);
 }
 
 void Rendezvous::share(void* data, size_t bytes) const {

@@ -1,5 +1,5 @@
-// Where ranks meet that MPI does not know: rank 0 gives all others a few bytes, once. After that
-// they find each other through what the bytes name.
+// How ranks meet that MPI does not know: rank 0 sends all others a few bytes, once. NCCL does the
+// rest with those bytes.
 #pragma once
 
 #include <cstddef>
@@ -11,19 +11,19 @@ namespace lathe {
 
 class Rendezvous {
  public:
-  // "HOST:PORT" or "[IPV6]:PORT": rank 0 waits there for the others; HOST must be an address of its
-  // machine, and it listens at no other. "file:PATH": a file that all of them see. "": the
-  // environment's MASTER_ADDR and MASTER_PORT. UserError if it is none of these.
+  // "HOST:PORT" or "[IPV6]:PORT": rank 0 listens there, and on no other address; HOST must be an
+  // address of its machine. "file:PATH": a file that all ranks see. "": the environment's
+  // MASTER_ADDR and MASTER_PORT. UserError if it is none of these.
   //
-  // LATHE_RENDEZVOUS_TOKEN (32 to 128 characters) is the secret by which the ranks of a job know
-  // each other at an address. Unless HOST is a loopback address, there must be one. Whoever does
-  // not know it gets nothing and holds nobody up.
+  // LATHE_RENDEZVOUS_TOKEN (32 to 128 characters) is the secret by which the ranks of a job
+  // recognise each other at an address. It is required unless HOST is a loopback address. A process
+  // that does not know it gets nothing and delays nobody.
   Rendezvous(const Place& place, const std::string& address, double timeout_seconds);
 
-  // On rank 0 `data` is given, on the others it is written. Waits for everybody: after the timeout,
-  // UserError with what is missing. UserError at once for a HOST that has no address or is not rank
-  // 0's, a port that is in use, a token that is missing, and if two processes say that they are the
-  // same rank.
+  // Reads `data` on rank 0 and writes it on the others. Waits for all ranks; after the timeout,
+  // throws a UserError that names what is missing. Throws a UserError at once if HOST has no
+  // address or is not rank 0's, if the port is in use, if the token is missing, or if two processes
+  // claim to be the same rank.
   void share(void* data, size_t bytes) const;
 
  private:
@@ -33,7 +33,7 @@ class Rendezvous {
 
   Place place_;
   double timeout_seconds_;
-  std::string title_;  // what names the address in messages
+  std::string title_;  // the address as messages name it
   std::string path_;   // or:
   std::string host_, port_;
   std::string token_;

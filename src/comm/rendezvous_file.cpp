@@ -1,5 +1,5 @@
-// Ranks that meet at a file. The folder may be open to other users: what they put there is neither
-// believed nor written through, and what ranks write only their own user reads.
+// Ranks that meet at a file. Other users may be able to write to the folder. Ranks neither trust
+// other users' files nor write through them, and only their own user can read what they write.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -26,15 +26,15 @@ namespace fs = std::filesystem;
 
 constexpr std::chrono::milliseconds kPause(20);
 
-// A new file beside `path`, for this user alone (mode 0600), removed unless it gets the name.
+// A new file beside `path`, for this user only (mode 0600). Removed unless put() renames it.
 class NewFile {
  public:
   explicit NewFile(const fs::path& path) : path_(path), name_(path.string() + ".XXXXXX") {
     file_ = FileHandle(::mkostemp(name_.data(), O_CLOEXEC));
     if (!file_)
       throw UserError(
-          "--rendezvous file:{}: cannot write there ({}); name a folder that all ranks see and may "
-          "write to",
+          "--rendezvous file:{}: cannot write there ({}); name a file in a folder that all ranks "
+          "see and can write to",
           path.string(), std::strerror(errno));
   }
   ~NewFile() {
@@ -48,7 +48,7 @@ class NewFile {
     if (::fstat(file_.get(), &status) != 0) throw_io_error("stat", name_, errno);
     return status.st_uid;
   }
-  // Whole or not at all, for those who look. A link of the same name is replaced, not followed.
+  // Readers see all of it or nothing. A link at `path` is replaced, not followed.
   void put(const std::string& text) {
     write_all(file_.get(), text.data(), text.size(), name_);
     rename_path(name_, path_);
@@ -61,9 +61,9 @@ class NewFile {
   FileHandle file_;
 };
 
-// The content, once a regular file of this owner is there with this many bytes.
+// The content, once there is a regular file of this owner and of this size.
 std::optional<std::string> read_if_whole(const fs::path& path, size_t bytes, uid_t owner) {
-  // Non-blocking, for a pipe would keep whoever opens it.
+  // Non-blocking, because opening a pipe would block.
   const FileHandle file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   struct stat status {};
   if (!file || ::fstat(file.get(), &status) != 0 || !S_ISREG(status.st_mode)) return std::nullopt;
@@ -81,8 +81,8 @@ std::optional<std::string> read_if_whole(const fs::path& path, size_t bytes, uid
 
 }  // namespace
 
-// Each rank leaves a word of its own beside the file, and believes only a file that repeats the
-// word: one that an earlier run left does not.
+// Each rank writes a random word of its own beside the file, and accepts the file only if it
+// contains that word: a file that an earlier run left does not.
 void Rendezvous::share_by_file(void* data, size_t bytes) const {
   constexpr size_t kWord = 16;
   const Deadline deadline(timeout_seconds_);
@@ -93,7 +93,7 @@ void Rendezvous::share_by_file(void* data, size_t bytes) const {
   };
   if (fs::is_directory(fs::symlink_status(path_)))
     throw UserError("{}: that is a directory; name a file in it", title_);
-  // Some file systems show another owner than the user who writes, but the same for all ranks.
+  // Some file systems report an owner other than the writing user, but the same for all ranks.
   const uid_t owner = NewFile(path_).owner();
   if (place_.rank > 0) {
     std::random_device random;
@@ -108,12 +108,12 @@ void Rendezvous::share_by_file(void* data, size_t bytes) const {
       }
       if (deadline.passed()) late("rank 0");
     }
-    fs::remove(word_path(place_.rank));  // which tells rank 0 that it was read
+    fs::remove(word_path(place_.rank));  // which shows rank 0 that it was read
     return;
   }
   std::string text(static_cast<const char*>(data), bytes);
   text.resize(bytes + others * kWord);
-  // A word that an earlier run left is replaced when its rank comes; until then it is taken again.
+  // A word that an earlier run left is replaced when its rank arrives; until then it is read again.
   for (bool all_read = false; !all_read; std::this_thread::sleep_for(kPause)) {
     std::string before = text;
     std::string missing;

@@ -1,7 +1,7 @@
-// What ranks and rank 0 say to each other at an address, in the order of the host's bytes:
+// The messages between ranks and rank 0 at an address, in the host's byte order:
 //   rank to rank 0   Hello
-//   rank 0 to rank   the token's second half (kHalf bytes), then what is shared
-//   rank to rank 0   kThanks: it has all of it
+//   rank 0 to rank   the token's second half (kHalf bytes), then the shared data
+//   rank to rank 0   kThanks: everything has arrived
 #pragma once
 
 #include <algorithm>
@@ -13,11 +13,11 @@
 
 namespace lathe {
 
-constexpr uint64_t kGreeting = 0x6c61746865206832;  // "lathe h2": other programs do not say it
+constexpr uint64_t kGreeting = 0x6c61746865206832;  // "lathe h2": other programs do not send it
 constexpr char kThanks = 'k';
 
-// Each side shows a half of the token, so that nobody who listens in the place of rank 0, or calls
-// in the place of a rank, is shown both. Filled up with zeros; all zeros without a token.
+// Each side shows one half of the token, so that an impostor, listening as rank 0 or connecting as
+// a rank, never sees both. Padded with zeros; all zeros without a token.
 constexpr size_t kHalf = 64;
 using TokenHalf = std::array<char, kHalf>;
 struct TokenHalves {
@@ -34,7 +34,7 @@ inline TokenHalves halves_of(const std::string& token) {
 
 struct Hello {
   uint64_t greeting = kGreeting;
-  uint64_t process = 0;  // drawn by each process: two that say they are the same rank differ
+  uint64_t process = 0;  // random, to tell apart two that claim the same rank
   int32_t rank = 0, size = 0;
   TokenHalf token{};
 };

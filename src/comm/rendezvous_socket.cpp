@@ -1,5 +1,6 @@
-// Ranks that meet at an address. Anybody who reaches the port may connect, so rank 0 listens to all
-// at once, gives each connection little time, and tells nothing to whoever does not know the token.
+// Ranks that meet at an address. Anybody who reaches the port may connect, so rank 0 serves all
+// connections at once, gives each little time, and sends nothing to one that does not show the
+// token.
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -25,11 +26,12 @@ namespace lathe {
 
 namespace {
 
-// For a caller to show the token, and for rank 0 to answer. A rank whose time is up tries again.
+// For a caller to show the token, and for rank 0 to answer. A rank that runs out of time tries
+// again.
 constexpr double kAnswerSeconds = 5;
-// Connections that have not shown the token yet: of more, the oldest is closed.
+// Connections that have not shown the token yet; beyond this the oldest is closed.
 constexpr size_t kMostUnknown = 128;
-// Between two tries of a rank. It begins with less.
+// The longest pause between two tries of a rank; the first pauses are shorter.
 constexpr std::chrono::milliseconds kLongestPause(320);
 
 // ---- Addresses.
@@ -96,11 +98,11 @@ FileHandle socket_for(const Address& address) {
       ::socket(address.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 }
 
-// ---- Bytes that come and go without anybody waiting.
+// ---- Non-blocking transfers.
 
 enum class Flow { done, later, gone };
 
-// Calls what sends or receives from `done` on, until all is done or it would have to wait.
+// Calls `call` to send or receive from `done` on, until everything is done or it would block.
 template <typename Call>
 Flow move_bytes(size_t& done, size_t bytes, const Call& call) {
   while (done < bytes) {
@@ -127,7 +129,7 @@ Flow receive_some(int fd, void* data, size_t bytes, size_t& done) {
   });
 }
 
-// Takes the same time wherever the two differ, so that nobody finds a token letter by letter.
+// Takes the same time wherever the two differ, so that nobody can guess a token byte by byte.
 bool same_half(const TokenHalf& a, const TokenHalf& b) {
   volatile unsigned char differences = 0;
   for (size_t i = 0; i < kHalf; ++i)
@@ -137,22 +139,22 @@ bool same_half(const TokenHalf& a, const TokenHalf& b) {
 
 // ---- Rank 0.
 
-// Whoever has connected: unknown, until it has said hello as a rank does.
+// A connection: unknown until it has sent a rank's hello.
 struct Caller {
   FileHandle socket;
   std::string from;
-  Deadline deadline;  // to be known
+  Deadline deadline;  // for the hello
   Hello hello{};
-  std::string answer{};  // empty until the hello is known to be a rank's
+  std::string answer{};  // empty until a rank's hello has come
   char thanks = 0;
-  size_t heard = 0, told = 0, thanked = 0;
+  size_t received = 0, sent = 0, thanked = 0;
   bool over = false;
 
   bool known() const { return !answer.empty(); }
-  short awaited() const { return known() && told < answer.size() ? POLLOUT : POLLIN; }
+  short awaited() const { return known() && sent < answer.size() ? POLLOUT : POLLIN; }
 };
 
-// Which process holds a rank's place: one that is connected, or that has thanked.
+// The process that holds a rank's place: it is connected, or it has sent its thanks.
 struct Claim {
   uint64_t process = 0;  // 0: nobody
   std::string from{};
@@ -171,7 +173,7 @@ class Host {
         listeners_(std::move(listeners)),
         claims_(static_cast<size_t>(place.size)) {}
 
-  // Empty when all ranks have what is shared, else those that have not when the time was up.
+  // Empty when all ranks have the data; after the deadline, the ranks that do not.
   std::string meet(const Deadline& deadline) {
     for (std::string missing = this->missing();; missing = this->missing()) {
       if (missing.empty() || deadline.passed()) return missing;
@@ -181,11 +183,11 @@ class Host {
       for (const FileHandle& listener : listeners_) waiting.push_back({listener.get(), POLLIN, 0});
       if (::poll(waiting.data(), waiting.size(), deadline.milliseconds()) < 0 && errno != EINTR)
         throw CheckError(fmt::format("{}: poll: {}", title_, std::strerror(errno)));
-      // Callers first: a place that is given up is free for whoever connects next.
+      // Callers first: a rank's place that is freed here can be taken by a new connection.
       auto at = waiting.begin();
       for (Caller& caller : callers_) {
         if ((at++)->revents != 0) serve(caller);
-        // A rank keeps its place while it is connected: the word that it has all may be on the way.
+        // A known rank keeps its place while it is connected: its thanks may be on the way.
         if (!caller.known() && caller.deadline.passed()) end(caller);
       }
       for (const FileHandle& listener : listeners_)
@@ -194,7 +196,7 @@ class Host {
     }
   }
 
-  // "; 2 callers showed another LATHE_RENDEZVOUS_TOKEN, the last from 10.0.0.1:4000", or nothing.
+  // "; 2 callers showed another LATHE_RENDEZVOUS_TOKEN, the last from 10.0.0.1:4000", or "".
   std::string strangers() const {
     if (strangers_ == 0) return "";
     return fmt::format("; {} caller{} showed another LATHE_RENDEZVOUS_TOKEN, the last from {}",
@@ -217,11 +219,11 @@ class Host {
     if (!socket) {
       const bool full = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
       if (full && !end_oldest_unknown())
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));  // ranks will be served and go
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));  // some rank will leave
       return;  // or the other end has gone already
     }
     callers_.push_back({std::move(socket), from.name(), Deadline(kAnswerSeconds)});
-    serve(callers_.back());  // its hello may be there before its place among the unknown is needed
+    serve(callers_.back());  // its hello may be here already; then it does not count as unknown
     const auto unknown = std::count_if(callers_.begin(), callers_.end(), [](const Caller& caller) {
       return !caller.over && !caller.known();
     });
@@ -237,14 +239,14 @@ class Host {
     return false;
   }
 
-  // As far as it goes without waiting.
+  // As far as possible without blocking.
   void serve(Caller& caller) {
     if (caller.over) return;
     const int fd = caller.socket.get();
-    Flow flow = receive_some(fd, &caller.hello, sizeof(Hello), caller.heard);
+    Flow flow = receive_some(fd, &caller.hello, sizeof(Hello), caller.received);
     if (flow == Flow::done && !caller.known() && !welcome(caller)) flow = Flow::gone;
     if (flow == Flow::done)
-      flow = send_some(fd, caller.answer.data(), caller.answer.size(), caller.told);
+      flow = send_some(fd, caller.answer.data(), caller.answer.size(), caller.sent);
     if (flow == Flow::done) flow = receive_some(fd, &caller.thanks, 1, caller.thanked);
     if (flow == Flow::later) return;
     if (flow == Flow::done && caller.thanks == kThanks) claim_of(caller).came = true;
@@ -253,7 +255,7 @@ class Host {
 
   Claim& claim_of(const Caller& caller) { return claims_[static_cast<size_t>(caller.hello.rank)]; }
 
-  // Whether this is a rank, which is to be answered then.
+  // Whether this is a rank; if so, prepares the answer.
   bool welcome(Caller& caller) {
     const Hello& hello = caller.hello;
     if (hello.greeting != kGreeting) return false;
@@ -264,16 +266,15 @@ class Host {
     }
     if (hello.process == 0 || hello.rank < 1) return false;
     if (hello.size != size_ || hello.rank >= size_)
-      throw UserError("{}: rank {} of {} came, and there should be {} ranks", title_, hello.rank,
-                      hello.size, size_);
+      throw UserError("{}: rank {} of {} connected, but there should be {} ranks", title_,
+                      hello.rank, hello.size, size_);
     Claim& claim = claim_of(caller);
     if (claim.process != 0 && claim.process != hello.process)
-      throw UserError(
-          "{}: two processes say that they are rank {}, from {} and {}; start each rank once",
-          title_, hello.rank, claim.from, caller.from);
+      throw UserError("{}: two processes claim to be rank {}, from {} and {}; start each rank once",
+                      title_, hello.rank, claim.from, caller.from);
     claim.process = hello.process;
     claim.from = caller.from;
-    claim.caller = &caller;  // in the place of an earlier connection of the same process
+    claim.caller = &caller;  // replaces an earlier connection of the same process
     caller.answer.assign(token_.rank_0_shows.begin(), token_.rank_0_shows.end());
     caller.answer += shared_;
     return true;
@@ -293,19 +294,19 @@ class Host {
   const TokenHalves token_;
   const std::string shared_;
   const std::vector<FileHandle> listeners_;
-  std::list<Caller> callers_;  // in the order in which they connected
+  std::list<Caller> callers_;  // in order of connection
   std::vector<Claim> claims_;  // by rank
   int strangers_ = 0;
   std::string last_stranger_;
 };
 
-// At each of the addresses that this machine has.
+// Listens at each of these addresses that this machine has.
 std::vector<FileHandle> listen_at(const std::string& title, const std::vector<Address>& addresses) {
   std::vector<FileHandle> listeners;
   int error = 0;
   for (const Address& address : addresses) {
     FileHandle socket = socket_for(address);
-    if (!socket) {  // a kind of address that this machine does not have
+    if (!socket) {  // this machine lacks this kind of address
       error = errno;
       continue;
     }
@@ -319,14 +320,14 @@ std::vector<FileHandle> listen_at(const std::string& title, const std::vector<Ad
       continue;
     }
     error = errno;
-    if (error == EADDRINUSE)  // whoever is there would be taken for rank 0
-      throw UserError("{}: rank 0 cannot listen at {}, for that port is in use; choose another",
+    if (error == EADDRINUSE)  // that listener would be taken for rank 0
+      throw UserError("{}: rank 0 cannot listen at {} because that port is in use; choose another",
                       title, address.name());
   }
   if (listeners.empty() && error == EADDRNOTAVAIL)
     throw UserError(
-        "{}: {} is no address of the machine on which rank 0 runs; name one that is, for it "
-        "listens there",
+        "{}: {} is not an address of the machine that rank 0 runs on; rank 0 listens there, so "
+        "name one that is",
         title, addresses.front().name());
   if (listeners.empty())
     throw UserError("{}: rank 0 cannot listen at {} ({}); choose another", title,
@@ -336,8 +337,8 @@ std::vector<FileHandle> listen_at(const std::string& title, const std::vector<Ad
 
 // ---- The other ranks.
 
-// Until all bytes have come or gone. False if the other end has gone or the time is up; then
-// `why` says which.
+// Waits until all bytes are transferred. False if the other end is gone or time is up; then `why`
+// says which.
 template <typename Step>
 bool wait_for(int fd, short event, const Deadline& deadline, std::string& why, const Step& step) {
   for (;;) {
@@ -361,8 +362,8 @@ Flow connected(int fd) {
   return ::poll(&now, 1, 0) > 0 ? Flow::done : Flow::later;
 }
 
-// A port of this machine at which nobody listens may be given to the very socket that connects to
-// it. Then it hears itself, and rank 0 finds the port in use: let go at once.
+// If nobody listens at a local port, the connecting socket may be given that very port as its own.
+// Then it is connected to itself, and rank 0 would find the port in use: release it at once.
 bool is_connected_to_itself(int fd, const Address& address) {
   Address own;
   if (::getsockname(fd, own.get(), &own.length) != 0 || !(own == address)) return false;
@@ -371,7 +372,7 @@ bool is_connected_to_itself(int fd, const Address& address) {
   return true;
 }
 
-// One try at one address: empty if `data` has been written, else why not.
+// One try at one address. Empty if `data` was written, otherwise the reason.
 std::string ask(const Address& address, const Hello& hello, const TokenHalf& expected, void* data,
                 size_t bytes, const Deadline& deadline) {
   const FileHandle socket = socket_for(address);
@@ -388,17 +389,17 @@ std::string ask(const Address& address, const Hello& hello, const TokenHalf& exp
   }
   if (is_connected_to_itself(fd, address)) return std::strerror(ECONNREFUSED);
   std::string answer(kHalf + bytes, '\0');
-  size_t told = 0, heard = 0, thanked = 0;
+  size_t sent = 0, received = 0, thanked = 0;
   if (!wait_for(fd, POLLOUT, deadline, why,
-                [&] { return send_some(fd, &hello, sizeof(hello), told); }) ||
+                [&] { return send_some(fd, &hello, sizeof(hello), sent); }) ||
       !wait_for(fd, POLLIN, deadline, why,
-                [&] { return receive_some(fd, answer.data(), answer.size(), heard); }))
+                [&] { return receive_some(fd, answer.data(), answer.size(), received); }))
     return why;
   TokenHalf shown;
   std::copy_n(answer.begin(), kHalf, shown.begin());
   if (!same_half(shown, expected)) return "answered without this job's LATHE_RENDEZVOUS_TOKEN";
   std::memcpy(data, answer.data() + kHalf, bytes);
-  send_some(fd, &kThanks, 1, thanked);  // into an empty buffer
+  send_some(fd, &kThanks, 1, thanked);  // cannot block: the send buffer is empty
   return "";
 }
 
@@ -410,13 +411,13 @@ void Rendezvous::share_by_socket(void* data, size_t bytes) const {
   const bool loopback = all_loopback(addresses);
   if (loopback && place_.local_size > 0 && place_.local_size < place_.size)
     throw UserError(
-        "{}: only its own host reaches {}, and {} of {} ranks are on this one; name an address of "
-        "rank 0's host that the others reach",
+        "{}: only its own host can reach {}, but just {} of {} ranks run on it; name an address of "
+        "rank 0's host that the others can reach",
         title_, addresses.front().name(), place_.local_size, place_.size);
   if (!loopback && token_.empty())
     throw UserError(
-        "{}: other hosts reach {}, and LATHE_RENDEZVOUS_TOKEN is not set; give all ranks the same "
-        "secret in their environment, for example what `openssl rand -hex 32` prints",
+        "{}: other hosts can reach {}, but LATHE_RENDEZVOUS_TOKEN is not set; give all ranks the "
+        "same secret in their environment, for example what `openssl rand -hex 32` prints",
         title_, addresses.front().name());
   const TokenHalves token = halves_of(token_);
   if (place_.rank == 0) {
@@ -426,7 +427,7 @@ void Rendezvous::share_by_socket(void* data, size_t bytes) const {
     if (missing.empty()) return;
     throw UserError("{}: {} did not come within {:g} s{}{}", title_, missing, timeout_seconds_,
                     loopback
-                        ? fmt::format("; rank 0 listened at {}, which other hosts do not reach",
+                        ? fmt::format("; rank 0 listened at {}, which other hosts cannot reach",
                                       addresses.front().name())
                         : "",
                     host.strangers());

@@ -1,4 +1,4 @@
-// One rank: a collective is a copy in the device's own line, so there is no order to be made.
+// One rank: a collective is a copy on the device's own stream, so nothing needs ordering.
 #include <cstring>
 
 #include "src/comm/collective.h"

@@ -12,12 +12,12 @@ namespace {
 
 constexpr std::chrono::milliseconds kLook(50);
 constexpr double kAnswerSeconds = 2;
-constexpr double kErrorAfterSeconds = 1;  // without progress: then the library is asked
+constexpr double kErrorAfterSeconds = 1;  // without progress: then ask the library
 
-// What rank R does while this rank waits.
+// Where another rank is, for the message of a rank that waits.
 std::string account(int rank, const std::optional<LineStatus>& status) {
   if (!status) return fmt::format("rank {} does not answer", rank);
-  if (status->begun == 0) return fmt::format("rank {} has begun none", rank);
+  if (status->begun == 0) return fmt::format("rank {} has started none", rank);
   const char* const state = status->begun == status->done ? "has done" : "is in";
   return fmt::format("rank {} {} collective {}, {}", rank, state, status->begun, status->what);
 }
@@ -49,15 +49,15 @@ void Watchdog::watch() {
   while (!stop_changed_.wait_for(lock, kLook, [this] { return stop_; })) {
     if (board_) board_->answer(status_);
     const LineStatus status = status_();
-    const bool stands =
+    const bool stalled =
         status.begun != status.done && status.begun == before.begun && status.done == before.done;
-    if (!stands) patience = {};
-    const double still_seconds = patience.waited();
+    if (!stalled) patience = {};
+    const double stalled_seconds = patience.waited();
     before = status;
-    const std::string error = still_seconds > kErrorAfterSeconds ? error_() : "";
+    const std::string error = stalled_seconds > kErrorAfterSeconds ? error_() : "";
     if (!error.empty())
       world_.fail(fmt::format("collective {}, {}: {}", status.begun, status.what, error));
-    if (still_seconds > timeout_seconds_) fail(status);
+    if (stalled_seconds > timeout_seconds_) fail(status);
   }
 }
 
@@ -72,8 +72,8 @@ void Watchdog::fail(const LineStatus& mine) {
     }
     if (others.empty()) others = "; all ranks are in it";
   }
-  world_.fail(fmt::format("waits in collective {}, {}: nothing has moved for {:g} s{}", mine.begun,
-                          mine.what, timeout_seconds_, others));
+  world_.fail(fmt::format("waited {:g} s in collective {}, {}: nothing has moved{}",
+                          timeout_seconds_, mine.begun, mine.what, others));
 }
 
 }  // namespace lathe

@@ -1,10 +1,9 @@
-// Ends the job where a GPU's collectives stand still. NCCL itself waits for ever.
+// Ends the job if a GPU's collectives hang. NCCL itself would wait for ever.
 //
-// A thread of the host looks at two numbers that the line of collectives writes into host memory:
-// the collective that was begun last, and the one that was done last. Where they differ and do not
-// change for the timeout, it asks the other ranks' watchdogs where they are, tells who is missing,
-// and ends the job. Where the ranks are not MPI's, nobody can be asked, and it names the collective
-// alone.
+// A host thread watches two numbers that the stream of collectives writes into host memory: the
+// last collective started and the last one done. If they differ and do not change for the timeout,
+// it asks the other ranks' watchdogs where they are, prints which ranks are missing, and ends the
+// job. Without MPI it cannot ask, and prints only the collective.
 #pragma once
 
 #include <condition_variable>
@@ -20,30 +19,30 @@
 
 namespace lathe {
 
-// Where a rank's line is. Numbers of collectives, as the line writes them; 0: none.
+// Where a rank's stream of collectives is. Numbers as the stream writes them; 0: none.
 struct LineStatus {
   int32_t begun = 0, done = 0;
-  char what[64] = {};  // the last that was begun
+  char what[64] = {};  // the last collective started
 };
 
-// How watchdogs ask each other; mpi_status_board.cpp, or none without MPI.
+// How watchdogs ask each other: mpi_status_board.cpp, or nothing without MPI.
 class StatusBoard {
  public:
   using Mine = std::function<LineStatus()>;
   virtual ~StatusBoard() = default;
-  // Answers whoever has asked.
+  // Answers all ranks that have asked.
   virtual void answer(const Mine& mine) = 0;
-  // By rank; nothing from those that do not answer in time.
+  // By rank; empty for ranks that do not answer in time.
   virtual std::vector<std::optional<LineStatus>> ask(const Mine& mine, double seconds) = 0;
 };
 
-// Waits for all ranks. Null where MPI does not know them.
+// Waits for all ranks. Null if the ranks are not MPI's.
 std::unique_ptr<StatusBoard> make_status_board(const World& world);
 
 class Watchdog {
  public:
-  // Both are called by the watchdog's thread. `error`: what the library says went wrong, or "";
-  // called only while the line stands still.
+  // The watchdog's thread calls both. `error` returns the library's error message, or ""; it is
+  // called only while the stream makes no progress.
   using Error = std::function<std::string()>;
   Watchdog(const World& world, double timeout_seconds, StatusBoard::Mine status, Error error);
   ~Watchdog();

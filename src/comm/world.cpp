@@ -24,8 +24,8 @@ std::string host_name() {
   return gethostname(name, sizeof(name) - 1) == 0 ? name : "";
 }
 
-// The numbers that MPI and the launcher give must be the same: an MPI that does not know the
-// launcher makes every process a job of its own, and each would train alone.
+// MPI and the launcher must give the same number of ranks. An MPI that does not know the launcher
+// makes every process a job of its own, and each would train alone.
 void check_agreement(const Place& place, const MpiJob& job) {
   if (place.size == 0 || place.size == job.size) return;
   throw UserError(
@@ -34,7 +34,8 @@ void check_agreement(const Place& place, const MpiJob& job) {
       place.launcher, place.size, job.size);
 }
 
-// How long rank R keeps silent about an error, so that ranks before it can tell the same first.
+// How long rank R waits before it reports an error, so that lower ranks can report the same error
+// first.
 std::chrono::milliseconds silence(int rank) {
   constexpr int kFirst = 500, kEach = 50, kLongest = 2000;
   return std::chrono::milliseconds(rank == 0 ? 0 : std::min(kFirst + kEach * rank, kLongest));
@@ -97,7 +98,7 @@ void World::say(std::string_view sentence) const noexcept {
   try {
     const std::string who = size() > 1 ? fmt::format("rank {}: ", rank()) : "";
     lathe::say(fmt::format("{}: {}{}", program_, who, sentence));
-  } catch (...) {  // no memory: the exit code must do
+  } catch (...) {  // out of memory: the exit code must do
   }
 }
 
@@ -109,15 +110,15 @@ void World::fail(std::string_view sentence, int exit_code) const noexcept {
 
 namespace {
 
-// The job that an exception ends, for a handler that takes no arguments. One at a time.
-const World*& job_at_stake() {
+// The job that an exception ends, for a terminate handler, which takes no arguments. One at a time.
+const World*& running_world() {
   static const World* world = nullptr;
   return world;
 }
 
-// Nobody catches what ends a rank, so that this is called where it was thrown: before destructors
-// that would wait for collectives of ranks that wait for this one, or take the memory away that
-// they are at work on.
+// Exceptions that end a rank are not caught, so this runs where they were thrown, before any
+// destructor. Destructors would wait for collectives of ranks that wait for this one, or free
+// memory that collectives still use.
 void end_job() {
   Failure failure{1, "std::terminate was called"};
   if (const std::exception_ptr thrown = std::current_exception()) {
@@ -129,11 +130,11 @@ void end_job() {
       failure.message = "an exception of an unknown type was thrown";
     }
   }
-  job_at_stake()->fail(failure.message, failure.exit_code);
+  running_world()->fail(failure.message, failure.exit_code);
 }
 
 int run_several(World& world, const std::function<int(World& world)>& body) {
-  job_at_stake() = &world;
+  running_world() = &world;
   const std::terminate_handler former = std::set_terminate(end_job);
   const int exit_code = body(world);
   if (exit_code != 0) world.abort(exit_code);  // the others may be waiting for this rank

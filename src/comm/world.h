@@ -1,4 +1,4 @@
-// The ranks of a job: who this process is among them, and how it got there.
+// The ranks of a job: which one this process is, and who started it.
 #pragma once
 
 #include <functional>
@@ -9,27 +9,27 @@
 
 namespace lathe {
 
-// What the launcher says of this process.
+// What the launcher reports about this process.
 struct Place {
-  // In the job. A size of 0: there are others, and MPI knows how many (PMIx and PALS do not say).
+  // In the job. Size 0: there are others, and MPI knows how many (PMIx and PALS do not report it).
   int rank = 0, size = 1;
-  // On this host. A size of 0: not said.
+  // On this host. Size 0: unknown.
   int local_rank = 0, local_size = 1;
-  std::string host;  // its name; World asks the system
-  // Who started the ranks and told them so: "Open MPI", "PMIx", "PMI", "PALS", "Slurm",
-  // "environment" (RANK, WORLD_SIZE, ...); "" where this process is alone.
+  std::string host;  // its name, which World fills in
+  // Who started the ranks: "Open MPI", "PMIx", "PMI", "PALS", "Slurm", "environment" (RANK,
+  // WORLD_SIZE, ...); "" if this process is alone.
   std::string launcher;
   std::string scheduler;  // "Slurm", "PBS" or ""
-  std::string job;        // its number there, or ""
+  std::string job;        // the scheduler's job number, or ""
   std::string host_file;  // the list of hosts that the scheduler or launcher wrote, or ""
 };
 
-// Reads the place from environment variables: first match of Open MPI's, PALS's, PMI's, Slurm's,
-// PMIx's, and RANK/LOCAL_RANK/WORLD_SIZE. UserError where they contradict each other.
+// Reads the place from environment variables: the first match of Open MPI's, PALS's, PMI's,
+// Slurm's, PMIx's, and RANK/LOCAL_RANK/WORLD_SIZE. UserError if they contradict each other.
 using Environment = std::function<const char*(const char* name)>;
 Place find_place(const Environment& environment);
 
-// What World needs of its ranks once they can talk: memory of the host, at once.
+// How World's ranks exchange host memory; done on return.
 class HostExchange {
  public:
   virtual ~HostExchange() = default;
@@ -38,9 +38,9 @@ class HostExchange {
   virtual void set_timeout(double seconds) = 0;
 };
 
-// The job, from the first moment of a program to its last. Joins MPI where a launcher started this
-// process with others and MPI is there; a process that is alone never touches MPI. Where MPI has
-// been initialised before, that is taken over, and left as it is in the end.
+// The job, which lives as long as the program. Joins MPI if a launcher started this process with
+// others and MPI is available; a process that is alone never touches MPI. If MPI is already
+// initialised, it is used and not finalised.
 class World {
  public:
   World(int* argc, char*** argv);
@@ -53,21 +53,22 @@ class World {
   int size() const { return place_.size; }
   bool has_mpi() const { return has_mpi_; }
 
-  // Host memory between the ranks that MPI knows, at once: all[r] = rank r's mine, `bytes` each.
-  // For one thread, in the same order on all ranks. Whoever does not come within the timeout (300 s
-  // where it is not set) ends the job, and is named.
+  // On host memory, between the ranks that MPI knows, done on return: all[r] = rank r's mine,
+  // `bytes` each. Call it from one thread, in the same order on all ranks. If a rank does not
+  // arrive within the timeout (300 s unless set), the job ends and the message names that rank.
   void exchange(void* all, const void* mine, size_t bytes, const char* what) const;
   void set_timeout(double seconds) const;
 
-  // To be held during each MPI call: does nothing where MPI lets several threads call at once.
+  // Hold it during each MPI call. Does nothing if MPI lets several threads call at once.
   std::unique_lock<std::mutex> mpi_lock() const;
 
   // Ends all ranks at once, from any thread.
   [[noreturn]] void abort(int exit_code) const noexcept;
-  // "PROGRAM: rank R: SENTENCE" on stderr, without the rank where there is one; from any thread.
+  // Prints "PROGRAM: rank R: SENTENCE" on stderr, without the rank if there is only one. From any
+  // thread.
   void say(std::string_view sentence) const noexcept;
-  // Says why, and ends all ranks. What several ranks find out at the same time is told once: each
-  // waits a little longer than those before it, rank 0 not at all.
+  // Prints why, and ends all ranks. If several ranks find the same error, one reports it: each
+  // waits a little longer than the ranks below it, and rank 0 does not wait.
   [[noreturn]] void fail(std::string_view sentence, int exit_code = 1) const noexcept;
 
  private:
@@ -77,14 +78,14 @@ class World {
   bool owns_mpi_ = false;
   bool one_at_a_time_ = false;
   mutable std::mutex mpi_mutex_;
-  std::unique_ptr<HostExchange> host_;  // where MPI knows these ranks
+  std::unique_ptr<HostExchange> host_;  // if MPI knows these ranks
 };
 
-// run_main (kernels/device/error.h) for a program of several ranks, called by main() itself. An
-// error on one rank ends them all from where it was thrown: nothing is unwound, for destructors
-// might wait for the others. So does a body that returns another code than 0. The exit code is the
-// job's; the message names the rank, and what all ranks find wrong alike, rank 0 tells alone. A
-// rank that ends well waits for the others.
+// run_main (kernels/device/error.h) for a program of several ranks; main() calls it. An error on
+// one rank ends all of them from where it was thrown; the stack is not unwound, because destructors
+// might wait for other ranks. A body that returns a code other than 0 does the same. The exit code
+// is the job's. The message names the rank; if all ranks find the same error, only rank 0 reports
+// it. A rank that succeeds waits for the others.
 int run_ranks(std::string_view program, int argc, char** argv,
               const std::function<int(World& world)>& body);
 

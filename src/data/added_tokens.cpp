@@ -32,7 +32,7 @@ const AddedToken* AddedTokens::longest_at(std::string_view text, bool normalized
 
 void AddedTokens::split_plain(std::string_view text, SpecialTokens special, bool normalized,
                               std::vector<Piece>& pieces) const {
-  size_t plain = 0;  // where the text begins that is not handed out yet
+  size_t plain = 0;  // where the text not yet handed out begins
   for (size_t at = 0; at < text.size();) {
     const AddedToken* token = longest_at(text.substr(at), normalized);
     if (!token) {
@@ -65,7 +65,7 @@ std::vector<AddedTokens::Piece> AddedTokens::split(std::string_view text,
   return pieces;
 }
 
-// A special token counts too: as ordinary text it yields no token, but hides those inside it.
+// A special token counts too: in plain text it yields no token, but it hides tokens inside it.
 bool AddedTokens::may_cross(std::string_view text, size_t cut) const {
   if (!any_ordinary_) return false;
   for (size_t begin = cut - std::min(cut, longest_ - 1); begin < cut; ++begin) {

@@ -1,6 +1,7 @@
-// Added tokens: texts that are one token wherever they stand, cut out before BPE sees the rest.
-// Hugging Face's rule: at each place the longest token that starts there, from left to right; those
-// that are not `normalized` first, over the whole text, then the others in what is left.
+// Added tokens: texts that are one token wherever they appear, cut out before BPE sees the rest.
+// Hugging Face's rule: going from left to right, take the longest token that starts at each place;
+// first over the whole text with the tokens that are not `normalized`, then over the rest with the
+// others.
 #pragma once
 
 #include <array>
@@ -16,10 +17,10 @@ namespace lathe {
 struct AddedToken {
   std::string content;
   int32_t id = 0;
-  bool special = true;      // ordinary text unless asked for: SpecialTokens
-  bool normalized = false;  // the order of matching; there is no normalizer
+  bool special = true;      // plain text unless SpecialTokens asks for tokens
+  bool normalized = false;  // only decides the order of matching; there is no normalizer
   bool lstrip = false;      // takes the white space before it
-  bool rstrip = false;      // takes the white space behind it
+  bool rstrip = false;      // takes the white space after it
 };
 
 class AddedTokens {
@@ -29,7 +30,7 @@ class AddedTokens {
 
   const std::vector<AddedToken>& list() const { return tokens_; }  // by id
 
-  // Whether split() can find anything.
+  // Whether split() can match anything.
   bool matter(SpecialTokens special) const {
     return special == SpecialTokens::as_tokens ? !tokens_.empty() : any_ordinary_;
   }
@@ -40,8 +41,8 @@ class AddedTokens {
   };
   std::vector<Piece> split(std::string_view text, SpecialTokens special) const;
 
-  // Whether a token, as ordinary text is matched, starts before `cut` and may end behind it, given
-  // that anything may follow text.
+  // Whether a token matched in plain text starts before `cut` and may end after it, whatever
+  // follows `text`.
   bool may_cross(std::string_view text, size_t cut) const;
 
  private:
@@ -51,7 +52,7 @@ class AddedTokens {
                    std::vector<Piece>& pieces) const;
 
   std::vector<AddedToken> tokens_;
-  std::array<Places, 256> by_first_byte_;  // in tokens_, the longest first
+  std::array<Places, 256> by_first_byte_;  // indices into tokens_, longest first
   size_t longest_ = 0;                     // bytes
   bool any_ordinary_ = false;
 };

@@ -20,8 +20,8 @@ namespace {
 
 constexpr std::string_view kEndOfText = "<|endoftext|>";
 
-// GPT-2's printable characters for bytes: printable Latin-1 stands for itself, the 68 others are
-// U+0100, U+0101, ... in order.
+// GPT-2's printable characters for bytes: printable Latin-1 bytes stand for themselves; the other
+// 68 become U+0100, U+0101, ... in order.
 bool stands_for_itself(int byte) {
   return (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
 }
@@ -42,7 +42,7 @@ std::unordered_map<int32_t, char> bytes_of_code_points() {
   return bytes;
 }
 
-// The bytes that a name stands for, or nothing where it is not made of GPT-2's characters.
+// The bytes that a name stands for; empty if it has other characters than GPT-2's.
 std::optional<std::string> bytes_of_name(std::string_view name,
                                          const std::unordered_map<int32_t, char>& bytes) {
   std::string result;
@@ -56,9 +56,9 @@ std::optional<std::string> bytes_of_name(std::string_view name,
   return result;
 }
 
-// Joins pairs in one word of any length in O(n log n): a doubly linked list of symbols and a heap
-// of candidate pairs, the lowest rank first and the leftmost among equals. As each merge is made of
-// bytes and of earlier merges, this is encoder.py's "join all occurrences of the lowest pair".
+// Joins pairs in one word of any length in O(n log n), with a doubly linked list of symbols and a
+// heap of candidate pairs, lowest rank first and leftmost among equals. Because each merge is made
+// of bytes and earlier merges, this equals encoder.py's "join all occurrences of the lowest pair".
 class WordMerger {
  public:
   explicit WordMerger(const BpeTokenizer& tokenizer) : tokenizer_(tokenizer) {}
@@ -114,7 +114,7 @@ class WordMerger {
     const Candidate c = heap_.back();
     heap_.pop_back();
     Symbol& left = at(c.left);
-    // A candidate is stale where one of its two symbols has been joined since.
+    // A candidate is stale if one of its symbols has been joined since.
     if (left.id != c.left_id || left.next == -1 || at(left.next).id != c.right_id) return;
     Symbol& right = at(left.next);
     right.id = -1;
@@ -130,7 +130,7 @@ class WordMerger {
   std::vector<Candidate> heap_;
 };
 
-// A direct-mapped cache of short words: each fills one cache line, a newer one replaces an older.
+// A direct-mapped cache of short words. Each takes one cache line; a newer word replaces an older.
 class WordCache {
  public:
   struct alignas(64) Entry {
@@ -266,7 +266,7 @@ BpeTokenizer::BpeTokenizer(const Parts& parts, const std::string& name)
   }
 }
 
-// OpenAI's files do not say that <|endoftext|> is special, but it is.
+// OpenAI's files do not mark <|endoftext|> as special, but it is.
 void BpeTokenizer::add_added(const Parts& parts, const std::string& name, IdOf& id_of) {
   std::vector<AddedToken> added;
   std::set<std::string_view> contents;
@@ -280,7 +280,7 @@ void BpeTokenizer::add_added(const Parts& parts, const std::string& name, IdOf& 
                       shortened(token.content, kMostQuotedBytes), found->second, token.id);
     } else if (tokens_[static_cast<size_t>(token.id)] != token.content) {
       throw UserError(
-          "{} adds the token {}, by which its vocabulary means other bytes; "
+          "{} adds the token {}, which its vocabulary uses for other bytes; "
           "give a tokenizer without this added token",
           name, shortened(token.content, kMostQuotedBytes));
     }
@@ -347,8 +347,8 @@ std::unique_ptr<Encoder> BpeTokenizer::encoder(SpecialTokens special) const {
   return std::make_unique<BpeEncoder>(*this, special);
 }
 
-// At a word's boundary that no added token crosses, the text before it is cut into the same pieces
-// and words whatever follows, and the text behind it whatever stood before.
+// At a word boundary that no added token crosses, the text before it splits into the same pieces
+// and words whatever follows, and the text after it whatever came before.
 size_t BpeTokenizer::safe_cut(std::string_view text) const {
   size_t cut = last_word_boundary(text);
   while (cut > 0 && added_.may_cross(text, cut)) cut = last_word_boundary(text.substr(0, cut));

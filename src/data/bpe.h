@@ -1,5 +1,5 @@
-// Byte-level BPE (Sennrich et al., 2016; Radford et al., 2019): a word starts as its bytes, and the
-// pair of neighbours that stands first in the list of merges is joined until none is left.
+// Byte-level BPE (Sennrich et al., 2016; Radford et al., 2019): a word starts as its bytes; the
+// neighbouring pair that is first in the list of merges is joined, until no pair is in the list.
 #pragma once
 
 #include <array>
@@ -26,7 +26,7 @@ class MergeTable {
   };
   explicit MergeTable(size_t merges);
   void insert(int32_t left, int32_t right, Merge merge);  // a later one replaces an earlier one
-  const Merge* find(int32_t left, int32_t right) const;   // nullptr where there is none
+  const Merge* find(int32_t left, int32_t right) const;   // nullptr if absent
 
  private:
   struct Slot {
@@ -40,14 +40,14 @@ class MergeTable {
 
 class BpeTokenizer : public Tokenizer {
  public:
-  // What a file says, before it is checked. Names are as in the files: bytes written as GPT-2's
+  // The content of a file before it is checked. Names are as in the files: bytes written as GPT-2's
   // printable characters.
   struct Parts {
     std::vector<std::pair<std::string, int64_t>> vocabulary;  // name, id
     std::vector<std::pair<std::string, std::string>> merges;  // in order of rank
-    std::vector<AddedToken> added;                            // their contents are literal text
+    std::vector<AddedToken> added;                            // contents are literal text
   };
-  // Throws UserError that names `name` where the parts do not fit together.
+  // Throws UserError that names `name` if the parts do not fit together.
   BpeTokenizer(const Parts& parts, const std::string& name);
 
   std::string_view kind() const override { return "bpe"; }
@@ -61,8 +61,8 @@ class BpeTokenizer : public Tokenizer {
   const MergeTable& merges() const { return merges_; }
   int32_t id_of_byte(unsigned char byte) const { return byte_ids_[byte]; }
   const AddedTokens& added() const { return added_; }
-  // Whether merges and added tokens are the other's. How special tokens strip the text around them
-  // does not count: that changes no data.
+  // Whether merges and added tokens are equal. How special tokens strip the text around them does
+  // not count, because it changes no data.
   bool same_rules(const BpeTokenizer& other) const;
 
  private:
@@ -82,10 +82,10 @@ class BpeTokenizer : public Tokenizer {
 
 inline constexpr int kMaxJsonDepth = 64;  // of a tokenizer's files
 
-// The id as 32 bits. Throws UserError that names the token where it is not one of kMaxVocabSize.
+// The id as 32 bits. Throws UserError that names the token if it is not below kMaxVocabSize.
 int32_t checked_id(int64_t id, std::string_view token, const std::string& file);
 
-// Opens what tokenizer.json holds in Hugging Face's format: GPT-2's kind of BPE, or characters.
+// Opens tokenizer.json in Hugging Face's format: GPT-2's kind of BPE, or characters.
 std::unique_ptr<Tokenizer> parse_hugging_face_tokenizer(const nlohmann::json& json,
                                                         const std::string& name);
 

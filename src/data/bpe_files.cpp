@@ -21,7 +21,7 @@ std::vector<std::pair<std::string, int64_t>> parse_vocabulary(const json& object
   for (const auto& [token, id] : object.items()) {
     if (!id.is_number_integer()) {
       throw UserError(
-          "{} gives the token {} no whole number as its id; "
+          "{} gives the token {} an id that is not a whole number; "
           "give an undamaged tokenizer",
           name, shortened(token, kMostQuotedBytes));
     }
@@ -63,8 +63,8 @@ bool absent_or(const json& object, const char* key, const json& value) {
   return !object.contains(key) || object[key].is_null() || object[key] == value;
 }
 
-// Whether the post-processor leaves the tokens as they are. transformers writes a template that
-// holds the text and nothing else.
+// Whether the post-processor leaves the tokens unchanged. transformers writes a template that
+// contains only the text.
 bool adds_no_tokens(const json& file) {
   if (absent_or(file, "post_processor", nullptr)) return true;
   const json& post = file["post_processor"];
@@ -79,7 +79,7 @@ void require(bool condition, std::string_view what, const std::string& name) {
   throw UserError("{} is another kind of tokenizer ({}); give GPT-2's byte-level BPE", name, what);
 }
 
-// Refuses everything in tokenizer.json that would make it encode otherwise than BPE alone.
+// Refuses everything in tokenizer.json that would make it encode differently from plain BPE.
 void require_plain_bpe(const json& file, const std::string& name) {
   require(file.contains("model") && file["model"].is_object(), "it has no model", name);
   const json& model = file["model"];
@@ -144,12 +144,12 @@ std::vector<AddedToken> parse_added_tokens(const json& file, const std::string& 
   std::vector<AddedToken> added;
   if (absent_or(file, "added_tokens", nullptr)) return added;
   const json& list = file["added_tokens"];
-  if (!list.is_array()) throw UserError("{}: added_tokens is no list", name);
+  if (!list.is_array()) throw UserError("{}: added_tokens is not a list", name);
   for (const json& token : list) added.push_back(parse_added_token(token, name));
   return added;
 }
 
-// What the tokenizer of characters writes: no merges, and a text is not cut into words.
+// What the character tokenizer writes: no merges, and no splitting into words.
 bool is_of_characters(const json& file) {
   return absent_or(file, "pre_tokenizer", nullptr) && file["model"]["merges"] == json::array();
 }
@@ -161,7 +161,7 @@ std::unique_ptr<Tokenizer> parse_characters(const json& file, const std::string&
   const auto added = parse_added_tokens(file, name);
   if (!added.empty()) {
     throw UserError(
-        "{} has the added token {}, which a tokenizer of characters cannot have here; "
+        "{} has the added token {}, which a character tokenizer cannot have; "
         "give a tokenizer without it",
         name, json_quoted(added[0].content));
   }

@@ -84,7 +84,7 @@ std::unique_ptr<Tokenizer> char_tokenizer_by_id(const std::vector<int32_t>& code
   }
   if (code_points.size() > static_cast<size_t>(kMaxVocabSize)) {
     throw UserError(
-        "{} holds {} different characters, tokens have 16 bits: at most {}; "
+        "{} holds {} different characters, but 16-bit tokens allow at most {}; "
         "use --tokenizer gpt2",
         source, code_points.size(), kMaxVocabSize);
   }
@@ -102,7 +102,7 @@ std::unique_ptr<Tokenizer> parse_char_tokenizer(const nlohmann::json& json,
         name);
   }
   if (!json.contains("characters") || !json["characters"].is_string()) {
-    throw UserError("{} lacks its \"characters\"; make the data again with prepare", name);
+    throw UserError("{} lacks its \"characters\"; recreate the data with prepare", name);
   }
   const auto& text = json["characters"].get_ref<const std::string&>();
   std::vector<int32_t> code_points;

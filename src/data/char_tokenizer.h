@@ -1,4 +1,4 @@
-// The tokenizer of characters, and the file that it had before it was written as a BPE without
+// The character tokenizer, and its old file format, from before it was written as a BPE without
 // merges: {"type": "char", "version": 1, "characters": "..."}.
 #pragma once
 
@@ -11,8 +11,8 @@
 
 namespace lathe {
 
-// One token for each code point, in the order of their ids. They are valid and differ. Throws
-// UserError as make_char_tokenizer.
+// One token for each code point, in the order of their ids. They must be valid and distinct. Throws
+// UserError like make_char_tokenizer.
 std::unique_ptr<Tokenizer> char_tokenizer_by_id(const std::vector<int32_t>& code_points,
                                                 const std::string& source);
 

@@ -65,8 +65,9 @@ bool DocumentReader::fill() {
 void DocumentReader::check_text(std::string_view text) const {
   const size_t valid = valid_utf8_prefix(text);
   if (const size_t nul = text.find('\0'); nul < valid) {
-    throw UserError("{} has a NUL at byte {}: it is UTF-16 or no text; convert it, or leave it out",
-                    name(), offset_ + nul);
+    throw UserError(
+        "{} has a NUL at byte {}: it is UTF-16 or not text; convert it, or leave it out", name(),
+        offset_ + nul);
   }
   if (valid == text.size()) return;
   throw UserError("{} is not UTF-8 at byte {} (0x{:02x}); convert it, for example with iconv",
@@ -90,7 +91,8 @@ std::optional<Piece> DocumentReader::next() {
   }
 }
 
-// Up to the next separator, or what is safe to hand out before one that may be cut off.
+// Up to the next separator, or as much as is safe to hand out before a separator that may be
+// incomplete.
 std::optional<Piece> DocumentReader::next_text() {
   if (!at_end_ && rest().size() < kBlockBytes) fill();
   const std::string& separator = format_.separator;
@@ -126,7 +128,7 @@ std::optional<Piece> DocumentReader::next_line() {
   try {
     object = nlohmann::json::parse(line.text);
   } catch (const nlohmann::json::exception&) {
-    throw UserError("{} is no valid JSON; give one object a line", name);
+    throw UserError("{} is not valid JSON; give one object per line", name);
   }
   const auto& key = format_.jsonl_key;
   if (!object.is_object() || !object.contains(key) || !object[key].is_string()) {

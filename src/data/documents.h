@@ -11,27 +11,27 @@
 
 namespace lathe {
 
-// Where documents end besides at the end of each file.
+// Where documents end, besides at the end of each file.
 struct DocumentFormat {
-  std::string separator;  // this text, which is left out; empty: nowhere
-  std::string jsonl_key;  // not empty: one JSON object a line, the document under this key
+  std::string separator;  // this text, which is dropped; empty: no separator
+  std::string jsonl_key;  // if not empty: each line is a JSON object, its text under this key
 };
 
 struct InputFile {
   std::filesystem::path path;
-  std::string name;  // what errors call it
+  std::string name;  // used in errors
 };
 
 struct Piece {
   std::string text;      // valid UTF-8, whole characters
-  bool starts_document;  // false: goes on with the document of the piece before
-  std::string source;    // what errors call it: the file, or the file and line of JSON
+  bool starts_document;  // false: continues the previous piece's document
+  std::string source;    // used in errors: the file, or the file and line of JSON
   uint64_t offset;       // in the source, of the first byte
 };
 
-// Reads the files in order. Throws UserError where one cannot be read, or holds invalid UTF-8 or a
-// NUL (which JSON may escape), naming file and byte offset. Empty documents are left out, and so is
-// the byte order mark at the start of a file.
+// Reads the files in order. Throws UserError, naming file and byte offset, if a file cannot be read
+// or contains invalid UTF-8 or a NUL (which JSON may escape). Skips empty documents and a byte
+// order mark at the start of a file.
 class DocumentReader {
  public:
   DocumentReader(std::vector<InputFile> files, DocumentFormat format);
@@ -41,7 +41,7 @@ class DocumentReader {
   int64_t byte_order_marks() const { return byte_order_marks_; }
 
  private:
-  bool fill();  // reads on; false at the end of the last file
+  bool fill();  // reads more; false at the end of the last file
   bool open_next_file();
   std::optional<Piece> next_text();
   std::optional<Piece> next_line();
@@ -56,11 +56,11 @@ class DocumentReader {
   std::ifstream stream_;
   std::string_view rest() const { return std::string_view(buffer_).substr(begin_); }
 
-  std::string buffer_;  // what was read of the file; from begin_ on not yet handed out
+  std::string buffer_;  // text of the file; from begin_ on not yet handed out
   size_t begin_ = 0;
   uint64_t offset_ = 0;  // in the file, of the byte at begin_
   uint64_t bytes_read_ = 0;
-  int64_t byte_order_marks_ = 0;  // left out
+  int64_t byte_order_marks_ = 0;  // skipped
   int64_t line_ = 0;
   bool at_end_ = true;           // of the current file
   bool document_starts_ = true;  // at the byte at begin_

@@ -20,7 +20,7 @@ int64_t random_window(uint64_t seed, int64_t step, int64_t sequence, int64_t tok
   const auto draw =
       philox(seed, static_cast<uint64_t>(sequence), kPhiloxSiteWindow, static_cast<uint32_t>(step));
   const uint64_t bits = uint64_t{draw[1]} << 32 | draw[0];
-  // The upper half of bits * n is below n; its bias, n / 2^64, is beyond measuring.
+  // The upper half of bits * n is below n; its bias, n / 2^64, is too small to measure.
   const auto n = static_cast<unsigned __int128>(tokens - seq_len);
   return static_cast<int64_t>(bits * n >> 64);
 }
@@ -44,11 +44,11 @@ int64_t shuffled(int64_t index, int64_t size, uint64_t seed, int64_t epoch) {
   return static_cast<int64_t>(place);
 }
 
-// Shared by both loaders: sizes that can be worked with, and enough data for one target.
+// Shared by both loaders: usable sizes, and enough data for one target.
 static const LoaderOptions& checked(const LoaderOptions& o) {
   if (o.seq_len < 1) throw UserError("--seq-len is {}; give at least 1", o.seq_len);
   if (o.batch_size < 1) throw UserError("--batch-size is {}; give at least 1", o.batch_size);
-  constexpr int64_t kMost = int64_t{1} << 31;  // tokens of a batch
+  constexpr int64_t kMost = int64_t{1} << 31;  // tokens in a batch
   if (o.seq_len >= kMost || o.batch_size >= kMost || o.seq_len * o.batch_size >= kMost) {
     throw UserError("--batch-size {} times --seq-len {} is too large; give less than 2^31 tokens",
                     o.batch_size, o.seq_len);
@@ -71,7 +71,7 @@ Loader::Loader(const LoaderOptions& options)
       window_(static_cast<size_t>(options.seq_len + 1)) {
   if (tokens_.size() <= options_.seq_len) {
     throw UserError(
-        "{} holds {} tokens for {}, one window of --seq-len {} takes {}; "
+        "{} holds {} tokens for {}, but one window of --seq-len {} takes {}; "
         "use more data or a smaller --seq-len",
         options_.directory.string(), tokens_.size(), options_.split, options_.seq_len,
         options_.seq_len + 1);
@@ -116,7 +116,7 @@ void Loader::stop() {
 
 const Batch& Loader::next() {
   std::unique_lock lock(mutex_);
-  ++taken_;  // gives the batch before back
+  ++taken_;  // releases the previous batch
   changed_.notify_all();
   changed_.wait(lock, [this] { return filled_ >= taken_ || failure_; });
   if (filled_ < taken_) {
@@ -131,7 +131,7 @@ void Loader::read_ahead(const std::stop_token& stop, LoaderPosition position) {
   for (int64_t count = 0;; ++count, position = after(position)) {
     {
       std::unique_lock lock(mutex_);
-      // The caller holds batch taken_ - 1, so batch taken_ - 1 + kSlots has to wait.
+      // The caller holds batch taken_ - 1, so batch taken_ - 1 + kSlots must wait.
       const auto room = [&] { return count < std::max<int64_t>(taken_ - 1, 0) + kSlots; };
       if (!changed_.wait(lock, stop, room) || stop.stop_requested()) return;
     }
@@ -173,7 +173,7 @@ EvalLoader::EvalLoader(const LoaderOptions& options)
       tokens_(options.directory, options.split, options.vocab_size, options.open),
       window_(static_cast<size_t>(options.seq_len + 1)) {
   if (tokens_.size() < 2) {
-    throw UserError("{} holds {} tokens for {}, an evaluation takes at least 2; use more data",
+    throw UserError("{} holds {} tokens for {}, but an evaluation takes at least 2; use more data",
                     options_.directory.string(), tokens_.size(), options_.split);
   }
   resize(batch_, options_);

@@ -25,7 +25,7 @@ namespace {
 
 constexpr size_t kChunkBytes = 1 << 18;
 
-// Threads that encode chunks of text; results come back through futures, so their order is ours.
+// Threads that encode chunks of text. Results come back through futures, so we choose their order.
 class EncoderPool {
  public:
   EncoderPool(const Tokenizer& tokenizer, int threads) {
@@ -73,11 +73,11 @@ class EncoderPool {
   std::mutex mutex_;
   std::condition_variable_any wake_;
   std::deque<Job> jobs_;
-  std::vector<std::jthread> threads_;  // last: they stop before the rest goes
+  std::vector<std::jthread> threads_;  // last: they stop before the other members go
 };
 
-// Writes the tokens of one split: text in, cut at places that do not change its tokens, encoded by
-// the pool, written in order.
+// Writes the tokens of one split: cuts the text at places that do not change its tokens, has the
+// pool encode the chunks, and writes the tokens in order.
 class SplitWriter {
  public:
   // join: the tokens between documents.
@@ -91,7 +91,7 @@ class SplitWriter {
     if (pending_.size() < cut_at_) return;
     const size_t cut = tokenizer_.safe_cut(pending_);
     if (cut > 0) submit(cut);
-    // Where a word is longer than a chunk, search again only when the text has doubled.
+    // If a word is longer than a chunk, search again only when the text has doubled.
     cut_at_ = std::max(kChunkBytes, pending_.size() * 2);
   }
 
@@ -124,7 +124,7 @@ class SplitWriter {
   }
 
   struct Waiting {
-    bool separate;  // from the document before
+    bool separate;  // from the previous document
     std::future<std::vector<int32_t>> ids;
   };
 
@@ -140,14 +140,14 @@ class SplitWriter {
   bool began_ = false;
 };
 
-// A folder for everything unfinished inside `out`; what is left in it goes with it.
+// A folder inside `out` for everything unfinished; it is removed with its contents.
 class StagingFolder {
  public:
   explicit StagingFolder(const fs::path& out) : path_(out / ".prepare.partial") {
     std::error_code error;
     created_out_ = fs::create_directories(out, error);
     if (!error) lock_ = std::make_unique<DirectoryLock>(out);
-    if (!error) fs::remove_all(path_, error);  // of a run that was killed
+    if (!error) fs::remove_all(path_, error);  // left by a run that was killed
     if (!error) fs::create_directory(path_, error);
     if (error) {
       throw UserError("cannot write {}: {}; choose another --out", out.string(), error.message());
@@ -157,7 +157,7 @@ class StagingFolder {
     std::error_code ignored;
     fs::remove_all(path_, ignored);
     lock_.reset();
-    if (created_out_) fs::remove(path_.parent_path(), ignored);  // only where it is empty
+    if (created_out_) fs::remove(path_.parent_path(), ignored);  // only if it is empty
   }
   StagingFolder(const StagingFolder&) = delete;
   StagingFolder& operator=(const StagingFolder&) = delete;
@@ -169,7 +169,7 @@ class StagingFolder {
   bool created_out_ = false;
 };
 
-// What the first pass over the text finds.
+// What the first pass over the text finds out.
 struct Census {
   int64_t documents = 0;
   int64_t characters = 0;
@@ -188,7 +188,7 @@ uint64_t total_bytes(const std::vector<InputFile>& inputs) {
   return bytes;
 }
 
-// Throws UnknownCharacter where the vocabulary lacks one of the piece's characters.
+// Throws UnknownCharacter if the vocabulary lacks one of the piece's characters.
 void check_characters(const Piece& piece, Encoder& encoder) {
   std::vector<int32_t> ids;
   try {
@@ -206,8 +206,8 @@ void mark_code_points(std::string_view text, std::vector<bool>& seen) {
   }
 }
 
-// Reads everything once. tokenizer: the one that will encode, or null where it is made from what is
-// found here. All that can be wrong with the text is found now, before anything is written.
+// Reads everything once. `tokenizer` is the one that will encode, or null if it is made from what
+// is found here. Any error in the text is found here, before anything is written.
 Census take_census(const PrepareOptions& options, const std::vector<InputFile>& inputs,
                    const Tokenizer* tokenizer, const PrepareProgress& progress) {
   Census census;
@@ -244,8 +244,8 @@ void copy_stream(std::istream& from, const InputFile& to) {
   copy.commit();
 }
 
-// The text is read twice: what can be read only once (standard input, pipes) is copied into the
-// staging folder.
+// The text is read twice, so input that can be read only once (standard input, pipes) is copied
+// into the staging folder.
 std::vector<InputFile> seekable(const std::vector<fs::path>& inputs, const fs::path& staging) {
   if (std::count(inputs.begin(), inputs.end(), "-") > 1) {
     throw UserError("--input names standard input (-) more than once; name it once");
@@ -272,7 +272,7 @@ std::vector<InputFile> seekable(const std::vector<fs::path>& inputs, const fs::p
   return files;
 }
 
-// Throws UserError where there are several documents, and nothing says what stands between them.
+// Throws UserError if there are several documents and nothing to put between them.
 std::vector<int32_t> join_tokens(const PrepareOptions& options, const Tokenizer& tokenizer,
                                  int64_t documents) {
   if (documents < 2) return {};
@@ -290,7 +290,7 @@ std::vector<int32_t> join_tokens(const PrepareOptions& options, const Tokenizer&
   }
 }
 
-// As nanoGPT: int(n * 0.9), the product in double.
+// Like nanoGPT: int(n * 0.9), the product in double.
 int64_t count_train_characters(const PrepareOptions& options, int64_t characters) {
   const double share = options.val_fraction;
   const auto train = static_cast<int64_t>(static_cast<double>(characters) * (1 - share));
@@ -333,10 +333,10 @@ std::vector<fs::path> old_output(const fs::path& out) {
   return files;
 }
 
-// Replaces the old data by the new. Meanwhile a mark says that the directory may hold both.
+// Replaces the old data. While it does, a marker file shows that the directory may hold both.
 void publish(const fs::path& staging, const fs::path& out, const ShardWriter& train,
              const ShardWriter& val) {
-  write_file(out / kReplacingMark, "prepare replaces the data in this directory.\n");
+  write_file(out / kReplacingMark, "prepare is replacing the data in this directory.\n");
   for (const auto& file : old_output(out)) remove_file(file);
   sync_directory(out);
   for (const ShardWriter* shards : {&train, &val}) {
@@ -348,7 +348,7 @@ void publish(const fs::path& staging, const fs::path& out, const ShardWriter& tr
   sync_directory(out);
 }
 
-// The second pass: everything before character `train_characters` to train, the rest to val.
+// The second pass: characters before `train_characters` go to train, the rest to val.
 void encode_all(DocumentReader& reader, const Census& census, int64_t train_characters,
                 SplitWriter& train, SplitWriter& val, const std::function<void()>& progress) {
   int64_t at = 0;
@@ -408,7 +408,7 @@ PrepareResult prepare(const PrepareOptions& options, const PrepareProgress& prog
   check_options(options);
   auto tokenizer = open_tokenizer(options);
   const StagingFolder staging(options.out);
-  refuse_old_output(options);  // of a process that held the lock until now
+  refuse_old_output(options);  // another process may have written it before it released the lock
   const auto inputs = seekable(options.inputs, staging.path());
   const Census census = take_census(options, inputs, tokenizer.get(), progress);
   if (census.characters == 0) throw UserError("the input holds no text; give a file with some");

@@ -85,8 +85,8 @@ size_t next_word(std::string_view text) {
   const size_t start = text[0] == ' ' && text.size() > 1 ? 1 : 0;
   const Classified first = classify(text, start);
   if (first.kind != CharClass::space) return end_of_run(text, start + first.length, first.kind);
-  // White space: the whole run at the end of the text; before a word all but the last character,
-  // which joins the word where it is a space; but at least one.
+  // White space: the whole run if it ends the text; before a word, all but the last character (a
+  // space there belongs to the word), but at least one.
   const size_t end = end_of_run(text, start + first.length, CharClass::space);
   if (end == text.size()) return end;
   const size_t last = previous_code_point(text, end);
@@ -107,11 +107,11 @@ size_t begin_of_white_space(std::string_view text) {
   return at;
 }
 
-// A place between characters p (before) and n (after) ends a word whatever stands around where
-//   p is no white space, p and n are of different classes, and not (p other, n letter).
-// No word crosses it: words are a run of one class, with a space in front or without, or an
-// apostrophe (other) and letters. And the words before it do not change when the text ends there:
-// the only thing that looks ahead is the white space rule, and p is no white space.
+// A place between characters p (before) and n (after) ends a word in any context if
+//   p is not white space, p and n are of different classes, and not (p other, n letter).
+// No word crosses it: a word is a run of one class, possibly after a space, or an apostrophe
+// (other) and letters. And the words before it do not change if the text ends there: only the white
+// space rule looks ahead, and p is not white space.
 size_t last_word_boundary(std::string_view text) {
   if (text.empty()) return 0;
   size_t at = previous_code_point(text, text.size());

@@ -1,8 +1,9 @@
-// GPT-2's pre-tokenizer: cuts text into the words inside which BPE merges. The regular expression
+// GPT-2's pre-tokenizer: splits text into the words inside which BPE merges. It is the regular
+// expression
 //   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-// written out by hand. \s is Unicode's White_Space (U+0085 is in, U+001C .. U+001F are not), as in
-// the `regex` module that OpenAI's encoder.py uses. Categories are those of Unicode 16.0 on every
-// machine, as in tiktoken and Hugging Face's tokenizers; characters that a newer Unicode assigned
+// written out by hand. \s is Unicode's White_Space (including U+0085 but not U+001C .. U+001F), as
+// in the `regex` module that OpenAI's encoder.py uses. Categories are Unicode 16.0's on every
+// machine, as in tiktoken and Hugging Face's tokenizers; characters that a later Unicode assigned
 // count as neither letter nor number.
 #pragma once
 
@@ -12,20 +13,20 @@
 
 namespace lathe {
 
-// unicode_classes.inc holds these numbers.
+// The numbers in unicode_classes.inc.
 enum class CharClass : uint8_t { letter = 0, number = 1, space = 2, other = 3 };
 
 CharClass char_class(int32_t code_point);
 
-// Bytes of the first word of text, which is valid UTF-8 and not empty.
+// Bytes of the first word of `text`, which must be valid UTF-8 and not empty.
 size_t next_word(std::string_view text);
 
-// Bytes of the white space at the start of text, and where that at its end begins.
+// Bytes of the white space at the start of `text`, and where the white space at its end begins.
 size_t end_of_white_space(std::string_view text);
 size_t begin_of_white_space(std::string_view text);
 
-// The last place in text at which the words end whatever stands before and after text; 0 where
-// there is none. See the proof in the source.
+// The last place in `text` where words end whatever comes before and after `text`; 0 if there is
+// none. The source has the proof.
 size_t last_word_boundary(std::string_view text);
 
 }  // namespace lathe

@@ -41,34 +41,34 @@ Shard::Shard(const std::filesystem::path& path, const OpenShardFile& open)
   const std::string name = path.string();
   if (file_->size() < kShardHeaderBytes) {
     throw UserError(
-        "{} is no token shard: it has {} bytes, its header alone takes {}; "
-        "make it again with prepare",
+        "{} is not a token shard: it has {} bytes, but its header alone takes {}; "
+        "recreate it with prepare",
         name, file_->size(), kShardHeaderBytes);
   }
   std::array<int32_t, 3> header;
   file_->read(0, header.data(), sizeof header);
   if (header[0] != kShardMagic) {
     throw UserError(
-        "{} is no token shard: it starts with {} at byte 0, not {}; "
-        "make it again with prepare",
+        "{} is not a token shard: it starts with {} at byte 0, not {}; "
+        "recreate it with prepare",
         name, header[0], kShardMagic);
   }
   if (header[1] != kShardVersion) {
     throw UserError(
-        "{} has shard version {} at byte 4, only {} is known; "
-        "make it again with prepare",
+        "{} has shard version {} at byte 4, but only {} is known; "
+        "recreate it with prepare",
         name, header[1], kShardVersion);
   }
   if (header[2] < 0) {
-    throw UserError("{} says at byte 8 that it has {} tokens; make it again with prepare", name,
+    throw UserError("{} claims at byte 8 to have {} tokens; recreate it with prepare", name,
                     header[2]);
   }
   size_ = header[2];
   const uint64_t expected = kShardHeaderBytes + 2 * static_cast<uint64_t>(size_);
   if (file_->size() != expected) {
     throw UserError(
-        "{} is {}: {} tokens (byte 8) take {} bytes and it has {}; "
-        "copy it again or make it again with prepare",
+        "{} is {}: {} tokens (byte 8) take {} bytes, but it has {}; "
+        "copy it again or recreate it with prepare",
         name, file_->size() < expected ? "truncated" : "too long", size_, expected, file_->size());
   }
 }
@@ -76,7 +76,8 @@ Shard::Shard(const std::filesystem::path& path, const OpenShardFile& open)
 void Shard::copy(int64_t first, int64_t count, int32_t* out, int32_t vocab_size) const {
   LATHE_CHECK(first >= 0 && count >= 0 && first + count <= size_, "{} + {} of {}", first, count,
               size_);
-  // Read into the upper half of `out`, and spread from there: what is written at i has been read.
+  // Reads into the upper half of `out` and expands from there: each write hits only tokens already
+  // read.
   auto* tokens = reinterpret_cast<char*>(out + count) - count * int64_t{sizeof(uint16_t)};
   if (count > 0) {
     file_->read(kShardHeaderBytes + 2 * static_cast<uint64_t>(first), tokens,
@@ -93,15 +94,15 @@ void Shard::copy(int64_t first, int64_t count, int32_t* out, int32_t vocab_size)
   const int64_t bad =
       std::find_if(out, out + count, [=](int32_t t) { return t >= vocab_size; }) - out;
   throw UserError(
-      "{} holds token {} at byte {}, the vocabulary has {}; "
-      "use the data's own vocabulary size or make the data again with prepare",
+      "{} holds token {} at byte {}, but the vocabulary has {}; "
+      "use the data's own vocabulary size or recreate the data with prepare",
       path().string(), out[bad], kShardHeaderBytes + 2 * static_cast<uint64_t>(first + bad),
       vocab_size);
 }
 
-// The name without digits and underscores at its end where `split` is one of its parts, else "".
+// The name without trailing digits and underscores if `split` is one of its parts, else "".
 static std::string data_set_of(const std::filesystem::path& file, const std::string& split) {
-  const bool hidden = file.filename().string().starts_with('.');  // macOS makes ._train_000000.bin
+  const bool hidden = file.filename().string().starts_with('.');  // macOS: ._train_000000.bin
   if (hidden || file.extension() != ".bin") return "";
   std::string stem = file.stem().string();
   if (("_" + stem + "_").find("_" + split + "_") == std::string::npos) return "";
@@ -118,7 +119,7 @@ std::vector<std::filesystem::path> find_shards(const std::filesystem::path& dire
   if (std::filesystem::exists(directory / kReplacingMark, error)) {
     throw UserError(
         "{} may hold old and new data mixed: prepare was stopped while it replaced them, or is "
-        "doing so now; make the data again with prepare --force",
+        "doing so now; recreate the data with prepare --force",
         directory.string());
   }
   std::vector<std::filesystem::path> files;
@@ -187,7 +188,8 @@ void ShardWriter::open() {
   in_shard_ = 0;
 }
 
-// The number of tokens is known only now, so this is no AtomicFile, which writes from start to end.
+// The number of tokens is known only now, so AtomicFile, which writes from start to end, does not
+// fit.
 void ShardWriter::close() {
   const std::array<int32_t, 3> header{kShardMagic, kShardVersion, static_cast<int32_t>(in_shard_)};
   if (::lseek(file_.get(), 0, SEEK_SET) != 0) throw_io_error("write", partial(), errno);

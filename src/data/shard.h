@@ -18,11 +18,11 @@ namespace lathe {
 inline constexpr int32_t kShardMagic = 20240520;
 inline constexpr int32_t kShardVersion = 1;
 inline constexpr size_t kShardHeaderBytes = 1024;
-// A file that stands in a data directory while its shards are replaced.
+// A file in a data directory while its shards are being replaced.
 inline constexpr const char* kReplacingMark = ".prepare.replacing";
 inline constexpr int32_t kMaxVocabSize = 65536;  // tokens are 16 bits
 
-// How the bytes of a shard are read. Errors are those of io/file.h.
+// How a shard's bytes are read. Errors as in io/file.h.
 class ShardFile {
  public:
   virtual ~ShardFile() = default;
@@ -32,8 +32,8 @@ class ShardFile {
 using OpenShardFile = std::function<std::unique_ptr<ShardFile>(const std::filesystem::path&)>;
 std::unique_ptr<ShardFile> map_shard_file(const std::filesystem::path& path);
 
-// One shard. The constructor checks header and size and throws UserError that names the file;
-// tokens are checked against the vocabulary as they are copied.
+// One shard. The constructor checks header and size, and throws UserError that names the file;
+// copy() checks tokens against the vocabulary.
 class Shard {
  public:
   explicit Shard(const std::filesystem::path& path, const OpenShardFile& open = map_shard_file);
@@ -41,8 +41,8 @@ class Shard {
   int64_t size() const { return size_; }  // tokens
   const std::filesystem::path& path() const { return path_; }
 
-  // Writes tokens first .. first + count to out. Throws UserError naming the file and the byte
-  // offset of a token >= vocab_size; vocab_size 0 checks nothing.
+  // Writes tokens first .. first + count to `out`. Throws UserError that names the file and the
+  // byte offset of a token >= vocab_size; 0 checks nothing.
   void copy(int64_t first, int64_t count, int32_t* out, int32_t vocab_size) const;
 
  private:
@@ -54,11 +54,11 @@ class Shard {
 // All shards of one split of a data directory, read as one list of tokens.
 class TokenSet {
  public:
-  // Shards are the directory's .bin files whose name has `split` ("train" or "val") as one of its
-  // parts between underscores (train_000000.bin; llm.c's fineweb_val_000000.bin), in the order of
-  // their names. Hidden files are none. Throws UserError where there is none, one is damaged, they
-  // belong to more than one data set, or prepare was stopped while it replaced them. vocab_size as
-  // in Shard::copy.
+  // Shards are the directory's .bin files whose name contains `split` ("train" or "val") as a part
+  // between underscores (train_000000.bin; llm.c's fineweb_val_000000.bin), in order of their
+  // names. Hidden files are ignored. Throws UserError if there are none, if one is damaged, if they
+  // belong to more than one data set, or if prepare was stopped while it replaced them. vocab_size
+  // is as in Shard::copy.
   TokenSet(const std::filesystem::path& directory, const std::string& split, int32_t vocab_size = 0,
            const OpenShardFile& open = map_shard_file);
 
@@ -72,14 +72,14 @@ class TokenSet {
   int32_t vocab_size_;
 };
 
-// The .bin files that TokenSet would open, sorted; empty where there is none. Throws UserError
-// where kReplacingMark is there.
+// The .bin files that TokenSet would open, sorted; empty if there are none. Throws UserError if
+// kReplacingMark exists.
 std::vector<std::filesystem::path> find_shards(const std::filesystem::path& directory,
                                                const std::string& split);
 
-// Writes `split`_000000.bin, `split`_000001.bin, ... of at most shard_tokens tokens, each written
-// beside its final name, fsynced and renamed. finish() completes the last one; without it, the
-// unfinished shard leaves no file.
+// Writes `split`_000000.bin, `split`_000001.bin, ... of at most shard_tokens tokens, each under a
+// temporary name, fsynced and renamed. finish() completes the last one; without it, the unfinished
+// shard leaves no file.
 class ShardWriter {
  public:
   ShardWriter(std::filesystem::path directory, std::string split,
@@ -89,8 +89,8 @@ class ShardWriter {
   ShardWriter(const ShardWriter&) = delete;
   ShardWriter& operator=(const ShardWriter&) = delete;
 
-  // CheckError where a token is not in 0 .. 65535; UserError or CheckError of io/file.h where the
-  // file cannot be written.
+  // CheckError if a token is not in 0 .. 65535; UserError or CheckError as in io/file.h if the file
+  // cannot be written.
   void append(std::span<const int32_t> tokens);
   void finish();
   int64_t tokens() const { return total_; }

@@ -46,7 +46,7 @@ bool same_tokens(const Tokenizer& a, const Tokenizer& b) {
 
 static constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 
-// Moves what is complete from held to the result; `last`: nothing more will come.
+// Moves complete characters from `held` to the result; `last`: no more input will come.
 static std::string printable(std::string& held, bool last) {
   std::string out;
   const size_t keep = last ? 0 : incomplete_utf8_tail(held);

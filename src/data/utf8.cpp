@@ -36,7 +36,7 @@ size_t byte_order_mark(std::string_view text) {
   return text.starts_with(kMark) ? kMark.size() : 0;
 }
 
-// The first byte of each sequence says how long it is; 0 for a byte that starts none.
+// The length of a sequence from its first byte; 0 if no sequence starts with that byte.
 static size_t sequence_length(unsigned char first) {
   if (first < 0x80) return 1;
   if (first < 0xc2) return 0;

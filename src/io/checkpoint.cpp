@@ -47,7 +47,7 @@ json body_of(const Manifest& manifest) {
           {"files", std::move(files)}};
 }
 
-// Over the compact form with sorted keys, so that it does not depend on spaces and line breaks.
+// Over the compact form with sorted keys, so that spaces and line breaks do not matter.
 std::string checksum_of(const json& body) {
   const std::string text = body.dump();
   Hasher hasher;
@@ -57,7 +57,7 @@ std::string checksum_of(const json& body) {
 
 struct Entry {
   std::string name;
-  bool is_directory;  // itself, not through a link
+  bool is_directory;  // false for a link to one
   bool is_file;
   bool is_link;
 };
@@ -77,18 +77,18 @@ std::vector<Entry> entries_of(const fs::path& dir) {
   return entries;
 }
 
-// Removes a directory of ours and the files in it; a link, and not what it leads to. UserError, and
-// nothing deleted, if it holds a directory or is a file, for we make none.
+// Removes a checkpoint directory and its files, or a link but not its target. If it is a file, or
+// holds a directory, throws a UserError and deletes nothing, because no save writes either.
 void remove_flat_directory(const fs::path& dir) {
   const fs::file_type type = fs::symlink_status(dir).type();
   if (type == fs::file_type::symlink) return remove_file(dir);
   if (type != fs::file_type::directory) {
-    throw UserError("{} is no directory, so no save has left it; move it away", dir.string());
+    throw UserError("{} is not a directory, so no save has left it; move it away", dir.string());
   }
   const std::vector<Entry> entries = entries_of(dir);
   for (const Entry& entry : entries) {
     if (entry.is_directory) {
-      throw UserError("{} holds the directory {}, which is none of a checkpoint's; move it away",
+      throw UserError("{} holds the directory {}, which no checkpoint has; move it away",
                       dir.string(), entry.name);
     }
   }
@@ -101,7 +101,7 @@ bool path_exists(const fs::path& path) {
   return ::lstat(path.c_str(), &status) == 0;
 }
 
-// Renames it to PATH.damaged, or PATH.damaged-2, ..., and says so.
+// Renames it to PATH.damaged, or PATH.damaged-2, ..., and prints so.
 void set_aside(const fs::path& path, std::string_view reason) {
   fs::path aside = path.string() + ".damaged";
   for (int i = 2; path_exists(aside); ++i) aside = fmt::format("{}.damaged-{}", path.string(), i);
@@ -118,7 +118,7 @@ void check_size(const fs::path& path, const FileDigest& expected) {
   }
 }
 
-// The steps that have a directory of the right name, or with follow_links a link, newest first.
+// Steps whose directory has the right name (with follow_links also a link to one), newest first.
 std::vector<int64_t> steps_in(const std::vector<Entry>& entries, bool follow_links) {
   std::vector<int64_t> steps;
   for (const Entry& entry : entries) {
@@ -145,8 +145,8 @@ Manifest parse_manifest(std::string_view text, std::string_view file) {
   const json value = parse_strict_json(text, file, 8);
   StrictObject object(value, file);
   if (object.take_string("format") != kFormat) {
-    throw UserError("{} is not of a checkpoint: key \"format\" is {}, expected \"{}\"", file,
-                    json_quoted(object.take_string("format")), kFormat);
+    throw UserError("{} is not a checkpoint's manifest: key \"format\" is {}, expected \"{}\"",
+                    file, json_quoted(object.take_string("format")), kFormat);
   }
   const int64_t version = object.take_integer("version", 0, INT64_MAX);
   if (version != kCheckpointVersion) {
@@ -186,7 +186,7 @@ Manifest read_manifest(const fs::path& dir) {
   Manifest manifest = parse_manifest(read_whole_file(path, kManifestMaxBytes), path.string());
   const std::optional<int64_t> step = checkpoint_step(dir.filename().string());
   if (step && *step != manifest.step) {
-    throw UserError("{} is of step {}, but the directory's name says {}; restore its name",
+    throw UserError("{} is from step {}, but the directory is named {}; restore its name",
                     path.string(), manifest.step, *step);
   }
   return manifest;
@@ -221,7 +221,7 @@ CheckpointWriter::CheckpointWriter(const fs::path& out_dir, int64_t step)
   if (path_exists(partial_)) {
     try {
       remove_flat_directory(partial_);
-    } catch (const UserError& error) {  // a save must not fail for it
+    } catch (const UserError& error) {  // a save must not fail because of this
       set_aside(partial_, error.what());
     }
   }
@@ -233,7 +233,7 @@ CheckpointWriter::~CheckpointWriter() {
   try {
     remove_flat_directory(partial_);
   } catch (const std::exception&) {
-    // An error is under way already; the next save or prune removes what is left.
+    // Another error is already on its way; the next save or prune removes the rest.
   }
 }
 
@@ -247,7 +247,7 @@ void CheckpointWriter::write(std::string_view name, std::string_view text) {
   add(name, write_file(path(name), text));
 }
 
-// The digests that were added, checked against the directory, and those of all other files in it.
+// The added digests, checked against the directory, plus those of all other files in it.
 Manifest CheckpointWriter::complete_manifest() {
   Manifest manifest = manifest_;
   for (const auto& [name, digest] : manifest.files) check_size(path(name), digest);
@@ -269,7 +269,7 @@ bool CheckpointWriter::commit() {
   if (path_exists(final_)) {
     try {
       verify_checkpoint(final_);
-      say(fmt::format("{} is a valid checkpoint already and is left as it is", final_.string()));
+      say(fmt::format("{} is already a valid checkpoint and is kept", final_.string()));
       return false;
     } catch (const std::runtime_error& error) {
       set_aside(final_, error.what());
@@ -287,18 +287,17 @@ void check_digest(const fs::path& path, const FileDigest& expected) {
   const FileDigest found = digest_file(path);
   if (found == expected) return;
   throw UserError(
-      "{} is damaged: {} bytes with checksum {}, but the manifest says {} bytes "
+      "{} is damaged: {} bytes with checksum {}, but the manifest lists {} bytes "
       "with {}; use another checkpoint",
       path.string(), found.size, found.xxh128, expected.size, expected.xxh128);
 }
 
-// Not damaged, and somebody's work.
+// Not damaged: somebody wanted this.
 struct SavedOver : UserError {
   using UserError::UserError;
 };
 
-// transformers leaves its version in config.json, which is how its save over a checkpoint is told
-// from damage.
+// transformers writes its version into config.json; that distinguishes its save from damage.
 void refuse_if_saved_over(const fs::path& dir, const Manifest& manifest) {
   const fs::path path = dir / "config.json";
   const auto saved = manifest.files.find("config.json");
@@ -309,8 +308,8 @@ void refuse_if_saved_over(const fs::path& dir, const Manifest& manifest) {
     return;
   }
   throw SavedOver(
-      "{} was saved over by transformers (its config.json says so), so it is no checkpoint any "
-      "more and cannot be resumed; remove {}, and --init and sample read it as a model from "
+      "{} was saved over by transformers (its config.json shows it), so it is no longer a "
+      "checkpoint and cannot be resumed; remove {}, and --init and sample read it as a model from "
       "elsewhere",
       dir.string(), (dir / kManifest).string());
 }
@@ -321,7 +320,7 @@ void require_files(const fs::path& dir, const Manifest& manifest,
                    const std::vector<std::string>& names) {
   for (const std::string& name : names) {
     if (manifest.files.contains(name)) continue;
-    throw UserError("{} does not list {}, so the checkpoint is not whole; use another one",
+    throw UserError("{} does not list {}, so the checkpoint is incomplete; use another one",
                     (dir / kManifest).string(), name);
   }
 }
@@ -355,8 +354,8 @@ std::optional<fs::path> find_latest_checkpoint(const fs::path& out_dir, Damaged 
       if (complete) complete(dir, manifest);
     } catch (const OtherVersion&) {
       throw;
-    } catch (const std::runtime_error& error) {  // a read error is no better than wrong bytes
-      say(fmt::format("{} is not a valid checkpoint and is passed over: {}", dir.string(),
+    } catch (const std::runtime_error& error) {  // treat a read error like wrong bytes
+      say(fmt::format("{} is not a valid checkpoint and is skipped: {}", dir.string(),
                       error.what()));
       if (path_exists(dir / kManifest) && dynamic_cast<const SavedOver*>(&error) == nullptr)
         unusable.emplace_back(dir, error.what());
@@ -372,7 +371,7 @@ std::optional<fs::path> find_latest_checkpoint(const fs::path& out_dir, Damaged 
 
 namespace {
 
-// Whether a directory is a checkpoint as far as names and sizes say.
+// Whether a directory is a checkpoint, judged by names and sizes.
 bool looks_valid(const fs::path& dir) {
   try {
     for (const auto& [name, digest] : read_manifest(dir).files) check_size(dir / name, digest);
@@ -382,7 +381,7 @@ bool looks_valid(const fs::path& dir) {
   }
 }
 
-// The first thing in a checkpoint that its manifest does not name.
+// The first entry of a checkpoint that its manifest does not list.
 std::optional<std::string> foreign_entry(const fs::path& dir) {
   const Manifest manifest = read_manifest(dir);
   for (const Entry& entry : entries_of(dir)) {
@@ -400,7 +399,7 @@ void remove_unless_foreign(const fs::path& dir, std::vector<fs::path>& removed) 
   }
 }
 
-// Whether the name is that of a save or a removal that a crash cut short.
+// Whether the name is that of a save or removal that a crash interrupted.
 bool is_leftover(std::string_view name) {
   for (std::string_view suffix : {kPartial, kPruned}) {
     if (name.ends_with(suffix) && checkpoint_step(name.substr(0, name.size() - suffix.size()))) {
@@ -428,7 +427,7 @@ std::vector<fs::path> prune_checkpoints(const fs::path& out_dir, int64_t keep, i
     const fs::path dir = out_dir / checkpoint_name(step);
     if (step >= committed || !looks_valid(dir) || kept++ < keep) continue;
     if (const std::optional<std::string> foreign = foreign_entry(dir)) {
-      say(fmt::format("{} is kept: it holds {}, which is none of the checkpoint's files",
+      say(fmt::format("{} is kept: it holds {}, which is not one of the checkpoint's files",
                       dir.string(), *foreign));
       continue;
     }

@@ -17,7 +17,7 @@
 namespace lathe {
 
 std::string short_number(double value) {
-  // A unit begins where the one below would be written with four digits before the point.
+  // A unit starts where the next smaller one would need four digits before the point.
   if (std::abs(value) >= 999.95e9) return fmt::format("{:.1f}T", value / 1e12);
   if (std::abs(value) >= 999.95e6) return fmt::format("{:.1f}G", value / 1e9);
   if (std::abs(value) >= 999.95e3) return fmt::format("{:.1f}M", value / 1e6);
@@ -36,7 +36,7 @@ std::string short_time(double seconds) {
 
 std::string step_line(const StepMetrics& metrics, int64_t steps, std::optional<double> eta_seconds,
                       std::optional<int> columns) {
-  // `order`: which part goes first when there are too few columns; 0 stays.
+  // `order`: the order in which parts are dropped if there are too few columns; 0 stays.
   struct Part {
     std::string text;
     int order;
@@ -125,7 +125,7 @@ std::optional<int> terminal_columns(int fd) {
 }
 
 Console::Console(ConsoleOptions options)
-    : options_(std::move(options)), file_(open_without_waiting(options_.fd)) {
+    : options_(std::move(options)), file_(open_nonblocking(options_.fd)) {
   if (!options_.clock) {
     options_.clock = [] {
       return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
@@ -141,7 +141,7 @@ Console::~Console() {
   settle();
 }
 
-// A line as wide as the terminal would leave some with a line break, so one column stays free.
+// A line as wide as the terminal makes some terminals wrap, so one column stays free.
 std::optional<int> Console::columns() const {
   std::optional<int> columns = options_.columns ? options_.columns : terminal_columns(options_.fd);
   if (!columns && live_) columns = 80;
@@ -149,10 +149,10 @@ std::optional<int> Console::columns() const {
   return columns;
 }
 
-// mpirun reads its ranks' output, but not while it ends them: a rank that waits in write(2) then
-// has no time to save. So a terminal and a pipe are opened once more, as files that do not wait:
-// the flag would else be everybody's who shares them.
-FileHandle Console::open_without_waiting(int fd) {
+// mpirun stops reading its ranks' output while it ends them; a rank blocked in write(2) would then
+// have no time to save. So a terminal or pipe is reopened without blocking: setting the flag on fd
+// itself would change it for every process that shares it.
+FileHandle Console::open_nonblocking(int fd) {
   struct stat kind {};
   if (::fstat(fd, &kind) != 0 || !(S_ISFIFO(kind.st_mode) || S_ISCHR(kind.st_mode))) return {};
   return FileHandle(::open(fmt::format("/proc/self/fd/{}", fd).c_str(),
@@ -165,7 +165,7 @@ void Console::put(std::string_view text) {
     after_gap = "\n...\n" + std::string(text);
     text = after_gap;
   }
-  // Whoever has kept a line waiting once keeps no other waiting.
+  // A reader that stalled once does not delay further lines.
   using Clock = std::chrono::steady_clock;
   const auto deadline =
       Clock::now() + std::chrono::duration<double>(stalled_ ? 0 : options_.patience_seconds);

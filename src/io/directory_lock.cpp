@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// "process 123 on host a", as the holder has written it.
+// "process 123 on host a", as the holder wrote it.
 std::string holder_of(const fs::path& path) {
   constexpr uint64_t kLongest = 4096;
   try {
@@ -28,7 +28,7 @@ std::string holder_of(const fs::path& path) {
     if (!text.empty() && text.back() == '\n') text.pop_back();
     if (text.starts_with("process ") && text.find('\n') == std::string::npos) return text;
   } catch (const std::runtime_error&) {
-    // It has not written it yet, or has just removed it.
+    // The holder has not written it yet, or has just removed it.
   }
   return "another process";
 }
@@ -46,18 +46,18 @@ DirectoryLock::DirectoryLock(const fs::path& directory, double patience_seconds)
     : path_(directory / "lock"), made_(make_if_absent(directory)) {
   using Clock = std::chrono::steady_clock;
   const auto until = Clock::now() + std::chrono::duration<double>(patience_seconds);
-  bool told = false;
+  bool reported = false;
   while (!try_lock()) {
     const std::string holder = holder_of(path_);
     if (Clock::now() >= until) {
       throw UserError("{} is in use by {}: wait until it ends, or name another directory",
                       directory.string(), holder);
     }
-    if (!told) {
-      say(fmt::format("{} is in use by {}; waiting {:.0f} s for its end", directory.string(),
+    if (!reported) {
+      say(fmt::format("{} is in use by {}; waiting {:.0f} s for it to end", directory.string(),
                       holder, patience_seconds));
     }
-    told = true;
+    reported = true;
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
 }
@@ -77,31 +77,31 @@ bool DirectoryLock::try_lock() {
     if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
       if (errno == EWOULDBLOCK) return false;
       if (errno == EINTR) continue;
-      say(fmt::format("{} cannot be locked ({}): see to it that no other process writes there",
+      say(fmt::format("{} cannot be locked ({}): make sure that no other process writes there",
                       path_.string(), std::generic_category().message(errno)));
       return true;
     }
-    // The former holder may have removed the file between our two calls: another process would not
-    // meet us there.
+    // The previous holder may have removed the file between our two calls. Then another process
+    // would create and lock a new one.
     if (!is_same_file(file.get(), path_)) continue;
     file_ = std::move(file);
-    tell_who();
+    write_holder();
     return true;
   }
 }
 
-void DirectoryLock::tell_who() const {
+void DirectoryLock::write_holder() const {
   char host[256] = {};
   if (::gethostname(host, sizeof(host) - 1) != 0) host[0] = '?';
   const std::string text = fmt::format("process {} on host {}\n", ::getpid(), host);
-  // It locks without its text, too: on a full disk there is none.
+  // The text is optional: on a full disk the lock holds without it.
   if (::ftruncate(file_.get(), 0) != 0 || ::write(file_.get(), text.data(), text.size()) < 0)
     return;
 }
 
 DirectoryLock::~DirectoryLock() {
   if (file_ && is_same_file(file_.get(), path_)) ::unlink(path_.c_str());
-  if (made_) ::rmdir(parent_of(path_).c_str());  // fails if there is something in it
+  if (made_) ::rmdir(parent_of(path_).c_str());  // fails if it is not empty
 }
 
 }  // namespace lathe

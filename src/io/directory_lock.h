@@ -1,4 +1,4 @@
-// At most one process at a time writes a directory: training runs and prepare.
+// At most one process at a time writes a directory (training runs and prepare).
 #pragma once
 
 #include <filesystem>
@@ -7,17 +7,17 @@
 
 namespace lathe {
 
-// Holds DIR/lock, which names this host and process, for as long as it lives. The kernel holds the
-// lock (flock(2)), so it ends with the process however that ends, and a file that a killed process
-// left is free.
+// Holds DIR/lock, which names this host and process, as long as it lives. The kernel holds the lock
+// (flock(2)), so it ends with the process, however that ends, and a lock file left by a killed
+// process is free.
 class DirectoryLock {
  public:
-  // How long a predecessor may take to end: one that was told to stop still saves.
+  // How long to wait for a previous process to end: one that was asked to stop still saves.
   static constexpr double kPatienceSeconds = 5;
 
-  // Makes the directory if it is not there, and removes it again at the end if it is empty. Waits
-  // so long for a process that holds it, then throws UserError that names its host and process. If
-  // the file system has no locks, that is said on stderr and nothing is locked.
+  // Creates the directory if it does not exist, and removes it at the end if it is empty. Waits up
+  // to patience_seconds for a process that holds the lock, then throws UserError that names its
+  // host and process. If the file system has no locks, warns on stderr and locks nothing.
   explicit DirectoryLock(const std::filesystem::path& directory,
                          double patience_seconds = kPatienceSeconds);
   ~DirectoryLock();
@@ -27,7 +27,7 @@ class DirectoryLock {
  private:
   static bool make_if_absent(const std::filesystem::path& directory);
   bool try_lock();
-  void tell_who() const;
+  void write_holder() const;
 
   std::filesystem::path path_;
   bool made_;

@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// What to do about an error that another path or permission would put right; empty for the others.
+// Advice for errors that another path or permission would fix; empty for others.
 std::string_view advice_for(int error_number) {
   switch (error_number) {
     case EACCES:
@@ -89,7 +89,7 @@ FileHandle& FileHandle::operator=(FileHandle&& other) noexcept {
 }
 
 FileHandle open_regular_file(const fs::path& path, uint64_t* size) {
-  // Non-blocking, so that opening a pipe that nobody writes returns at once and is refused below.
+  // Non-blocking, so that opening a pipe without a writer returns at once; it is refused below.
   FileHandle file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!file) throw_io_error("open", path, errno);
   struct stat status {};
@@ -118,7 +118,7 @@ AtomicFile::AtomicFile(const fs::path& path, size_t buffer_bytes)
     : path_(path),
       partial_(path.string() + ".partial"),
       buffer_(std::max<size_t>(buffer_bytes, 1)) {
-  // Opening fails early where the final name cannot be taken, before hours of work are written.
+  // If the final name cannot be taken, fail now, before hours of work are written.
   struct stat status {};
   if (::stat(path_.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) {
     throw_io_error("write", path_, EISDIR);
@@ -136,7 +136,7 @@ void AtomicFile::write(const void* data, size_t bytes) {
   LATHE_CHECK(file_ && !committed_, "{} is already complete", path_.string());
   hasher_.update(data, bytes);
   const char* next = static_cast<const char*>(data);
-  if (bytes >= buffer_.size()) {  // no copy for what is as large as the buffer
+  if (bytes >= buffer_.size()) {  // avoid a copy if the data would fill the buffer
     flush();
     write_all(file_.get(), next, bytes, path_);
     return;
@@ -173,8 +173,8 @@ FileDigest write_file(const fs::path& path, std::string_view text) {
 
 namespace {
 
-// Calls sink(data, bytes) for each piece of the file in order, with at most limit bytes in all.
-// `size` is what the file claims, and is only a hint.
+// Calls sink(data, bytes) for each piece of the file in order, at most `limit` bytes in total.
+// `size` is the file's claimed size and only a hint.
 template <typename Sink>
 void read_pieces(int fd, const fs::path& path, uint64_t size, uint64_t limit, const Sink& sink) {
   std::vector<char> piece(std::clamp<uint64_t>(size, 4 << 10, 1 << 20));
@@ -201,7 +201,7 @@ std::string read_whole_file(const fs::path& path, uint64_t max_bytes) {
   if (size > max_bytes) refuse(size);
   std::string text;
   text.reserve(size);
-  // One byte beyond the limit, for a file that grows or, as in /proc, says that it has no size.
+  // One byte beyond the limit, for a file that grows or that, as in /proc, reports no size.
   read_pieces(file.get(), path, size, max_bytes + 1,
               [&](const char* data, size_t bytes) { text.append(data, bytes); });
   if (text.size() > max_bytes) refuse(text.size());
@@ -220,7 +220,7 @@ FileDigest digest_file(const fs::path& path) {
 void sync_directory(const fs::path& directory) {
   const FileHandle handle(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!handle) throw_io_error("open", directory, errno);
-  // Some network file systems cannot fsync a directory and say EINVAL: they need none.
+  // Some network file systems cannot fsync a directory and return EINVAL: they do not need it.
   if (::fsync(handle.get()) != 0 && errno != EINVAL) throw_io_error("fsync", directory, errno);
 }
 
@@ -262,19 +262,19 @@ void make_directories(const fs::path& path) {
   const fs::path parent = parent_of(path);
   if (parent == path) throw_io_error("create directory", path, ENOENT);
   make_directories(parent);
-  if (!path.has_filename()) return;  // "a/b/": its parent, "a/b", is what was wanted
+  if (!path.has_filename()) return;  // "a/b/": its parent "a/b" was the directory wanted
   make_directory(path);
   sync_directory(parent);
 }
 
 namespace {
 
-// Where this thread goes on if the memory that it copies is no longer there.
+// Where this thread continues if the memory that it copies disappears.
 thread_local sigjmp_buf* volatile copy_failed = nullptr;
 
 extern "C" void lathe_on_bus_error(int signal) {
   if (copy_failed) ::siglongjmp(*copy_failed, 1);
-  std::signal(signal, SIG_DFL);  // not ours: it comes again as soon as this handler returns
+  std::signal(signal, SIG_DFL);  // not ours: it is raised again as soon as this handler returns
 }
 
 void catch_bus_errors() {
@@ -287,7 +287,8 @@ void catch_bus_errors() {
   static_cast<void>(installed);
 }
 
-// False if the memory at `from` is not there. Nothing with a destructor may live between the two.
+// False if the memory at `from` is gone. No object with a destructor may live between setjmp and
+// the copy.
 bool copy_mapped(void* to, const void* from, size_t bytes) {
   sigjmp_buf failed;
   if (::sigsetjmp(failed, /*savemask=*/1) != 0) {
@@ -295,7 +296,7 @@ bool copy_mapped(void* to, const void* from, size_t bytes) {
     return false;
   }
   copy_failed = &failed;
-  std::atomic_signal_fence(std::memory_order_seq_cst);  // the copy stays between the two
+  std::atomic_signal_fence(std::memory_order_seq_cst);  // keeps the copy between the two
   std::memcpy(to, from, bytes);
   std::atomic_signal_fence(std::memory_order_seq_cst);
   copy_failed = nullptr;
@@ -313,7 +314,7 @@ void MappedFile::read(uint64_t offset, void* out, size_t bytes) const {
       "cannot read {}: {}", path_.string(),
       there && static_cast<uint64_t>(status.st_size) < size_
           ? fmt::format("it had {} bytes when it was opened, and now has {}", size_, status.st_size)
-          : "its pages cannot be read any more; the file was changed or its disk fails"));
+          : "its pages cannot be read any more; the file was changed or its disk is failing"));
 }
 
 MappedFile::MappedFile(const fs::path& path) : path_(path) {

@@ -1,8 +1,8 @@
-// Files that are either wholly there or not there at all, and the checksums that prove it.
+// Files that exist either completely or not at all, and the checksums that prove it.
 //
-// Errors of system calls name the file and the system's own words. Which kind they are depends on
-// the reason alone: what a user can put right by another path or permission (missing, not a
-// directory, not permitted, read-only, name too long) is a UserError (exit code 2); what befell the
+// Errors of system calls name the file and give the system's message. Their kind depends on the
+// reason. What a user can fix with another path or permission (missing, not a directory, not
+// permitted, read-only, name too long) is a UserError (exit code 2). What went wrong with the
 // machine (disk full, quota, input/output error, too many open files) is a CheckError (exit code
 // 1).
 #pragma once
@@ -17,11 +17,12 @@
 
 namespace lathe {
 
-// Throws "cannot ACTION PATH: <words for error_number>", as the kind said above.
+// Throws "cannot ACTION PATH: MESSAGE", with the system's message for error_number, of the kind
+// above.
 [[noreturn]] void throw_io_error(std::string_view action, const std::filesystem::path& path,
                                  int error_number);
 
-// What a manifest says of a file: bytes, and XXH3-128 in 32 hexadecimal digits, as `xxh128sum`
+// A manifest's entry for a file: bytes, and XXH3-128 in 32 hexadecimal digits, as `xxh128sum`
 // prints it.
 struct FileDigest {
   uint64_t size = 0;
@@ -58,17 +59,17 @@ class FileHandle {
   int fd_ = -1;
 };
 
-// Opens a regular file for reading; a directory, pipe or device is refused. UserError or
-// CheckError as above.
+// Opens a regular file for reading; refuses a directory, pipe or device. UserError or CheckError as
+// above.
 FileHandle open_regular_file(const std::filesystem::path& path, uint64_t* size);
 
-// Writes all bytes to a descriptor, however many calls it takes.
+// Writes all bytes to a descriptor, in as many calls as it takes.
 void write_all(int fd, const void* data, size_t bytes, const std::filesystem::path& path);
 
-// A file that appears under its name only when it is complete and on the disk. It grows as
-// `path`.partial; commit() flushes it, fsyncs it, renames it over `path` and fsyncs the directory.
-// If it is destroyed before commit() the partial file is removed, and a former `path` stays as it
-// was. A .partial file left by a crash is overwritten by the next AtomicFile of the same path.
+// A file that gets its name only when it is complete and on disk. It is written as `path`.partial;
+// commit() flushes it, fsyncs it, renames it over `path` and fsyncs the directory. If it is
+// destroyed before commit(), the partial file is removed and an existing `path` is unchanged. The
+// next AtomicFile of the same path overwrites a .partial file left by a crash.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& path, size_t buffer_bytes = 4 << 20);
@@ -78,7 +79,7 @@ class AtomicFile {
 
   void write(const void* data, size_t bytes);
   void write(std::string_view text) { write(text.data(), text.size()); }
-  // Size and checksum of what was written. Nothing may be written afterwards.
+  // Size and checksum of what was written. No write() may follow.
   FileDigest commit();
 
   const std::filesystem::path& path() const { return path_; }
@@ -98,10 +99,10 @@ class AtomicFile {
 // AtomicFile in one call.
 FileDigest write_file(const std::filesystem::path& path, std::string_view text);
 
-// The whole of a regular file of at most max_bytes; a longer one is a UserError.
+// The whole of a regular file of at most max_bytes; UserError if it is longer.
 std::string read_whole_file(const std::filesystem::path& path, uint64_t max_bytes);
 
-// Reads a file from end to end (1 MiB at a time) for its size and checksum.
+// Reads the whole file, 1 MiB at a time, for its size and checksum.
 FileDigest digest_file(const std::filesystem::path& path);
 
 // Makes names created, renamed or removed in this directory durable.
@@ -110,22 +111,21 @@ void sync_directory(const std::filesystem::path& directory);
 // The directory that holds `path`: "." for a bare name.
 std::filesystem::path parent_of(const std::filesystem::path& path);
 
-// Whether something is there, behind links. Errors as above where the system cannot tell.
+// Whether something exists at `path`, following links. Errors as above if the system cannot tell.
 bool is_there(const std::filesystem::path& path);
 
-// rename(2), unlink(2), rmdir(2), mkdir(2) with errors as above. make_directory does nothing where
-// the directory is there already.
+// rename(2), unlink(2), rmdir(2), mkdir(2) with errors as above. make_directory does nothing if the
+// directory exists.
 void rename_path(const std::filesystem::path& from, const std::filesystem::path& to);
 void remove_file(const std::filesystem::path& path);
 void remove_directory(const std::filesystem::path& path);
 void make_directory(const std::filesystem::path& path);
 
-// Makes a directory and those above it, as far as they are missing, durably.
+// Creates a directory and its missing parents, durably.
 void make_directories(const std::filesystem::path& path);
 
-// A regular file mapped read-only. An empty file has data() == nullptr. If the file shrinks, or the
-// disk under it fails, the kernel answers a read of data() with SIGBUS; read() makes that a
-// CheckError.
+// A regular file, mapped read-only. An empty file has data() == nullptr. If the file shrinks or its
+// disk fails, reading data() directly raises SIGBUS; read() throws a CheckError instead.
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);
@@ -135,7 +135,7 @@ class MappedFile {
 
   const std::byte* data() const { return data_; }
   uint64_t size() const { return size_; }
-  // Copies bytes [offset, offset + bytes), which lie inside size(), to `out`.
+  // Copies bytes [offset, offset + bytes), which must lie inside size(), to `out`.
   void read(uint64_t offset, void* out, size_t bytes) const;
 
  private:

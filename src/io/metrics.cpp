@@ -34,7 +34,7 @@ struct Line {
   bool validation;
 };
 
-// Nothing where the line is not one of ours.
+// Empty if the line is not one of ours.
 std::optional<Line> parse_line(const std::string& line) {
   const nlohmann::json value = nlohmann::json::parse(line, nullptr, false);
   if (!value.is_object()) return {};
@@ -43,7 +43,7 @@ std::optional<Line> parse_line(const std::string& line) {
   return Line{step->get<int64_t>(), value.contains("val_loss")};
 }
 
-// Whether it can be the beginning of one of our lines, or what power loss leaves in its place.
+// Whether it can be the beginning of one of our lines, or what a power failure leaves instead.
 bool may_be_torn(std::string_view line) {
   constexpr std::string_view kBeginning = "{\"step\":";
   const size_t length = std::min(line.size(), kBeginning.size());
@@ -53,11 +53,11 @@ bool may_be_torn(std::string_view line) {
 
 [[noreturn]] void refuse(const fs::path& path, uint64_t number_of_line) {
   throw UserError(
-      "{} is not a file of metrics: line {} is no JSON object with a step; move it away",
+      "{} is not a file of metrics: line {} is not a JSON object with a step; move it away",
       path.string(), number_of_line);
 }
 
-// How many bytes of the file are kept, and the last validation among them.
+// How many bytes of the file to keep; also finds the last validation among them.
 uint64_t bytes_up_to(const fs::path& path, int64_t resume_step,
                      std::optional<int64_t>* last_validation) {
   std::ifstream file(path, std::ios::binary);
@@ -66,7 +66,7 @@ uint64_t bytes_up_to(const fs::path& path, int64_t resume_step,
   uint64_t number_of_line = 0;
   for (std::string line; std::getline(file, line);) {
     ++number_of_line;
-    if (file.eof()) {  // no newline: the line that a crash tore
+    if (file.eof()) {  // no newline: a crash tore the line
       if (!may_be_torn(line)) refuse(path, number_of_line);
       break;
     }
@@ -91,7 +91,7 @@ void set_aside(const fs::path& path) {
   }
 }
 
-// Read again only if it loses its name.
+// Readable, so that it can be copied if it loses its name.
 FileHandle open_to_append(const fs::path& path) {
   FileHandle file(::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
   if (!file) throw_io_error("open", path, errno);
@@ -146,7 +146,7 @@ void MetricsWriter::write(const StepMetrics& metrics) {
     write_all(file_.get(), line.data(), line.size(), path_);
   } catch (...) {
     if (::ftruncate(file_.get(), static_cast<off_t>(size_)) != 0) {
-      // The torn line is cut off at the next start.
+      // The next start truncates the torn line.
     }
     throw;
   }
@@ -165,7 +165,7 @@ void MetricsWriter::sync() {
   if (::fsync(file_.get()) != 0) throw_io_error("fsync", path_, errno);
 }
 
-// From the file that is still open, although it has lost its name.
+// Copies from the file that is still open, although it has lost its name.
 void MetricsWriter::write_again() {
   std::string text(size_, '\0');
   size_t done = 0;

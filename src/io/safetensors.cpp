@@ -38,10 +38,10 @@ constexpr std::array<TypeRow, 15> kTypes{{{"BOOL", 1, {}},
                                           {"I64", 8, DType::int64},
                                           {"U64", 8, {}}}};
 
-// Bytes of a tensor, or nothing where the product overflows.
+// Bytes of a tensor; empty if the product overflows.
 std::optional<uint64_t> bytes_of(const std::vector<int64_t>& shape, SafetensorsType type) {
   // A zero anywhere makes an empty tensor, but the reference multiplies from left to right and
-  // refuses an overflow before it; so is it here.
+  // refuses an overflow before the zero. So do we.
   int64_t product = 1;
   for (int64_t d : shape) {
     if (d < 0 || __builtin_mul_overflow(product, d, &product)) return {};
@@ -50,8 +50,8 @@ std::optional<uint64_t> bytes_of(const std::vector<int64_t>& shape, SafetensorsT
   return static_cast<uint64_t>(product);
 }
 
-// Receives the header's JSON piece by piece and builds the entries, so that no tree of the JSON
-// ever exists and each rule is checked where its piece comes in.
+// Receives the header's JSON piece by piece and builds the entries. So no JSON tree is ever built,
+// and each rule is checked where its piece arrives.
 class HeaderBuilder {
  public:
   using number_integer_t = nlohmann::json::number_integer_t;
@@ -186,7 +186,7 @@ class HeaderBuilder {
 
   bool unexpected(const std::string& what) const {
     throw UserError(
-        "{}: the safetensors header has {} where it may not be, under {}; the file is "
+        "{}: the safetensors header has {} in the wrong place, under {}; the file is "
         "damaged or not a safetensors file",
         file_, what, json_quoted(place_ == Place::outside || place_ == Place::top ? key_ : owner_));
   }
@@ -200,10 +200,10 @@ class HeaderBuilder {
     if (!seen_shape_) fail("has no shape");
     if (!seen_offsets_ || offset_count_ != 2) fail("has no pair of data_offsets");
     if (entry_.end < entry_.begin) {
-      fail("ends at byte {}, before its begin at {}", entry_.end, entry_.begin);
+      fail("ends at byte {}, before it begins at {}", entry_.end, entry_.begin);
     }
     const std::optional<uint64_t> wanted = bytes_of(entry_.shape, entry_.type);
-    if (!wanted) fail("has a shape with more elements than can be counted");
+    if (!wanted) fail("has a shape whose elements overflow 63 bits");
     if (*wanted != entry_.bytes()) {
       fail("has {} bytes, but its shape and dtype make {}", entry_.bytes(), *wanted);
     }
@@ -214,7 +214,7 @@ class HeaderBuilder {
   SafetensorsHeader& header_;
   Place place_ = Place::outside;
   std::string key_;    // the last key read
-  std::string owner_;  // the tensor, or __metadata__, that is being read
+  std::string owner_;  // the tensor, or __metadata__, being read
   SafetensorsEntry entry_;
   bool seen_dtype_ = false, seen_shape_ = false, seen_offsets_ = false;
   int offset_count_ = 0;
@@ -239,7 +239,7 @@ void check_coverage(std::vector<SafetensorsEntry>& entries, uint64_t data_bytes,
   }
   if (covered != data_bytes) {
     throw UserError(
-        "{}: the tensors make {} bytes, but the file holds {} bytes of data; it is "
+        "{}: the tensors add up to {} bytes, but the file holds {} bytes of data; it is "
         "truncated or damaged",
         file, covered, data_bytes);
   }
@@ -285,7 +285,8 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint
         file, length, file_size);
   }
   const std::string_view text(reinterpret_cast<const char*>(head.data()) + 8, length);
-  // '{' first, so no byte order mark; and no NUL, which the parser would take for the end.
+  // The text must start with '{', which excludes a byte order mark, and contain no NUL, which the
+  // parser would take for the end.
   if (!text.starts_with('{') || text.find('\0') != std::string_view::npos) {
     throw UserError(
         "{}: the safetensors header is not a JSON object; the file is damaged or not a "
@@ -302,7 +303,7 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint
 
 namespace {
 
-// The file's beginning as far as its header goes.
+// The beginning of the file, up to the end of its header.
 std::vector<std::byte> head_of(const MappedFile& file) {
   constexpr uint64_t kLength = 8;
   std::vector<std::byte> head(std::min(file.size(), kLength));
@@ -378,7 +379,7 @@ void SafetensorsReader::read_as_float(std::string_view name, float* out, int64_t
     case SafetensorsType::F64:
       return convert<double>(*this, entry, out);
     default:
-      throw UserError("{}: {} is {}, which is not read as numbers; convert it to F32 or BF16",
+      throw UserError("{}: {} is {}, which cannot be read as numbers; convert it to F32 or BF16",
                       path_.string(), json_quoted(name), name_of(entry.type));
   }
 }

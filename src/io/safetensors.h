@@ -20,8 +20,8 @@
 
 namespace lathe {
 
-// The number types that a file may name. Those that lathe can read as numbers are those with a
-// DType; the others (an attention mask as BOOL, say) may be in a file and are listed.
+// The number types that a file may contain. lathe can read those with a DType as numbers; it lists
+// tensors of other types (an attention mask as BOOL, say) but does not read them.
 enum class SafetensorsType : uint8_t {
   BOOL,
   U8,
@@ -68,11 +68,11 @@ struct SafetensorsHeader {
 // The reference's limit for a header.
 inline constexpr uint64_t kSafetensorsMaxHeader = 100'000'000;
 
-// Parses and validates a header. `head` is the file from its first byte, at least as far as the
-// header goes (or all that there is of it); `file_size` the size of the whole file; `file` its name
-// for errors. Every tensor's bytes are checked to lie inside the file, to be as many as its shape
-// and type say, to follow the tensor before without overlap or hole, and to end with the file; a
-// name may occur once. Takes memory in proportion to the header only. Throws UserError.
+// Parses and validates a header. `head` is the beginning of the file, at least as far as the header
+// goes (or the whole file if it is shorter); `file_size` is the size of the whole file; `file` is
+// its name for errors. Each tensor's bytes must lie inside the file, match its shape and type, and
+// follow the previous tensor without overlap or gap; the last must end with the file. A name may
+// occur once. Uses memory in proportion to the header only. Throws UserError.
 SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint64_t file_size,
                                            std::string_view file);
 
@@ -85,19 +85,19 @@ class SafetensorsReader {
   const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
   const std::filesystem::path& path() const { return path_; }
 
-  // nullptr where there is no such tensor.
+  // nullptr if there is no such tensor.
   const SafetensorsEntry* find(std::string_view name) const;
   const SafetensorsEntry& at(std::string_view name) const;
 
   // Copies bytes [offset, offset + bytes) of the tensor, which are little-endian. CheckError if the
-  // file has shrunk since.
+  // file has shrunk since it was opened.
   void read_bytes(const SafetensorsEntry& entry, uint64_t offset, void* out, size_t bytes) const;
 
-  // Copies `elements` numbers to `out`, converted from BF16, F32 or F64. An error where the tensor
-  // has another number of elements or another type.
+  // Copies `elements` numbers to `out`, converted from BF16, F32 or F64. Fails if the tensor has
+  // another number of elements or another type.
   void read_as_float(std::string_view name, float* out, int64_t elements) const;
 
-  // Copies `elements` numbers of exactly this type.
+  // Copies `elements` numbers; the tensor must have exactly this type.
   void read(std::string_view name, DType dtype, void* out, int64_t elements) const;
 
  private:
@@ -107,10 +107,10 @@ class SafetensorsReader {
   std::unordered_map<std::string_view, size_t> index_;  // views of the entries' names
 };
 
-// Writes a safetensors file in one pass: first all tensors are declared, then their bytes are
-// given in the declared order in pieces of any size; nothing but the file's buffer is held. The
-// header is padded with spaces so that the data begin on a multiple of 8 bytes; declare the
-// widest types first, then each tensor is aligned to its own type too.
+// Writes a safetensors file in one pass: first declare all tensors, then write their bytes in the
+// declared order, in pieces of any size; only the file's buffer is held in memory. The header is
+// padded with spaces so that the data begins at a multiple of 8 bytes. Declare the widest types
+// first, so that each tensor is aligned to its own type.
 class SafetensorsWriter {
  public:
   explicit SafetensorsWriter(const std::filesystem::path& path,
@@ -118,11 +118,11 @@ class SafetensorsWriter {
 
   void declare(std::string_view name, DType dtype, std::vector<int64_t> shape);
 
-  // The next bytes of tensor `name`, which must be the first declared tensor that is not complete.
-  // The first call writes the header and ends the declarations.
+  // The next bytes of tensor `name`, which must be the first declared tensor that is incomplete.
+  // The first call writes the header; no more tensors can be declared.
   void write(std::string_view name, const void* data, size_t bytes);
 
-  // All tensors must be complete. The file has its name and is on the disk afterwards.
+  // All tensors must be complete. Afterwards the file has its name and is on disk.
   FileDigest finish();
 
  private:

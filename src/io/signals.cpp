@@ -9,18 +9,18 @@ namespace lathe {
 
 namespace {
 
-// A signal handler has no other way to leave its note than a variable of the whole program.
+// A signal handler can leave its result only in a global variable.
 std::atomic<bool> installed{false};
 std::atomic<int> first_signal{0};
 std::atomic<int> interrupts{0};
-static_assert(std::atomic<int>::is_always_lock_free, "only then it is safe in a handler");
+static_assert(std::atomic<int>::is_always_lock_free, "or it is not safe in a handler");
 
 extern "C" void lathe_note_stop_signal(int signal) {
   const int kept_errno = errno;
   int none = 0;
   first_signal.compare_exchange_strong(none, signal);
   if (signal == SIGINT && interrupts.fetch_add(1) > 0) {
-    // Delivered with the default action as soon as this handler returns.
+    // With the default action it is delivered as soon as this handler returns.
     std::signal(SIGINT, SIG_DFL);
     ::raise(SIGINT);
   }
@@ -39,7 +39,7 @@ StopSignal::StopSignal() {
   interrupts = 0;
   struct sigaction action {};
   action.sa_handler = lathe_note_stop_signal;
-  action.sa_flags = SA_RESTART;  // a read or write under way goes on
+  action.sa_flags = SA_RESTART;  // resume interrupted reads and writes
   sigemptyset(&action.sa_mask);
   for (size_t i = 0; i < std::size(kSignals); ++i) {
     ::sigaction(kSignals[i], nullptr, &former_[i]);

@@ -1,5 +1,5 @@
-// Stopping a run from outside: SIGTERM, SIGINT, SIGUSR1 and, from a terminal that is gone, SIGHUP
-// ask for a save and an end at the next step boundary.
+// Stopping a run from outside: SIGTERM, SIGINT, SIGUSR1 and, when the terminal is gone, SIGHUP
+// request a save and an end at the next step boundary.
 #pragma once
 
 #include <csignal>
@@ -8,13 +8,13 @@
 
 namespace lathe {
 
-// Writing to a pipe that nobody reads, or beyond the limit of a file's size, is an error of the
-// call from now on (EPIPE, EFBIG) and no longer a signal that ends the program.
+// From now on, writing to a pipe without a reader or beyond the file size limit fails with EPIPE or
+// EFBIG instead of ending the program with a signal.
 void ignore_write_signals();
 
-// While it lives these signals only leave a note; then the former handlers are back. A SIGHUP that
-// is ignored (nohup) stays so. A second SIGINT ends the program at once, as if there were no
-// handler. At most one at a time.
+// While it lives, these signals only set a flag; its destructor restores the previous handlers. An
+// ignored SIGHUP (nohup) stays ignored. A second SIGINT ends the program at once, as if there were
+// no handler. At most one may exist at a time.
 class StopSignal {
  public:
   StopSignal();
@@ -22,10 +22,10 @@ class StopSignal {
   StopSignal(const StopSignal&) = delete;
   StopSignal& operator=(const StopSignal&) = delete;
 
-  // Whether a signal came, and the first that did (0: none). Cheap; may be asked by any thread.
+  // Whether a signal came, and the first that did (0: none). Cheap; any thread may call it.
   bool requested() const { return signal() != 0; }
   int signal() const;
-  // "SIGTERM"; "" where none came.
+  // "SIGTERM"; "" if none came.
   std::string_view name() const;
 
  private:

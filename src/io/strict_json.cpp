@@ -86,7 +86,7 @@ class StrictChecker {
 
 json parse_strict_json(std::string_view text, std::string_view file, int max_depth) {
   if (const size_t nul = text.find('\0'); nul != std::string_view::npos) {
-    // The parser would take a NUL for the end and ignore what follows.
+    // The parser would take a NUL for the end and ignore the rest.
     throw UserError("{} is not valid JSON at byte {}; it is damaged or not such a file", file, nul);
   }
   StrictChecker checker(file, max_depth);
@@ -98,7 +98,7 @@ StrictObject::StrictObject(const json& value, std::string_view file, std::string
     : object_(value), file_(file), where_(where) {
   if (!value.is_object()) {
     throw UserError("{}: {} is {}, expected an object", file_,
-                    where_.empty() ? "the whole" : json_quoted(where_), value.type_name());
+                    where_.empty() ? "the text" : json_quoted(where_), value.type_name());
   }
 }
 

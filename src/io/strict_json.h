@@ -1,5 +1,5 @@
 // JSON read strictly: one value, no duplicate keys, bounded depth, no unknown or mistyped key.
-// Only for .cpp files: it draws in nlohmann/json.
+// Include it only in .cpp files: it includes nlohmann/json.
 #pragma once
 
 #include <cstdint>
@@ -10,20 +10,20 @@
 
 namespace lathe {
 
-// Text for a message, as a JSON string with its quotes: safe to print, whatever bytes it holds, and
-// shortened to kMostQuotedBytes.
+// Text for a message, as a quoted JSON string: safe to print, whatever its bytes, and shortened to
+// kMostQuotedBytes.
 std::string json_quoted(std::string_view text);
 bool is_utf8(std::string_view text);
 
-// Parses `text`, the content of `file`. Throws UserError on anything but one JSON value whose
-// objects and arrays are nested at most max_depth deep and whose objects have no key twice.
+// Parses `text`, the content of `file`. Throws UserError unless it is one JSON value whose objects
+// and arrays are nested at most max_depth deep and whose objects have no duplicate keys.
 nlohmann::json parse_strict_json(std::string_view text, std::string_view file, int max_depth);
 
-// Takes an object apart key by key. Each take throws UserError that names file and key where the
-// key is missing or of another type; finish() where a key was not taken.
+// Reads an object key by key. Each take throws UserError that names file and key if the key is
+// missing or of another type; finish() throws if a key was not taken.
 class StrictObject {
  public:
-  // `where` is "" for the outermost object, else the object's key.
+  // `where` is the object's key, or "" for the outermost object.
   StrictObject(const nlohmann::json& value, std::string_view file, std::string_view where = "");
 
   const nlohmann::json& take(std::string_view key);
@@ -32,10 +32,10 @@ class StrictObject {
   std::string take_string(std::string_view key);
   void finish() const;
 
-  // All keys and values, for an object whose keys are free.
+  // All keys and values, for an object with arbitrary keys.
   auto items() const { return object_.items(); }
 
-  // The name of a key of this object in errors.
+  // A key of this object as errors name it.
   std::string name_of(std::string_view key) const;
 
  private:

@@ -18,7 +18,7 @@ bool is_key_character(char c) {
   return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_';
 }
 
-// Takes one line apart from left to right.
+// Parses one line from left to right.
 class TomlLine {
  public:
   TomlLine(std::string_view text, std::string place) : rest_(text), place_(std::move(place)) {}
@@ -58,10 +58,10 @@ class TomlLine {
     return take(std::find_if_not(rest_.begin(), rest_.end(), belongs) - rest_.begin());
   }
 
-  // '...' as it stands, "..." with JSON's escapes, which are TOML's but for \U.
+  // '...' literally, "..." with JSON's escapes, which are TOML's except \U.
   std::string take_string() {
     const char quote = rest_.front();
-    if (rest_.starts_with(std::string(3, quote))) fail("has a string of several lines");
+    if (rest_.starts_with(std::string(3, quote))) fail("has a string that spans several lines");
     size_t end = 1;
     while (end < rest_.size() && rest_[end] != quote)
       end += quote == '"' && rest_[end] == '\\' ? 2 : 1;
@@ -70,14 +70,14 @@ class TomlLine {
     std::string text = quoted.substr(1, end - 1);
     if (quote == '"') {
       const auto parsed = nlohmann::json::parse(quoted, nullptr, /*allow_exceptions=*/false);
-      if (!parsed.is_string()) fail("has an escape in its string that is not known");
+      if (!parsed.is_string()) fail("has an unknown escape in its string");
       text = parsed.get<std::string>();
     }
-    if (text.find('\0') != std::string::npos) fail("has a string with a NUL in it");
+    if (text.find('\0') != std::string::npos) fail("has a NUL in its string");
     return text;
   }
 
-  // A number or boolean; which of them the flag can be, it says itself.
+  // A number or boolean; the flag itself checks which it accepts.
   std::string take_bare() {
     if (at_end()) fail("has no value");
     if (rest_.front() == '[' || rest_.front() == '{')
@@ -97,7 +97,7 @@ class TomlLine {
 }  // namespace
 
 std::vector<TomlEntry> parse_flat_toml(std::string_view text, const std::string& file) {
-  if (!is_utf8(text)) throw UserError("{} is no text in UTF-8", file);
+  if (!is_utf8(text)) throw UserError("{} is not UTF-8 text", file);
   std::vector<TomlEntry> entries;
   for (int number = 1; !text.empty(); ++number) {
     const size_t end = std::min(text.find('\n'), text.size());
@@ -108,7 +108,7 @@ std::vector<TomlEntry> parse_flat_toml(std::string_view text, const std::string&
     if (!TomlLine(line, fmt::format("{}, line {}:", file, number)).parse(entry)) continue;
     for (const TomlEntry& other : entries) {
       if (other.key != entry.key) continue;
-      throw UserError("{}, line {}: --{} is in line {} already: take one away", file, number,
+      throw UserError("{}, line {}: --{} is already set in line {}: remove one", file, number,
                       shortened(entry.key, kMostQuotedBytes), other.line);
     }
     entries.push_back(std::move(entry));
@@ -118,7 +118,7 @@ std::vector<TomlEntry> parse_flat_toml(std::string_view text, const std::string&
 
 std::string toml_string(std::string_view text) {
   const std::string quoted = nlohmann::json(text).dump();
-  std::string result;  // TOML escapes one character more
+  std::string result;  // TOML escapes one more character
   for (const char c : quoted) result += c == '\x7f' ? "\\u007f" : std::string(1, c);
   return result;
 }

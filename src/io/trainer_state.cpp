@@ -17,7 +17,7 @@ LoaderState parse_loader(const json& value, std::string_view file) {
   StrictObject object(value, file, "loader");
   LoaderState loader;
   loader.sampling = object.take_string("sampling");
-  // Older files have an epoch, which nothing used.
+  // Older files contain an epoch, which nothing used.
   if (value.contains("epoch")) object.take_integer("epoch", 0, INT64_MAX);
   loader.step = object.take_integer("step", 0, INT64_MAX);
   object.finish();
@@ -71,7 +71,7 @@ TrainerState parse_trainer_state(std::string_view text, std::string_view file) {
   const json value = parse_strict_json(text, file, 8);
   StrictObject object(value, file);
   if (object.take_string("format") != kStateFormat) {
-    throw UserError("{} is not a trainer's state: key \"format\" is {}, expected \"{}\"", file,
+    throw UserError("{} is not a trainer state: key \"format\" is {}, expected \"{}\"", file,
                     json_quoted(object.take_string("format")), kStateFormat);
   }
   const int64_t version = object.take_integer("version", 0, INT64_MAX);

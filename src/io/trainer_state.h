@@ -1,5 +1,5 @@
-// What a run must know, beside weights and moments, to go on as if it had never stopped:
-// trainer.json of a checkpoint.
+// What a run needs, besides weights and moments, to resume as if it had never stopped: trainer.json
+// of a checkpoint.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +14,11 @@ inline constexpr int64_t kTrainerStateVersion = 1;
 
 struct LoaderState {
   std::string sampling{};  // "random" or "sequential"
-  int64_t step = 0;        // of the run: the one whose batch comes next
+  int64_t step = 0;        // of the run: the step whose batch comes next
   bool operator==(const LoaderState&) const = default;
 };
 
-// What must be the same for a continuation to be bitwise.
+// What must be the same for a resumed run to give the same bits.
 struct RunLayout {
   int64_t world_size = 1;
   int64_t zero_stage = 0;
@@ -33,16 +33,16 @@ struct TrainerState {
   int64_t step = 0;           // steps done
   int64_t tokens = 0;         // tokens seen by all ranks
   int64_t skipped_steps = 0;  // steps done whose update was skipped for a NaN or infinity
-  uint64_t seed = 0;          // with the step, all there is of the random numbers' state
+  uint64_t seed = 0;          // with the step, the whole state of the random numbers
   LoaderState loader{};
   RunLayout layout{};
-  std::string matmul_plans{};                   // Device::plans(); not in the file where empty
-  std::string data_fingerprint{};               // of --data; not in the file if empty
+  std::string matmul_plans{};                   // Device::plans(); left out of the file if empty
+  std::string data_fingerprint{};               // of --data; left out of the file if empty
   std::map<std::string, std::string> config{};  // the resolved configuration, flag -> value
   bool operator==(const TrainerState&) const = default;
 };
 
-// UserError where a string is not UTF-8.
+// UserError if a string is not UTF-8.
 std::string to_json(const TrainerState& state);
 
 // Throws UserError that names `file` and the key: another format or version, or unknown, missing,

@@ -29,7 +29,7 @@ std::vector<LayerActivations> allocate_layers(const GPT2Config& config, DType dt
     const auto keep = [&](Member tensor, DType type, Shape shape) {
       layer.*tensor = arena.allocate(MemoryCategory::activations, type, shape);
     };
-    // If `level` recomputes it, the first layer's is everyone's.
+    // If `level` recomputes it, all layers share the first layer's tensor.
     const auto keep_below = [&](Recompute level, Member tensor, DType type, Shape shape) {
       if (recompute >= level && &layer != &layers.front()) {
         layer.*tensor = layers.front().*tensor;

@@ -1,20 +1,20 @@
 // What a micro-batch keeps from the forward pass for the backward pass, and what the backward pass
-// makes again instead (Chen et al., "Training deep nets with sublinear memory cost", 2016).
-// By level of --recompute:
+// recomputes instead (Chen et al., "Training deep nets with sublinear memory cost", 2016). By level
+// of --recompute:
 //
-//   level      made again                         kept per token and layer   products again
+//   level      recomputed                         kept per token and layer   products repeated
 //   none       nothing                            16 C and 4 + H statistics  none
 //   gelu       gelu                               12 C and 4 + H statistics  none
 //   layernorm  gelu, ln_1, ln_2                   10 C and 4 + H statistics  none
 //   block      all but the residual at its input  C                          see below
 //
-// What is made again lies in one set of tensors that all layers share. The last layer's are still
-// there when the backward pass begins, so it alone makes nothing again. `block` runs the forward
-// pass of every other layer once more, up to gelu: nobody needs the MLP's output twice.
+// Recomputed tensors live in one set that all layers share. When the backward pass begins, the set
+// still holds the last layer's, so only that layer recomputes nothing. `block` repeats the forward
+// pass of every other layer up to gelu; the MLP's output is not needed again.
 //
 // Every level gives the same bits. GELU reads the rounded pre-activation and LayerNorm the rounded
-// residual, whether fused or not, and both are stored; a product of the same matrices is the same
-// product; dropout masks are functions of where they are applied.
+// residual, fused or not, and both are stored; a product of the same matrices gives the same bits;
+// a dropout mask depends only on where it is applied.
 #pragma once
 
 #include <string>
@@ -26,7 +26,7 @@
 
 namespace lathe {
 
-// In the order of what they make again: each level includes the ones before it.
+// In the order of what they recompute: each level includes the ones before it.
 enum class Recompute : uint8_t { none, gelu, layernorm, block };
 
 std::string_view name_of(Recompute recompute);
@@ -36,16 +36,16 @@ struct LayerActivations {
   Tensor qkv, attention, logsumexp;
   Tensor residual_mid, ln_2, ln_2_mean, ln_2_rstd;
   Tensor pre_gelu, gelu;
-  Tensor residual_out;  // the next layer's input; that of layer 0 is the embedding
+  Tensor residual_out;  // the next layer's input; layer 0's is the embedding
 };
 
-// What one micro-batch in flight keeps: from its forward pass to its backward pass.
+// What one micro-batch in flight keeps from its forward pass to its backward pass.
 struct Activations {
-  // Of batch_size sequences of seq_len <= config.seq_len tokens.
+  // For batch_size sequences of seq_len <= config.seq_len tokens.
   Activations(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len,
               Recompute recompute, Arena& arena);
 
-  // The residual stream where layer l begins.
+  // The residual stream at the input of layer l.
   const Tensor& layer_input(int64_t l) const {
     return l > 0 ? layers[static_cast<size_t>(l - 1)].residual_out : embedded;
   }

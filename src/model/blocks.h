@@ -1,6 +1,6 @@
-// The parts of the forward pass: what training, recomputation and decoding are composed of. The
-// residual stream is added up where it is normalised (LayerNormForward), so a part takes the stream
-// together with the branch that is still to be added to it.
+// The parts of the forward pass, from which training, recomputation and decoding are composed.
+// LayerNormForward adds to the residual stream before it normalises it, so a part takes the stream
+// together with the branch that is still to be added.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,8 @@ struct Normed {
   Tensor out, mean, rstd;
 };
 
-// On one table and workspace. `w` is a layer, `a` what it keeps; all shapes come from the tensors.
+// The parts, run on one table of operations with one workspace. `w` is a layer's weights, `a` its
+// activations; all shapes come from the tensors.
 struct Blocks {
   const Ops& ops;
   const Tensor& workspace;
@@ -69,7 +70,7 @@ struct Blocks {
     ops.run(LinearForward{.y_no = rows(y), .x_ni = rows(x), .weight_io = weight, .bias_o = bias},
             workspace);
   }
-  // [N, columns] of a tensor [..., columns].
+  // A tensor [..., columns] as [N, columns].
   static Tensor rows(const Tensor& x) {
     const int64_t columns = x.shape[x.shape.rank - 1];
     return x.reshaped({x.elements() / columns, columns});

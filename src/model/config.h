@@ -1,4 +1,4 @@
-// What a GPT-2 is: its sizes.
+// The sizes and options that define a GPT-2.
 #pragma once
 
 #include <cstdint>
@@ -16,26 +16,26 @@ struct GPT2Config {
   int64_t n_head = 12;
   int64_t n_embd = 768;
   int64_t vocab_size = 50257;
-  int64_t seq_len = 1024;  // longest context: rows of the position embedding
+  int64_t seq_len = 1024;  // the longest context: rows of the position embedding
   bool bias = true;        // in LayerNorms and linear layers
   float dropout = 0;
   Gelu gelu = Gelu::tanh;
 
   int64_t head_size() const { return n_embd / n_head; }
   // Rows of the token embedding in memory: the vocabulary rounded up so that matmuls stay aligned.
-  // Files hold vocab_size rows; the padding is zero, is never predicted and never gets a gradient.
+  // Files have vocab_size rows. The padding is zero, is never predicted and never gets a gradient.
   int64_t padded_vocab_size() const {
     const int64_t multiple = vocab_size >= 4096 ? 128 : 16;
     return round_up(vocab_size, multiple);
   }
   // FLOPs of training on one token, 6 N + 6 L C T (N without position embeddings; the causal half
-  // of attention), as counted for MFU; forward alone is a third.
+  // of attention), as MFU counts them. The forward pass is a third.
   double flops_per_token(int64_t seq_len) const;
 
   bool operator==(const GPT2Config&) const = default;
 };
 
-// Throws UserError that names the flag if sizes are absurd or do not divide.
+// Throws UserError that names the flag if a size is out of range or sizes do not divide.
 void validate(const GPT2Config& config);
 
 struct ParameterCounts {

@@ -48,7 +48,7 @@ Decoder::Decoder(const GPT2Config& config, const GPT2Parameters& weights, int64_
   workspace_ = cache(DType::uint8, {static_cast<int64_t>(recorder.workspace())});
 }
 
-// The same blocks as in training, on one set of activations that all layers share: the residual
+// The same blocks as in training, on one set of activations that all layers share; the residual
 // stream alternates between two tensors.
 void Decoder::run(int64_t t) {
   const int64_t c = config_.n_embd;
@@ -65,7 +65,7 @@ void Decoder::run(int64_t t) {
   a.gelu = Blocks::rows(view(wide2_, 4 * c));
   const Tensor branch = view(branch_, c);
   Tensor stream = view(x_, c), sum = view(residual_, c);
-  const auto added = [&] {  // the branch is added by the next LayerNorm, which stores the sum
+  const auto added = [&] {  // the next LayerNorm adds the branch and stores the sum
     const Residual residual{.stream = stream, .branch = branch, .sum = sum};
     std::swap(stream, sum);
     return residual;

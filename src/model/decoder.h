@@ -1,4 +1,4 @@
-// GPT-2 one token after another, with a KV cache.
+// GPT-2 one token at a time, with a KV cache.
 #pragma once
 
 #include <span>
@@ -11,22 +11,21 @@
 
 namespace lathe {
 
-// Reads the weights that somebody else owns (the model in training, or weights loaded for
-// sampling).
+// Reads weights that it does not own (the model's in training, or weights loaded for sampling).
 class Decoder {
  public:
-  // Takes the KV cache (capacity positions, at most config.seq_len) and activations for up to
-  // `chunk` new tokens at a time from the arena.
+  // Allocates from the arena the KV cache (`capacity` positions, at most config.seq_len) and
+  // activations for up to `chunk` new tokens at a time.
   Decoder(const GPT2Config& config, const GPT2Parameters& weights, int64_t capacity, int64_t chunk,
           Device& device, Arena& arena);
 
-  // Forgets everything.
+  // Empties the cache.
   void reset() { past_ = 0; }
   int64_t past() const { return past_; }
   int64_t capacity() const { return capacity_; }
 
-  // Appends tokens (past + tokens <= capacity, else CheckError) and returns the logits
-  // [vocab_size] of what comes after the last of them; valid until the next call.
+  // Appends tokens (past + tokens <= capacity, otherwise CheckError) and returns the logits
+  // [vocab_size] of the token after the last one; valid until the next call.
   std::span<const double> append(std::span<const int32_t> tokens);
 
  private:
@@ -44,11 +43,11 @@ class Decoder {
   std::vector<double> result_;
 };
 
-// A decoder with its own weights: what sampling alone needs.
+// A decoder with its own weights, for sampling without a trainer.
 struct Sampler {
-  // A context of config.seq_len; up to `chunk` new tokens at a time.
+  // Context config.seq_len; up to `chunk` new tokens at a time.
   Sampler(const GPT2Config& config, DType dtype, int64_t chunk, Device& device, Arena& arena);
-  // The bytes of one with these arguments.
+  // The bytes that one with these arguments takes.
   static MemoryPlan plan(const GPT2Config& config, DType dtype, int64_t chunk, Device& device);
 
   ParameterLayout layout;
@@ -56,8 +55,8 @@ struct Sampler {
   Decoder decoder;
 };
 
-// How the next token is drawn from logits: temperature 0 takes the largest; otherwise the top_k
-// largest (0: all) are kept, then the smallest set whose probability reaches top_p (1: all).
+// How to draw the next token from logits. Temperature 0 takes the largest. Otherwise keeps the
+// top_k largest (0: all), then the smallest set whose probability reaches top_p (1: all).
 struct SamplingConfig {
   double temperature = 1;
   int64_t top_k = 0;
@@ -65,7 +64,7 @@ struct SamplingConfig {
   uint64_t seed = 0;
 };
 
-// The token at `position` of a text: a function of logits, seed and position alone.
+// The token at `position` of a text; depends only on logits, seed and position.
 int32_t sample_token(std::span<const double> logits, const SamplingConfig& config,
                      int64_t position);
 

@@ -26,8 +26,8 @@ GPT2::GPT2(const GPT2Config& config, ParameterStore& parameters, const Activatio
   allocate_workspace(like, arena);
 }
 
-// The workspace holds the largest operation's scratch. Which that is, the step itself tells: it
-// runs once against a table that computes nothing.
+// The workspace must fit the operation that needs the most scratch memory. To find it, the step
+// runs once with a table that computes nothing.
 void GPT2::allocate_workspace(const Activations& like, Arena& arena) {
   const RecordingOps recorder(*ops_);
   const Ops* real = std::exchange(ops_, &recorder);
@@ -82,7 +82,8 @@ Dropout GPT2::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
   return {training ? config_.dropout : 0, static_cast<uint32_t>(layer), site, batch.inputs};
 }
 
-// What the first LayerNorm of a unit normalises: the MLP of the layer below is still to be added.
+// What the first LayerNorm of a unit normalises: the MLP output of the layer below is still to be
+// added.
 Residual GPT2::input_of(int64_t unit, const MicroBatch& batch, bool training) const {
   if (unit == 0) return {.stream = batch.kept->embedded};
   const LayerActivations& below = batch.kept->layers[unit - 1];
@@ -118,9 +119,9 @@ void GPT2::mlp_block(int64_t l, const MicroBatch& batch, bool training) {
 }
 
 // What layer l did not keep (src/model/activations.h). The sums of the residual stream are stored,
-// so a LayerNorm has nothing to add this time.
+// so here a LayerNorm has nothing to add.
 void GPT2::recompute(int64_t l, const MicroBatch& batch) {
-  if (l + 1 == config_.n_layer) return;  // the last layer's are still there
+  if (l + 1 == config_.n_layer) return;  // the shared tensors still hold the last layer's
   const GPT2Layer& w = weights_.layers[l];
   const LayerActivations& a = batch.kept->layers[l];
   const Residual in{.stream = batch.kept->layer_input(l)};
@@ -140,7 +141,7 @@ void GPT2::recompute(int64_t l, const MicroBatch& batch) {
   }
 }
 
-// The head's products belong to the layer of the last LayerNorm; its weights are the embeddings.
+// The head's products count as the last LayerNorm's unit; its weights are the embeddings.
 LinearCrossEntropy GPT2::head(const MicroBatch& batch, double scale, StepResults* results) const {
   return {.losses_n = batch.kept->losses_n,
           .x_nc = Blocks::rows(batch.kept->ln_f),
@@ -198,7 +199,7 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
     attention_backward(l, batch, accumulate);
     leave(Pass::backward, l);
   }
-  ops_->enter_layer(kEmbeddings);  // whose weights it does not read
+  ops_->enter_layer(kEmbeddings);  // does not read its weights
   ops_->run(EmbeddingBackward{.dwte_vc = gradients_.wte,
                               .dwpe_tc = gradients_.wpe,
                               .dx_btc = d_residual_,
@@ -222,9 +223,9 @@ void GPT2::backward(LayerNormBackward args, bool accumulate) {
   ops_->run(args, workspace_);
 }
 
-// residual_out = residual_mid + mlp_proj(gelu(fc(ln_2(residual_mid)))). On entry d_residual_ is the
-// gradient of residual_out, on exit that of residual_mid. The gradient of a bias is made by the
-// operation that makes the gradient of what the bias was added to.
+// residual_out = residual_mid + mlp_proj(gelu(fc(ln_2(residual_mid)))). d_residual_ holds the
+// gradient of residual_out on entry and of residual_mid on exit. The operation that computes the
+// gradient of a sum also computes the gradient of the bias in that sum.
 void GPT2::mlp_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
   const GPT2Layer &w = weights_.layers[l], &g = gradients_.layers[l];
   const LayerActivations& a = batch.kept->layers[l];
@@ -257,8 +258,8 @@ void GPT2::mlp_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
   parameters_.gradients_final(g.ln_2_slot);
 }
 
-// residual_mid = residual_in + attn_proj(attention(qkv(ln_1(residual_in)))). d_residual_ becomes
-// the gradient of residual_in.
+// residual_mid = residual_in + attn_proj(attention(qkv(ln_1(residual_in)))). d_residual_ holds the
+// gradient of residual_in on exit.
 void GPT2::attention_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
   const GPT2Layer &w = weights_.layers[l], &g = gradients_.layers[l];
   const LayerActivations& a = batch.kept->layers[l];
@@ -293,7 +294,7 @@ void GPT2::attention_backward(int64_t l, const MicroBatch& batch, bool accumulat
                               .mean_bt = a.ln_1_mean,
                               .rstd_bt = a.ln_1_rstd,
                               .weight_c = w.ln_1_weight};
-  if (l > 0) {  // below the first layer lies the embedding, which applies its own mask
+  if (l > 0) {  // below layer 0 is the embedding, which applies its own mask
     parameters_.need_gradients(l - 1);  // the bias of its last projection
     layernorm.dx_btc = d_branch_;
     layernorm.dx_sums_c = gradients_.layers[l - 1].mlp_proj_bias;

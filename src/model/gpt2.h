@@ -1,5 +1,6 @@
 // GPT-2 (Radford et al., 2019): pre-LayerNorm transformer with learned positions and tied
-// embeddings; forward and backward of one micro-batch, written against the contract of operations.
+// embeddings. Forward and backward of one micro-batch, written with the operations of
+// kernels/ops.h.
 #pragma once
 
 #include "kernels/device/arena.h"
@@ -11,34 +12,35 @@
 
 namespace lathe {
 
-// B sequences of T tokens on the device, and what they should continue as. Targets < 0 do not
+// B sequences of T tokens on the device, and the token expected after each. Targets < 0 do not
 // count.
 struct MicroBatch {
   Tensor tokens_bt, targets_bt;        // int32
-  const StepInputs* inputs = nullptr;  // device memory; read by dropout
+  const StepInputs* inputs = nullptr;  // device memory, for dropout
   const Activations* kept = nullptr;   // what its forward pass keeps for its backward pass
 };
 
 class GPT2 {
  public:
-  // Takes the gradients of activations and the workspace from the arena, for micro-batches whose
-  // activations are like these. About `logits_at_once` logits exist at a time; 0: the device's
-  // choice.
+  // Allocates the gradients of activations and the workspace from the arena, for micro-batches with
+  // activations of the same shapes as `like`. About `logits_at_once` logits exist at a time; 0: the
+  // device chooses.
   GPT2(const GPT2Config& config, ParameterStore& parameters, const Activations& like,
        Device& device, Arena& arena, int64_t logits_at_once = 0);
 
-  // Everything up to the final LayerNorm. Dropout acts only if `training`.
+  // Everything up to the final LayerNorm. Dropout only if `training`.
   void forward(const MicroBatch& batch, bool training);
 
   // After forward: adds scale * (sum of losses) to results->loss.
   void loss(const MicroBatch& batch, double scale, StepResults* results);
 
-  // After forward(batch, true): the loss as above, and the gradients of every parameter,
-  // overwritten in the first micro-step of a step and added to in the others.
+  // After forward(batch, true): adds the loss as above and computes the gradients of all
+  // parameters, overwriting them in the first micro-step of a step and adding to them in the
+  // others.
   void loss_and_backward(const MicroBatch& batch, double scale, StepResults* results,
                          bool accumulate);
 
-  // Runs on another table from here on: one that observes the device's.
+  // Uses another table of operations from here on, such as one that observes the device's.
   void use(const Ops& ops) { ops_ = &ops; }
 
   const GPT2Config& config() const { return config_; }

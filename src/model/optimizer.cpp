@@ -75,7 +75,7 @@ void Optimizer::step(const Ops& ops, const StepState& state) const {
 void Optimizer::sum_squares(const Ops& ops) const {
   int64_t brought = 0;
   for (const ShardPart& part : parameters_.share()) brought += part.elements;
-  if (brought < parameters_.layout().elements) device_.zero(square_sums_);  // the others' blocks
+  if (brought < parameters_.layout().elements) device_.zero(square_sums_);  // other ranks' blocks
   for (const ShardPart& part : parameters_.share()) {
     ops.run(
         SquareSums{.sums = square_sums_.rows(part.begin / kNormBlock, norm_blocks(part.elements)),

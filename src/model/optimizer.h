@@ -1,4 +1,4 @@
-// AdamW with fp32 masters over the flat parameters, and the state of the step in flight.
+// AdamW with fp32 masters over flat parameters, and the state of the step in flight.
 #pragma once
 
 #include <cstdint>
@@ -11,17 +11,17 @@
 
 namespace lathe {
 
-// The two small structs in device memory through which a step talks to the operations.
+// Two small structs in device memory: the inputs and results that a step's operations share.
 class StepState {
  public:
   StepState(Device& device, Arena& arena, int64_t micro_steps);
 
-  // Tells the device about a step: one StepInputs for each micro-step.
+  // Gives the device the inputs of a step: one StepInputs for each micro-step.
   void begin(const Ops& ops, std::span<const StepInputs> inputs);
-  // Reads back what became of it; waits for the device.
+  // Reads the step's results; waits for the device.
   StepResults results() const;
-  // The same without standing still: request_results enqueues the copy, collect_results waits for
-  // the oldest copy that was requested, and for nothing behind it. At most kReadBacks at a time.
+  // The same without blocking: request_results enqueues the copy; collect_results waits for the
+  // oldest requested copy, and for nothing after it. At most kReadBacks at a time.
   void request_results();
   StepResults collect_results();
   int64_t requested() const { return requested_ - collected_; }  // and not yet collected
@@ -30,7 +30,7 @@ class StepState {
   const StepInputs* inputs(int64_t micro_step) const {
     return static_cast<const StepInputs*>(inputs_.data) + micro_step;
   }
-  // Loss and stop votes in device_results(), fp64 [2]: the ranks sum them together.
+  // Loss and stop votes in device_results(), fp64 [2]: the ranks sum both together.
   Tensor loss_and_votes() const;
   StepResults* device_results() const { return static_cast<StepResults*>(results_.data); }
 
@@ -49,16 +49,17 @@ struct OptimizerConfig {
 
 class Optimizer {
  public:
-  // Of what this rank owns.
+  // For what this rank owns.
   Optimizer(const OptimizerConfig& config, ParameterStore& parameters, Device& device,
             Arena& arena);
 
-  // Norm, clipping and update, with no word from the host in between: a step whose loss or gradient
-  // norm is not finite leaves weights and moments as they are.
+  // Norm, clipping and update, without the host in between. If the loss or the gradient norm is not
+  // finite, weights and moments stay unchanged.
   void step(const Ops& ops, const StepState& state) const;
 
   const OptimizerConfig& config() const { return config_; }
-  // Masters (the weights themselves if those are not bf16) and moments, flat over what is owned.
+  // Masters (the weights themselves unless they are bf16) and moments, flat over what this rank
+  // owns.
   const Tensor& masters() const { return masters_; }
   const Tensor& m() const { return m_; }
   const Tensor& v() const { return v_; }
@@ -71,8 +72,8 @@ class Optimizer {
   ParameterStore& parameters_;
   Device& device_;
   Tensor masters_, m_, v_;
-  Tensor square_sums_;  // fp64, of the norm's blocks of all ranks
-  Tensor segments_;     // OptimizerSegment, those of each update one after the other
+  Tensor square_sums_;                   // fp64, one per norm block, of all ranks
+  Tensor segments_;                      // OptimizerSegment, grouped by update
   std::vector<int64_t> segment_counts_;  // of each update
 };
 

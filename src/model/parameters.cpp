@@ -51,15 +51,14 @@ std::vector<ParameterSpec> parameter_specs(const GPT2Config& config) {
 
 namespace {
 
-// Elements of the flat buffer, without the padding of buckets.
+// Elements in the flat buffer, without the padding of buckets.
 int64_t aligned_elements(const ParameterSpec& spec) {
   return round_up(spec.shape.elements(), kParameterAlignment);
 }
 
-// Marks the parameters with which a bucket begins: 1 for each of `specs`. Buckets fill up in the
-// order of the backward pass, from the end down. The step waits for the last ones, so towards the
-// end one closes earlier: when it holds more than all that is left, unless it is hardly worth a
-// message.
+// 1 for each of `specs` that starts a bucket, else 0. Buckets fill in the order of the backward
+// pass, from the end down. The step waits for the last buckets, so towards the end a bucket closes
+// earlier: when it holds more than all that is left, unless it is too small to be worth a message.
 std::vector<char> bucket_starts(const std::vector<ParameterSpec>& specs, int64_t least_elements) {
   std::vector<char> starts(specs.size());
   int64_t left = 0, held = 0;
@@ -78,7 +77,7 @@ std::vector<char> bucket_starts(const std::vector<ParameterSpec>& specs, int64_t
   return starts;
 }
 
-// h.3.ln_2 of h.3.ln_2.weight.
+// For h.3.ln_2.weight: h.3.ln_2.
 std::string module_of(const ParameterSpec& spec) {
   return spec.name.substr(0, spec.name.rfind('.'));
 }
@@ -143,7 +142,7 @@ std::vector<OptimizerSegment> ParameterLayout::segments(float weight_decay,
       if (begin >= end) continue;
       const float decay = slots[i].spec.decay ? weight_decay : 0;
       const bool first = segments.empty() || begin == part.local;
-      // By what the parameters are, not by the number: it may be zero.
+      // Compares the flag `decay`, not weight_decay, which may be zero.
       if (!first && i > 0 && slots[i - 1].spec.decay == slots[i].spec.decay) {
         segments.back().end = end;
       } else {

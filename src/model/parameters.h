@@ -1,6 +1,6 @@
-// The parameters of a GPT-2: their names and shapes, where each lies in one flat buffer, and typed
-// views of such a buffer. Weights, masters, gradients and both moments are flat buffers of one
-// layout, so that norm and AdamW are a launch or two over everything.
+// The parameters of a GPT-2: names, shapes, the position of each in one flat buffer, and typed
+// views of such a buffer. Weights, masters, gradients and both moments are flat buffers with the
+// same layout, so that norm and AdamW take only a launch or two.
 #pragma once
 
 #include <string>
@@ -11,7 +11,7 @@
 
 namespace lathe {
 
-// One parameter as files know it: Hugging Face's name, its shape without padding.
+// One parameter as files have it: Hugging Face's name, its shape without padding.
 struct ParameterSpec {
   std::string name;
   Shape shape;
@@ -19,43 +19,42 @@ struct ParameterSpec {
   float init_std = 0;    // N(0, init_std); 0: all init_value
   float init_value = 0;  // 1 for LayerNorm weights
   int64_t layer = -1;    // -1: not part of a layer
-  // A bucket may begin here: once this gradient is final, so are all that follow it. A matrix, with
-  // the LayerNorm before it.
+  // A bucket may start here: once this gradient is final, so are all that follow it. Set for a
+  // matrix together with the LayerNorm before it.
   bool cut = false;
 };
 
 // The standard deviation of GPT-2's initial weights; projections into the residual stream have
-// 1/sqrt(2 L) of it.
+// 1/sqrt(2 L) times it.
 inline constexpr float kInitStd = 0.02f;
 
 // In the order of the flat buffer: wte, wpe, the layers, ln_f.
 std::vector<ParameterSpec> parameter_specs(const GPT2Config& config);
 
 // Where each parameter lies. Offsets are in elements and multiples of kParameterAlignment, so that
-// a parameter starts on a 256-byte boundary in every number type; what lies between stays zero.
+// a parameter starts on a 256-byte boundary in every number type; the gaps stay zero.
 inline constexpr int64_t kParameterAlignment = 128;
 
-// How the flat buffers are cut for several ranks. The gradients of neighbouring matrices are
-// reduced together, as one bucket, as soon as they hold `bucket_elements`; a large matrix is a
-// bucket alone.
+// How the flat buffers are divided among ranks. Gradients of neighbouring matrices are reduced
+// together, as one bucket of at least `bucket_elements`; a large matrix is a bucket of its own.
 struct Sharding {
   int64_t ranks = 1;
   int64_t bucket_elements = int64_t{4} << 20;
   bool operator==(const Sharding&) const = default;
 };
 
-// Elements [begin, end) of the flat buffers, whose gradients are final when those of its first
-// parameter are. Each rank has an equal share, which is a whole number of the norm's blocks
-// (kNormBlock), so the bucket ends with padding. With one rank there is no padding.
+// Elements [begin, end) of the flat buffers. Their gradients are final when those of the first
+// parameter are. Each rank has an equal share, a whole number of the norm's blocks (kNormBlock), so
+// the bucket ends with padding. With one rank there is no padding.
 struct Bucket {
   int64_t begin = 0, end = 0;
-  int64_t first_layer = -1;  // that it has a part of; -1: the embeddings
-  std::string name;          // "embeddings", or those of its first and last parameter
+  int64_t first_layer = -1;  // the first layer in it; -1: the embeddings
+  std::string name;          // "embeddings", or the names of its first and last parameter
   int64_t elements() const { return end - begin; }
 };
 
-// A share of a bucket: elements [begin, begin + elements) of the flat buffers are those from
-// `local` on in the buffers of the rank that owns them.
+// A rank's share of a bucket: elements [begin, begin + elements) of the flat buffers, which start
+// at `local` in that rank's own buffers.
 struct ShardPart {
   int64_t begin = 0, local = 0, elements = 0;
 };
@@ -63,7 +62,7 @@ struct ShardPart {
 struct ParameterSlot {
   ParameterSpec spec;
   int64_t offset = 0;
-  Shape padded_shape;  // wte has padded_vocab_size rows; all others as in spec
+  Shape padded_shape;  // wte has padded_vocab_size rows; others are as in spec
 };
 
 struct ParameterLayout {
@@ -72,23 +71,23 @@ struct ParameterLayout {
   std::vector<ParameterSlot> slots;
   int64_t elements = 0;  // of the flat buffer
   int64_t ranks = 1;
-  // In the order of the flat buffer: embeddings, parts of layers, the last with ln_f.
+  // In the order of the flat buffer: embeddings, parts of layers, last the one with ln_f.
   std::vector<Bucket> buckets;
-  std::vector<int> bucket_of_slot;  // the bucket that begins with a slot; -1: none
+  std::vector<int> bucket_of_slot;  // the bucket that starts at a slot; -1: none
 
-  // What a rank keeps the optimizer's state of: its share of every bucket, or with `all`
+  // The part whose optimizer state a rank keeps: its share of every bucket or, with `all`,
   // everything.
   std::vector<ShardPart> shard(int64_t rank, bool all) const;
 
-  // Neighbouring parameters that are decayed, or that are not, padding included: what AdamW walks
-  // over, in the buffers of a shard. Their number does not depend on the weight decay, which may be
+  // Runs of parameters that are all decayed or all not, including padding, in the buffers of a
+  // shard: what AdamW iterates over. Their number does not depend on weight_decay, which may be
   // zero.
   std::vector<OptimizerSegment> segments(float weight_decay,
                                          const std::vector<ShardPart>& shard) const;
 };
 int64_t shard_elements(const std::vector<ShardPart>& shard);
 
-// Views of one flat buffer. Biases are absent tensors where the model has none.
+// Views of one flat buffer. If the model has no biases, their tensors are empty.
 struct GPT2Layer {
   Tensor ln_1_weight, ln_1_bias;
   Tensor attn_weight, attn_bias;            // c_attn [C, 3C]
@@ -96,7 +95,7 @@ struct GPT2Layer {
   Tensor ln_2_weight, ln_2_bias;
   Tensor fc_weight, fc_bias;              // mlp.c_fc [C, 4C]
   Tensor mlp_proj_weight, mlp_proj_bias;  // mlp.c_proj [4C, C]
-  // Where a bucket may begin, as indices of ParameterLayout::slots.
+  // Where a bucket may start, as indices of ParameterLayout::slots.
   size_t ln_1_slot = 0, attn_proj_slot = 0, ln_2_slot = 0, mlp_proj_slot = 0;
 };
 struct GPT2Parameters {

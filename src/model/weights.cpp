@@ -23,11 +23,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kChunk = 1 << 20;  // elements that pass through the host at a time
+constexpr int64_t kChunk = 1 << 20;  // elements copied through the host at a time
 constexpr const char* kModelFile = "model.safetensors";
 constexpr const char* kHead = "lm_head.weight";
 
-// Elements [first, first + count) of one parameter inside flat parameters.
+// Elements [first, first + count) of one parameter in flat parameters.
 Tensor part_of(const Tensor& flat, const ParameterSlot& slot, int64_t first, int64_t count) {
   return flat.rows(slot.offset + first, count);
 }
@@ -86,9 +86,8 @@ void for_each_chunk(int64_t elements, const ChunkFunction& body) {
   }
 }
 
-// Elements [first, first + count) of a parameter, first a multiple of 4: each Philox call gives two
-// of Box and Muller's pairs. The first word of a pair is kept off zero, where the logarithm has
-// none.
+// Elements [first, first + count) of a parameter; first must be a multiple of 4. Each Philox call
+// gives two Box-Muller pairs. The first word of a pair is never zero, because it has no logarithm.
 void fill_normal(float std, uint64_t seed, uint32_t parameter, int64_t first,
                  std::span<float> values) {
   for (size_t i = 0; i < values.size(); i += 4) {
@@ -103,7 +102,7 @@ void fill_normal(float std, uint64_t seed, uint32_t parameter, int64_t first,
   }
 }
 
-// The same on all of the machine's threads: each value depends on its place alone.
+// The same on all threads of the machine: each value depends only on its position.
 std::vector<float> initial_values(const ParameterSpec& spec, uint64_t seed, uint32_t parameter,
                                   int64_t first, int64_t count) {
   std::vector<float> values(count, spec.init_value);
@@ -129,12 +128,12 @@ void write_elements(SafetensorsWriter& file, const std::string& name, const Tens
   });
 }
 
-// UserError for a value that is not finite. `first` is the place in the tensor of values[0].
+// Throws UserError for a value that is not finite. `first` is the index of values[0] in the tensor.
 void require_finite(const SafetensorsReader& file, const std::string& name,
                     std::span<const float> values, int64_t first = 0) {
   constexpr uint32_t kInfinity = 0x7f800000;
   const auto magnitude = [](float value) { return std::bit_cast<uint32_t>(value) & 0x7fffffff; };
-  uint32_t largest = 0;  // over all: a loop without a way out is vectorised
+  uint32_t largest = 0;  // over all values: a loop without an exit is vectorised
   for (const float value : values) largest = std::max(largest, magnitude(value));
   if (largest < kInfinity) return;
   const auto bad = std::ranges::find_if(values, [&](float v) { return magnitude(v) >= kInfinity; });
@@ -164,7 +163,7 @@ void read_parameter(const SafetensorsReader& file, const std::string& name,
   });
 }
 
-// The biases that transformers expects of a model which has none.
+// The biases that transformers expects even from a model without any.
 std::vector<ParameterSpec> absent_biases(GPT2Config config) {
   if (config.bias) return {};
   config.bias = true;
@@ -181,7 +180,7 @@ std::vector<float> floats_of(const SafetensorsReader& file, const SafetensorsEnt
   return values;
 }
 
-// Opens a directory's weights. The first of the other files that weights come in is named.
+// Opens a directory's weights. If they are in other files, the error names the first of these.
 SafetensorsReader open_model(const fs::path& dir) {
   const auto has = [&](const char* name) { return fs::exists(fs::symlink_status(dir / name)); };
   if (has(kModelFile)) return SafetensorsReader(dir / kModelFile);
@@ -203,14 +202,14 @@ SafetensorsReader open_model(const fs::path& dir) {
   return SafetensorsReader(dir / kModelFile);  // throws
 }
 
-// What the parameters are called in a file: "transformer.h.0..." is what GPT2LMHeadModel calls the
-// "h.0..." of GPT2Model.
+// What parameters are called in a file: GPT2LMHeadModel's "transformer.h.0..." is GPT2Model's
+// "h.0...".
 class FileNames {
  public:
   explicit FileNames(const SafetensorsReader& file) {
     const auto prefixed = [](const auto& entry) { return entry.name.starts_with("transformer."); };
     if (std::ranges::any_of(file.entries(), prefixed)) prefix_ = "transformer.";
-    // Of two tied tensors, which share their memory, some programs save the first by name.
+    // Of two tied tensors, which share memory, some programs save only the first by name.
     only_head_ = file.find(prefix_ + "wte.weight") == nullptr && file.find(kHead) != nullptr;
   }
   std::string operator()(const std::string& parameter) const {
@@ -222,8 +221,7 @@ class FileNames {
   bool only_head_ = false;
 };
 
-// The first of the biases which a model without any does not read that is not all zeros, or
-// nullptr.
+// The first bias that a model without biases does not read and that is not all zeros, or nullptr.
 const SafetensorsEntry* unread_bias(const SafetensorsReader& file, const GPT2Config& config) {
   const FileNames name(file);
   for (const ParameterSpec& spec : absent_biases(config)) {
@@ -235,7 +233,7 @@ const SafetensorsEntry* unread_bias(const SafetensorsReader& file, const GPT2Con
   return nullptr;
 }
 
-// A head beside the embedding must be the same matrix, for lathe's is.
+// A head beside the embedding must equal it, because lathe ties the two.
 void require_tied_head(const SafetensorsReader& file, const std::string& embedding) {
   const SafetensorsEntry* head = file.find(kHead);
   const SafetensorsEntry& wte = file.at(embedding);
@@ -256,12 +254,12 @@ void require_tied_head(const SafetensorsReader& file, const std::string& embeddi
   if (x != a.end()) refuse(fmt::format("element {} is {}, not {}", x - a.begin(), *x, *y));
 }
 
-// Causal masks that old files carry, and the tied head, which is compared.
+// Causal masks in old files, and the tied head, which is compared elsewhere.
 bool ignorable(const std::string& name) {
   return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name == kHead;
 }
 
-// A token's id, or null: without the key transformers takes 50256 for granted.
+// A token's id, or null: without the key transformers assumes 50256.
 nlohmann::json id_or_null(std::optional<int32_t> id) {
   return id ? nlohmann::json(*id) : nlohmann::json();
 }
@@ -373,7 +371,7 @@ GPT2Config parse_model_config(std::string_view text, const std::string& file) {
   if (json.contains("layer_norm_epsilon") && json["layer_norm_epsilon"] != 1e-5) {
     refuse("layer_norm_epsilon", "is not 1e-5, which is all that lathe does");
   }
-  // What other GPT-2s do and lathe does not: better no weights than wrong numbers.
+  // What other GPT-2 variants do and lathe does not: refuse rather than compute wrong numbers.
   const auto require = [&](const char* key, bool value) {
     if (json.contains(key) && json[key] != value) {
       refuse(key, fmt::format("is not {}, which is all that lathe does", value));
@@ -437,8 +435,8 @@ void read_model(const fs::path& dir, const GPT2Config& config, const ParameterLa
 
 namespace {
 
-// What a part of the flat buffers holds of one parameter: elements [first, first + count) of it,
-// from element `local` on of the buffers that the part is in.
+// The part of one parameter inside a part of the flat buffers: the parameter's elements [first,
+// first + count), which start at element `local` of the buffers that hold the part.
 struct Piece {
   const ParameterSlot* slot = nullptr;
   int64_t first = 0, count = 0, local = 0;
@@ -448,7 +446,7 @@ struct Piece {
 std::vector<Piece> pieces_of(const ParameterLayout& layout, const std::vector<ShardPart>& shard) {
   std::vector<Piece> pieces;
   for (const ShardPart& part : shard) {
-    for (const ParameterSlot& slot : layout.slots) {  // padding is left out
+    for (const ParameterSlot& slot : layout.slots) {  // padding is skipped
       const int64_t begin = std::max(slot.offset, part.begin);
       const int64_t end =
           std::min(slot.offset + slot.spec.shape.elements(), part.begin + part.elements);
@@ -465,7 +463,7 @@ std::string optimizer_file(int64_t rank, int64_t ranks) {
   return fmt::format("optimizer-{:05}-of-{:05}.safetensors", rank, ranks);
 }
 
-// Copies what a file has of a piece to the device; returns the number of elements.
+// Copies a file's elements of a piece to the device; returns how many there were.
 int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, const Piece& piece,
                    const Tensor& to, Device& device) {
   const std::string& parameter = piece.slot->spec.name;
@@ -486,7 +484,7 @@ int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, con
     file.read_bytes(*entry, static_cast<uint64_t>(begin - first + done) * sizeof(float),
                     values.data(), values.size() * sizeof(float));
     require_finite(file, entry->name, values, begin - first + done);
-    // A mean of squares: AdamW takes its root.
+    // A mean of squares; AdamW takes its square root.
     if (prefix == "v." && std::ranges::any_of(values, [](float v) { return v < 0; })) {
       throw UserError("{}: tensor {} has negative values; use another checkpoint",
                       file.path().string(), entry->name);

@@ -97,7 +97,7 @@ void add_machine_flags(TableOfFlags& t, TrainOptions& o) {
                      "Number type; bf16 has fp32 masters, moments and sums"));
   t.add(free, choice("device", o.device, {DeviceKind::any, DeviceKind::cpu, DeviceKind::cuda},
                      "auto is a GPU if one answers, else the CPU"));
-  t.add(free, number("threads", o.threads, 0, 4096, "0: OMP_NUM_THREADS, or one for each core"));
+  t.add(free, number("threads", o.threads, 0, 4096, "0: OMP_NUM_THREADS, or one per core"));
   t.add(other_bits_on_gpus,
         toggle("tf32", o.cuda.tf32, "GPU: fp32 products may round their inputs to TF32"));
   t.add(other_bits_on_gpus, toggle("deterministic", o.cuda.deterministic,

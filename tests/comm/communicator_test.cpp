@@ -1,4 +1,4 @@
-// Every collective against what a plain loop over the ranks' values gives, bit for bit.
+// Every collective, bit for bit, against a plain loop over the ranks' values.
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,10 +16,10 @@ namespace {
 constexpr DType kTypes[] = {DType::fp32,  DType::bf16,  DType::fp64,
                             DType::int32, DType::int64, DType::uint8};
 constexpr Reduction kOps[] = {Reduction::sum, Reduction::max, Reduction::min};
-// Nothing, one, fewer than ranks, primes, some pieces and a bit.
+// Zero, one, fewer than ranks, primes, several pieces and a bit more.
 constexpr int64_t kCounts[] = {0, 1, 2, 17, 1009, 262147};
 
-// Whatever it is, the same on every rank that asks: rank r's value at i.
+// Rank r's value at i; every rank that computes it gets the same.
 double value_of(int rank, int64_t i, DType dtype) {
   uint64_t x = static_cast<uint64_t>(i) * 0x9e3779b97f4a7c15 + static_cast<uint64_t>(rank) * 77777;
   x ^= x >> 31;
@@ -31,7 +31,7 @@ double value_of(int rank, int64_t i, DType dtype) {
     case DType::int32:
     case DType::int64:
       return static_cast<double>(static_cast<int32_t>(x));
-    default:  // over some orders of magnitude, so that the order of a sum shows in its bits
+    default:  // several orders of magnitude, so that the order of a sum shows in its bits
       return static_cast<double>(static_cast<int32_t>(x)) * (1.0 / (uint64_t{1} << (x >> 60) * 2));
   }
 }
@@ -57,8 +57,8 @@ Bytes values(int rank, DType dtype, int64_t count) {
   return bytes;
 }
 
-// ((x0 + x1) + x2) + ..., in fp32 for bf16, rounded once (each time: NCCL's stand-in); integers
-// wrap.
+// ((x0 + x1) + x2) + ..., in fp32 for bf16, rounded once (NCCL on the CPU: after each addition);
+// integers wrap.
 Bytes reduced(int ranks, DType dtype, int64_t count, Reduction op, bool rounds_each_time) {
   Bytes bytes(static_cast<size_t>(count) * size_of(dtype));
   with_type(dtype, [&](auto zero) {
@@ -114,14 +114,14 @@ class CommunicatorTest : public ::testing::TestWithParam<Variant> {
     return reduced(size(), dtype, count, op, GetParam().kind == CommKind::nccl);
   }
 
-  // Runs what `calls` enqueues behind the uploads, and waits for it.
+  // Runs what `calls` enqueues after the uploads, and waits for it.
   void together(const std::function<void()>& calls) {
     comm().after_device();
     calls();
     comm().device_after(comm().last());
   }
 
-  // `divisor` is what the largest count is divided by, where it is one of many blocks.
+  // `divisor` divides the largest count if the tensor is one of many blocks.
   static void for_all(int divisor, const std::function<void(DType, int64_t)>& body) {
     for (const DType dtype : kTypes) {
       for (int64_t count : kCounts) {
@@ -181,7 +181,7 @@ TEST_P(CommunicatorTest, ReduceScatter) {
     }
     const Tensor own = all.rows(rank() * count, count);
     together([&] { comm().reduce_scatter(own, all.tensor(), Reduction::sum, "in place"); });
-    // This rank's part is the sum; the others are as they were.
+    // This rank's part is the sum; the other parts are unchanged.
     const Bytes sums = expected(dtype, count * size(), Reduction::sum);
     const Bytes before = values(rank(), dtype, count * size()), after = all.bytes();
     for (int r = 0; r < size(); ++r)
@@ -226,7 +226,7 @@ TEST_P(CommunicatorTest, Broadcast) {
   });
 }
 
-// Around the ring: even ranks send first, odd ones receive first.
+// Around the ring: even ranks send first, odd ranks receive first.
 TEST_P(CommunicatorTest, SendAndReceive) {
   if (size() == 1) GTEST_SKIP() << "there is nobody else";
   for_all(size(), [&](DType dtype, int64_t count) {
@@ -271,7 +271,8 @@ TEST_P(CommunicatorTest, NaNsReachEveryRank) {
   }
 }
 
-// More calls than wait at a time, each on what the one before left; nobody waits in between.
+// More calls than can wait at a time, each on the result of the previous one; nobody waits in
+// between.
 TEST_P(CommunicatorTest, CallsAreDoneInOrder) {
   const int64_t count = 37, calls = 3000;
   const Array ones = array(DType::int64, [&] {
@@ -296,8 +297,8 @@ TEST_P(CommunicatorTest, CallsAreDoneInOrder) {
   EXPECT_EQ(result, std::vector<int64_t>(static_cast<size_t>(count), 1));
 }
 
-// Two recordings by turns, and collectives in between: each replay takes what is there, sums it up
-// and puts the sum where it belongs.
+// Two recordings by turns, with collectives in between: each replay reads the current values, sums
+// them and writes the sum to its place.
 TEST_P(CommunicatorTest, RecordingsRepeat) {
   const int64_t count = 5003;
   const Array in = fresh(DType::fp32, count * size()), sum = fresh(DType::fp32, count * size());
@@ -338,7 +339,7 @@ TEST_P(CommunicatorTest, RecordingsRepeat) {
       together([&] { comm().broadcast(more.tensor(), size() - 1, "between"); });
       EXPECT_TRUE(more.bytes() == values(size() - 1, DType::int32, 11));
       comm().barrier();
-    } else {  // which the host waits for, and the device does not
+    } else {  // the host waits for it, and the device does not
       const Array more = array(DType::int32, values(rank(), DType::int32, 11));
       comm().after_device();
       comm().wait(comm().broadcast(more.tensor(), size() - 1, "before"));
@@ -347,7 +348,7 @@ TEST_P(CommunicatorTest, RecordingsRepeat) {
   }
 }
 
-// A rank that an error ends waits for nobody, though its recordings hold collectives.
+// A rank that ends with an error waits for nobody, even if its recordings hold collectives.
 TEST_P(CommunicatorTest, AnErrorEndsItBesideItsRecordings) {
   if (comm().kind() != CommKind::nccl)
     GTEST_SKIP() << "for NCCL, which does not let go of recordings";
@@ -388,8 +389,8 @@ TEST_P(CommunicatorTest, ExchangesHostMemoryAndTexts) {
   comm().barrier();
 }
 
-// More elements than 31 bits count. Takes 4.3 GB of each rank, so it has an entry of its own
-// (communicator_large_test) and none in builds with sanitizers.
+// More elements than 31 bits can count. Takes 4.3 GB per rank, so it has its own ctest entry
+// (communicator_large_test), and none in sanitizer builds.
 TEST_P(CommunicatorTest, DISABLED_CountsBeyond2To31) {
   const double gigabytes = 1e-9 * static_cast<double>(::sysconf(_SC_PHYS_PAGES)) *
                            static_cast<double>(::sysconf(_SC_PAGESIZE));
@@ -420,7 +421,7 @@ TEST_P(CommunicatorTest, DISABLED_CountsBeyond2To31) {
   EXPECT_EQ(at(all, half + 5), 8);
 }
 
-// However many collectives are under way behind it: those of a deep model's step are hundreds.
+// With any number of collectives in flight after it: a step of a deep model has hundreds.
 TEST_P(CommunicatorTest, TheDeviceWaitsForNothingBehindWhatItAskedFor) {
   if (device().kind() == DeviceKind::cuda && comm().kind() == CommKind::mpi) {
     GTEST_SKIP() << "where CUDA runs on the CPU, a function of the host holds up all streams";
@@ -436,7 +437,7 @@ TEST_P(CommunicatorTest, TheDeviceWaitsForNothingBehindWhatItAskedFor) {
   };
   comm().after_device();
   const Ticket wanted = all_reduce(first);
-  // The others join what comes now when rank 0's device is through and has met them.
+  // The others join the next collectives only when rank 0's device is done and has met them.
   if (rank() != 0) meet();
   for (int i = 0; i < 600; ++i) all_reduce(late);
   if (rank() == 0) {

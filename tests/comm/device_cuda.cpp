@@ -1,4 +1,4 @@
-// Ranks on the CPU that plays a GPU for each of them, with streams in several orders.
+// Ranks with CUDA on the CPU, with streams in several orders.
 #include "kernels/cuda_on_cpu/runtime.h"
 #include "tests/comm/harness.h"
 

@@ -1,5 +1,5 @@
-// Ranks under test: a device, tensors on it that the host can fill and read, and what every rank
-// puts into them.
+// Ranks under test: a device, tensors on it that the host can fill and read, and the values that
+// every rank puts into them.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -15,11 +15,11 @@
 
 namespace lathe::testing {
 
-// Of the device that the binary is linked for (device_cpu.cpp, device_cuda.cpp).
+// For the device that the binary is linked for (device_cpu.cpp, device_cuda.cpp).
 std::unique_ptr<Device> make_test_device();
 
-// A communicator, as --comm names it, and the order in which streams run what they may, where it is
-// drawn from a seed.
+// A communicator as --comm names it, and the seed for the order in which streams run, if it is
+// drawn.
 struct Variant {
   CommKind kind;
   int seed = 1;
@@ -32,7 +32,7 @@ inline void PrintTo(const Variant& variant, std::ostream* out) {
 
 using Bytes = std::vector<std::byte>;
 
-// A flat tensor of its own.
+// A flat tensor with its own memory.
 class Array {
  public:
   Array(Device& device, DType dtype, int64_t count)

@@ -1,4 +1,4 @@
-// How NCCL is looked for, and what is said where it is not found. No GPU is needed.
+// How NCCL is found, and the message if it is not. Needs no GPU.
 #include "src/comm/nccl_library.h"
 
 #include <gtest/gtest.h>
@@ -14,7 +14,7 @@ class NcclLibrary : public ::testing::Test {
  protected:
   ~NcclLibrary() override { unsetenv("LATHE_NCCL"); }
 
-  // What is said where LATHE_NCCL has this value.
+  // The message if LATHE_NCCL has this value.
   static std::string complaint(const char* value) {
     setenv("LATHE_NCCL", value, 1);
     try {

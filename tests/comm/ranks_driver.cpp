@@ -1,5 +1,5 @@
 // ranks_driver DEED [DEVICE [COMM]]: a program of several ranks that does what its first argument
-// names, mostly something wrong.
+// names, usually something wrong.
 #include <fmt/format.h>
 
 #include <csignal>

@@ -1,5 +1,5 @@
-// Ranks that MPI does not know meet by file and by address, among strangers: threads stand for
-// them.
+// Ranks that MPI does not know meet by file and by address, among strangers. Threads play the
+// ranks.
 #include "src/comm/rendezvous.h"
 
 #include <arpa/inet.h>
@@ -41,7 +41,7 @@ Place place_of(int rank, int size) {
   return place;
 }
 
-// What a rank has got, or its error.
+// The data that a rank received, or its error.
 std::string outcome(const Rendezvous& rendezvous, int rank, int run = 1) {
   Word word = rank == 0 ? word_of(run) : Word{};
   try {
@@ -52,7 +52,7 @@ std::string outcome(const Rendezvous& rendezvous, int rank, int run = 1) {
   }
 }
 
-// A rank in a thread of its own.
+// A rank in its own thread.
 class Rank {
  public:
   Rank(int rank, int size, const std::string& address, double timeout = 60, int run = 1)
@@ -72,7 +72,7 @@ class Rank {
   std::thread thread_;
 };
 
-// All ranks meet; what each has got, or its error.
+// All ranks meet; returns what each received, or its error.
 std::vector<std::string> meet(int size, const std::string& address, int run, double timeout = 60,
                               int missing = -1) {
   std::vector<std::unique_ptr<Rank>> ranks;
@@ -87,7 +87,7 @@ std::vector<std::string> meet(int size, const std::string& address, int run, dou
 const char kToken[] = "0123456789abcdef0123456789ABCDEF";
 const char kOtherToken[] = "0123456789abcdeF0123456789ABCDEF";
 
-// A variable of the environment while this lives.
+// An environment variable, set while this lives.
 class Variable {
  public:
   Variable(const char* name, const std::string& value) : name_(name) {
@@ -101,7 +101,7 @@ class Variable {
   const char* name_;
 };
 
-// ---- Sockets of strangers, and of ranks that say what a test wants.
+// ---- Sockets of strangers, and of ranks that send what a test wants.
 
 sockaddr_in ipv4(const char* host, int port) {
   sockaddr_in address{};
@@ -127,14 +127,14 @@ class Caller {
     if (fd_ >= 0) ::close(fd_);
     fd_ = -1;
   }
-  void reset() {  // the other end reads an error
+  void reset() {  // the other end gets an error
     const linger at_once{1, 0};
     ::setsockopt(fd_, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
     hang_up();
   }
   void say(const void* data, size_t bytes) const { ::send(fd_, data, bytes, MSG_NOSIGNAL); }
   void say(const std::string& text) const { say(text.data(), text.size()); }
-  // So many bytes, or what came until the other end hung up.
+  // This many bytes, or what came before the other end hung up.
   std::string hear(size_t bytes) const {
     std::string heard(bytes, '\0');
     const ssize_t count = ::recv(fd_, heard.data(), bytes, MSG_WAITALL);
@@ -146,7 +146,7 @@ class Caller {
   int fd_;
 };
 
-// As soon as rank 0 listens.
+// Waits until rank 0 listens.
 Caller call(int port) {
   for (int i = 0; i < 6000; ++i, std::this_thread::sleep_for(std::chrono::milliseconds(10))) {
     Caller caller("127.0.0.1", port);
@@ -156,7 +156,7 @@ Caller call(int port) {
   return Caller(-1);
 }
 
-// A port of this host, and what listens on it, if anything does.
+// A port of this host, and its listener, if any.
 struct Port {
   int number;
   int listener;
@@ -186,7 +186,7 @@ Hello hello_of(int rank, int size, uint64_t process, const std::string& token = 
   return {.process = process, .rank = rank, .size = size, .token = halves_of(token).rank_shows};
 }
 
-// What a rank says and hears; whether rank 0 gave it the word.
+// What a rank sends and receives; whether rank 0 gave it the data.
 bool takes_the_word(const Caller& caller, const Hello& hello, bool thanks) {
   caller.say(&hello, sizeof(hello));
   const std::string heard = caller.hear(kHalf + sizeof(Word));
@@ -234,7 +234,7 @@ TEST(Rendezvous, WithAToken) {
   const Variable token("LATHE_RENDEZVOUS_TOKEN", kToken);
   const Port port;
   for (const std::string& got : meet(4, port.at("127.0.0.1"), 1)) EXPECT_EQ(got, word_of(1).data());
-  // An address of all networks: whoever chose it has them all.
+  // The address of all networks: whoever chose it has all of them.
   for (const std::string& got : meet(4, port.at("0.0.0.0"), 2)) EXPECT_EQ(got, word_of(2).data());
 }
 
@@ -262,7 +262,7 @@ TEST(Rendezvous, ListensAtHostAlone) {
   EXPECT_EQ(one.got(), word_of(1).data());
 }
 
-// What strangers may say; each hears nothing, and is still there when the ranks come.
+// What strangers may send. Each gets nothing, and is still connected when the ranks arrive.
 void say_as_stranger(const Caller& stranger, int what) {
   Hello hello = hello_of(1, 3, 99, kToken);
   switch (what % 8) {
@@ -273,13 +273,13 @@ void say_as_stranger(const Caller& stranger, int what) {
       stranger.say(std::string(1000, 'x'));
       break;
     case 3:
-      stranger.say(&hello, sizeof(hello) - 1);  // a part of what a rank says
+      stranger.say(&hello, sizeof(hello) - 1);  // part of a rank's hello
       break;
     case 4:
       hello.token = halves_of(kOtherToken).rank_shows;
       stranger.say(&hello, sizeof(hello));
       break;
-    case 5:  // the half that rank 0 shows, the sizes of another job
+    case 5:  // the half that rank 0 shows, with the sizes of another job
       hello = hello_of(1, 5, 99);
       hello.token = halves_of(kToken).rank_0_shows;
       stranger.say(&hello, sizeof(hello));
@@ -288,7 +288,7 @@ void say_as_stranger(const Caller& stranger, int what) {
       hello = hello_of(2, 3, 99);
       stranger.say(&hello, sizeof(hello));
       break;
-    case 7: {  // what was enough once
+    case 7: {  // a hello that was enough in an earlier version
       const struct {
         uint64_t greeting = 0x6c61746865206869;
         int32_t rank = 1, size = 9;
@@ -316,7 +316,7 @@ TEST(Rendezvous, StrangersNeitherEndNorDelayTheStartNorTakeAPlace) {
   for (const Caller& stranger : strangers) EXPECT_EQ(stranger.hear(1), "");
 }
 
-// As above where strangers have taken all the files that rank 0 may open: they lose them.
+// As above, but strangers have used up all the files that rank 0 may open: they lose them.
 TEST(Rendezvous, StrangersDoNotUseUpFiles) {
   const Port port;
   const pid_t child = ::fork();
@@ -367,9 +367,9 @@ TEST(Rendezvous, WhoAnswersInThePlaceOfRankZeroIsNotBelieved) {
     const Caller rank(::accept(port.listener, nullptr, nullptr));
     const std::string said = rank.hear(sizeof(Hello));
     EXPECT_EQ(said.size(), sizeof(Hello));
-    EXPECT_EQ(said.find("ABCDEF"), std::string::npos);  // the half that would prove it is rank 0
+    EXPECT_EQ(said.find("ABCDEF"), std::string::npos);  // the half that would prove to be rank 0
     if (i == 0) rank.say(std::string(kHalf, '\0') + wrong_word);
-    if (i == 1) rank.say(said.substr(sizeof(Hello) - kHalf) + wrong_word);  // what it has heard
+    if (i == 1) rank.say(said.substr(sizeof(Hello) - kHalf) + wrong_word);  // what it has received
   }
   port.close();
   Rank zero(0, 2, port.at("127.0.0.1"));
@@ -393,14 +393,15 @@ TEST(Rendezvous, WhatIsSaidMayComeInParts) {
   EXPECT_EQ(zero.got(), word_of(1).data());
 }
 
-// A rank counts when it says that it has the word: one that was lost before may come again.
+// A rank counts only once it confirms that it has the data: one that was lost before may come
+// again.
 TEST(Rendezvous, ARankThatWasLostMayComeAgain) {
   const Port port;
   Rank zero(0, 2, port.at("127.0.0.1"));
   for (const uint64_t process : {7, 8}) {
     Caller lost = call(port.number);
     EXPECT_TRUE(takes_the_word(lost, hello_of(1, 2, process), false));
-    Caller again = call(port.number);  // before the first connection is seen to be gone
+    Caller again = call(port.number);  // before the first connection is known to be gone
     EXPECT_TRUE(takes_the_word(again, hello_of(1, 2, process), false));
     lost.reset();
     again.hang_up();
@@ -416,7 +417,7 @@ TEST(Rendezvous, TwoProcessesOfOneRankAreToldOf) {
     const Caller first = call(port.number);
     EXPECT_TRUE(takes_the_word(first, hello_of(1, 3, 7), first_is_done));
     EXPECT_FALSE(takes_the_word(call(port.number), hello_of(1, 3, 8), true));
-    expect_contains(zero.got(), "two processes say that they are rank 1, from 127.0.0.1:");
+    expect_contains(zero.got(), "two processes claim to be rank 1, from 127.0.0.1:");
   }
 }
 
@@ -424,13 +425,13 @@ TEST(Rendezvous, ARankOfAnotherSizeIsToldOf) {
   const Port port;
   Rank zero(0, 3, port.at("127.0.0.1"));
   EXPECT_FALSE(takes_the_word(call(port.number), hello_of(4, 8, 7), true));
-  expect_contains(zero.got(), "rank 4 of 8 came, and there should be 3 ranks");
+  expect_contains(zero.got(), "rank 4 of 8 connected, but there should be 3 ranks");
 }
 
-// None of these waits for its timeout.
+// None of these may wait for its timeout.
 TEST(Rendezvous, WhatCannotWorkIsSaidAtOnce) {
   const Variable token("LATHE_RENDEZVOUS_TOKEN", kToken);
-  const std::string no_label(64, 'x');  // of a host's name: resolvers refuse it by themselves
+  const std::string no_label(64, 'x');  // in a host's name: resolvers refuse it themselves
   for (int rank = 0; rank < 2; ++rank) {
     const Rendezvous nameless(place_of(rank, 2), no_label + ":29500", 1e6);
     expect_contains(outcome(nameless, rank), "'" + no_label + "' has no address here");
@@ -442,7 +443,7 @@ TEST(Rendezvous, WhatCannotWorkIsSaidAtOnce) {
                     "2 of 4 ranks are on this one");
   }
   expect_contains(outcome(Rendezvous(place_of(0, 2), Port().at("198.51.100.7"), 1e6), 0),
-                  "is no address of the machine on which rank 0 runs");
+                  "is not an address of the machine that rank 0 runs on");
   const Port taken(true);
   expect_contains(outcome(Rendezvous(place_of(0, 2), taken.at("127.0.0.1"), 1e6), 0),
                   "that port is in use");

@@ -13,7 +13,7 @@ ProcessResult run_ranks_driver(int ranks, const std::vector<std::string>& argume
   for (const char* variable :
        {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
         "OMPI_MCA_rmaps_base_oversubscribe=1", "OMPI_MCA_hwloc_base_binding_policy=none",
-        "ASAN_OPTIONS=detect_leaks=0"})  // MPI keeps memory to the end, which is no leak of ours
+        "ASAN_OPTIONS=detect_leaks=0"})  // MPI keeps memory to the end, which is not our leak
     options.environment.emplace_back(variable);
   options.deadline = std::chrono::seconds(60);
   return run(command, options);

@@ -1,5 +1,5 @@
-// Who a process is, from the environment that launchers leave it; and how programs of several ranks
-// end.
+// Which rank a process is, from the environment that launchers set; and how programs of several
+// ranks end.
 #include "src/comm/world.h"
 
 #include <gmock/gmock.h>
@@ -205,7 +205,7 @@ TEST(Ranks, AnExitCodeOfOneEndsAll) {
 TEST(Ranks, AHangOutsideOfCollectivesIsNamed) {
   const ProcessResult result = run_ranks_driver(3, {"hang-on-1"});
   EXPECT_EQ(result.exit_code, 1);
-  EXPECT_THAT(result.err, AllOf(HasSubstr("waits in collective 3"), HasSubstr("'the third'"),
+  EXPECT_THAT(result.err, AllOf(HasSubstr("waited 1 s in collective 3"), HasSubstr("'the third'"),
                                 HasSubstr("nothing came from rank 1"),
                                 HasSubstr("its last was collective 2"), HasSubstr("'the second'")));
   EXPECT_THAT(result.err,

@@ -12,8 +12,8 @@
 namespace lathe {
 namespace {
 
-// Token i is i, so that a batch shows where it comes from; shards of 7 tokens, so that most windows
-// cross some.
+// Token i is i, so that a batch shows where it comes from; shards have 7 tokens, so that most
+// windows cross a border.
 class LoaderTest : public testing::Test {
  protected:
   void write(int64_t tokens, const std::string& split = "train") {
@@ -92,8 +92,8 @@ TEST(RandomWindow, ReachesBeyondTwoToThe32) {
   EXPECT_GT(largest, kTokens / 100 * 99);
 }
 
-// However a step of 24 sequences is cut into ranks, micro-steps and batches, sequence s is the
-// same.
+// Sequence s of a step is the same, however the step's 24 sequences are split into ranks,
+// micro-steps and batches.
 TEST_F(LoaderTest, StepsDoNotDependOnTheLayout) {
   write(200);
   for (Sampling sampling : {Sampling::random, Sampling::sequential}) {
@@ -126,7 +126,7 @@ TEST_F(LoaderTest, StepsDoNotDependOnTheLayout) {
 }
 
 TEST_F(LoaderTest, SequentialUsesEachWindowOnceAnEpoch) {
-  write(5 * 13 + 1 + 4);  // 13 windows of 5, and 4 tokens that are left out
+  write(5 * 13 + 1 + 4);  // 13 windows of 5, and 4 unused tokens
   Loader loader(options(5, 3, Sampling::sequential));
   std::vector<int32_t> starts;
   while (starts.size() < 3 * 13) {
@@ -238,7 +238,7 @@ TEST_F(LoaderTest, RefusesWhatCannotWork) {
   expect_contains(said(o), "none: No such file");
 }
 
-// Every token but the first is a target exactly once, whatever the layout.
+// Every token but the first is a target exactly once, for any layout.
 TEST_F(LoaderTest, EvaluationCoversEverything) {
   for (int64_t tokens : {2, 5, 6, 7, 41, 60, 61}) {
     TempDir own;

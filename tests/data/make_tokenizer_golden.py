@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes tests/data/golden from Hugging Face's `tokenizers`, which encodes as OpenAI's encoder.py.
+"""Makes tests/data/golden from Hugging Face's `tokenizers`, which encodes like OpenAI's encoder.py.
 
 usage: make_tokenizer_golden.py --data DIR            writes tests/data/golden
        make_tokenizer_golden.py --data DIR --check build/prepare [--strings N --seed S]
                                                       compares random text instead, writes nothing
---check also compares a BPE with added tokens, and characters; these by transformers' AutoTokenizer
-too, if it is installed (4.57 and 5.24 were tried).
+--check also compares a BPE with added tokens, and a character tokenizer; if transformers is installed,
+also with its AutoTokenizer (4.57 and 5.24 were tried).
 DIR holds gpt2/encoder.json, gpt2/vocab.bpe and tinyshakespeare.txt. The committed files were made
 with tokenizers 0.23.3 on Python 3.11.
 
@@ -93,7 +93,7 @@ def random_text(rng):
 
 
 def prepared(prepare, documents, *flags):
-    """The tokens that prepare makes of the documents, and the text of its tokenizer.json."""
+    """The tokens that prepare writes for the documents, and the text of its tokenizer.json."""
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, "documents.jsonl")
         with open(source, "w", encoding="utf-8") as f:

@@ -7,7 +7,7 @@ namespace {
 
 using Words = std::array<uint32_t, 4>;
 
-// The known answers of the authors' library, Random123 (kat_vectors, philox4x32 with 10 rounds).
+// Known answers of the authors' library, Random123 (kat_vectors, philox4x32 with 10 rounds).
 TEST(Philox, KnownAnswers) {
   EXPECT_EQ(philox4x32_10({0, 0, 0, 0}, PhiloxKey(0)),
             (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));

@@ -33,7 +33,7 @@ fs::path small_with_end_of_text(const TempDir& dir) {
   return write_text(dir / "bpe.json", file.dump());
 }
 
-// Prose-like text with what makes cutting hard: long words, runs of spaces, several scripts.
+// Prose-like text that is hard to cut: long words, runs of spaces, several scripts.
 std::string varied_text(size_t bytes) {
   std::mt19937 random(11);
   const std::vector<std::string> pieces = {"the",
@@ -179,7 +179,7 @@ TEST_F(PrepareTest, JoinsDocumentsAsItIsTold) {
   o.document_join = "\n.";
   EXPECT_EQ(prepare(o).join, "\n.");
   EXPECT_EQ(load_tokenizer(o.out)->decode(tokens_of(o.out, "train")), "ba\n.ab");
-  o.document_join = "";  // glued, because the user says so
+  o.document_join = "";  // joined without anything, because the user asked for it
   EXPECT_EQ(prepare(o).vocab_size, 2);
   EXPECT_EQ(load_tokenizer(o.out)->decode(tokens_of(o.out, "train")), "baab");
   o.document_join = "a\xff";
@@ -224,7 +224,7 @@ TEST_F(PrepareTest, LeavesByteOrderMarksOut) {
 TEST_F(PrepareTest, RefusesWhatIsNoText) {
   using namespace std::string_literals;
   expect_contains(said(options("ab\0c"s)),
-                  "input.txt has a NUL at byte 2: it is UTF-16 or no text");
+                  "input.txt has a NUL at byte 2: it is UTF-16 or not text");
   expect_contains(said(options("a\0b\0\xff"s)), "a NUL at byte 1");
   expect_contains(said(options("\xff\xfe"
                                "a\0b\0"s)),
@@ -236,7 +236,7 @@ TEST_F(PrepareTest, RefusesWhatIsNoText) {
   expect_contains(said(lines), "input.txt has a NUL at byte 27");
   lines.inputs = {write_text(dir_ / "escaped", "{\"text\":\"a\\u0000b\"}\n")};
   lines.val_fraction = 0;
-  prepare(lines);  // whoever escapes a NUL means it
+  prepare(lines);  // an escaped NUL is intended
   EXPECT_EQ(load_tokenizer(lines.out)->decode(tokens_of(lines.out, "train")), "a\0b"s);
 }
 
@@ -279,7 +279,7 @@ TEST_F(PrepareTest, CutsAtSeparatorsAndLines) {
   PrepareOptions o = options("---a b---\xc3\xa9--\n------c---");
   o.format.separator = "---";
   EXPECT_EQ(documents_of(o), (Documents{"a b", "\xc3\xa9--\n", "c"}));
-  // Separators at every place relative to the blocks that are read.
+  // Separators at every position relative to the blocks that are read.
   std::string text;
   Documents expected;
   for (int i = 0; i < 2000; ++i) {
@@ -313,7 +313,7 @@ TEST_F(PrepareTest, KeepsWhatIsThere) {
   expect_contains(said(o), "already holds data");
   EXPECT_EQ(read_text(o.out / "train_000002.bin"), before);
 
-  // A failure with --force changes nothing either.
+  // A failure with --force changes nothing, either.
   o.force = true;
   write_text(o.inputs[0], "abc\xff");
   expect_contains(said(o), "input.txt is not UTF-8 at byte 3 (0xff)");
@@ -379,7 +379,7 @@ TEST_F(PrepareTest, RefusesWhatCannotWork) {
   expect_contains(said(o), "exclude each other");
   o = options("not json\n");
   o.format.jsonl_key = "text";
-  expect_contains(said(o), "input.txt line 1 is no valid JSON");
+  expect_contains(said(o), "input.txt line 1 is not valid JSON");
   o = options("{\"text\": \"a\"}\n{\"body\": \"a\"}\n");
   o.format.jsonl_key = "text";
   expect_contains(said(o), "input.txt line 2 has no text under \"text\"");
@@ -389,7 +389,7 @@ TEST_F(PrepareTest, RefusesWhatCannotWork) {
   EXPECT_FALSE(fs::exists(good.out)) << "nothing is left of what failed";
 }
 
-// The program itself: what it prints and its exit codes.
+// The program itself: its output and exit codes.
 class PrepareProgram : public PrepareTest {
  protected:
   int run(const std::string& arguments, const std::string& before = "") {
@@ -423,7 +423,7 @@ TEST_F(PrepareProgram, ReadsPipes) {
   EXPECT_EQ(run("--input /dev/stdin --out " + data, pipe), 0) << output_;
   EXPECT_EQ(run("--decode " + data), 0);
   EXPECT_EQ(output_, read_text(text));
-  // Errors call the input by the user's name, not by that of the copy.
+  // Errors name the input as the user did, not by the copy's name.
   write_text(text, "abc\xff");
   EXPECT_EQ(run("--force --input /dev/stdin --out " + data, pipe), 2);
   expect_contains(output_, "prepare: /dev/stdin is not UTF-8 at byte 3");

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The recipes in data/ and the tool `corpus`: what they call, and one sentence for each mistake.
-# A recorder stands where `prepare` would be and writes down its arguments. curl is replaced by a
-# script that copies a file of this test, so that downloads are tested without a network.
+# The recipes in data/ and the tool `corpus`: what they call, and one sentence for each mistake. A
+# recorder that writes down its arguments replaces `prepare`. A script that copies a file of this
+# test replaces curl, so that downloads are tested without a network.
 # usage: recipes_test.sh REPOSITORY CORPUS_TOOL
 set -uo pipefail
 repository=$1 corpus=$2
@@ -31,7 +31,7 @@ expect() {
   fi
 }
 
-# expect_called ARGUMENTS: what the recipe gave to prepare.
+# expect_called ARGUMENTS: what the recipe passed to prepare.
 expect_called() {
   local found
   found=$(cat "$work/called" 2>/dev/null)
@@ -69,7 +69,7 @@ expect 0 '' "$text" --out "$work/web" --url "https://example.org/books/a.txt?raw
 expect_called "--tokenizer char --input $work/web/a.txt --out $work/web --val-fraction 0.1"
 expect_that grep -qx 'https://example.org/books/a.txt?raw=1' "$work/url"
 expect_that cmp "$work/web/a.txt" "$work/remote"
-rm "$work/remote"  # a file that is there is not downloaded again, but checked again
+rm "$work/remote"  # an existing file is not downloaded again, but checked again
 expect 0 '' "$text" --out "$work/web" --url https://example.org/a.txt --sha256 "$sum"
 echo damage >> "$work/web/a.txt"
 expect 2 'expected' "$text" --out "$work/web" --url https://example.org/a.txt --sha256 "$sum"

@@ -116,7 +116,7 @@ TEST(Shard, NamesATokenOutsideTheVocabulary) {
   shard.copy(0, 4, out.data(), 66);
   shard.copy(0, 4, out.data(), 0);
   const std::string said = user_error([&] { shard.copy(1, 3, out.data(), 65); });
-  expect_contains(said, "train_0.bin holds token 65 at byte 1028, the vocabulary has 65");
+  expect_contains(said, "train_0.bin holds token 65 at byte 1028, but the vocabulary has 65");
 }
 
 TEST(Shard, MayBeEmpty) {
@@ -162,7 +162,7 @@ TEST(TokenSet, FindsTheSplit) {
   expect_contains(user_error([&] { TokenSet(dir / "none", "train"); }), "none: No such file");
 }
 
-// Two shards of 1.2e9 tokens each; the files are sparse and take a few blocks.
+// Two shards of 1.2e9 tokens each; the files are sparse and take only a few blocks.
 TEST(TokenSet, HiddenFilesAreNoShards) {
   TempDir dir;
   ShardWriter writer(dir.path(), "train");

@@ -1,4 +1,4 @@
-// A folder of its own for a test, and small helpers for files.
+// A folder for one test, and small helpers for files.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -46,7 +46,7 @@ inline std::filesystem::path write_text(const std::filesystem::path& file,
   return file;
 }
 
-// Runs `call`, which must throw UserError, and returns its sentence.
+// Runs `call`, which must throw UserError, and returns its message.
 template <typename Call>
 std::string user_error(Call call) {
   try {

@@ -116,7 +116,7 @@ TEST(SmallBpe, EncodesHardTextAsTheOracleFromEveryLayout) {
   expect_golden_ids(*parse_tokenizer_json(file.dump(), "pairs"), "small");
 }
 
-// encoder.py's bpe(), as it is written there: look for the lowest pair, join it everywhere, repeat.
+// encoder.py's bpe(), as written there: find the lowest pair, join it everywhere, repeat.
 std::vector<std::string> obvious_bpe(
     std::string_view word, const std::map<std::pair<std::string, std::string>, int>& rank) {
   std::vector<std::string> parts;
@@ -210,7 +210,7 @@ TEST(Bpe, KnowsSpecialTokensOutsideTheVocabulary) {
             (std::vector<int32_t>{556}));
 }
 
-// The small BPE with added tokens of every kind, from 556 on.
+// The small BPE with added tokens of every kind, from id 556 on.
 const char* const kAddedTokens = R"([
   {"id": 556, "content": "<|endoftext|>", "single_word": false, "lstrip": false, "rstrip": false,
    "normalized": false, "special": true},
@@ -237,7 +237,7 @@ std::unique_ptr<Tokenizer> small_with_added_tokens() {
   return parse_tokenizer_json(file.dump(), "added");
 }
 
-// The ids are those of Hugging Face's tokenizers 0.23.3, with encode_special_tokens and without.
+// The ids are those of Hugging Face's tokenizers 0.23.3, with and without encode_special_tokens.
 TEST(Bpe, MatchesAddedTokensAsTheOracle) {
   const auto tokenizer = small_with_added_tokens();
   struct Case {
@@ -272,8 +272,7 @@ TEST(Bpe, MatchesAddedTokensAsTheOracle) {
   EXPECT_EQ(json::parse(tokenizer->to_json())["added_tokens"], json::parse(kAddedTokens));
 }
 
-// Random text over pieces of added tokens: a cut where safe_cut() says changes no token, whatever
-// follows.
+// Random text of pieces of added tokens: a cut at safe_cut() changes no token, whatever follows.
 TEST(Bpe, AddedTokensAreNotCut) {
   const auto tokenizer = small_with_added_tokens();
   const std::vector<std::string> pieces = {"<|end", "oftext|>", "<|endof", "<x", ">",  "你", "x",
@@ -327,8 +326,8 @@ TEST(SameTokens, ComparesWhatEncodesAndDecodes) {
   EXPECT_FALSE(same_tokens(*characters, *small));
 }
 
-// Counts and hash come from make_unicode_classes.py, whose table --check compares with tiktoken's
-// and with Hugging Face's, code point by code point.
+// Counts and hash come from make_unicode_classes.py, whose --check compares the table with
+// tiktoken's and Hugging Face's, code point by code point.
 TEST(Pretokenizer, ClassesAreThoseOfUnicode16) {
   std::map<CharClass, int> count;
   uint64_t hash = 0xCBF29CE484222325;
@@ -365,8 +364,8 @@ TEST(Pretokenizer, FollowsTheExpression) {
             (Words{"a", "\xc2\x85", "\xe3\x80\x80", "b"}));
 }
 
-// Every text of up to six characters over one or two of each class: cutting at the boundary that
-// any prefix has leaves the words as they are.
+// Every text of up to six characters over one or two of each class: a cut at the boundary of any
+// prefix leaves the words unchanged.
 TEST(Pretokenizer, BoundariesDoNotChangeTheWords) {
   const std::vector<std::string> alphabet = {"s", "e", "r", "1", "'", "!", " ", "\n"};
   std::vector<std::string> texts = {""};
@@ -405,8 +404,8 @@ TEST(Char, SortsTheCodePoints) {
   EXPECT_EQ(load_tokenizer(dir.path())->encode(text), tokenizer->encode(text));
 }
 
-// This text opens in transformers 4.57 and 5.24, by AutoTokenizer with the tokenizer_config.json of
-// a checkpoint, with the same ids.
+// transformers 4.57 and 5.24 open this text, through AutoTokenizer with a checkpoint's
+// tokenizer_config.json, and give the same ids.
 TEST(Char, IsWrittenAsABpeWithoutMerges) {
   const auto tokenizer = make_char_tokenizer({'b', '\n', '"', 0xe9, 0}, "text");
   const std::string file = tokenizer->to_json();
@@ -420,7 +419,8 @@ TEST(Char, IsWrittenAsABpeWithoutMerges) {
   const auto opened = parse_tokenizer_json(file, "written");
   EXPECT_EQ(opened->kind(), "char");
   EXPECT_EQ(opened->to_json(), file);
-  // transformers writes it back with a template that adds nothing; other programs order otherwise.
+  // transformers writes it back with a template that adds nothing; other programs use another
+  // order.
   json other = json::parse(file);
   other["post_processor"] = json::parse(
       R"({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}],
@@ -501,7 +501,7 @@ TEST(LoadTokenizer, NamesWhatIsMissing) {
                   "vocab.bpe: No such file");
 }
 
-// Each damages a good tokenizer.json in one way; the sentence must name the file and the damage.
+// Each damages a good tokenizer.json in one way; the message must name the file and the damage.
 TEST(LoadTokenizer, RefusesDamagedOrForeignJson) {
   const json good = json::parse(load_tokenizer(kSmall)->to_json());
   struct Case {
@@ -525,8 +525,8 @@ TEST(LoadTokenizer, RefusesDamagedOrForeignJson) {
       {R"({"model": {"vocab": {"!": 65536}}})", "the id 65536"},
       {R"({"model": {"vocab": {"!": 9223372036854775807}}})", "the id 9223372036854775807"},
       {R"({"model": {"vocab": {"!": 18446744073709551615}}})", "the id -1"},
-      {R"({"model": {"vocab": {"!": 1.5}}})", "no whole number"},
-      {R"({"model": {"vocab": {"!": "0"}}})", "no whole number"},
+      {R"({"model": {"vocab": {"!": 1.5}}})", "not a whole number"},
+      {R"({"model": {"vocab": {"!": "0"}}})", "not a whole number"},
       {R"({"model": {"vocab": {"gap": 600}}})", "ids up to 600"},
       {R"({"model": {"vocab": {"": 556}}})", "a token without text"},
       {R"({"model": {"vocab": {"!": null, "x!": 0}},
@@ -540,7 +540,7 @@ TEST(LoadTokenizer, RefusesDamagedOrForeignJson) {
       {R"({"pre_tokenizer": {"add_prefix_space": true}})", "add_prefix_space"},
       {R"({"pre_tokenizer": {"use_regex": false}})", "GPT-2's expression"},
       {R"({"pre_tokenizer": null})", "no pre_tokenizer"},
-      {R"({"added_tokens": {}})", "added_tokens is no list"},
+      {R"({"added_tokens": {}})", "added_tokens is not a list"},
       {R"({"added_tokens": [{"id": 556}]})", "without id and content"},
       {R"({"added_tokens": [{"id": 3, "content": "!"}]})", "the ids 0 and 3"},
       {R"({"added_tokens": [{"id": 3, "content": "<x>"}]})", "the same id 3"},

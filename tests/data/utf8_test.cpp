@@ -7,7 +7,7 @@
 namespace lathe {
 namespace {
 
-// Straight from the definition: the only well-formed bytes of a code point.
+// From the definition: the only well-formed bytes of a code point.
 std::string obvious_utf8(int32_t c) {
   const auto byte = [](int32_t value) { return static_cast<char>(value); };
   if (c < 0x80) return {byte(c)};

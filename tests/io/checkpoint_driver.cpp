@@ -1,6 +1,6 @@
-// One save of a small checkpoint and the pruning after it, for the crash tests:
+// Saves a small checkpoint and prunes, for the crash tests:
 //   io_checkpoint_driver OUT STEP KEEP
-// What the files hold follows from STEP alone.
+// The contents of the files depend only on STEP.
 #include <cstdlib>
 #include <vector>
 

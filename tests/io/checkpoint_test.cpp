@@ -52,7 +52,7 @@ TEST(Manifest, SurvivesTheWayThroughText) {
   EXPECT_EQ(parse_manifest(to_json(Manifest{}), "m"), Manifest{});
 }
 
-// Text of a manifest with one part replaced; the checksum is then wrong, but comes last.
+// A manifest's text with one part replaced. The checksum is then wrong too, but is checked last.
 std::string edited(const std::string& from, const std::string& to) {
   std::string text = to_json(Manifest{7, {{"model", {5, std::string(32, 'a')}}}});
   const size_t at = text.find(from);
@@ -97,7 +97,7 @@ TEST(Manifest, RefusesWhatIsNotOne) {
 
 TEST(CheckpointWriter, MakesADirectoryThatVerifies) {
   const Scratch scratch;
-  const fs::path out = scratch / "runs/first/";  // made with all that is above it
+  const fs::path out = scratch / "runs/first/";  // created with all its parents
   const fs::path dir = save(out, 1000);
   EXPECT_EQ(names_in(out), Names{"step-00001000"});
   EXPECT_EQ(names_in(dir), (Names{"manifest.json", "model.safetensors", "trainer.json"}));
@@ -221,7 +221,7 @@ TEST(VerifyCheckpoint, FindsEveryFlippedBitOfEveryFile) {
     for (size_t bit = 0; bit < sound.size() * 8; ++bit) {
       put(bit / 8, static_cast<char>(sound[bit / 8] ^ (1 << bit % 8)));
       const std::string message = message_of<UserError>([&] { verify_checkpoint(dir); });
-      // A flip in the manifest may show as a wrong file name or size elsewhere.
+      // A flipped bit in the manifest may show as a wrong file name or size elsewhere.
       EXPECT_CONTAINS(message, name == "manifest.json" ? dir.string() : (dir / name).string());
       put(bit / 8, sound[bit / 8]);
     }
@@ -336,7 +336,7 @@ TEST(FindLatestCheckpoint, DoesNotPassOverOneOfAnotherVersion) {
 TEST(PruneCheckpoints, KeepsTheNewestAndWhatItDoesNotKnow) {
   const Scratch scratch;
   for (int step : {1, 2, 3, 4, 5}) save(scratch.path(), step);
-  fs::remove(scratch / "step-00000004/manifest.json");  // not a checkpoint: neither kept nor lost
+  fs::remove(scratch / "step-00000004/manifest.json");  // not a checkpoint: prune ignores it
   spill(scratch / "step-00000001/notes.txt", "the best run");
   spill(scratch / "metrics.jsonl", "");
   testing::internal::CaptureStderr();

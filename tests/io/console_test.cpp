@@ -128,7 +128,7 @@ TEST(JsonQuoted, IsShortAndHarmless) {
   EXPECT_TRUE(huge.starts_with("\"beginx") && huge.ends_with("xend\"")) << huge;
 }
 
-// Runs `speak` with stderr in a file, and returns what came there.
+// Runs `speak` with stderr in a file, and returns what it wrote.
 std::string said(const std::function<void()>& speak) {
   const Scratch scratch;
   const int kept = ::dup(2);
@@ -158,7 +158,7 @@ TEST(FormatTable, AlignsByColumns) {
   EXPECT_EQ(format_table({}), "");
 }
 
-// A console on a file and a clock that the test moves.
+// A console on a file, with a clock that the test moves.
 class Recorded {
  public:
   Recorded(bool live, int64_t log_interval, int columns = 200) {
@@ -300,7 +300,7 @@ TEST(Console, FindsOutThatAFileIsNoTerminalAndOutlivesAClosedOne) {
   console.print("nobody looks");
 }
 
-// A pseudoterminal of so many columns; 0: it does not say.
+// A pseudoterminal with this many columns; 0: unknown.
 class Terminal {
  public:
   explicit Terminal(int columns) {
@@ -359,7 +359,7 @@ TEST(Terminals, GiveTheConsoleItsWidth) {
   Console({.fd = terminal.fd}).step(sample(1), 1000);
   EXPECT_EQ(terminal.text(), "step 1/1000 | loss 2.4790\r\n");
   set("TERM", "xterm");
-  Console({.fd = silent.fd}).step(sample(1), 1000);  // as mpirun's: where it leads nobody knows
+  Console({.fd = silent.fd}).step(sample(1), 1000);  // like mpirun's: its destination is unknown
   EXPECT_EQ(silent.text(), step_line(sample(1), 1000, 12.3) + "\r\n");
   Console({.fd = terminal.fd}).step(sample(1), 1000);
   EXPECT_EQ(terminal.text(), "\rstep 1/1000 | loss 2.4790\x1b[K\r\n");

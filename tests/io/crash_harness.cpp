@@ -53,7 +53,7 @@ std::vector<char*> pointers(const std::vector<std::string>& strings) {
   return result;
 }
 
-// Runs the command with its output in a file; returns what waitpid says.
+// Runs the command with its output in a file; returns waitpid's status.
 int run_command(const std::vector<std::string>& command,
                 const std::vector<std::string>& environment, const fs::path& output) {
   const std::vector<char*> arguments = pointers(command);

@@ -1,5 +1,5 @@
-// A library for LD_PRELOAD that numbers the calls by which a program changes a directory, and ends
-// the program, or fails the call, at a given one. So a test can crash a save at its every step.
+// A library for LD_PRELOAD that numbers the calls by which a program changes a directory, and kills
+// the program, or fails the call, at a given number. So a test can crash a save at every step.
 //
 //   LATHE_CRASH_DIR    calls on paths in or below this directory count; without it nothing is done
 //   LATHE_CRASH_LOG    a file (outside LATHE_CRASH_DIR) that gets one line a call:
@@ -13,9 +13,10 @@
 //   LATHE_CRASH_RANK   count only in the process with this OMPI_COMM_WORLD_RANK
 //
 // Counted: write pwrite writev pwritev, fsync fdatasync, rename renameat renameat2, unlink unlinkat
-// rmdir remove, ftruncate truncate, mkdir mkdirat, link symlink, and open openat creat where they
-// may create or truncate. Not seen: stdio and mmap, which do not pass here; lathe's files use the
-// system calls. Numbers are per process, and in the order of the calls also with threads.
+// rmdir remove, ftruncate truncate, mkdir mkdirat, link symlink, and open openat creat if they may
+// create or truncate. Not counted: stdio and mmap, which cannot be intercepted here; lathe's files
+// use the system calls. Numbers are per process, and follow the order of the calls even with
+// threads.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -71,7 +72,7 @@ struct Plan {
   }
 };
 
-// Made at the first call, which may come before this library's constructors run.
+// Created at the first call, which may come before this library's constructors run.
 Plan& plan() {
   static Plan the_plan;
   return the_plan;
@@ -82,7 +83,7 @@ Plan& plan() {
   for (;;) pause();
 }
 
-// The part of an absolute path below the directory, or nullptr where it lies elsewhere.
+// The part of an absolute path below the directory, or nullptr if it is elsewhere.
 const char* below(const char* path) {
   const size_t n = strlen(plan().directory);
   if (n == 0 || strncmp(path, plan().directory, n) != 0) return nullptr;
@@ -91,7 +92,7 @@ const char* below(const char* path) {
 }
 
 // Both write the absolute name into `out`, with links in the parent resolved but not the last
-// component, for it is what is created, renamed or removed.
+// component, because that is what is created, renamed or removed.
 bool name_of_fd(int fd, char* out) {
   char link[64];
   snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
@@ -128,7 +129,7 @@ bool name_of_path(int dirfd, const char* path, char* out) {
   return true;
 }
 
-// Numbers one call, and does what the plan says. Lives around the real call.
+// Numbers one call and does what the plan says. Lives around the real call.
 class Call {
  public:
   Call(const char* name, long bytes, const char* path, const char* to = nullptr) {

@@ -1,4 +1,4 @@
-// Kills a save, or fails it, at every single call by which it changes the disk.
+// Kills a save, or fails it, at every single call that changes the disk.
 #include <cerrno>
 
 #include "src/io/checkpoint.h"
@@ -18,7 +18,7 @@ CrashRun save_of(const fs::path& out, int step, int keep = 2) {
           .directory = out};
 }
 
-// Checkpoints 1 and 2, and what a crash left of an earlier try at 3.
+// Checkpoints 1 and 2, and what a crash left of an earlier save of 3.
 void prepare(const fs::path& out) {
   fs::create_directory(out);
   ASSERT_EQ(run_with_crash(save_of(out, 1)).exit_code, 0);
@@ -32,7 +32,7 @@ void restore(const fs::path& out, const fs::path& from) {
   fs::copy(from, out, fs::copy_options::recursive);
 }
 
-// Whatever happened, the latest checkpoint is 2 or 3 and whole. Returns which.
+// Whatever happened, the latest checkpoint is 2 or 3 and is complete. Returns which.
 int64_t check_latest(const fs::path& out) {
   const auto latest = find_latest_checkpoint(out);
   if (!latest) {
@@ -144,7 +144,7 @@ TEST(CrashTest, AnErrorAtAnyCallIsReportedAndLosesNothing) {
       run.when = "error";
       run.error_number = error;
       const CrashResult result = run_with_crash(run);
-      // A removal that fails because the disk is read-only is said and does not end the run.
+      // A removal that fails because the disk is read-only is reported but does not end the run.
       const bool only_kept = result.exit_code == 0 && error == EROFS && at + 5 > calls;
       EXPECT_TRUE(only_kept || result.exit_code == exit_code) << result.exit_code << result.output;
       EXPECT_CONTAINS(result.output, words);
@@ -181,7 +181,7 @@ TEST(DurabilityBreaches, FindsEachKind) {
       breaches(
           {{"write", 9, "a.partial", ""}, {"rename", 0, "a.partial", "a"}, {"fsync", 0, ".", ""}})
           .size(),
-      2u);  // renamed, and never, fsynced
+      2u);  // fsynced after the rename, and never
   EXPECT_EQ(breaches({{"fsync", 0, "a.partial", ""},
                       {"write", 9, "a.partial", ""},
                       {"rename", 0, "a.partial", "a"},

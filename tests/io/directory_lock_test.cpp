@@ -10,7 +10,7 @@
 namespace lathe {
 namespace {
 
-// A process that holds the lock of a directory until it is told to end, or is killed.
+// A process that holds a directory's lock until asked to end or killed.
 class Holder {
  public:
   explicit Holder(const std::filesystem::path& directory) {

@@ -81,7 +81,7 @@ TEST(AtomicFile, APathThatCannotBeWrittenIsTheUsersMistake) {
                   "Not a directory");
 }
 
-// Limits the size that a file may grow to, as a full disk would, while it lives.
+// Limits the size of files, like a full disk, while it lives.
 class FileSizeLimit {
  public:
   explicit FileSizeLimit(rlim_t bytes) {
@@ -116,7 +116,7 @@ TEST(AtomicFile, AWriteThatDoesNotFitIsACheckErrorAndLosesNothing) {
   EXPECT_FALSE(fs::exists(scratch / "a.partial"));
 }
 
-// A file system of 64 KiB, where the machine lets us mount one.
+// A file system of 64 KiB, if the machine lets us mount one.
 class SmallDisk {
  public:
   SmallDisk(const fs::path& at, unsigned long flags) : at_(at) {
@@ -145,7 +145,7 @@ TEST(AtomicFile, AFullDiskIsACheckErrorAndLosesNothing) {
     EXPECT_CONTAINS(message, "No space left on device");
   }
   EXPECT_EQ(slurp(scratch / "disk/a"), "old");
-  write_file(scratch / "disk/b", std::string(40'000, 'x'));  // the space was given back
+  write_file(scratch / "disk/b", std::string(40'000, 'x'));  // the space is free again
 }
 
 TEST(AtomicFile, AReadOnlyDiskIsTheUsersMistake) {
@@ -171,7 +171,7 @@ TEST(ReadWholeFile, RefusesWhatIsTooLongMissingOrNoFile) {
   ASSERT_EQ(::mkfifo((scratch / "pipe").c_str(), 0600), 0);
   EXPECT_CONTAINS(message_of<UserError>([&] { read_whole_file(scratch / "pipe", 9); }),
                   "not a regular file");
-  // A file that says it has no size is read to its end all the same.
+  // A file that reports no size is still read to its end.
   EXPECT_FALSE(read_whole_file("/proc/self/stat", 1 << 20).empty());
   EXPECT_THROW(read_whole_file("/proc/self/stat", 3), UserError);
 }

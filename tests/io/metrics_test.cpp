@@ -96,12 +96,12 @@ TEST(MetricsWriter, CutsWhatComesAfterTheStepOfTheResume) {
 TEST(MetricsWriter, CutsATornLastLineWhereverItIsTorn) {
   const Scratch scratch;
   const std::string whole = lines(0, 2), torn = to_json(at_step(3));
-  for (size_t n = 0; n <= torn.size(); ++n) {  // all of it but the newline is torn too
+  for (size_t n = 0; n <= torn.size(); ++n) {  // a line without its newline is torn, too
     spill(scratch / "metrics.jsonl", whole + torn.substr(0, n));
     const MetricsWriter writer(scratch.path(), 100);
     EXPECT_EQ(slurp(writer.path()), whole);
   }
-  spill(scratch / "metrics.jsonl", whole + std::string(4096, '\0'));  // as power loss may leave it
+  spill(scratch / "metrics.jsonl", whole + std::string(4096, '\0'));  // after a power failure
   const MetricsWriter writer(scratch.path(), 100);
   EXPECT_EQ(slurp(writer.path()), whole);
 }

@@ -11,7 +11,7 @@ namespace {
 
 using std::string;
 
-// A file with this header text, which need not be sound, and so many bytes of data.
+// A file with this header text, which may be invalid, and this many bytes of data.
 string file_of(const string& header, size_t data_bytes) {
   string text(8, '\0');
   const uint64_t length = header.size();
@@ -175,7 +175,7 @@ TEST(SafetensorsHeader, EveryTruncationIsRefused) {
   }
 }
 
-// A flipped bit of the header is refused or gives entries that still lie inside the file.
+// A header with a flipped bit is refused, or gives entries that still lie inside the file.
 TEST(SafetensorsHeader, BitFlipsNeverPointOutsideTheFile) {
   const string sound = file_of("{" + kOne + "," + tensor("b", "I64", "[2,1]", "[8,24]") + "}", 24);
   int refused = 0;
@@ -195,7 +195,7 @@ TEST(SafetensorsHeader, BitFlipsNeverPointOutsideTheFile) {
   EXPECT_GT(refused, 500);
 }
 
-// Made by the reference: safetensors_reference.py make.
+// Written by the reference: safetensors_reference.py make.
 TEST(SafetensorsReader, ReadsTheReferencesFile) {
   const SafetensorsReader reader(LATHE_IO_FIXTURES "/reference.safetensors");
   EXPECT_EQ(reader.entries().size(), 11u);
@@ -264,7 +264,7 @@ TEST(SafetensorsReader, RefusesWhatDoesNotFitTheCall) {
   EXPECT_THROW(SafetensorsReader("/nonexistent/model.safetensors"), UserError);
 }
 
-// What safetensors_reference.py check has read.
+// What safetensors_reference.py check read.
 FileDigest write_sample(const std::filesystem::path& path) {
   SafetensorsWriter writer(path, {{"who", "\u00e9 \"x\""}, {"format", "pt"}});
   writer.declare("moment", DType::fp64, {2});

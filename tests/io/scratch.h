@@ -1,4 +1,4 @@
-// Helpers of the tests in this folder: a directory that lives as long as the test, and errors.
+// Helpers for the tests in this folder: a directory that lives as long as the test, and errors.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -47,7 +47,7 @@ inline void spill(const std::filesystem::path& path, std::string_view text) {
   ASSERT_TRUE(file.flush()) << path;
 }
 
-// What the call throws as an Error, or "" (and a failure) where it throws none.
+// The message of the Error that the call throws; "" and a failure if it throws none.
 template <typename Error, typename Call>
 std::string message_of(const Call& call) {
   try {

@@ -61,7 +61,7 @@ TEST(TrainerState, EveryKeyMustBeThereAndOfItsType) {
   const json sound = json::parse(to_json(sample()));
   const json flat = sound.flatten();
   for (const auto& [pointer, value] : flat.items()) {
-    if (pointer.starts_with("/config")) continue;  // its keys are free
+    if (pointer.starts_with("/config")) continue;  // any keys are allowed there
     SCOPED_TRACE(pointer);
     const json::json_pointer at(pointer);
     const std::string name = pointer.substr(pointer.rfind('/') + 1);

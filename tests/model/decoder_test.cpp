@@ -13,7 +13,7 @@ namespace {
 
 const GPT2Config kConfig{.n_layer = 3, .n_head = 3, .n_embd = 48, .vocab_size = 61, .seq_len = 24};
 
-// Logits after each prefix of `tokens`, in pieces of `piece` tokens.
+// Logits after each prefix of `tokens`, fed in pieces of `piece` tokens.
 template <typename T>
 std::vector<std::vector<double>> logits_in_pieces(DType dtype, const std::vector<int32_t>& tokens,
                                                   size_t piece, int64_t chunk) {
@@ -28,8 +28,9 @@ std::vector<std::vector<double>> logits_in_pieces(DType dtype, const std::vector
   return result;
 }
 
-// With the cache (one token at a time) the logits are those without (the whole prefix at once): to
-// rounding in double; in fp32 and bf16 both ways are as near to the double ones by the same rule.
+// With the cache (one token at a time) the logits equal those without it (the whole prefix at
+// once): up to rounding in double; in fp32 and bf16 both ways are equally close to double, by the
+// same rule.
 TEST(Decoder, TheCacheChangesNothing) {
   std::vector<int32_t> tokens(kConfig.seq_len);
   for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 17 % 61);

@@ -1,4 +1,4 @@
-// A GPU as the device under test; or the CPU that plays one.
+// A GPU as the device under test, or CUDA on the CPU.
 #include "tests/model/harness.h"
 
 namespace lathe::testing {

@@ -84,8 +84,8 @@ double magnitude_of(const std::vector<double>& values) {
   return magnitude;
 }
 
-// PyTorch's own error of a tensor (maximum, RMS), as large as it is in any layer, each in
-// proportion to its values: the largest error of the 48 sums of one LayerNorm is a matter of luck.
+// PyTorch's own error of a tensor (maximum, RMS), relative to its values; the largest over all
+// layers, because the largest error among the 48 sums of one LayerNorm is a matter of luck.
 std::array<double, 2> plain_error(const Golden& golden, const std::string& name, DType dtype) {
   const auto of = [&](const std::string& tensor) {
     return golden.doubles("error_" + std::string(name_of(dtype)) + "." + tensor);
@@ -102,16 +102,17 @@ std::array<double, 2> plain_error(const Golden& golden, const std::string& name,
   return largest;
 }
 
-// AddressSanitizer's build takes sums in another order, which decides the largest error.
+// AddressSanitizer's build computes sums in another order, which decides the largest error.
 #ifdef __SANITIZE_ADDRESS__
 constexpr bool kAddressSanitizer = true;
 #else
 constexpr bool kAddressSanitizer = false;
 #endif
 
-// The two-times rule against PyTorch: our error may be twice PyTorch's own in the same number type,
-// or, on another device, twice the larger of PyTorch's and our CPU's, which obeys the rule itself:
-// the largest error of so few sums is a matter of their order. `cpu` is null on the CPU.
+// The two-times rule against PyTorch: our error may be twice PyTorch's own in the same number type.
+// On another device it may be twice the larger of PyTorch's and our CPU's, which obeys the rule
+// itself, because the largest error of so few sums depends on their order. `cpu` is null on the
+// CPU.
 void expect_within(const Golden& golden, const std::string& name, DType dtype,
                    const std::vector<double>& values, const std::vector<double>* cpu) {
   const std::vector<double> reference = golden.doubles(name);
@@ -170,7 +171,7 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
 class FiniteDifferences : public ::testing::TestWithParam<Case> {};
 
 // Central differences of the whole model along random directions, one parameter at a time, in
-// double, with the dropout mask held still.
+// double, with a fixed dropout mask.
 TEST_P(FiniteDifferences, AgreeWithBackward) {
   const Case& c = GetParam();
   Harness h(c.config, {.dtype = DType::fp64, .batch_size = c.batch_size, .seq_len = c.seq_len});
@@ -231,8 +232,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"heads_of_128", small(1, 128, 50, 4, false, 0.1f, Gelu::tanh), 2, 4}),
     [](const auto& info) { return info.param.name; });
 
-// Two micro-steps of half the batch are one of the whole: the same masks, the same sums up to
-// rounding.
+// Two micro-steps of half the batch equal one of the whole batch: the same masks, and the same sums
+// up to rounding.
 TEST(GPT2, AccumulationEqualsOneBatch) {
   const GPT2Config config = small(2, 16, 40, 9, true, 0.25f, Gelu::tanh);
   Harness whole(config, {.dtype = DType::fp64, .batch_size = 4, .seq_len = 9});
@@ -266,7 +267,7 @@ TEST(GPT2, ThePaddedVocabularyIsNeverPredictedAndGetsNoGradient) {
   const Tensor padding = h.parameters.weights().wte.rows(17, config.padded_vocab_size() - 17);
   for (double g : values_of(*h.device, h.parameters.gradients().wte.rows(17, padding.shape[0])))
     ASSERT_EQ(g, 0);
-  // Rows that would win every softmax change nothing.
+  // Padding rows that would win every softmax change nothing.
   set_values(*h.device, padding, std::vector<double>(padding.elements(), 1e3));
   EXPECT_EQ(h.forward_backward(), loss);
 }

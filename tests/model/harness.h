@@ -1,4 +1,4 @@
-// A small GPT-2 with everything it needs to take a step, for tests of either device.
+// A small GPT-2 with everything needed for a step, to test either device.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -14,8 +14,8 @@
 
 namespace lathe::testing {
 
-// A device of the kind that a binary tests, linked from device_cpu.cpp or device_cuda.cpp. fp64,
-// the reference, is always the CPU's.
+// A device of the kind that the binary tests, linked from device_cpu.cpp or device_cuda.cpp. fp64,
+// the reference, always runs on the CPU.
 std::unique_ptr<Device> make_test_device(DType dtype);
 
 // The values of a tensor as doubles.
@@ -76,7 +76,7 @@ struct Harness {
     state.begin(model.ops(), inputs);
   }
 
-  // Weights that are a copy of the masters follow them.
+  // If the weights are a copy of the masters, updates them.
   void sync_weights() {
     if (parameters.weights().flat.data != optimizer.masters().data) {
       model.ops().run(Cast{.destination = parameters.weights().flat, .source = optimizer.masters()},

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Writes golden/*.safetensors: small GPT-2 models in PyTorch, their weights (fp32), and in double
-precision what they make of a batch: logits, loss and every gradient.
+"""Writes golden/*.safetensors: the weights (fp32) of small GPT-2 models in PyTorch, and for one batch their
+logits, loss and all gradients in double precision.
 
     python3 tests/model/make_golden.py      # needs torch and numpy; made with the versions below
 
-Beside each value stands how far the same PyTorch code is off in fp32 and in bf16 (largest and root mean
-square error): the yardstick for lathe's own fp32 and bf16, which may be off by twice as much.
+Each value comes with the error of the same PyTorch code in fp32 and bf16 (largest and root mean square).
+lathe's own fp32 and bf16 may be off by twice as much.
 
-The model is written out with plain tensor operations, so that it follows the paper and not one
-library's module. Weights are stored as Hugging Face stores them: linear layers [in, out].
+The model is written in plain tensor operations, so that it follows the paper and not a library's
+module. Weights are stored as Hugging Face stores them: linear layers [in, out].
 """
 import json
 import math

@@ -1,5 +1,5 @@
-// What the model tells a store is enough to take parameters away while nobody uses them, and to
-// pass gradients on as soon as they are final.
+// The model's calls to a store suffice to take parameters away while nobody uses them, and to pass
+// gradients on as soon as they are final.
 #include "src/model/parameter_store.h"
 
 #include <gtest/gtest.h>
@@ -25,7 +25,7 @@ const GPT2Config kConfig{.n_layer = 3,
                          .gelu = Gelu::tanh};
 constexpr int64_t kBatch = 2, kMicroSteps = 3;
 
-// Everything is there, always, as in LocalStore.
+// Everything is always available, as in LocalStore.
 class PlainStore : public ParameterStore {
  public:
   PlainStore(Device& device, Arena& arena)
@@ -36,7 +36,7 @@ class PlainStore : public ParameterStore {
   void finish_gradients() override { running_ = false; }
 
  protected:
-  // Elements [begin, end) of a flat buffer that belong to the parameters of a unit.
+  // Elements [begin, end) of a flat buffer that belong to a unit's parameters.
   std::pair<int64_t, int64_t> range_of(int64_t unit) const {
     const auto unit_of = [](const ParameterSlot& slot) {
       if (slot.spec.layer >= 0) return slot.spec.layer;
@@ -59,14 +59,14 @@ class PlainStore : public ParameterStore {
   }
 
   Device& device_;
-  bool running_ = false;  // the constructor of the model calls, too
+  bool running_ = false;  // the model's constructor also makes calls
 };
 
-// Weights are NaN except between need() and release(): what stage 3 of ZeRO does to them.
+// Weights are NaN except between need() and release(), as with ZeRO stage 3.
 class FleetingWeights final : public PlainStore {
  public:
   using PlainStore::PlainStore;
-  // Once the initial weights are there.
+  // Call it once the initial weights are there.
   void take_away() {
     all_ = values_of(device_, weights_.flat);
     fill_with_nan(weights_.flat);
@@ -95,7 +95,7 @@ class FleetingWeights final : public PlainStore {
   size_t most_ = 0;
 };
 
-// Gradients are NaN from when they are final to when the next micro-step needs them: stage 2.
+// Gradients are NaN from when they are final until the next micro-step needs them, as with stage 2.
 class FleetingGradients final : public PlainStore {
  public:
   using PlainStore::PlainStore;
@@ -132,7 +132,7 @@ class FleetingGradients final : public PlainStore {
       device_.upload(gradients_.flat.rows(at, static_cast<int64_t>(values.size())), values.data());
     kept_.clear();
     running_ = false;
-    // A bucket may begin wherever the parameters say that it may.
+    // A bucket may start wherever the parameters allow it.
     for (size_t i = 0; i < layout_.slots.size(); ++i)
       EXPECT_TRUE(!layout_.slots[i].spec.cut || slots_.contains(i)) << layout_.slots[i].spec.name;
   }
@@ -143,7 +143,7 @@ class FleetingGradients final : public PlainStore {
   std::set<size_t> slots_;
 };
 
-// A step of several micro-steps, an evaluation before it, on a store of this kind.
+// An evaluation, then a step of several micro-steps, on a store of this kind.
 template <typename Store>
 struct Step {
   explicit Step(Recompute recompute)

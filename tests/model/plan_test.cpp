@@ -1,5 +1,5 @@
-// What a GPT-2 takes, from formulas: a second opinion on the memory plan, which counts what the
-// constructors ask for.
+// The memory that a GPT-2 takes, from formulas: a second opinion on the memory plan, which counts
+// what the constructors allocate.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 namespace lathe::testing {
 namespace {
 
-// A shape without memory behind it, for questions to the table of operations. The address is never
-// read; it only says that the tensor is there.
+// A shape without memory, for questions to the table of operations. The address is never read; it
+// only shows that the tensor is not absent.
 Tensor imagined(DType dtype, Shape shape) {
   return Tensor{reinterpret_cast<void*>(kArenaAlignment), dtype, shape};
 }
@@ -31,7 +31,7 @@ int64_t flat_elements(const GPT2Config& config) {
   return embeddings + config.n_layer * layer + layernorm;
 }
 
-// The scratch of the hungriest operation, each at the largest size that a step gives it.
+// The scratch of the operation that needs most, each at the largest size in a step.
 size_t training_workspace(const GPT2Config& config, const StepShape& shape, const Ops& ops) {
   const DType dtype = shape.dtype, acc = accumulator_of(dtype);
   const int64_t b = shape.batch_size, t = shape.seq_len, c = config.n_embd, n = b * t;
@@ -201,14 +201,14 @@ void add_decoder(MemoryPlan& plan, const GPT2Config& config, DType dtype, int64_
   cache(DType::uint8, static_cast<int64_t>(workspace));
 }
 
-// Of a training run on rank 0 of so many.
+// For a training run on rank 0 of `ranks`.
 MemoryPlan expected_training(const GPT2Config& config, const StepShape& shape, int64_t ranks,
                              const Ops& ops) {
   const bool sharded = shape.zero_stage >= 1 && ranks > 1;
   const bool reduce_bf16 = shape.reduce_bf16 && ranks > 1;
   const DType dtype = shape.dtype, acc = accumulator_of(dtype);
   const int64_t c = config.n_embd, n = shape.batch_size * shape.seq_len;
-  // Buckets of several ranks end with padding, which the layout knows.
+  // With several ranks, buckets end with padding, which the layout knows.
   const ParameterLayout layout(config, Sharding{ranks, shape.bucket_elements});
   const int64_t parameters = ranks > 1 ? layout.elements : flat_elements(config);
   const int64_t owned = sharded ? parameters / ranks : parameters;
@@ -225,8 +225,8 @@ MemoryPlan expected_training(const GPT2Config& config, const StepShape& shape, i
   const auto activation = [&](DType type, int64_t elements, int64_t count) {
     for (int64_t i = 0; i < count; ++i) plan.add(MemoryCategory::activations, type, elements);
   };
-  // Per layer: residual_out. Once for all layers where it is made again: gelu; ln_1, ln_2;
-  // attention, residual_mid, qkv, pre_gelu, statistics.
+  // Per layer: residual_out. Once for all layers if recomputed: gelu; ln_1, ln_2; attention,
+  // residual_mid, qkv, pre_gelu, statistics.
   const auto layers_below = [&](Recompute level) {
     return shape.recompute < level ? config.n_layer : int64_t{1};
   };
@@ -261,7 +261,7 @@ MemoryPlan expected_training(const GPT2Config& config, const StepShape& shape, i
   return plan;
 }
 
-// Of sampling alone.
+// For sampling alone.
 MemoryPlan expected_decoding(const GPT2Config& config, DType dtype, int64_t chunk, const Ops& ops) {
   MemoryPlan plan;
   plan.add(MemoryCategory::weights, dtype, flat_elements(config));
@@ -285,7 +285,7 @@ const GPT2Config kConfigs[] = {
      .seq_len = 33,
      .gelu = Gelu::exact}};
 
-// The plan of rank 0 of so many, on the device under test.
+// The plan of rank 0 of `ranks`, on the device under test.
 MemoryPlan plan_of(const GPT2Config& config, const StepShape& shape, int ranks = 1) {
   const auto device = make_test_device(shape.dtype);
   Schedule ignored;
@@ -347,7 +347,7 @@ TEST(Plan, OfSamplingIsWhatTheFormulasSay) {
   }
 }
 
-// What is counted is what is taken.
+// What is counted is what is allocated.
 TEST(Plan, FillsTheArenaToTheByte) {
   const Harness h(kConfigs[1], {.batch_size = 3, .seq_len = 65, .decode_len = 9});
   EXPECT_EQ(h.arena.used(), plan_of(kConfigs[1], h.trainer.shape));
@@ -357,7 +357,7 @@ TEST(Plan, SaysIfAMicroStepIsBeyondAllBounds) {
   EXPECT_THROW(plan_of({}, {.batch_size = int64_t{1} << 21, .seq_len = 1024}), UserError);
 }
 
-// What a layer keeps per token: 16, 12, 10 and 1 times C values, where statistics weigh little.
+// What a layer keeps per token: 16, 12, 10 and 1 times C values; statistics are small here.
 TEST(Plan, EachLevelOfRecomputationKeepsLess) {
   const auto per_layer = [&](Recompute recompute) {
     const auto activations = [&](int64_t n_layer) {
@@ -386,7 +386,7 @@ TEST(Plan, NoWeightDecayTakesTheSameMemory) {
   }
 }
 
-// What is reduced last is small, for it is waited for; but not too small.
+// The last buckets to be reduced are small, because the step waits for them, but not too small.
 TEST(Layout, BucketsBecomeSmallerTowardsTheEnd) {
   const int64_t least = int64_t{4} << 20;
   const std::vector<Bucket> buckets = ParameterLayout(GPT2Config{}, {4, least}).buckets;
@@ -403,7 +403,7 @@ TEST(Layout, BucketsBecomeSmallerTowardsTheEnd) {
     EXPECT_GE(buckets[b].elements(), least / 8);
     EXPECT_TRUE(b <= 2 || buckets[b].elements() >= least) << buckets[b].name;
   }
-  // Of a small model everything but the embeddings is one message.
+  // In a small model everything but the embeddings is one message.
   const GPT2Config small{.n_layer = 4, .n_head = 4, .n_embd = 64, .vocab_size = 65, .seq_len = 64};
   EXPECT_EQ(ParameterLayout(small, {4, least}).buckets.size(), 2u);
   EXPECT_EQ(ParameterLayout(small, {4, 0}).buckets.size(), 17u);

@@ -1,4 +1,4 @@
-// What the backward pass makes again is what the forward pass had, to the bit.
+// What the backward pass recomputes equals what the forward pass computed, bit for bit.
 #include <gtest/gtest.h>
 
 #include <map>
@@ -26,7 +26,7 @@ std::vector<char> bytes_of(Device& device, const Tensor& tensor) {
   return bytes;
 }
 
-// All that two steps leave behind, by name.
+// Everything that two steps leave behind, by name.
 using Trace = std::map<std::string, std::vector<char>>;
 Trace two_steps(const Case& c, DType dtype, Recompute recompute) {
   Harness h(c.config, {.dtype = dtype,
@@ -93,8 +93,8 @@ const auto name_of_case = [](const auto& info) {
   return std::string(std::get<0>(info.param).name) + "_" +
          std::string(name_of(std::get<1>(info.param)));
 };
-// A first layer, one in the middle and a last; several micro-steps; widths that kernels take by
-// eights, and others.
+// A first, a middle and a last layer; several micro-steps; widths that kernels process in eights,
+// and others.
 INSTANTIATE_TEST_SUITE_P(
     Small, RecomputeTest,
     ::testing::Combine(
@@ -103,7 +103,7 @@ INSTANTIATE_TEST_SUITE_P(
                           Case{"no_biases", sizes(3, 2, 32, 17, false, 0.1f, Gelu::tanh), 1, 2}),
         kDTypes),
     name_of_case);
-// Larger ones for the CPU, which has other products for them.
+// Larger models for the CPU, which has other matrix products for them.
 INSTANTIATE_TEST_SUITE_P(
     Large, RecomputeTest,
     ::testing::Combine(

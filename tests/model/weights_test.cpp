@@ -1,5 +1,5 @@
-// Weights on their way in and out: what other software makes of a model must be read as it is, or
-// refused by name.
+// Reading and writing weights: lathe must read what other software makes of a model, or refuse it
+// by name.
 #include "src/model/weights.h"
 
 #include <fmt/format.h>
@@ -77,7 +77,7 @@ struct SavedModel : Harness {
   TempDir scratch;
 };
 
-// What a model that is read from a directory holds, by parameter.
+// The parameters of a model read from a directory, by name.
 FileTensors read_back(const fs::path& dir) {
   Harness h(read_model_config(dir), {.dtype = DType::fp32, .batch_size = 1, .seq_len = 6}, 8);
   read_model(dir, h.model.config(), h.parameters.layout(), h.optimizer.masters(), *h.device);
@@ -116,7 +116,7 @@ TEST(Weights, BiasesThatOtherSoftwareHasTrainedAreRead) {
     });
     EXPECT_TRUE(read_model_config(dir).bias);
     expect_equal(read_back(dir), expected);
-    // Whoever has planned a model without biases is not given one that lacks them.
+    // A caller that planned a model without biases must not get one with biases.
     Harness h(small(false), {.dtype = DType::fp32, .batch_size = 1, .seq_len = 6});
     const std::string sentence = user_error([&] {
       read_model(dir, small(false), h.parameters.layout(), h.optimizer.masters(), *h.device);
@@ -220,7 +220,7 @@ TEST(Weights, MomentsThatAreNotFiniteAreNamed) {
   }
 }
 
-// Without the keys transformers takes 50256, whatever the vocabulary.
+// Without these keys transformers assumes 50256, whatever the vocabulary.
 TEST(Weights, TheTokenThatEndsATextIsInConfigJson) {
   SavedModel model(small(true));
   const auto config_of = [](const fs::path& dir) {
@@ -252,7 +252,7 @@ TEST(Weights, OtherKindsOfFilesAreNamed) {
     expect_contains(sentence, dir.string() + " holds ");
     expect_contains(sentence, file);
     expect_contains(sentence, "save_pretrained(DIR, max_shard_size=\"100GB\")");
-    // Beside the file that lathe reads they do not matter.
+    // Beside the file that lathe reads, they do not matter.
     const fs::path both = model.save(std::string("also ") + file);
     write_text(both / file, "{}");
     read_back(both);

@@ -1,5 +1,5 @@
-"""A machine that has next to nothing: a folder with the files of a few Debian packages and what they
-depend on, entered by chroot in namespaces of its own, without a network. For root on Debian."""
+"""A machine with almost nothing: a folder with the files of a few Debian packages and their
+dependencies, entered by chroot in namespaces of its own, without a network. For root on Debian."""
 import os
 import re
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 UNUSED = ("/usr/share/doc", "/usr/share/man", "/usr/share/locale", "/usr/share/info")
 DEVICES = ("null", "zero", "random", "urandom")
-# Headers of CUDA's libraries, which nvcc need not have beside it.
+# Headers of CUDA's libraries, which a machine with nvcc may lack.
 LIBRARY_HEADERS = re.compile(r"cublas|cudnn|cufft|curand|cusolver|cusparse|nccl|nvtx|npp|nvjpeg|nvml|cupti|cufile|"
                              r"nvJitLink|nvrtc|cuda_profiler|cudaProfiler|cutensor|nvperf|nvblas", re.IGNORECASE)
 NVCC_LIBRARIES = ("libcudart_static.a", "libcudadevrt.a", "libculibos.a")
@@ -33,7 +33,7 @@ def names_in(dependencies):
 
 
 def with_dependencies(packages):
-    """dpkg's names of the installed packages with all that they depend on."""
+    """dpkg's names of the installed packages and all their dependencies."""
     listed = subprocess.run(["dpkg-query", "-W", "-f", "${binary:Package}\t${Pre-Depends}, ${Depends}\t${Provides}\n"],
                             capture_output=True, text=True, check=True).stdout
     installed, provided = {}, {}
@@ -80,7 +80,7 @@ class BareMachine:
         """Copies the packages' files from this machine."""
         files = {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
                  for path in files_of(with_dependencies(packages))}
-        # Symbolic links lead through folders of their own: /usr/bin/c++ is one into /etc/alternatives.
+        # Symbolic links have intermediate links: /usr/bin/c++ links into /etc/alternatives.
         links = {f"/etc/alternatives/{entry}" for entry in os.listdir("/etc/alternatives")
                  if os.path.realpath(f"/etc/alternatives/{entry}") in files}
         links |= {path for link in links if os.path.islink(path := f"/usr/bin/{os.path.basename(link)}")}
@@ -112,7 +112,7 @@ class BareMachine:
         (home / "targets/x86_64-linux/include").symlink_to("../../include")
 
     def lend_libraries(self, paths):
-        """Shared libraries that are no part of the machine: they stand in for its GPU."""
+        """Shared libraries that are not part of the machine: they replace its GPU."""
         folder = self.root / "lent"
         folder.mkdir(exist_ok=True)
         for path in paths:
@@ -120,7 +120,7 @@ class BareMachine:
         self.libraries = ["/lent"]
 
     def run(self, command, folder="/srv", timeout=600, **environment):
-        """Runs a command on it: nothing of this machine's environment, processes or network."""
+        """Runs a command on it, without this machine's environment, processes or network."""
         path = "/usr/local/cuda/bin:/usr/bin:/bin:/usr/sbin"
         environment = {"PATH": path, "HOME": "/root", "LC_ALL": "C", "LD_LIBRARY_PATH": ":".join(self.libraries),
                        **environment}

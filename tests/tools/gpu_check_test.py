@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""tools/gpu_check.py: order, reports, limits, exit codes, with programs that only pretend; what it reads
-out of logs; and, given a build folder of CUDA on the CPU, the real programs.
+"""tools/gpu_check.py: order, reports, limits, exit codes, with simulated programs; what it extracts
+from logs; and, given a build folder of CUDA on the CPU, the real programs.
 
 usage: gpu_check_test.py [--real BUILD_DIR] [unittest's arguments]"""
 import json
@@ -25,7 +25,7 @@ import gpu_check_machine as machine  # noqa: E402
 import gpu_check_parse as parse  # noqa: E402
 import gpu_check_plan as plan  # noqa: E402
 
-# Losses of the run that gpu-check compares with, and what build/train prints of one.
+# The losses that gpu-check compares with, and what build/train prints for such a run.
 TRAIN = """#!/usr/bin/env bash
 echo "lathe"; echo "  device      Pretended GPU, 1 multiprocessors"
 [[ $* != *--help* ]] || { echo "--tf32 --deterministic ${FLAGS:---chunk-logits --autotune --profile}"; exit "${HELP_FAILS:-0}"; }
@@ -45,7 +45,7 @@ fi
 echo "step 0/300 | val 4.2000"
 line() { echo "step $1/300 | loss $2 | lr 1e-3 | norm 1.0 | 700.0 ms | 374.5k tok/s | mfu 45.0% | eta 00:00"; }
 line 10 3.1500; line 100 2.4460; echo "step 100/300 | val 2.4800"
-# A child in a process group of its own, as Ninja's and ctest's are.
+# A child in its own process group, like Ninja's and ctest's.
 [[ -z ${HANG:-} ]] || { set -m; sleep 60 & echo $! >"$HANG"; wait; }
 line 200 2.0700; echo "step 200/300 | val 2.1500"
 line 300 1.5000; echo "step 300/300 | val ${LAST_LOSS:-1.7000}"
@@ -111,7 +111,7 @@ echo '{"variant": "compiled", "torch": "9.9.9", "median_ms": 78.0, "min_ms": 77,
 
 
 def alive(pid_file, seconds=15):
-    """Whether a process is still there; one that is dead and not yet waited for is not."""
+    """Whether a process is running; a dead process that has not been waited for is not."""
     stat_file = Path(f"/proc/{pid_file.read_text().strip()}/stat")
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -209,7 +209,7 @@ class Pretended(Machine):
         self.assertEqual(variants["--deterministic"], [65, 65])
         self.assertIn("--chunk-logits 536870912", variants)
         self.assertIn("| --deterministic | 65.00, 65.00 | +25.0 % |", text)
-        self.assertEqual(report["parts"]["ab"]["skipped"], ["--matmul-alignment"])  # its train does not tell of it
+        self.assertEqual(report["parts"]["ab"]["skipped"], ["--matmul-alignment"])  # this train does not list it
 
     def test_what_is_absent_is_said(self):
         (self.root / "profiling/ncu.sh").unlink()
@@ -232,10 +232,10 @@ class Pretended(Machine):
         self.assertIsNone(child.poll())
         child.terminate()
         child.communicate(timeout=20)
-        told = "".join(lines)
-        self.assertIn("batch 64: 52.0 ms a step (predicted 132.0)", told)
-        self.assertRegex(told, r"tests +passed")
-        self.assertIn("| 64 | 52.00 | 132.0 |", told)
+        printed = "".join(lines)
+        self.assertIn("batch 64: 52.0 ms a step (predicted 132.0)", printed)
+        self.assertRegex(printed, r"tests +passed")
+        self.assertIn("| 64 | 52.00 | 132.0 |", printed)
         self.assertEqual([part["status"] for part in report["parts"].values()][:2], ["passed", "passed"])
         self.assertIn("| 64 | 52.00 | 132.0 |", text)
 
@@ -291,7 +291,7 @@ class Pretended(Machine):
         self.assertEqual(done.returncode, 3)
         self.assertEqual(report["parts"]["talk"]["status"], "not run")
         torch = report["parts"]["torch"]
-        self.assertEqual(torch["status"], "passed")  # eager had been told before it hung
+        self.assertEqual(torch["status"], "passed")  # eager mode had reported before it hung
         self.assertEqual([v["variant"] for v in torch["comparison"]["torch"]], ["eager"])
         self.assertIn("2.00 times as fast", torch["summary"])
 
@@ -337,12 +337,12 @@ class Pretended(Machine):
 
 
 class Continued(Machine):
-    """A second call goes on where the first ended."""
+    """A second call continues where the first ended."""
 
     def test_only_what_is_not_told_yet_is_run(self):
         self.check("--parts", "tests,talk", "--limits", "talk=2", HANG=str(self.root / "pid"), BREAK="1")
         done, report, text = self.check("--parts", "tests,talk,ab", "--continue")
-        self.assertEqual(done.returncode, 1)  # a test failed: that is told
+        self.assertEqual(done.returncode, 1)  # a test failed, and that is reported
         self.assertEqual({name: part["status"] for name, part in report["parts"].items()},
                          {"tests": "failed", "talk": "passed", "ab": "passed"})
         self.assertNotIn("tests ...", done.stdout)
@@ -374,14 +374,14 @@ class Continued(Machine):
         self.check("--parts", "steps,talk", "--limits", "talk=2", HANG=str(self.root / "pid"))
         estimates = json.loads((self.root / "out/estimates.json").read_text())["NVIDIA Pretended H100"]
         self.assertLess(estimates["steps"], 30)
-        self.assertGreaterEqual(estimates["talk"], 140)  # it was stopped: no less than was thought
-        # What is now known to be short leaves its time to others.
+        self.assertGreaterEqual(estimates["talk"], 140)  # it was stopped: at least the estimate
+        # Now that a part is known to be short, others get its time.
         _, report, _ = self.check("--parts", "steps,talk", "--budget", "100")
         self.assertEqual([part["status"] for part in report["parts"].values()], ["passed", "passed"])
 
 
 class Carried(Machine):
-    """Finished binaries in an archive."""
+    """Built binaries in an archive."""
 
     def setUp(self):
         super().setUp()
@@ -412,7 +412,7 @@ class Carried(Machine):
     def test_binaries_are_found_and_used(self):
         done, report, text = self.carried(LATHE_COMMIT="")
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        self.assertEqual(report["commit"], "feed123")  # of the archive: the copy has no git
+        self.assertEqual(report["commit"], "feed123")  # from the archive: the copy has no git
         self.assertEqual(report["parts"]["tests"]["binaries"]["cuda_ops_test"]["cases"]["passed"], 2)
         self.assertIn("build/carried/train", report["parts"]["talk"]["command"])
         self.assertIn("Binaries of commit feed123", text)
@@ -447,7 +447,7 @@ class Carried(Machine):
     def test_an_older_cpu_gets_code_of_its_own(self):
         self.pack(march="x86-64-v3")
         unfit = archive.unfit_for(archive.about(self.archive), "gpu", "90", {"sse4_2"})
-        self.assertIn("sources", unfit)  # those of this test's own tree come first
+        self.assertIn("sources", unfit)  # this test's own tree is checked first
         known = {**archive.about(self.archive), "sources": archive.sources_hash()}
         self.assertIn("no avx2, bmi2, fma", archive.unfit_for(known, "gpu", "90", {"sse4_2"}))
         self.assertEqual(archive.unfit_for(known, "gpu", "90", {"avx2", "bmi2", "fma"}), "")
@@ -455,7 +455,7 @@ class Carried(Machine):
     def test_a_program_that_does_not_run_is_not_used(self):
         self.script("finished/train", "#!/bin/sh\necho no such symbol; exit 1\n")
         self.pack()
-        self.script("finished/train", TRAIN)  # what cmake makes
+        self.script("finished/train", TRAIN)  # what cmake builds
         report = self.refused("train --help: no such symbol")
         self.assertEqual(report["parts"]["talk"]["status"], "passed")
 
@@ -496,7 +496,7 @@ class Plan(unittest.TestCase):
 
     def test_later_parts_keep_what_they_need(self):
         self.assertAlmostEqual(self.limit(1000, 100, 100, 200), 1000 - 360)
-        self.assertAlmostEqual(self.limit(130, 100, 100), 130)  # the second does not fit in any case
+        self.assertAlmostEqual(self.limit(130, 100, 100), 130)  # the second does not fit anyway
         self.assertAlmostEqual(self.limit(250, 100, 300, 100), 130)  # nor here, but the third does
         self.assertEqual(self.limit(1000, 100, most=200), 200)
         self.assertEqual(self.limit(50, 100), 50)
@@ -598,8 +598,8 @@ class Real(unittest.TestCase):
     def test_cuda_on_cpu(self):
         if not self.build_dir:
             self.skipTest("no build folder was named (--real)")
-        told = subprocess.run([Path(self.build_dir) / "train", "--help"], capture_output=True, text=True, check=True)
-        if "cuda" not in told.stdout:
+        done = subprocess.run([Path(self.build_dir) / "train", "--help"], capture_output=True, text=True, check=True)
+        if "cuda" not in done.stdout:
             self.skipTest("this build/train knows no --device cuda")
         with tempfile.TemporaryDirectory() as out:
             done = subprocess.run(

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""`make gpu-check` on a machine that has next to nothing, rehearsed: a chroot without network, git, MPI,
-oneDNN, libfmt and what else a GPU's machine may lack.
+"""Rehearses `make gpu-check` on a machine with almost nothing: a chroot without network, git, MPI, oneDNN,
+libfmt and whatever else a machine with a GPU may lack.
 
-    carried   binaries in an archive and python3 are all that is there: no compiler, no CMake
+    carried   only binaries in an archive and python3: no compiler, no CMake
     compiled  g++, CMake, Ninja, nvcc's own files and the carried headers: the fallback
 
-The programs of the preset cuda-on-cpu take the place of a GPU's. It needs root, Debian and leave to make
-namespaces; else it says what is lacking and exits with 77.
+The programs of the preset cuda-on-cpu replace those for a GPU. Needs root, Debian and permission to create
+namespaces; otherwise prints what is missing and exits with 77.
 
 usage: gpu_rehearsal.py --build-dir BUILD [--compile quick|complete] [--binaries FILE]
   --build-dir  a finished build of the preset cuda-on-cpu
   --compile    quick: configure and compile a file of each kind; complete: all (many minutes)
-  --binaries   an archive by tools/carry_binaries.sh: its programs must run there, too
+  --binaries   an archive from tools/carry_binaries.sh: its programs must run there too
 """
 import argparse
 import json
@@ -32,7 +32,8 @@ import gpu_check_machine  # noqa: E402
 SKIPPED = 77
 TESTS = "^(cuda_on_cpu_test|cuda_device_test|cuda_gpt2_test)$"
 REPOSITORY = "/srv/lathe"
-# A file for each kind of what a build needs: CLI11 and fmt; cuBLASLt's header; NCCL's; a kernel by nvcc.
+# One file for each dependency of a build: CLI11 and fmt; cuBLASLt's header; NCCL's; a kernel for
+# nvcc.
 SAMPLES = ["src/CMakeFiles/lathe_options.dir/options.cpp.o", "kernels/cuda/CMakeFiles/lathe_cuda.dir/matmul.cpp.o",
            "src/comm/CMakeFiles/lathe_comm.dir/nccl_communicator.cpp.o",
            "kernels/cuda/CMakeFiles/lathe_cuda.dir/cast.cu.o"]
@@ -45,7 +46,7 @@ def require(condition, what, done=None):
 
 
 def copy_repository(machine):
-    """The tracked files, and what is not ignored, as they travel: no .git, no build folder."""
+    """The tracked files, and untracked ones that are not ignored, as copied: no .git, no build folder."""
     listed = subprocess.run(["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"],
                             capture_output=True, text=True, check=True).stdout
     for name in listed.splitlines():
@@ -67,11 +68,11 @@ def gpu_check(machine, *arguments, **environment):
 
 
 def lend_stand_in(machine, build):
-    """The libraries that the stand-in for a GPU is linked with here."""
+    """The libraries that CUDA on the CPU links with here."""
     found = set()
     for program in ("train", "tests/cuda_gpt2_test", "tests/cuda_on_cpu_test"):
-        told = subprocess.run(["ldd", build / program], capture_output=True, text=True, check=True).stdout
-        found |= {path for name, path in re.findall(r"^\s*(\S+?)\.so\S* => (/\S+)", told, re.MULTILINE)
+        output = subprocess.run(["ldd", build / program], capture_output=True, text=True, check=True).stdout
+        found |= {path for name, path in re.findall(r"^\s*(\S+?)\.so\S* => (/\S+)", output, re.MULTILINE)
                   if name not in archive.SYSTEM_LIBRARIES}
     machine.lend_libraries(sorted(found))
 
@@ -93,9 +94,9 @@ def rehearse_carried(machine, build):
     done, report, text = gpu_check(machine, *begin, "--continue")
     require(len(report["calls"]) == 2 and "tests ..." not in done.stdout, "the second call goes on", done)
     parts = report["parts"]
-    told = {name: part["status"] for name, part in parts.items()}
-    require(all(told[name] == "passed" for name in ("build", "steps", "tests", "talk", "ab", "ranks")), f"{told}", done)
-    require(set(told.values()) <= {"passed", "not run"}, f"{told}", done)
+    ended = {name: part["status"] for name, part in parts.items()}
+    require(all(ended[name] == "passed" for name in ("build", "steps", "tests", "talk", "ab", "ranks")), f"{ended}", done)
+    require(set(ended.values()) <= {"passed", "not run"}, f"{ended}", done)
     require("not installed" in parts["torch"]["summary"], "PyTorch is not there, and it was not said", done)
     require("no mpirun" in parts["ranks"]["summary"], "mpirun is not there, and it was not said", done)
     require("| passed |" in text and "## steps" in text, "the report for people", done)
@@ -103,7 +104,7 @@ def rehearse_carried(machine, build):
 
 
 def rehearse_gpu_binaries(machine, file):
-    """The programs for a GPU run on the bare machine, as far as that goes without a GPU."""
+    """Runs the programs for a GPU on the bare machine, as far as they get without a GPU."""
     into = machine.root / "srv/gpu-binaries"
     archive.unpack(file, into)
     known = archive.about(file)

@@ -13,8 +13,8 @@
 namespace lathe {
 namespace {
 
-// Entropy and mean length from the list of all texts. Texts that are equal are added up, so that
-// an ambiguous grammar shows.
+// Entropy and mean length from the list of all texts. Equal texts are added up, so that an
+// ambiguous grammar shows.
 GrammarExpectation by_brute_force(const Grammar& grammar, size_t* duplicates) {
   std::map<std::string, double> probability;
   const auto texts = grammar.enumerate(200'000);

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""tools/kernel_report.py and step_model.py: with a compiler and a program that only pretend; against
-NVIDIA's own formula of occupancy; and, given list_launches, with what the real launchers do.
+"""tools/kernel_report.py and step_model.py: with a simulated compiler and program; against NVIDIA's
+own occupancy formula; and, given list_launches, against the real launchers.
 
 usage: kernel_report_test.py [--list-launches PROGRAM] [--cuda-include DIR] [unittest's arguments]"""
 import json
@@ -25,7 +25,7 @@ import step_model  # noqa: E402
 
 LIST_LAUNCHES = CUDA_INCLUDE = None
 
-# A compiler that has compiled one kernel, whose registers and spills the environment tells.
+# A compiler that compiles one kernel, with the registers and spills that the environment sets.
 NVCC = """#!/usr/bin/env bash
 if [[ $1 == --version ]]; then echo "Cuda compilation tools, release 13.0, V${VERSION:-13.0.88}"; exit 0; fi
 echo x >>"$COMPILATIONS"
@@ -55,7 +55,7 @@ ptxas info    : Function properties for _ZN5lathe4cuda1fIfEEvPT_
 ptxas info    : Used ${REGISTERS:-120} registers, used 1 barriers, 512 bytes smem, 380 bytes cmem[0]
 EOT
 """
-# Launchers that size the grid by the multiprocessors.
+# Launchers that size the grid by the number of multiprocessors.
 LISTING = """#!/usr/bin/env bash
 while [[ $# -gt 0 ]]; do [[ $1 != --multiprocessors ]] || count=$2; shift; done
 echo '{"run": {"L": 1, "H": 2, "C": 64, "V": 128, "T": 64, "B": 1, "dtype": "bf16", "flops_per_token": 1000, "multiprocessors": '$count'}}'
@@ -137,7 +137,7 @@ class Pretended(unittest.TestCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn("registers 120 -> 168", done.stdout)
         self.assertIn("## Problems", self.report.with_suffix(".md").read_text(encoding="utf-8"))
-        # Also if the report was committed with it.
+        # Even if the report was committed with it.
         self.assertEqual(self.run_report("--check", "compiled").returncode, 1)
 
     def test_fewer_blocks_than_launch_bounds_name_is_an_error(self):
@@ -333,7 +333,7 @@ class StepModel(unittest.TestCase):
 
 
 class Real(unittest.TestCase):
-    """list_launches, as it is built."""
+    """list_launches, the real program."""
 
     def setUp(self):
         if not LIST_LAUNCHES:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Flags that take a number with a fraction: what is no finite number in range is refused by every
-# program, in one sentence that names the flag and what was found.
+# Flags that take a fractional number: every program refuses what is not a finite number in range,
+# in one sentence that names the flag and the value.
 # usage: numbers_test.sh TRAIN SAMPLE PREPARE PLOT COMMTEST
 set -uo pipefail
 train=$1 sample=$2 prepare=$3 plot=$4 commtest=$5

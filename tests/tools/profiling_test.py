@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""profiling/: tables from traces, and from what Nsight Compute and Nsight Systems write; and, given a
+"""profiling/: tables from traces and from the output of Nsight Compute and Nsight Systems; and, given a
 build folder of CUDA on the CPU, the table of a real run.
 
-The CSV files in profiling/ were made by hand after the formats of Nsight Compute 2025.3 and Nsight
+The CSV files in profiling/ were written by hand in the formats of Nsight Compute 2025.3 and Nsight
 Systems 2025.3, with the launches of a real step: each product takes 100 us, each other kernel 50.
 
 usage: profiling_test.py [--real BUILD_DIR] [unittest's arguments]"""
@@ -38,7 +38,7 @@ def call(program, *arguments, code=0, env=None):
 
 
 def columns(text, heading):
-    """The table whose heading has this column: lines as dictionaries."""
+    """The lines, as dictionaries, of the table that has this column."""
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("|") and heading in line)
 
@@ -70,8 +70,8 @@ def event(name, category, ts, dur, flops=0, bytes_=0, shape="", pid=0):
             "args": {"flops": flops, "bytes": bytes_, "shape": shape}}
 
 
-# 2 ms on an H100 (989.4 TFLOP/s, 3.35 TB/s): an operation in two parts, one that is bound by memory,
-# called twice, a wait of 0.1 ms, and gaps of 0.1 ms.
+# 2 ms on an H100 (989.4 TFLOP/s, 3.35 TB/s): an operation in two parts; a memory-bound one, called
+# twice; a wait of 0.1 ms; gaps of 0.1 ms.
 EVENTS = [
     event("forward", "phase", 0, 1200), event("backward", "phase", 1200, 800),
     event("linear_forward", "operation", 0, 1000, 0.4947e12, 0.67e9, "8x8x8"),
@@ -141,7 +141,7 @@ class Roofline(Folder):
     def test_what_is_no_trace_is_refused(self):
         for content in ("{}", "no json", '{"traceEvents": []}', "[1]"):
             (self.root / "bad.json").write_text(content)
-            self.assertIn("is no trace with costs", call("roofline.py", self.root / "bad.json", code=2))
+            self.assertIn("is not a trace with costs", call("roofline.py", self.root / "bad.json", code=2))
         self.assertIn("No such file", call("roofline.py", self.root / "none.json", code=2))
         self.assertIn("no operations of rank 7", self.table(trace_of(EVENTS), "--rank", "7", code=2))
 
@@ -241,7 +241,7 @@ class Nsys(Folder):
         parts = {(r["operation"], r["shape"]): r for r in columns(tables_[1], "kernels")}
         self.assertEqual(parts[("logits", "32x64x64")]["ms"], "0.100")
         self.assertNotIn(("logits", "32x64x64"), rows)
-        # Every kernel but the collective, each once, whatever it is nested in.
+        # Every kernel but the collective, once each, however it is nested.
         self.assertIn("2 steps; a step:", out)
         self.assertIn("kernels 2.880 ms a step, of which 2.850 in operations, 0.030 in none", out)
         found = json.loads((self.root / "o.json").read_text())
@@ -259,33 +259,33 @@ class Nsys(Folder):
 
 
 TOOL = """#!/usr/bin/env bash
-printf '%s\\n' "$@" >>"$TOLD"
+printf '%s\\n' "$@" >>"$RECORD"
 """
 
 
 class Scripts(Folder):
-    """What the scripts call, by tools that only write down how."""
+    """What the scripts call, with tools that only record their arguments."""
 
-    def told(self, script, name, *arguments):
-        tool, told = self.root / name, self.root / "told"
+    def recorded(self, script, name, *arguments):
+        tool, recorded = self.root / name, self.root / "recorded"
         tool.write_text(TOOL)
         tool.chmod(0o755)
-        told.write_text("")
-        call(script, *arguments, env={name.upper(): str(tool), "TOLD": str(told)})
-        return told.read_text().splitlines()
+        recorded.write_text("")
+        call(script, *arguments, env={name.upper(): str(tool), "RECORD": str(recorded)})
+        return recorded.read_text().splitlines()
 
     def test_ncu(self):
-        told = self.told("ncu.sh", "ncu", "o.csv", "--", "build/train", "--model", "gpt2-124m")
-        self.assertEqual(told[:5], ["--clock-control", "none", "--profile-from-start", "off", "--graph-profiling"])
-        self.assertIn("dram__bytes_write.sum", told[told.index("--metrics") + 1].split(","))
-        self.assertEqual(told[told.index("--log-file") + 1], "o.csv")
-        train = told[told.index("build/train"):]
+        recorded = self.recorded("ncu.sh", "ncu", "o.csv", "--", "build/train", "--model", "gpt2-124m")
+        self.assertEqual(recorded[:5], ["--clock-control", "none", "--profile-from-start", "off", "--graph-profiling"])
+        self.assertIn("dram__bytes_write.sum", recorded[recorded.index("--metrics") + 1].split(","))
+        self.assertEqual(recorded[recorded.index("--log-file") + 1], "o.csv")
+        train = recorded[recorded.index("build/train"):]
         self.assertEqual(train, ["build/train", "--model", "gpt2-124m", "--n-layer", "1", "--profile", "3:4",
                                  "--steps", "4", "--device", "cuda", "--eval-interval", "0"])
 
     def test_metrics_are_those_that_the_report_reads(self):
-        told = self.told("ncu.sh", "ncu", "o.csv", "--", "build/train")
-        asked = told[told.index("--metrics") + 1].split(",")
+        recorded = self.recorded("ncu.sh", "ncu", "o.csv", "--", "build/train")
+        asked = recorded[recorded.index("--metrics") + 1].split(",")
         heading = next(csv.reader([line for line in (FILES / "ncu_raw.csv").read_text().splitlines()
                                    if line.startswith('"ID"')]))
         self.assertEqual(set(asked), set(heading[11:]))
@@ -294,18 +294,18 @@ class Scripts(Folder):
             self.assertIn(metric, asked)
 
     def test_flags_that_are_given_stay(self):
-        told = self.told("ncu.sh", "ncu", "o.csv", "--", "t", "--n-layer=3", "--steps", "9", "--profile", "4:6")
-        self.assertEqual(told[told.index("t"):], ["t", "--n-layer=3", "--steps", "9", "--profile", "4:6", "--device",
+        recorded = self.recorded("ncu.sh", "ncu", "o.csv", "--", "t", "--n-layer=3", "--steps", "9", "--profile", "4:6")
+        self.assertEqual(recorded[recorded.index("t"):], ["t", "--n-layer=3", "--steps", "9", "--profile", "4:6", "--device",
                                                   "cuda", "--eval-interval", "0"])
 
     def test_nsys(self):
-        told = self.told("nsys.sh", "nsys", "o", "--", "build/train", "--data", "d")
-        self.assertEqual(told[:3], ["profile", "--trace=cuda,nvtx,cublas", "--capture-range=cudaProfilerApi"])
-        self.assertEqual(told[told.index("build/train"):told.index("stats")],
+        recorded = self.recorded("nsys.sh", "nsys", "o", "--", "build/train", "--data", "d")
+        self.assertEqual(recorded[:3], ["profile", "--trace=cuda,nvtx,cublas", "--capture-range=cudaProfilerApi"])
+        self.assertEqual(recorded[recorded.index("build/train"):recorded.index("stats")],
                          ["build/train", "--data", "d", "--profile", "5:8", "--steps", "8", "--device", "cuda",
                           "--eval-interval", "0"])
-        self.assertEqual(told[-1], "o.nsys-rep")
-        self.assertIn("--report=cuda_gpu_kern_sum,nvtx_kern_sum", told)
+        self.assertEqual(recorded[-1], "o.nsys-rep")
+        self.assertIn("--report=cuda_gpu_kern_sum,nvtx_kern_sum", recorded)
 
     def test_mistakes(self):
         for script in ("ncu.sh", "nsys.sh"):
@@ -315,7 +315,7 @@ class Scripts(Folder):
 
 
 class Real(Folder):
-    """The trace of a run on the CUDA device, as docs/profiling.md makes it."""
+    """The trace of a run on the CUDA device, made as in docs/profiling.md."""
 
     def test_trace_of_a_run(self):
         block = (ROOT / "docs/profiling.md").read_text().split("```")[1]

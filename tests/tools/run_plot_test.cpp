@@ -1,4 +1,4 @@
-// Pictures of a run: what is read from metrics.jsonl, the numbers behind the curves, the drawing.
+// Pictures of a run: reading metrics.jsonl, the numbers behind the curves, the drawing.
 #include "tools/run_plot.h"
 
 #include <gtest/gtest.h>
@@ -247,7 +247,7 @@ TEST(PlotSvg, SmallAndLargeRuns) {
   EXPECT_LT(plot_svg(falling_run(20'000), {}).size(), 100'000u);
 }
 
-// Everything that an XML parser demands of the text: UTF-8, and only characters that XML has.
+// Everything that XML requires of the text: UTF-8, and only XML's characters.
 void expect_xml_text(const std::string& svg) {
   for (std::string_view rest = svg; !rest.empty();) {
     const Character c = character_at(rest);
@@ -296,7 +296,7 @@ TEST_F(RunPlot, HugeNumbersAreDrawnOrLeftOut) {
   EXPECT_NE(mistake("{\"step\": 1, \"loss\": 1e101}\n").find("holds no loss"), std::string::npos);
 }
 
-size_t columns_of(const std::string& line) {  // each character of a chart takes one
+size_t columns_of(const std::string& line) {  // each character of a chart takes one column
   return line.size() -
          count_if(line.begin(), line.end(), [](char c) { return (c & 0xc0) == 0x80; });
 }

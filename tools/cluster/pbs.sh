@@ -3,11 +3,11 @@
 #PBS -l select=2:ncpus=64:mpiprocs=8:ngpus=8
 #PBS -l walltime=24:00:00
 #PBS -j oe
-# A run on PBS. The arguments of the run come in LATHE_ARGUMENTS, for qsub passes none on:
+# A run on PBS. Pass the run's arguments in LATHE_ARGUMENTS, because qsub passes none on:
 #   qsub -v LATHE_ARGUMENTS="--model gpt2-124m --data data/books --steps 20000 --out runs/books" \
 #     tools/cluster/pbs.sh
-# PBS sends SIGTERM to this script before the time is over (kill_delay); it becomes USR1 for the ranks,
-# which save and leave. Started once more with the same arguments the run goes on.
+# PBS sends SIGTERM to this script before time is up (kill_delay). The script sends USR1 to the ranks,
+# which save and exit. Submit it again with the same arguments to resume the run.
 set -uo pipefail
 cd "$PBS_O_WORKDIR"
 program=${LATHE_TRAIN:-build/train}
