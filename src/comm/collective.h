@@ -48,7 +48,9 @@ std::string_view name_of(CollectiveKind kind);
 // a mismatch on one rank alone is a bug in lathe.
 class CollectiveCommunicator : public Communicator {
  public:
-  CollectiveCommunicator(int rank, int size) : rank_(rank), size_(size) {}
+  // `queue` is where the collectives run; it may be constructed after this.
+  CollectiveCommunicator(int rank, int size, Queue& queue)
+      : rank_(rank), size_(size), queue_(queue) {}
 
   int rank() const final { return rank_; }
   int size() const final { return size_; }
@@ -63,6 +65,11 @@ class CollectiveCommunicator : public Communicator {
   Ticket broadcast(const Tensor& tensor, int root, const char* what) final;
   Ticket send(const Tensor& tensor, int to, const char* what) final;
   Ticket receive(const Tensor& tensor, int from, const char* what) final;
+  void after_device() final { queue_.after_device(); }
+  void device_after(Ticket ticket) final { queue_.device_after(ticket); }
+  Ticket last() const final { return queue_.last(); }
+  void wait(Ticket ticket) final { queue_.wait(ticket); }
+  void mark(int number) final { queue_.mark(number); }
 
  protected:
   virtual Ticket call(const Collective& collective) = 0;
@@ -72,6 +79,7 @@ class CollectiveCommunicator : public Communicator {
   void check_same(const Tensor& a, const Tensor& b, int64_t times) const;
 
   const int rank_, size_;
+  Queue& queue_;
 };
 
 // "all_reduce of 5 fp32 (sum) 'gradients'"

@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "kernels/device/device.h"
+#include "kernels/device/queue.h"
 #include "src/comm/world.h"
 
 namespace lathe {
@@ -38,10 +39,6 @@ enum class Reduction { sum, max, min };
 // What carries a communicator's data; --comm chooses. `self`: one rank, which copies.
 enum class CommKind : uint8_t { any, self, mpi, nccl };
 std::string_view name_of(CommKind kind);  // "auto" for any
-
-// Collectives and the marks between them are numbered from 1 in the order of the calls; 0 means
-// none.
-using Ticket = int64_t;
 
 // The destructor waits for all collectives that were called, unless an exception is unwinding: then
 // it waits for nobody.

@@ -1,32 +1,25 @@
-// A communicator whose collectives run on a GPU, in a stream of their own (CudaLine).
+// A communicator whose collectives run on a GPU, in a stream of their own.
 #pragma once
 
+#include <functional>
+
+#include "kernels/cuda/stream_queue.h"
 #include "src/comm/collective.h"
-#include "src/comm/cuda_line.h"
+#include "src/comm/world.h"
 
 namespace lathe {
 
 class CudaCommunicator : public CollectiveCommunicator {
- public:
-  void after_device() final { line_.after_device(); }
-  void device_after(Ticket ticket) final { line_.device_after(ticket); }
-  Ticket last() const final { return line_.last(); }
-  void mark(int number) final {
-    line_.begin();
-    device_.mark_on(line_.stream(), number);
-    line_.end();
-  }
-
  protected:
-  CudaCommunicator(const World& world, Device& device)
-      : CollectiveCommunicator(world.rank(), world.size()),
+  CudaCommunicator(const World& world, Device& device, std::function<void()> while_waiting = {})
+      : CollectiveCommunicator(world.rank(), world.size(), queue_),
         world_(world),
         device_(device),
-        line_(device) {}
+        queue_(device, std::move(while_waiting)) {}
 
   const World& world_;
   Device& device_;
-  CudaLine line_;
+  cuda::StreamQueue queue_;
 };
 
 }  // namespace lathe

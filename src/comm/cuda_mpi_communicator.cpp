@@ -49,16 +49,13 @@ class CudaMpiCommunicator final : public CudaCommunicator {
   // others.
   ~CudaMpiCommunicator() override {
     if (std::uncaught_exceptions() > 0) collectives_.give_up();
-    cudaStreamSynchronize(line_.stream());
+    cudaStreamSynchronize(queue_.stream());
     device_.synchronize();
     device_.forget_recordings();  // they call into this object
     cudaFreeHost(pinned_);
   }
 
   CommKind kind() const override { return CommKind::mpi; }
-  void wait(Ticket ticket) override {
-    line_.wait(ticket, [] {});
-  }
   void exchange(void* all, const void* mine, size_t bytes) override {
     wait(last());
     world_.exchange(all, mine, bytes, "exchange");
@@ -68,7 +65,7 @@ class CudaMpiCommunicator final : public CudaCommunicator {
   static constexpr size_t kPinnedBytes = size_t{32} << 20;
 
   Ticket call(const Collective& c) override {
-    line_.begin();
+    queue_.begin();
     // The blocks of all ranks lie side by side in the pinned memory.
     const bool blocks = c.kind == CollectiveKind::reduce_scatter ||
                         c.kind == CollectiveKind::all_gather || c.kind == CollectiveKind::gather ||
@@ -77,7 +74,7 @@ class CudaMpiCommunicator final : public CudaCommunicator {
     const auto piece = static_cast<int64_t>(kPinnedBytes / ranks / size_of(c.dtype));
     for (int64_t first = 0; first == 0 || first < c.count; first += piece)
       enqueue_piece(c, first, std::min(piece, c.count - first));
-    return line_.end();
+    return queue_.end();
   }
   void enqueue_piece(const Collective& whole, int64_t first, int64_t count);
   void run_on_host(const Collective& c);
@@ -89,17 +86,17 @@ class CudaMpiCommunicator final : public CudaCommunicator {
 };
 
 void CudaMpiCommunicator::copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-  if (bytes > 0) check_cuda(cudaMemcpyAsync(to, from, bytes, kind, line_.stream()), "collective");
+  if (bytes > 0) check_cuda(cudaMemcpyAsync(to, from, bytes, kind, queue_.stream()), "collective");
 }
 
 void CudaMpiCommunicator::run_on_host(const Collective& c) {
   while (!steps_.empty() && steps_.front().done) steps_.pop_front();
-  std::deque<Step>& steps = line_.recording() ? recorded_ : steps_;
+  std::deque<Step>& steps = queue_.recording() ? recorded_ : steps_;
   Step& step = steps.emplace_back();
   step.collectives = &collectives_;
   step.world = &world_;
   step.collective = c;
-  check_cuda(cudaLaunchHostFunc(line_.stream(), run_step, &step), "collective");
+  check_cuda(cudaLaunchHostFunc(queue_.stream(), run_step, &step), "collective");
 }
 
 // Elements first .. first + count of the tensor, or of each rank's block of it.

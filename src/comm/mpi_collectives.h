@@ -21,7 +21,7 @@
 #include <functional>
 #include <vector>
 
-#include "src/comm/backoff.h"
+#include "kernels/device/backoff.h"
 #include "src/comm/collective.h"
 #include "src/comm/world.h"
 

@@ -114,8 +114,8 @@ class NcclCommunicator final : public CudaCommunicator {
  public:
   NcclCommunicator(const World& world, Device& device, const Nccl& nccl, const ncclUniqueId& id,
                    double timeout_seconds)
-      : CudaCommunicator(world, device), nccl_(nccl) {
-    progress_.prepare(line_.stream());
+      : CudaCommunicator(world, device, [this] { check_asynchronous(); }), nccl_(nccl) {
+    progress_.prepare(queue_.stream());
     watchdog_.emplace(
         world, timeout_seconds, [this] { return status(); },
         [this] { return starting_ ? std::string() : asynchronous_error(); });
@@ -144,9 +144,6 @@ class NcclCommunicator final : public CudaCommunicator {
   }
 
   CommKind kind() const override { return CommKind::nccl; }
-  void wait(Ticket ticket) override {
-    line_.wait(ticket, [this] { check_asynchronous(); });
-  }
 
   void exchange(void* all, const void* mine, size_t bytes) override {
     wait(last());
@@ -157,16 +154,16 @@ class NcclCommunicator final : public CudaCommunicator {
     char* const gathered = scratch((static_cast<size_t>(size()) + 1) * wanted);
     char* const own = gathered + static_cast<size_t>(size()) * wanted;
     check_cuda(cudaMemcpyAsync(own, bytes > 0 ? mine : &nothing, wanted, cudaMemcpyHostToDevice,
-                               line_.stream()),
+                               queue_.stream()),
                "exchange");
     const auto count = static_cast<int64_t>(wanted);
     wait(all_gather({gathered, DType::uint8, {count * size()}}, {own, DType::uint8, {count}},
                     "exchange"));
     if (bytes == 0) return;
     check_cuda(cudaMemcpyAsync(all, gathered, bytes * static_cast<size_t>(size()),
-                               cudaMemcpyDeviceToHost, line_.stream()),
+                               cudaMemcpyDeviceToHost, queue_.stream()),
                "exchange");
-    check_cuda(cudaStreamSynchronize(line_.stream()), "exchange");
+    check_cuda(cudaStreamSynchronize(queue_.stream()), "exchange");
   }
 
  private:
@@ -179,11 +176,11 @@ class NcclCommunicator final : public CudaCommunicator {
     return status;
   }
   Ticket call(const Collective& c) override {
-    line_.begin();
-    progress_.begin(c, line_.stream());
+    queue_.begin();
+    progress_.begin(c, queue_.stream());
     if (c.count > 0) enqueue(c);
-    progress_.end(line_.stream());
-    return line_.end();
+    progress_.end(queue_.stream());
+    return queue_.end();
   }
   void enqueue(const Collective& c);
   void enqueue_blocks(const Collective& c);
@@ -230,7 +227,7 @@ void NcclCommunicator::enqueue(const Collective& c) {
   const auto count = static_cast<size_t>(c.count);
   const ncclDataType_t type = nccl_type(c.dtype);
   const ncclRedOp_t op = nccl_op(c.op);
-  const cudaStream_t stream = line_.stream();
+  const cudaStream_t stream = queue_.stream();
   switch (c.kind) {
     case CollectiveKind::all_reduce:
       return check(nccl_.all_reduce(c.in, c.out, count, type, op, comm_, stream), c.what);
@@ -262,24 +259,24 @@ void NcclCommunicator::enqueue_blocks(const Collective& c) {
     const char* const from = static_cast<const char*>(c.in) + (gathers ? 0 : own);
     char* const to = static_cast<char*>(c.out) + (gathers ? own : 0);
     if (from != to) {
-      check_cuda(cudaMemcpyAsync(to, from, c.bytes(), cudaMemcpyDeviceToDevice, line_.stream()),
+      check_cuda(cudaMemcpyAsync(to, from, c.bytes(), cudaMemcpyDeviceToDevice, queue_.stream()),
                  c.what);
     }
   }
   if (size() == 1) return;
   check(nccl_.group_start(), c.what);
   if (rank() != c.root) {
-    check(gathers ? nccl_.send(c.in, count, type, c.root, comm_, line_.stream())
-                  : nccl_.receive(c.out, count, type, c.root, comm_, line_.stream()),
+    check(gathers ? nccl_.send(c.in, count, type, c.root, comm_, queue_.stream())
+                  : nccl_.receive(c.out, count, type, c.root, comm_, queue_.stream()),
           c.what);
   }
   for (int peer = 0; rank() == c.root && peer < size(); ++peer) {
     const size_t offset = c.bytes() * static_cast<size_t>(peer);
     if (peer == rank()) continue;
     check(gathers ? nccl_.receive(static_cast<char*>(c.out) + offset, count, type, peer, comm_,
-                                  line_.stream())
+                                  queue_.stream())
                   : nccl_.send(static_cast<const char*>(c.in) + offset, count, type, peer, comm_,
-                               line_.stream()),
+                               queue_.stream()),
           c.what);
   }
   check(nccl_.group_end(), c.what);

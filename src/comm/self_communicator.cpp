@@ -1,6 +1,7 @@
 // One rank: a collective is a copy on the device's own stream, so nothing needs ordering.
 #include <cstring>
 
+#include "kernels/device/in_order_queue.h"
 #include "src/comm/collective.h"
 #include "src/comm/make_communicator.h"
 
@@ -10,18 +11,10 @@ namespace {
 
 class SelfCommunicator final : public CollectiveCommunicator {
  public:
-  explicit SelfCommunicator(Device& device) : CollectiveCommunicator(0, 1), device_(device) {}
+  explicit SelfCommunicator(Device& device)
+      : CollectiveCommunicator(0, 1, queue_), device_(device), queue_(device) {}
 
   CommKind kind() const override { return CommKind::self; }
-
-  void after_device() override {}
-  void device_after(Ticket) override {}
-  Ticket last() const override { return last_; }
-  void wait(Ticket) override { device_.synchronize(); }
-  void mark(int number) override {
-    device_.mark(number);
-    ++last_;
-  }
 
   void exchange(void* all, const void* mine, size_t bytes) override {
     if (bytes > 0 && all != mine) std::memcpy(all, mine, bytes);
@@ -32,11 +25,11 @@ class SelfCommunicator final : public CollectiveCommunicator {
     if (c.in != c.out && c.count > 0) {
       device_.copy({c.out, c.dtype, {c.count}}, {const_cast<void*>(c.in), c.dtype, {c.count}});
     }
-    return ++last_;
+    return queue_.put();
   }
 
   Device& device_;
-  Ticket last_ = 0;
+  InOrderQueue queue_;
 };
 
 }  // namespace

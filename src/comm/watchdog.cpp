@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "kernels/device/backoff.h"
 #include "kernels/device/error.h"
-#include "src/comm/backoff.h"
 
 namespace lathe {
 

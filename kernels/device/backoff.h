@@ -1,5 +1,5 @@
-// How a thread waits for other ranks: it polls a few times, then yields, then sleeps briefly
-// between polls, so that it does not take a core from threads that compute.
+// How a thread waits for a device or for other processes: it polls a few times, then yields, then
+// sleeps briefly between polls, so that it does not take a core from threads that compute.
 #pragma once
 
 #include <sched.h>
