@@ -30,8 +30,8 @@ void enqueue_step(Trainer& t, int slot) {
       t.model.forward(t.batch(m), /*training=*/true);
     } else {
       clock.start(Phase::backward, m);
-      t.parameters->begin_backward(/*last=*/m + 1 == t.shape.micro_steps);
-      t.model.loss_and_backward(t.batch(m), scale, t.state.device_results(), /*accumulate=*/m > 0);
+      const bool add = t.parameters->begin_backward(m, /*last=*/m + 1 == t.shape.micro_steps);
+      t.model.loss_and_backward(t.batch(m), scale, t.state.device_results(), add);
     }
   }
   t.parameters->finish_gradients();

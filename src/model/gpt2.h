@@ -35,8 +35,7 @@ class GPT2 {
   void loss(const MicroBatch& batch, double scale, StepResults* results);
 
   // After forward(batch, true): adds the loss as above and computes the gradients of all
-  // parameters, overwriting them in the first micro-step of a step and adding to them in the
-  // others.
+  // parameters: adds to them if `accumulate`, else overwrites them.
   void loss_and_backward(const MicroBatch& batch, double scale, StepResults* results,
                          bool accumulate);
 

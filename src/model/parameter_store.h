@@ -79,9 +79,10 @@ class ParameterStore {
   // For the step (src/train.cpp). Called before the first forward pass; `slot` selects where this
   // step's spans go.
   virtual void begin_step(int /*slot*/) {}
-  // Called before each micro-step's backward pass. The last one leaves the gradients of the whole
-  // step.
-  virtual void begin_backward(bool /*last*/) {}
+  // Called before each micro-step's backward pass, of which the last one leaves the gradients of
+  // the whole step. Returns whether the pass must add to the gradients; otherwise it overwrites
+  // them.
+  virtual bool begin_backward(int64_t micro_step, bool /*last*/) { return micro_step > 0; }
   // From here on, operations on the device see my_gradients() and the loss summed over all ranks;
   // some gradients only after await_update().
   virtual void finish_gradients() {}

@@ -15,35 +15,39 @@ std::vector<ParameterSpec> parameter_specs(const GPT2Config& config) {
   std::vector<ParameterSpec> specs;
   bool behind_layernorm = false;
   const auto matrix = [&](const std::string& name, int64_t rows, int64_t columns, float init_std,
-                          int64_t layer) {
+                          int64_t layer, Split split) {
     const bool cut = layer >= 0 && !behind_layernorm;
-    specs.push_back({name + ".weight", {rows, columns}, true, init_std, 0, layer, cut});
+    specs.push_back({name + ".weight", {rows, columns}, true, init_std, 0, layer, cut, split});
     behind_layernorm = false;
   };
-  const auto bias = [&](const std::string& name, int64_t elements, int64_t layer) {
-    if (config.bias) specs.push_back({name + ".bias", {elements}, false, 0, 0, layer});
+  // What is added after a sum over rows is added once, so every rank has all of it.
+  const auto bias = [&](const std::string& name, int64_t elements, int64_t layer, Split of_matrix) {
+    const Split split = of_matrix.along == Split::columns ? of_matrix : Split{};
+    if (config.bias)
+      specs.push_back({name + ".bias", {elements}, false, 0, 0, layer, false, split});
   };
   const auto layernorm = [&](const std::string& name, int64_t layer) {
     specs.push_back({name + ".weight", {c}, false, 0, 1, layer, layer >= 0});
-    bias(name, c, layer);
+    bias(name, c, layer, {});
     behind_layernorm = true;
   };
   const auto linear = [&](const std::string& name, int64_t in, int64_t out, float init_std,
-                          int64_t layer) {
-    matrix(name, in, out, init_std, layer);
-    bias(name, out, layer);
+                          int64_t layer, Split split) {
+    matrix(name, in, out, init_std, layer, split);
+    bias(name, out, layer, split);
   };
+  constexpr Split kRows{Split::rows}, kColumns{Split::columns}, kQkv{Split::columns, 3};
 
-  matrix("wte", config.vocab_size, c, std, -1);
-  matrix("wpe", config.seq_len, c, std, -1);
+  matrix("wte", config.vocab_size, c, std, -1, kRows);
+  matrix("wpe", config.seq_len, c, std, -1, {});
   for (int64_t l = 0; l < config.n_layer; ++l) {
     const std::string h = "h." + std::to_string(l);
     layernorm(h + ".ln_1", l);
-    linear(h + ".attn.c_attn", c, 3 * c, std, l);
-    linear(h + ".attn.c_proj", c, c, residual_std, l);
+    linear(h + ".attn.c_attn", c, 3 * c, std, l, kQkv);
+    linear(h + ".attn.c_proj", c, c, residual_std, l, kRows);
     layernorm(h + ".ln_2", l);
-    linear(h + ".mlp.c_fc", c, 4 * c, std, l);
-    linear(h + ".mlp.c_proj", 4 * c, c, residual_std, l);
+    linear(h + ".mlp.c_fc", c, 4 * c, std, l, kColumns);
+    linear(h + ".mlp.c_proj", 4 * c, c, residual_std, l, kRows);
   }
   layernorm("ln_f", -1);
   return specs;

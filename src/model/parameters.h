@@ -11,6 +11,15 @@
 
 namespace lathe {
 
+// How tensor parallelism divides a parameter among ranks (Shoeybi et al., "Megatron-LM", 2019):
+// each of `groups` equal groups of rows or columns is cut into one range per rank, and a rank has
+// its range of every group. c_attn has three groups: its columns are q, k and v.
+struct Split {
+  enum Along : uint8_t { none, rows, columns };  // none: every rank has all of it
+  Along along = none;
+  int64_t groups = 1;
+};
+
 // One parameter as files have it: Hugging Face's name, its shape without padding.
 struct ParameterSpec {
   std::string name;
@@ -22,6 +31,7 @@ struct ParameterSpec {
   // A bucket may start here: once this gradient is final, so are all that follow it. Set for a
   // matrix together with the LayerNorm before it.
   bool cut = false;
+  Split split{};
 };
 
 // The standard deviation of GPT-2's initial weights; projections into the residual stream have

@@ -20,7 +20,10 @@ class DataParallelStore : public ParameterStore {
   void gradients_final(size_t slot) override;
   void add_up_squares(const Tensor& sums) override;
   void begin_step(int slot) override;
-  void begin_backward(bool last) override { last_micro_step_ = last; }
+  bool begin_backward(int64_t micro_step, bool last) override {
+    last_micro_step_ = last;
+    return micro_step > 0;
+  }
   void finish_gradients() override;
   std::span<const Span> spans(int slot) const override {
     return spans_.at(static_cast<size_t>(slot));

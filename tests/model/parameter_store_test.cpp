@@ -32,7 +32,10 @@ class PlainStore : public ParameterStore {
       : ParameterStore(kConfig, {}, device.ops(DType::fp32), arena), device_(device) {
     own_all();
   }
-  void begin_backward(bool) override { running_ = true; }
+  bool begin_backward(int64_t micro_step, bool) override {
+    running_ = true;
+    return micro_step > 0;
+  }
   void finish_gradients() override { running_ = false; }
 
  protected:
@@ -99,9 +102,10 @@ class FleetingWeights final : public PlainStore {
 class FleetingGradients final : public PlainStore {
  public:
   using PlainStore::PlainStore;
-  void begin_backward(bool) override {
+  bool begin_backward(int64_t micro_step, bool) override {
     running_ = true;
     first_final_ = layout_.elements;
+    return micro_step > 0;
   }
   void need_gradients(int64_t unit) override {
     if (!running_) return;
@@ -173,8 +177,8 @@ struct Step {
     for (int64_t m = 0; m < kMicroSteps; ++m) {
       const MicroBatch batch{tokens, targets, state.inputs(m), &kept};
       model.forward(batch, true);
-      store.begin_backward(m + 1 == kMicroSteps);
-      model.loss_and_backward(batch, 0.01, state.device_results(), m > 0);
+      const bool add = store.begin_backward(m, m + 1 == kMicroSteps);
+      model.loss_and_backward(batch, 0.01, state.device_results(), add);
     }
     store.finish_gradients();
   }

@@ -417,6 +417,32 @@ TEST(Plan, AnArenaThatIsTooSmallIsAnError) {
   EXPECT_THROW(LocalStore(config, device->ops(DType::fp32), arena), CheckError);
 }
 
+// A rank of `tp` has whole heads, its hidden channels and its vocabulary; sums over ranks are made
+// of partial products, so a matrix that is split by rows has a bias that is not split.
+TEST(Layout, ParametersSayHowTheySplit) {
+  constexpr int64_t kRanks = 4;
+  const GPT2Config config{.n_layer = 1, .n_head = 4, .n_embd = 64, .vocab_size = 128};
+  int64_t of_a_rank = 0, whole = 0;
+  for (const ParameterSpec& spec : parameter_specs(config)) {
+    SCOPED_TRACE(spec.name);
+    const int64_t elements = spec.shape.elements();
+    const bool matrix = spec.shape.rank == 2;
+    if (spec.split.along == Split::none) {
+      whole += elements;
+      EXPECT_TRUE(!matrix || spec.name == "wpe.weight");
+      continue;
+    }
+    const bool columns = spec.split.along == Split::columns;
+    const int64_t length = spec.shape.dim[matrix && columns ? 1 : 0];
+    EXPECT_EQ(length % (spec.split.groups * kRanks), 0);
+    EXPECT_EQ(spec.split.groups, spec.name.starts_with("h.0.attn.c_attn") ? 3 : 1);
+    of_a_rank += elements / kRanks;
+  }
+  const int64_t c = config.n_embd;
+  EXPECT_EQ(whole, config.seq_len * c + 3 * 2 * c + 2 * c);  // wpe, LayerNorms, c_proj's biases
+  EXPECT_EQ(of_a_rank, (128 * c + 12 * c * c + 3 * c + 4 * c) / kRanks);
+}
+
 TEST(Plan, ParameterCountsOfTheKnownModels) {
   const auto counts = [](GPT2Config config) { return count_parameters(config); };
   EXPECT_EQ(counts({}).total, 124439808);
