@@ -1,10 +1,8 @@
-// THE training loop. What it does is on this page; how, in the rooms it calls:
-//   src/train/setup.h     options and what lies on disk become a run
+// The training loop. This page says what it does; these say how:
+//   src/train/setup.h     flags, and what is on disk, become a run
 //   src/train/run.h       a run: its trainer and its data
-//   src/train/trainer.h   what a step needs, in device memory
-//   src/model/            forward and backward (gpt2.h), AdamW (optimizer.h)
-//   src/parallel/         what several ranks share, and when: data_parallel.h
-//   src/train/progress.h  steps under way, results, checkpoints
+//   src/train/trainer.h   what a step needs: model, optimizer, parameters, in device memory
+//   src/train/progress.h  steps in flight, their results, checkpoints
 #include "src/train.h"
 
 #include <cmath>
@@ -42,7 +40,7 @@ void enqueue_step(Trainer& t, int slot) {
 
 namespace {
 
-// A rank that is to end the run, or has no batch, says so with the step.
+// A rank that wants to end the run, or that has no batch, votes for that with the step.
 void train_step(Run& run, int64_t step, Ending& ending, StepTrace& trace, StepProfile& profile) {
   Trainer& trainer = run.trainer;
   const int slot = Progress::slot_of(step);
@@ -59,8 +57,8 @@ void train_step(Run& run, int64_t step, Ending& ending, StepTrace& trace, StepPr
   profile.end(step);
 }
 
-// Mean loss over the validation set, or its first --eval-batches batches, shared out among the
-// ranks. Nothing if the run is to end.
+// Mean loss over the validation set, or its first --eval-batches batches, divided among the ranks.
+// Nothing if the run is to end.
 std::optional<double> evaluate(Run& run, Ending& ending) {
   constexpr int64_t kBatchesBetweenQuestions = 8;  // to all ranks
   Trainer& t = run.trainer;
@@ -88,10 +86,8 @@ void evaluate_only(Run& run) {
   ending.rethrow();
   if (!loss) run.mesh().world().barrier();  // which the rank that failed does not reach
   if (!std::isfinite(*loss)) {
-    throw CheckError(
-        fmt::format("the validation loss is {}: the weights are too large to compute "
-                    "with; use an earlier checkpoint",
-                    *loss));
+    throw CheckError(fmt::format(
+        "the validation loss is {}: the weights are too large, use an earlier checkpoint", *loss));
   }
   if (run.mesh().leads()) print_out(fmt::format("val_loss {}\n", *loss));
 }
