@@ -2,7 +2,7 @@
 #   make          installs what is missing, builds into build/
 #   make demo     trains a small GPT-2 on the embedded corpus, draws its loss, prints a sample
 #   make test     what a build must hold to be trusted: test-format, test-bits, test-cuda-on-cpu
-#   make test-all everything: test, test-long, test-asan, test-cuda-asan, test-tsan, test-plain, test-fuzz
+#   make test-all everything: test, test-long, test-asan,, test-tsan, test-plain, test-fuzz
 #   make test-cpu, make test-mpi  for a machine without CUDA's headers: the tests of the CPU, in build/
 #   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
 #   make tidy     clang-tidy over kernels, src, tools and data
@@ -20,7 +20,7 @@ CTEST := ctest --output-on-failure -j 2 --test-dir
 # Carried sources take the place of the system's packages: tools/carry_deps.sh.
 export LATHE_DEPS ?= $(if $(wildcard deps/include),$(CURDIR)/deps)
 
-.PHONY: all build cuda-on-cpu demo test test-all test-bits test-cuda-on-cpu test-long test-cpu test-mpi test-cuda-asan coverage tidy test-asan test-tsan test-plain test-fuzz test-format kernel-report bench gpu-check gpu-binaries gpu-rehearsal fuzz format clean
+.PHONY: all build cuda-on-cpu demo test test-all test-bits test-cuda-on-cpu test-long test-cpu test-mpi coverage tidy test-asan test-tsan test-plain test-fuzz test-format kernel-report bench gpu-check gpu-binaries gpu-rehearsal fuzz format clean
 
 all: build
 
@@ -37,7 +37,7 @@ demo: build
 
 test: test-format test-bits test-cuda-on-cpu
 
-test-all: test test-long test-asan test-cuda-asan test-tsan test-plain test-fuzz
+test-all: test test-long test-asan test-tsan test-plain test-fuzz
 
 # The programs of build/, as one runs them, against the bits that are recorded.
 test-bits:
@@ -70,12 +70,6 @@ test-mpi:
 	@tools/build.sh release
 	$(CTEST) build -L mpi
 
-# The operations on the CUDA device under AddressSanitizer and UndefinedBehaviorSanitizer.
-test-cuda-asan:
-	@tools/setup.sh test
-	@tools/build.sh cuda-on-cpu-asan cuda_ops_test cuda_attention_test cuda_device_test
-	$(CTEST) build/cuda-on-cpu-asan -R '^cuda_(ops|attention|device)_test$$'
-
 # All tests of the CUDA device but one, which runs the same steps a hundred times.
 coverage:
 	@tools/setup.sh test
@@ -84,17 +78,18 @@ coverage:
 	$(CTEST) build/coverage -L cuda -E '^cuda_step_test$$'
 	@tools/coverage.py build/coverage
 
-# The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, all but the long ones.
+# The tests of the CPU but the long ones, and the operations of the CUDA device on the CPU, under
+# AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan:
 	@tools/setup.sh test
 	@tools/build.sh asan
-	$(CTEST) build/asan -LE long
+	$(CTEST) build/asan -LE '^(long|cuda)$$'
 
 # Whatever has threads of its own (loaders, tokenizers) under ThreadSanitizer.
 test-tsan:
 	@tools/setup.sh test
 	@tools/build.sh tsan data_test
-	GTEST_FILTER='LoaderTest*:Prepare*' $(CTEST) build/tsan -R '^data_test$$'
+	GTEST_FILTER='LoaderTest*:Prepare*' $(CTEST) build/tsan -R '^data_test'
 
 # Without MPI and oneDNN: plain code takes over.
 test-plain:

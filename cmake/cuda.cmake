@@ -94,7 +94,7 @@ if(LATHE_CUDA_ON_CPU)
     # The twin of ptx.cuh comes before the original.
     target_include_directories(${target} BEFORE PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda_on_cpu/include)
     set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
-      "-include;${PROJECT_SOURCE_DIR}/tests/cuda_on_cpu/execution.h;-ftrivial-auto-var-init=pattern;-Wno-maybe-uninitialized;-Wno-unknown-pragmas;-Wno-attributes;$<$<CONFIG:Release>:-O2>;$<$<CONFIG:Release>:-march=${LATHE_MARCH}>")
+      "-include;${PROJECT_SOURCE_DIR}/tests/cuda_on_cpu/execution.h;-ftrivial-auto-var-init=pattern;-Wno-maybe-uninitialized;-Wno-unknown-pragmas;-Wno-attributes;$<$<CONFIG:Release>:-O2>;$<$<CONFIG:RelWithDebInfo>:-O1>;$<$<CONFIG:Release>:-march=${LATHE_MARCH}>")
   endfunction()
 elseif(LATHE_CUDA)
   include(CheckLanguage)
