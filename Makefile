@@ -2,7 +2,7 @@
 #   make          installs what is missing, builds into build/
 #   make demo     trains a small GPT-2 on the embedded corpus, draws its loss, prints a sample
 #   make test     what a build must hold to be trusted: test-format, test-bits, test-cuda-on-cpu
-#   make test-all everything: test, test-long, test-asan,, test-tsan, test-plain, test-fuzz
+#   make test-all everything: test, test-long, test-asan, test-tsan, test-plain, test-fuzz
 #   make test-cpu, make test-mpi  for a machine without CUDA's headers: the tests of the CPU, in build/
 #   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
 #   make tidy     clang-tidy over kernels, src, tools and data
