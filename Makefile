@@ -32,7 +32,9 @@ cuda-on-cpu:
 	@tools/setup.sh cuda-on-cpu
 	@tools/build.sh cuda-on-cpu programs
 
-demo: build
+demo:
+	@tools/setup.sh build
+	@tools/build.sh release corpus prepare train sample plot
 	@tools/demo.sh
 
 test: test-format test-bits test-cuda-on-cpu
