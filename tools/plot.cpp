@@ -4,6 +4,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 
 #include "kernels/device/standard_streams.h"
 #include "src/flags.h"
@@ -25,7 +26,8 @@ double read_floor(const std::string& floor) {
   };
   if (const auto number = parse_number<double>(floor)) return drawn(*number);
   std::ifstream file(floor);
-  const auto json = parse_json(file, /*throws=*/false);
+  const std::string text(std::istreambuf_iterator<char>(file), {});
+  const auto json = parse_json(text, /*throws=*/false);
   if (!json.is_object() || !json.contains("nats_per_character")) {
     throw UserError("--floor {}: give a number, or a file with nats_per_character", floor);
   }
