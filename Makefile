@@ -1,11 +1,13 @@
 # What people type. CMake describes the build (CMakeLists.txt, CMakePresets.json); this file drives it.
 #   make          installs what is missing, builds into build/
 #   make demo     trains a small GPT-2 on the embedded corpus, draws its loss, prints a sample
-#   make test     everything that must hold: test-cpu, test-mpi, test-cuda-on-cpu, test-cuda-asan,
-#                 test-asan, test-tsan, test-plain, test-fuzz, test-format
+#   make test     what a build must hold to be trusted: test-format, test-bits, test-cuda-on-cpu
+#   make test-all everything: test, test-long, test-asan, test-tsan, test-plain, test-fuzz
+#   make test-cpu, make test-mpi  for a machine without CUDA's headers: the tests of the CPU, in build/
 #   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
 #   make tidy     clang-tidy over kernels, src and tools
 #   make coverage what the tests execute of the CUDA device
+#   make docs     docs/flags.md, from the table of flags
 #   make kernel-report  what every kernel takes of a GPU and what a step should take, and what changed; no GPU needed
 #   make bench    operations and whole steps against what this machine can do
 #   make gpu-check  tests and measures on this machine's GPU, and writes a report; GPU_CHECK_ARGS="--help" tells more
@@ -15,10 +17,11 @@
 
 SHELL := /bin/bash
 FUZZ_SECONDS ?= 600
+CTEST := ctest --output-on-failure -j 2 --test-dir
 # Carried sources take the place of the system's packages: tools/carry_deps.sh.
 export LATHE_DEPS ?= $(if $(wildcard deps/include),$(CURDIR)/deps)
 
-.PHONY: all build cuda-on-cpu demo test test-cpu test-mpi test-cuda-on-cpu test-cuda-asan coverage tidy test-asan test-tsan test-plain test-fuzz test-format kernel-report bench gpu-check gpu-binaries gpu-rehearsal fuzz format clean
+.PHONY: all build cuda-on-cpu demo test test-all test-bits test-cuda-on-cpu test-long test-cpu test-mpi coverage tidy test-asan test-tsan test-plain test-fuzz test-format docs kernel-report bench gpu-check gpu-binaries gpu-rehearsal fuzz format clean
 
 all: build
 
@@ -30,74 +33,92 @@ cuda-on-cpu:
 	@tools/setup.sh cuda-on-cpu
 	@tools/build.sh cuda-on-cpu programs
 
-demo: build
+demo:
+	@tools/setup.sh build
+	@tools/build.sh release corpus prepare train sample plot
 	@tools/demo.sh
 
-test: test-format test-cpu test-mpi test-cuda-on-cpu test-cuda-asan test-asan test-tsan test-plain test-fuzz
+test: test-format test-bits test-cuda-on-cpu
+
+test-all: test test-long test-asan test-tsan test-plain test-fuzz
+
+# The programs of build/, as one runs them, against the bits that are recorded.
+test-bits:
+	@tools/setup.sh test
+	@tools/build.sh release programs
+	$(CTEST) build -R '^bits_test$$'
+
+# All tests but the long ones, with both devices: the CUDA device, kernels and host code alike, on the CPU.
+test-cuda-on-cpu:
+	@tools/setup.sh test
+	@tools/build.sh cuda-on-cpu
+	$(CTEST) build/cuda-on-cpu -LE long
+
+# And the long ones; the registers of kernels are those of build/, if it has nvcc.
+test-long:
+	@tools/setup.sh test
+	@tools/build.sh release programs
+	@tools/build.sh cuda-on-cpu
+	$(CTEST) build/cuda-on-cpu -L long
+	$(CTEST) build -R '^kernel_report_compiled_test$$'
 
 test-cpu:
 	@tools/setup.sh test
 	@tools/build.sh release
-	ctest --test-dir build --output-on-failure -j 2 -LE 'cuda|mpi'
+	$(CTEST) build -LE 'cuda|mpi'
 
 # Several ranks on this machine, under mpirun.
 test-mpi:
 	@tools/setup.sh test
 	@tools/build.sh release
-	ctest --test-dir build --output-on-failure -j 2 -L mpi
-
-# The CUDA device, kernels and host code alike, on the CPU.
-test-cuda-on-cpu:
-	@tools/setup.sh test
-	@tools/build.sh cuda-on-cpu programs cuda_tests
-	ctest --test-dir build/cuda-on-cpu --output-on-failure -j 2 -L cuda
-
-# The operations on the CUDA device under AddressSanitizer and UndefinedBehaviorSanitizer.
-test-cuda-asan:
-	@tools/setup.sh test
-	@tools/build.sh cuda-on-cpu-asan cuda_ops_test cuda_attention_test cuda_device_test
-	ctest --test-dir build/cuda-on-cpu-asan --output-on-failure -j 2 -R '^cuda_(ops|attention|device)_test$$'
+	$(CTEST) build -L mpi
 
 # All tests of the CUDA device but one, which runs the same steps a hundred times.
 coverage:
 	@tools/setup.sh test
 	@tools/build.sh coverage programs cuda_tests
 	@find build/coverage -name '*.gcda' -delete
-	ctest --test-dir build/coverage --output-on-failure -j 2 -L cuda -E '^cuda_step_test$$'
+	$(CTEST) build/coverage -L cuda -E '^cuda_step_test$$'
 	@tools/coverage.py build/coverage
 
-# The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, all but the long ones.
+# The tests of the CPU but the long ones, and the operations of the CUDA device on the CPU, under
+# AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan:
 	@tools/setup.sh test
 	@tools/build.sh asan
-	ctest --test-dir build/asan --output-on-failure -j 2 -LE long
+	$(CTEST) build/asan -LE '^(long|cuda)$$'
 
 # Whatever has threads of its own (loaders, tokenizers) under ThreadSanitizer.
 test-tsan:
 	@tools/setup.sh test
 	@tools/build.sh tsan data_test
-	GTEST_FILTER='LoaderTest*:Prepare*' ctest --test-dir build/tsan --output-on-failure -R '^data_test$$'
+	GTEST_FILTER='LoaderTest*:Prepare*' $(CTEST) build/tsan -R '^data_test'
 
 # Without MPI and oneDNN: plain code takes over.
 test-plain:
 	@tools/setup.sh test
 	@tools/build.sh plain train ops_test gpt2_test
-	ctest --test-dir build/plain --output-on-failure -j 2 -R '^(ops_test|gpt2_test)$$'
+	$(CTEST) build/plain -R '^(ops_test|gpt2_test)$$'
 
 test-fuzz:
 	@tools/setup.sh fuzz
 	@tools/build.sh fuzz fuzz_targets
-	ctest --test-dir build/fuzz --output-on-failure -j 2
+	$(CTEST) build/fuzz
 
 test-format:
 	@tools/setup.sh test
-	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -P 2 -n 40 clang-format --dry-run --Werror
 
 # By the build whose CUDA sources are C++: clang knows no flags of nvcc's.
 tidy:
 	@tools/setup.sh tidy
 	@tools/build.sh cuda-on-cpu programs
 	@tools/tidy.sh build/cuda-on-cpu $(TIDY_FILES)
+
+docs:
+	@tools/setup.sh build
+	@tools/build.sh release flags_page
+	@build/flags_page >docs/flags.md
 
 # Compiles the kernels by the commands of build/, and asks the launchers of the build for the CPU.
 # KERNEL_REPORT_ARGS="--nvdisasm PROGRAM" counts instructions if nvdisasm is not on the PATH.

@@ -6,8 +6,37 @@ option(LATHE_CUDA "Build the CUDA device where nvcc is found" ON)
 option(LATHE_CUDA_REQUIRED "Without nvcc there is nothing to build" OFF)
 option(LATHE_CUDA_ON_CPU "Build the CUDA device to run on the CPU" OFF)
 option(LATHE_COVERAGE "Count what is executed of kernels/cuda (with LATHE_CUDA_ON_CPU)" OFF)
-set(LATHE_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING
-    "GPU architectures to compile for; release: 8.0, 9.0 and all newer ones that nvcc knows")
+
+# The architecture of this machine's GPU, for kernels take minutes to compile for two: that of each, if
+# nvcc knows them all. "80-real;90a-real" where there is no GPU to ask.
+function(lathe_default_architectures result)
+  set(${result} 80-real 90a-real PARENT_SCOPE)
+  find_program(LATHE_NVIDIA_SMI nvidia-smi)
+  if(NOT LATHE_NVIDIA_SMI)
+    return()
+  endif()
+  execute_process(COMMAND ${LATHE_NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader
+                  OUTPUT_VARIABLE said RESULT_VARIABLE failed ERROR_QUIET TIMEOUT 60)
+  string(REGEX MATCHALL "[0-9]+\\.[0-9]" capabilities "${said}")
+  if(failed OR NOT capabilities)
+    return()
+  endif()
+  list(REMOVE_DUPLICATES capabilities)
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE known ERROR_QUIET)
+  set(architectures "")
+  foreach(capability IN LISTS capabilities)
+    string(REPLACE "." "" code ${capability})
+    if(code LESS 80 OR NOT known MATCHES "sm_${code}\n")
+      return()
+    endif()
+    if(code GREATER_EQUAL 90)
+      string(APPEND code a)  # with what only this generation has
+    endif()
+    list(APPEND architectures ${code}-real)
+  endforeach()
+  message(STATUS "lathe: GPU architectures ${architectures}, as nvidia-smi says")
+  set(${result} ${architectures} PARENT_SCOPE)
+endfunction()
 
 # What "release" stands for with this nvcc. Code for X.0 runs on X.1 and later, so the first of each
 # generation serves it; the newest one's PTX is for GPUs that are still to come.
@@ -65,12 +94,17 @@ if(LATHE_CUDA_ON_CPU)
     # The twin of ptx.cuh comes before the original.
     target_include_directories(${target} BEFORE PRIVATE ${PROJECT_SOURCE_DIR}/kernels/cuda_on_cpu/include)
     set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
-      "-include;${PROJECT_SOURCE_DIR}/kernels/cuda_on_cpu/execution.h;-ftrivial-auto-var-init=pattern;-Wno-maybe-uninitialized;-Wno-unknown-pragmas;-Wno-attributes;$<$<CONFIG:Release>:-O2>;$<$<CONFIG:Release>:-march=${LATHE_MARCH}>")
+      "-include;${PROJECT_SOURCE_DIR}/kernels/cuda_on_cpu/execution.h;-ftrivial-auto-var-init=pattern;-Wno-maybe-uninitialized;-Wno-unknown-pragmas;-Wno-attributes;$<$<CONFIG:Release>:-O2>;$<$<CONFIG:RelWithDebInfo>:-O1>;$<$<CONFIG:Release>:-march=${LATHE_MARCH}>")
   endfunction()
 elseif(LATHE_CUDA)
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
+    if(NOT DEFINED CACHE{LATHE_CUDA_ARCHITECTURES})
+      lathe_default_architectures(architectures)
+    endif()
+    set(LATHE_CUDA_ARCHITECTURES "${architectures}" CACHE STRING
+        "GPU architectures to compile for; release: 8.0, 9.0 and all newer ones that nvcc knows")
     if(LATHE_CUDA_ARCHITECTURES STREQUAL "release")
       lathe_release_architectures(CMAKE_CUDA_ARCHITECTURES)
       message(STATUS "lathe: GPU architectures ${CMAKE_CUDA_ARCHITECTURES}")

@@ -4,12 +4,13 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
+#include <iterator>
 
 #include "kernels/device/standard_streams.h"
 #include "src/io/console.h"
 #include "src/io/file.h"
 #include "src/io/flags.h"
+#include "src/io/json.h"
 #include "tools/run_plot.h"
 
 namespace lathe {
@@ -25,7 +26,8 @@ double read_floor(const std::string& floor) {
   };
   if (const auto number = parse_number<double>(floor)) return drawn(*number);
   std::ifstream file(floor);
-  const auto json = nlohmann::json::parse(file, nullptr, false);
+  const std::string text(std::istreambuf_iterator<char>(file), {});
+  const auto json = parse_json(text, /*throws=*/false);
   if (!json.is_object() || !json.contains("nats_per_character")) {
     throw UserError("--floor {}: give a number, or a file with nats_per_character", floor);
   }

@@ -12,7 +12,7 @@
 #include "src/io/console.h"
 #include "src/io/file.h"
 #include "src/io/flags.h"
-#include "src/io/strict_json.h"
+#include "src/io/json_text.h"
 
 namespace {
 

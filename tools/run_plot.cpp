@@ -5,9 +5,9 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
-#include <nlohmann/json.hpp>
 
 #include "kernels/device/error.h"
+#include "src/io/json.h"
 
 namespace lathe {
 namespace {
@@ -19,7 +19,7 @@ void add(Series& series, Point point) {
 
 // False if the line is not a JSON object with a step.
 bool add_line(const std::string& line, RunMetrics& run) {
-  const auto object = nlohmann::json::parse(line, nullptr, false);
+  const auto object = parse_json(line, /*throws=*/false);
   if (!object.is_object() || !object.contains("step") || !object["step"].is_number()) return false;
   for (const char* key : {"loss", "val_loss", "lr", "grad_norm"}) {
     const auto value = object.find(key);

@@ -14,8 +14,12 @@ else
   mapfile -t files < <(grep -o '"file": "[^"]*"' "$build/compile_commands.json" | cut -d'"' -f4 |
     sed "s|^$PWD/||" | grep -E '^(kernels|src|tools)/.*\.cpp$' | grep -v '^kernels/cpu/attention' | sort -u)
 fi
+# The commands of the build without its precompiled headers, which are GCC's.
+commands=$(mktemp -d)
+trap 'rm -rf "$commands"' EXIT
+sed -E 's/ -Winvalid-pch -include [^ ]*cmake_pch\.hxx//' "$build/compile_commands.json" >"$commands/compile_commands.json"
 # Do not report what only GCC knows.
 printf '%s\n' "${files[@]}" |
-  xargs -P "${TIDY_JOBS:-$(nproc)}" -n 1 clang-tidy --quiet -p "$build" --header-filter="^$PWD/(kernels|src|tools)/" \
+  xargs -P "${TIDY_JOBS:-$(nproc)}" -n 1 clang-tidy --quiet -p "$commands" --header-filter="^$PWD/(kernels|src|tools)/" \
     --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-ignored-optimization-argument \
     --extra-arg=-Wno-unknown-attributes 2> >(grep -vE 'warnings? generated|^Suppressed|^Use -header-filter' >&2)

@@ -1,11 +1,11 @@
 // The files of byte-level BPE tokenizers: OpenAI's, and Hugging Face's two layouts.
-#include <nlohmann/json.hpp>
 
 #include "kernels/device/error.h"
 #include "kernels/device/printable.h"
 #include "src/data/bpe.h"
 #include "src/data/char_tokenizer.h"
 #include "src/data/utf8.h"
+#include "src/io/json.h"
 #include "src/io/strict_json.h"
 
 namespace lathe {
@@ -71,7 +71,7 @@ bool adds_no_tokens(const json& file) {
   if (!post.is_object() || !post.contains("type")) return false;
   if (post["type"] == "ByteLevel") return true;
   return post["type"] == "TemplateProcessing" && post.contains("single") &&
-         post["single"] == json::parse(R"([{"Sequence": {"id": "A", "type_id": 0}}])");
+         post["single"] == parse_json(R"([{"Sequence": {"id": "A", "type_id": 0}}])");
 }
 
 void require(bool condition, std::string_view what, const std::string& name) {

@@ -1,12 +1,12 @@
 #include "src/data/char_tokenizer.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "kernels/device/error.h"
 #include "src/data/bpe.h"
 #include "src/data/shard.h"
 #include "src/data/utf8.h"
+#include "src/io/json.h"
 
 namespace lathe {
 

@@ -2,11 +2,11 @@
 
 #include <cerrno>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "kernels/device/error.h"
 #include "src/data/utf8.h"
+#include "src/io/json.h"
 
 namespace lathe {
 
@@ -126,7 +126,7 @@ std::optional<Piece> DocumentReader::next_line() {
   const std::string name = fmt::format("{} line {}", line.source, line_);
   nlohmann::json object;
   try {
-    object = nlohmann::json::parse(line.text);
+    object = parse_json(line.text);
   } catch (const nlohmann::json::exception&) {
     throw UserError("{} is not valid JSON; give one object per line", name);
   }

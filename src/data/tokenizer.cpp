@@ -1,13 +1,12 @@
 #include "src/data/tokenizer.h"
 
-#include <nlohmann/json.hpp>
-
 #include "kernels/device/error.h"
 #include "kernels/device/printable.h"
 #include "src/data/bpe.h"
 #include "src/data/char_tokenizer.h"
 #include "src/data/utf8.h"
 #include "src/io/file.h"
+#include "src/io/json.h"
 #include "src/io/strict_json.h"
 
 namespace lathe {

@@ -12,6 +12,7 @@
 
 #include "kernels/device/error.h"
 #include "kernels/device/standard_streams.h"
+#include "src/io/json.h"
 #include "src/io/strict_json.h"
 
 namespace lathe {
@@ -302,7 +303,7 @@ void refuse_if_saved_over(const fs::path& dir, const Manifest& manifest) {
   const fs::path path = dir / "config.json";
   const auto saved = manifest.files.find("config.json");
   if (saved == manifest.files.end() || !path_exists(path)) return;
-  const json config = json::parse(read_whole_file(path, kManifestMaxBytes), nullptr, false);
+  const json config = parse_json(read_whole_file(path, kManifestMaxBytes), /*throws=*/false);
   if (!config.is_object() || !config.contains("transformers_version") ||
       digest_file(path) == saved->second) {
     return;

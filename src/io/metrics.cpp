@@ -8,10 +8,10 @@
 #include <cerrno>
 #include <cmath>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "kernels/device/error.h"
 #include "kernels/device/standard_streams.h"
+#include "src/io/json.h"
 
 namespace lathe {
 
@@ -36,7 +36,7 @@ struct Line {
 
 // Empty if the line is not one of ours.
 std::optional<Line> parse_line(const std::string& line) {
-  const nlohmann::json value = nlohmann::json::parse(line, nullptr, false);
+  const nlohmann::json value = parse_json(line, /*throws=*/false);
   if (!value.is_object()) return {};
   const auto step = value.find("step");
   if (step == value.end() || !step->is_number_unsigned()) return {};

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <unordered_set>
 
 #include "kernels/device/error.h"
-#include "src/io/strict_json.h"
+#include "src/io/json.h"
+#include "src/io/json_text.h"
 
 namespace lathe {
 

@@ -10,20 +10,6 @@ namespace lathe {
 
 using nlohmann::json;
 
-std::string json_quoted(std::string_view text) {
-  const std::string quoted = shortened(text, kMostQuotedBytes);
-  return json(quoted).dump(-1, ' ', true, json::error_handler_t::replace);
-}
-
-bool is_utf8(std::string_view text) {
-  try {
-    json(text).dump();
-    return true;
-  } catch (const json::exception&) {
-    return false;
-  }
-}
-
 namespace {
 
 std::string shown(const json& value) {
@@ -91,7 +77,7 @@ json parse_strict_json(std::string_view text, std::string_view file, int max_dep
   }
   StrictChecker checker(file, max_depth);
   json::sax_parse(text.begin(), text.end(), &checker);
-  return json::parse(text.begin(), text.end());
+  return parse_json(text);
 }
 
 StrictObject::StrictObject(const json& value, std::string_view file, std::string_view where)

@@ -3,17 +3,14 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
 
-namespace lathe {
+#include "src/io/json.h"
+#include "src/io/json_text.h"
 
-// Text for a message, as a quoted JSON string: safe to print, whatever its bytes, and shortened to
-// kMostQuotedBytes.
-std::string json_quoted(std::string_view text);
-bool is_utf8(std::string_view text);
+namespace lathe {
 
 // Parses `text`, the content of `file`. Throws UserError unless it is one JSON value whose objects
 // and arrays are nested at most max_depth deep and whose objects have no duplicate keys.

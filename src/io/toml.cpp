@@ -5,7 +5,8 @@
 
 #include "kernels/device/error.h"
 #include "kernels/device/printable.h"
-#include "src/io/strict_json.h"
+#include "src/io/json.h"
+#include "src/io/json_text.h"
 
 namespace lathe {
 
@@ -69,7 +70,7 @@ class TomlLine {
     const std::string quoted = take(end + 1);
     std::string text = quoted.substr(1, end - 1);
     if (quote == '"') {
-      const auto parsed = nlohmann::json::parse(quoted, nullptr, /*allow_exceptions=*/false);
+      const auto parsed = parse_json(quoted, /*throws=*/false);
       if (!parsed.is_string()) fail("has an unknown escape in its string");
       text = parsed.get<std::string>();
     }

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <numbers>
 #include <optional>
 #include <span>
@@ -14,8 +13,9 @@
 
 #include "kernels/device/printable.h"
 #include "kernels/philox.h"
+#include "src/io/json.h"
+#include "src/io/json_text.h"
 #include "src/io/safetensors.h"
-#include "src/io/strict_json.h"
 
 namespace lathe {
 
@@ -341,7 +341,7 @@ std::string tokenizer_config_json(const GPT2Config& config,
 }
 
 GPT2Config parse_model_config(std::string_view text, const std::string& file) {
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
+  const nlohmann::json json = parse_json(text, /*throws=*/false);
   if (!json.is_object()) {
     throw UserError("{} is not a JSON object: give a model directory in Hugging Face's layout",
                     file);

@@ -5,7 +5,7 @@
 
 #include "kernels/device/printable.h"
 #include "kernels/device/standard_streams.h"
-#include "src/io/strict_json.h"
+#include "src/io/json_text.h"
 #include "src/io/toml.h"
 #include "src/parallel/mesh.h"
 

@@ -1,7 +1,7 @@
 #include "src/train/trace.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
+#include "src/io/json.h"
 
 #include "kernels/device/standard_streams.h"
 

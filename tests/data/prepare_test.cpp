@@ -3,11 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <nlohmann/json.hpp>
 #include <random>
 
 #include "src/data/shard.h"
 #include "src/io/directory_lock.h"
+#include "src/io/json.h"
 #include "tests/data/temp_dir.h"
 
 namespace lathe {
@@ -28,7 +28,7 @@ std::vector<int32_t> tokens_of(const fs::path& directory, const std::string& spl
 
 // The small BPE with an end-of-text token, in its own folder.
 fs::path small_with_end_of_text(const TempDir& dir) {
-  auto file = nlohmann::json::parse(load_tokenizer(kSmallBpe)->to_json());
+  auto file = parse_json(load_tokenizer(kSmallBpe)->to_json());
   file["added_tokens"] = {{{"id", kEndOfText}, {"content", "<|endoftext|>"}}};
   return write_text(dir / "bpe.json", file.dump());
 }
@@ -188,7 +188,7 @@ TEST_F(PrepareTest, JoinsDocumentsAsItIsTold) {
   o.tokenizer = o.out;
   expect_contains(said(o), "--document-join has U+000A at byte 1, which the vocabulary lacks");
 
-  auto file = nlohmann::json::parse(load_tokenizer(kSmallBpe)->to_json());
+  auto file = parse_json(load_tokenizer(kSmallBpe)->to_json());
   file["added_tokens"] = {{{"id", 556}, {"content", "</s>"}}};
   o.tokenizer = write_text(dir_ / "s.json", file.dump());
   o.document_join = "</s>";

@@ -5,12 +5,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <random>
 
 #include "src/data/bpe.h"
 #include "src/data/pretokenizer.h"
 #include "src/data/utf8.h"
+#include "src/io/json.h"
 #include "tests/data/temp_dir.h"
 
 namespace lathe {
@@ -23,7 +23,7 @@ const fs::path kGolden = LATHE_GOLDEN;
 const fs::path kSmall = kGolden / "small";
 
 json golden(const std::string& name) {
-  return json::parse(read_text(kGolden / name));
+  return parse_json(read_text(kGolden / name));
 }
 
 // The folder with GPT-2's vocabulary and tiny Shakespeare, or a reason to skip.
@@ -107,7 +107,7 @@ TEST(SmallBpe, EncodesHardTextAsTheOracleFromEveryLayout) {
   save_tokenizer(*load_tokenizer(kSmall), saved.path());
   expect_golden_ids(*load_tokenizer(saved.path()), "small");
   expect_golden_ids(*load_tokenizer(saved / "tokenizer.json"), "small");
-  json file = json::parse(read_text(saved / "tokenizer.json"));
+  json file = parse_json(read_text(saved / "tokenizer.json"));
   for (json& merge : file["model"]["merges"]) {  // newer files have pairs
     const auto line = merge.get<std::string>();
     const size_t space = line.find(' ');
@@ -145,7 +145,7 @@ std::vector<std::string> obvious_bpe(
 // A random tokenizer over a few letters, with merges of merges, against the obvious algorithm.
 TEST(Bpe, MergesAsTheObviousAlgorithm) {
   std::mt19937 random(7);
-  const json vocabulary = json::parse(read_text(kSmall / "vocab.json"));
+  const json vocabulary = parse_json(read_text(kSmall / "vocab.json"));
   for (int round = 0; round < 30; ++round) {
     BpeTokenizer::Parts parts;
     std::vector<std::string> pieces = {"a", "b", "c"};
@@ -195,7 +195,7 @@ TEST(Bpe, RefusesInvalidUtf8) {
 }
 
 TEST(Bpe, KnowsSpecialTokensOutsideTheVocabulary) {
-  json file = json::parse(load_tokenizer(kSmall)->to_json());
+  json file = parse_json(load_tokenizer(kSmall)->to_json());
   EXPECT_EQ(load_tokenizer(kSmall)->end_of_text(), std::nullopt);
   file["added_tokens"] = {{{"id", 556}, {"content", "<|endoftext|>"}},
                           {{"id", 557}, {"content", "\xe4\xbd\xa0 <x>"}}};
@@ -232,8 +232,8 @@ const char* const kAddedTokens = R"([
    "normalized": true, "special": false}])";
 
 std::unique_ptr<Tokenizer> small_with_added_tokens() {
-  json file = json::parse(load_tokenizer(kSmall)->to_json());
-  file["added_tokens"] = json::parse(kAddedTokens);
+  json file = parse_json(load_tokenizer(kSmall)->to_json());
+  file["added_tokens"] = parse_json(kAddedTokens);
   return parse_tokenizer_json(file.dump(), "added");
 }
 
@@ -269,7 +269,7 @@ TEST(Bpe, MatchesAddedTokensAsTheOracle) {
     EXPECT_EQ(tokenizer->encode(c.text, SpecialTokens::as_tokens), c.as_tokens) << c.text;
     EXPECT_EQ(tokenizer->decode(c.as_text), c.text);
   }
-  EXPECT_EQ(json::parse(tokenizer->to_json())["added_tokens"], json::parse(kAddedTokens));
+  EXPECT_EQ(parse_json(tokenizer->to_json())["added_tokens"], parse_json(kAddedTokens));
 }
 
 // Random text of pieces of added tokens: a cut at safe_cut() changes no token, whatever follows.
@@ -300,8 +300,8 @@ TEST(Bpe, AddedTokensAreNotCut) {
 TEST(SameTokens, ComparesWhatEncodesAndDecodes) {
   const auto small = load_tokenizer(kSmall);
   const auto with = [&](const char* patch) {
-    json file = json::parse(small->to_json());
-    file.merge_patch(json::parse(patch));
+    json file = parse_json(small->to_json());
+    file.merge_patch(parse_json(patch));
     return parse_tokenizer_json(file.dump(), "patched");
   };
   const auto added = [&](bool special, bool normalized) {
@@ -409,7 +409,7 @@ TEST(Char, SortsTheCodePoints) {
 TEST(Char, IsWrittenAsABpeWithoutMerges) {
   const auto tokenizer = make_char_tokenizer({'b', '\n', '"', 0xe9, 0}, "text");
   const std::string file = tokenizer->to_json();
-  EXPECT_EQ(json::parse(file), json::parse(R"({
+  EXPECT_EQ(parse_json(file), parse_json(R"({
     "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
     "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": {"type": "Fuse"},
     "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -421,8 +421,8 @@ TEST(Char, IsWrittenAsABpeWithoutMerges) {
   EXPECT_EQ(opened->to_json(), file);
   // transformers writes it back with a template that adds nothing; other programs use another
   // order.
-  json other = json::parse(file);
-  other["post_processor"] = json::parse(
+  json other = parse_json(file);
+  other["post_processor"] = parse_json(
       R"({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}],
           "pair": [], "special_tokens": {}})");
   other["model"]["vocab"] = {{"b", 0}, {"\xc3\xa9", 1}, {"a", 2}};
@@ -503,7 +503,7 @@ TEST(LoadTokenizer, NamesWhatIsMissing) {
 
 // Each damages a good tokenizer.json in one way; the message must name the file and the damage.
 TEST(LoadTokenizer, RefusesDamagedOrForeignJson) {
-  const json good = json::parse(load_tokenizer(kSmall)->to_json());
+  const json good = parse_json(load_tokenizer(kSmall)->to_json());
   struct Case {
     std::string patch, said;  // a JSON merge patch
   };
@@ -567,7 +567,7 @@ TEST(LoadTokenizer, RefusesDamagedOrForeignJson) {
   };
   for (const Case& c : cases) {
     json file = good;
-    file.merge_patch(json::parse(c.patch));
+    file.merge_patch(parse_json(c.patch));
     const std::string said = user_error([&] { parse_tokenizer_json(file.dump(), "t.json"); });
     expect_contains(said, "t.json");
     expect_contains(said, c.said);
@@ -584,7 +584,7 @@ TEST(LoadTokenizer, RefusesDamagedOrForeignJson) {
 }
 
 TEST(LoadTokenizer, RefusesDamagedFilesOfCharacters) {
-  const json good = json::parse(make_char_tokenizer({'a', 'b'}, "text")->to_json());
+  const json good = parse_json(make_char_tokenizer({'a', 'b'}, "text")->to_json());
   const std::vector<std::pair<std::string, std::string>> cases = {
       {R"({"model": {"vocab": {"ab": 2}}})", "\"ab\" is not one character"},
       {R"({"model": {"vocab": {"": 2}}})", "\"\" is not one character"},
@@ -598,7 +598,7 @@ TEST(LoadTokenizer, RefusesDamagedFilesOfCharacters) {
   };
   for (const auto& [patch, what] : cases) {
     json file = good;
-    file.merge_patch(json::parse(patch));
+    file.merge_patch(parse_json(patch));
     const std::string said = user_error([&] { parse_tokenizer_json(file.dump(), "t.json"); });
     expect_contains(said, "t.json");
     expect_contains(said, what);
@@ -606,7 +606,7 @@ TEST(LoadTokenizer, RefusesDamagedFilesOfCharacters) {
 }
 
 TEST(LoadTokenizer, NamesTheBytesThatATrainedVocabularyLacks) {
-  json file = json::parse(load_tokenizer(kSmall)->to_json());
+  json file = parse_json(load_tokenizer(kSmall)->to_json());
   file["model"]["merges"] = json::array();
   file["model"]["vocab"] = {{"a", 0}, {"b", 1}, {"c", 2}};
   expect_contains(user_error([&] { parse_tokenizer_json(file.dump(), "t.json"); }),

@@ -8,7 +8,7 @@
 
 #include "kernels/device/error.h"
 #include "kernels/device/standard_streams.h"
-#include "src/io/strict_json.h"
+#include "src/io/json_text.h"
 #include "tests/io/scratch.h"
 
 namespace lathe {

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <csignal>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <random>
 
+#include "src/io/json.h"
 #include "tests/io/scratch.h"
 
 namespace lathe {
@@ -37,7 +37,7 @@ TEST(StepMetrics, HasTheKeysThatArePromised) {
   metrics.mfu = 0.5;
   metrics.tokens = 3;
   std::vector<std::string> keys;
-  const nlohmann::ordered_json line = nlohmann::ordered_json::parse(to_json(metrics));
+  const nlohmann::ordered_json line = parse_ordered_json(to_json(metrics));
   for (const auto& [key, value] : line.items()) keys.push_back(key);
   EXPECT_EQ(keys, (std::vector<std::string>{"step", "loss", "val_loss", "lr", "grad_norm", "dt_ms",
                                             "forward_ms", "backward_ms", "optimizer_ms", "comm_ms",
@@ -53,7 +53,7 @@ TEST(StepMetrics, LossesReadBackBitByBit) {
     if (i % 2) value = static_cast<float>(std::fmod(value, 100.0));
     StepMetrics metrics;
     metrics.loss = metrics.grad_norm = value;
-    const nlohmann::json line = nlohmann::json::parse(to_json(metrics));
+    const nlohmann::json line = parse_json(to_json(metrics));
     EXPECT_EQ(std::bit_cast<uint64_t>(line["loss"].get<double>()), std::bit_cast<uint64_t>(value));
     EXPECT_EQ(line["grad_norm"], line["loss"]);
   }

@@ -1,8 +1,7 @@
 #include "src/io/trainer_state.h"
 
-#include <nlohmann/json.hpp>
-
 #include "src/io/file.h"
+#include "src/io/json.h"
 #include "tests/io/scratch.h"
 
 namespace lathe {
@@ -33,12 +32,12 @@ TEST(TrainerState, SurvivesTheWayThroughAFile) {
 TEST(TrainerState, HoldsPlansOfMatrixProductsOnlyWhereThereAreSome) {
   TrainerState state = sample();
   state.matmul_plans = "";
-  EXPECT_FALSE(json::parse(to_json(state)).contains("matmul_plans"));
+  EXPECT_FALSE(parse_json(to_json(state)).contains("matmul_plans"));
   EXPECT_EQ(parse_trainer_state(to_json(state), "t"), state);
 }
 
 TEST(TrainerState, ReadsFilesFromWhenTheLoaderHadAnEpoch) {
-  json old = json::parse(to_json(sample()));
+  json old = parse_json(to_json(sample()));
   EXPECT_FALSE(old["loader"].contains("epoch"));
   old["loader"]["epoch"] = 0;
   EXPECT_EQ(parse_trainer_state(old.dump(), "t"), sample());
@@ -58,7 +57,7 @@ void expect_refused(const std::string& text, const std::string& complaint) {
 }
 
 TEST(TrainerState, EveryKeyMustBeThereAndOfItsType) {
-  const json sound = json::parse(to_json(sample()));
+  const json sound = parse_json(to_json(sample()));
   const json flat = sound.flatten();
   for (const auto& [pointer, value] : flat.items()) {
     if (pointer.starts_with("/config")) continue;  // any keys are allowed there
@@ -82,7 +81,7 @@ TEST(TrainerState, EveryKeyMustBeThereAndOfItsType) {
 }
 
 TEST(TrainerState, RefusesWhatItDoesNotKnow) {
-  const json sound = json::parse(to_json(sample()));
+  const json sound = parse_json(to_json(sample()));
   for (const char* parent : {"", "/loader", "/layout"}) {
     json unknown = sound;
     unknown[json::json_pointer(parent)]["extra"] = 1;

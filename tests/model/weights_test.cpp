@@ -1,12 +1,12 @@
 // Reading and writing weights: lathe must read what other software makes of a model, or refuse it
 // by name.
 #include "src/model/weights.h"
+#include "src/io/json.h"
 
 #include <fmt/format.h>
 
 #include <cmath>
 #include <functional>
-#include <nlohmann/json.hpp>
 
 #include "src/io/safetensors.h"
 #include "tests/data/temp_dir.h"
@@ -224,14 +224,14 @@ TEST(Weights, MomentsThatAreNotFiniteAreNamed) {
 TEST(Weights, TheTokenThatEndsATextIsInConfigJson) {
   SavedModel model(small(true));
   const auto config_of = [](const fs::path& dir) {
-    return nlohmann::json::parse(read_text(dir / "config.json"));
+    return parse_json(read_text(dir / "config.json"));
   };
   for (const char* key : {"bos_token_id", "eos_token_id"}) {
     EXPECT_EQ(config_of(model.save("nine", 9)).at(key), 9);
     EXPECT_TRUE(config_of(model.save("no such token")).at(key).is_null());
   }
   const auto tokenizer_config = [](std::optional<std::string_view> end_of_text) {
-    return nlohmann::json::parse(tokenizer_config_json(small(true), end_of_text));
+    return parse_json(tokenizer_config_json(small(true), end_of_text));
   };
   nlohmann::json expected = {{"tokenizer_class", "PreTrainedTokenizerFast"},
                              {"model_max_length", 6},

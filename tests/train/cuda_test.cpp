@@ -1,9 +1,9 @@
 // The programs on the CUDA device: the same training as on the CPU, checkpoints that go back and
 // forth between the two.
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "src/io/json.h"
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -102,7 +102,7 @@ TEST_F(Cuda, ATraceTellsPartsAndCosts) {
   const std::filesystem::path file = scratch / "trace.json";
   expect_success(train(with(on("cuda", tiny(scratch / "out")),
                             {{"dtype", "bf16"}, {"bias", "1"}, {"trace", file}})));
-  const auto trace = nlohmann::json::parse(read_text(file));
+  const auto trace = parse_json(read_text(file));
   EXPECT_EQ(trace.at("otherData").at("dtype"), "bf16");
   EXPECT_EQ(trace.at("otherData").at("step"), 4);
   EXPECT_NE(trace.at("otherData").at("device").get<std::string>(), "");

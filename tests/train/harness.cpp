@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "src/io/json.h"
 #include "tests/located.h"
 
 namespace lathe::testing {
@@ -58,7 +58,7 @@ std::vector<nlohmann::ordered_json> lines_of(const fs::path& out) {
   std::istringstream text(read_text(out / "metrics.jsonl"));
   std::vector<nlohmann::ordered_json> lines;
   for (std::string line; std::getline(text, line);) {
-    lines.push_back(nlohmann::ordered_json::parse(line));
+    lines.push_back(parse_ordered_json(line));
   }
   return lines;
 }
@@ -136,7 +136,7 @@ void poke(std::string& file, const std::string& tensor, size_t first,
           const std::vector<float>& values) {
   uint64_t length = 0;
   std::memcpy(&length, file.data(), sizeof(length));
-  const auto header = nlohmann::json::parse(file.substr(8, length));
+  const auto header = parse_json(file.substr(8, length));
   const size_t begin = header.at(tensor).at("data_offsets").at(0).get<size_t>();
   std::memcpy(file.data() + 8 + length + begin + first * sizeof(float), values.data(),
               values.size() * sizeof(float));

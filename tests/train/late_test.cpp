@@ -1,8 +1,8 @@
 // The loop on a device that lags behind the host (late_device.cpp): the run is the one that the CPU
 // makes, bit for bit, and the device always has a step to go on with.
 #include <csignal>
-#include <nlohmann/json.hpp>
 
+#include "src/io/json.h"
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -60,7 +60,7 @@ TEST_F(Late, PhasesAreTimedOnTheDevice) {
   double phases = 0, all = 0;
   std::istringstream lines(read_text(scratch / "run/metrics.jsonl"));
   for (std::string line; std::getline(lines, line);) {
-    const json value = json::parse(line);
+    const json value = parse_json(line);
     if (!value.contains("loss")) continue;
     for (const char* phase : {"forward_ms", "backward_ms", "optimizer_ms"}) {
       EXPECT_GT(value[phase].get<double>(), 0) << line;
@@ -94,7 +94,7 @@ TEST_F(Late, StoppedByASignalAndResumedIsTheSameRun) {
 TEST_F(Late, PlansOfMatrixProductsGoThroughTheCheckpoint) {
   const auto plans = [&] {
     const fs::path file = scratch / "run" / last_checkpoint(scratch / "run") / "trainer.json";
-    const json state = json::parse(read_text(file));
+    const json state = parse_json(read_text(file));
     return state.contains("matmul_plans") ? state["matmul_plans"].get<std::string>() : "";
   };
   late(with(tiny(scratch / "run"), {{"steps", "2"}}));

@@ -1,9 +1,9 @@
 // Losses and gradients that are not finite never reach the weights.
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "src/data/tokenizer.h"
+#include "src/io/json.h"
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -82,7 +82,7 @@ TEST_F(NonFinite, StepsAreSkippedCountedAndReported) {
     expect_success(result);
     size_t skipped = 0;
     for (const std::string& line : repeatable_metrics(out)) {
-      const json value = json::parse(line);
+      const json value = parse_json(line);
       if (value.contains("val_loss")) {
         EXPECT_TRUE(value["val_loss"].is_number()) << line;
       } else {
@@ -94,14 +94,14 @@ TEST_F(NonFinite, StepsAreSkippedCountedAndReported) {
     EXPECT_EQ(count(result.out, "the update is skipped"), skipped) << result.out;
     const fs::path last = out / last_checkpoint(out);
     EXPECT_EQ(last.filename(), "step-00000040");
-    EXPECT_EQ(json::parse(read_text(last / "trainer.json"))["skipped_steps"], skipped);
+    EXPECT_EQ(parse_json(read_text(last / "trainer.json"))["skipped_steps"], skipped);
     EXPECT_TRUE(all_finite(last / "model.safetensors"));
     EXPECT_TRUE(all_finite(last / "optimizer-00000-of-00001.safetensors"));
     // A device that lags behind the host skips by itself.
     const fs::path late = scratch / (std::string(dtype) + "-late");
     expect_success(run(command_of(LATHE_TRAIN_LATE, poisoned(late, {{"dtype", dtype}}))));
     expect_same_run(out, late);
-    EXPECT_EQ(json::parse(read_text(late / last.filename() / "trainer.json"))["skipped_steps"],
+    EXPECT_EQ(parse_json(read_text(late / last.filename() / "trainer.json"))["skipped_steps"],
               skipped);
     // The count of updates, which AdamW's correction needs, survives a resume.
     expect_success(run(train_command(poisoned(parts, {{"dtype", dtype}, {"steps", "20"}}))));
@@ -122,7 +122,7 @@ TEST_F(NonFinite, ALateDeviceStopsAtTheSameStep) {
     expect_contains(result.out,
                     std::string("at most ") + (*most == '1' ? "1" : "2") + " steps under way");
     const auto state = [](const fs::path& run) {
-      return json::parse(read_text(run / last_checkpoint(run) / "trainer.json"));
+      return parse_json(read_text(run / last_checkpoint(run) / "trainer.json"));
     };
     EXPECT_EQ(state(late)["step"], state(out)["step"]);
     EXPECT_EQ(state(late)["skipped_steps"], state(out)["skipped_steps"]);
@@ -134,7 +134,7 @@ TEST_F(NonFinite, TooManyInARowStopWithTheLastGoodState) {
   const ProcessResult result = run(train_command(poisoned(out, {{"max-skipped-steps", "1"}})));
   expect_refusal(result, 1, "train", {"1 steps in a row", out.string()});
   const fs::path last = out / last_checkpoint(out);
-  const int64_t step = json::parse(read_text(last / "trainer.json"))["step"].get<int64_t>();
+  const int64_t step = parse_json(read_text(last / "trainer.json"))["step"].get<int64_t>();
   EXPECT_GT(step, 1);
   EXPECT_TRUE(all_finite(last / "model.safetensors"));
   // The weights are those that a run has which ends one step earlier, before the bad one.

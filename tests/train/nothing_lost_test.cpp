@@ -2,9 +2,9 @@
 // pipes, full disks, data that change; and files of others in --out stay.
 #include <csignal>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "src/io/checkpoint.h"
+#include "src/io/json.h"
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -126,7 +126,7 @@ TEST_F(NothingLost, BadStepsPushOutNoGoodCheckpoint) {
   std::istringstream lines(read_text(out / "metrics.jsonl"));
   int64_t good = 0;
   for (std::string line; std::getline(lines, line);) {
-    const json step = json::parse(line);
+    const json step = parse_json(line);
     if (step["loss"].is_number() && step["grad_norm"].is_number()) good = step["step"];
   }
   ASSERT_GE(good, 2) << "the run fails too early to show anything";
@@ -358,7 +358,7 @@ TEST_F(NothingLost, OptimizerFilesAreThoseOfTheManifest) {
 TEST_F(NothingLost, ATrainerStateThatDoesNotFitIsRefused) {
   const fs::path out = scratch / "out", from = out / "step-00000006";
   expect_success(train(with(tiny(out), {{"steps", "6"}})));
-  const json sound = json::parse(read_text(from / "trainer.json"));
+  const json sound = parse_json(read_text(from / "trainer.json"));
   const auto expect_refused = [&](const char* key, const json& wrong) {
     SCOPED_TRACE(key);
     json state = sound;

@@ -1,10 +1,10 @@
 // What the programs do beside training: plans, evaluations, benchmarks, configuration files, text.
 #include <algorithm>
 #include <csignal>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "src/data/tokenizer.h"
+#include "src/io/json.h"
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -203,9 +203,9 @@ TEST_F(Programs, BiasesFromElsewhereCountWhateverConfigJsonSays) {
 TEST_F(Programs, ACheckpointTellsTheTokenThatEndsAText) {
   using nlohmann::json;
   const auto saved = [](const fs::path& out, const char* file) {
-    return json::parse(read_text(out / last_checkpoint(out) / file));
+    return parse_json(read_text(out / last_checkpoint(out) / file));
   };
-  json tokenizer = json::parse(load_tokenizer(LATHE_SMALL_BPE)->to_json());
+  json tokenizer = parse_json(load_tokenizer(LATHE_SMALL_BPE)->to_json());
   tokenizer["added_tokens"] = json::array();
   write_text(scratch / "without.json", tokenizer.dump());
   tokenizer["added_tokens"] = {{{"id", 556}, {"content", "<|endoftext|>"}, {"special", true}}};

@@ -2,9 +2,9 @@
 #include <signal.h>
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <set>
 
+#include "src/io/json.h"
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -37,7 +37,7 @@ class Ranks : public TrainTest {
     std::vector<double> found;
     std::istringstream lines(read_text(out / "metrics.jsonl"));
     for (std::string line; std::getline(lines, line);) {
-      const auto json = nlohmann::json::parse(line);
+      const auto json = parse_json(line);
       if (json.contains("val_loss")) found.push_back(json.at("val_loss").get<double>());
     }
     return found;
@@ -203,7 +203,7 @@ TEST_F(Ranks, AStepIsTraced) {
   expect_success(train(
       2, job(scratch / "run", 2,
              {{"steps", "6"}, {"zero-stage", "1"}, {"eval-interval", "0"}, {"trace", trace}})));
-  const auto events = nlohmann::json::parse(read_text(trace)).at("traceEvents");
+  const auto events = parse_json(read_text(trace)).at("traceEvents");
   std::set<std::string> seen;
   for (const auto& event : events) {
     const auto place = fmt::format("{} {} {}", event.at("pid").get<int>(),
@@ -250,7 +250,7 @@ TEST_F(Ranks, OnlyOneSpeaks) {
   bool measured = false;
   std::istringstream metrics(read_text(scratch / "run" / "metrics.jsonl"));
   for (std::string line; std::getline(metrics, line);) {
-    const auto json = nlohmann::json::parse(line);
+    const auto json = parse_json(line);
     if (!json.contains("loss")) continue;
     EXPECT_GT(json.at("comm_ms").get<double>(), 0);
     EXPECT_GE(json.at("comm_exposed_ms").get<double>(), 0);
@@ -280,13 +280,13 @@ TEST_F(Ranks, LearningRatesGrowWithTheRanks) {
                                  {"lr", "0.0625"},
                                  {"warmup-steps", "0"},
                                  {"eval-interval", "0"}})));
-    const auto line = nlohmann::json::parse(read_text(out / "metrics.jsonl"));
+    const auto line = parse_json(read_text(out / "metrics.jsonl"));
     EXPECT_EQ(line.at("lr").get<double>(), 0.0625 * factor) << scale;
     // What is written down is what was used, and does not grow once more when it is read.
     const fs::path again = scratch / (std::string(scale) + " again");
     expect_success(train(4, {{"config", out / "config.toml"}, {"out", again}}));
     EXPECT_EQ(losses(again), losses(out)) << scale;
-    EXPECT_EQ(nlohmann::json::parse(read_text(again / "metrics.jsonl")).at("lr"), line.at("lr"));
+    EXPECT_EQ(parse_json(read_text(again / "metrics.jsonl")).at("lr"), line.at("lr"));
   }
 }
 

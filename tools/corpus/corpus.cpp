@@ -1,7 +1,7 @@
 // Writes the embedded corpus, and beside it entropy.json: how low the loss can get.
 #include <cmath>
 #include <filesystem>
-#include <nlohmann/json.hpp>
+#include "src/io/json.h"
 
 #include "kernels/device/standard_streams.h"
 #include "src/io/file.h"

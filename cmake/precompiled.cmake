@@ -1,0 +1,65 @@
+# Headers that are parsed once per set of flags, not once per source: half the time of a build.
+#
+# They hide a missing #include, so the builds that only test have them (CMakePresets.json), and the
+# programs of build/ are compiled without. GCC takes a precompiled header only with the flags that it
+# was compiled with, and -Winvalid-pch says so if not.
+option(LATHE_PRECOMPILE "Precompile the headers of libraries, for builds that only test" OFF)
+
+set(LATHE_PRECOMPILED_STANDARD
+    <algorithm> <array> <atomic> <bit> <cerrno> <charconv> <chrono> <cmath> <condition_variable> <csignal>
+    <cstddef> <cstdint> <cstdio> <cstdlib> <cstring> <deque> <exception> <filesystem> <fstream> <functional>
+    <iostream> <limits> <map> <memory> <mutex> <new> <numeric> <optional> <random> <set> <span> <sstream>
+    <stdexcept> <string> <string_view> <thread> <tuple> <type_traits> <unordered_map> <utility> <vector>)
+
+# lathe_precompiled(NAME HEADERS ... LIBS ...): the headers, for targets that lathe_precompile(T NAME) names.
+function(lathe_precompiled name)
+  cmake_parse_arguments(HEADER "" "" "HEADERS;LIBS" ${ARGN})
+  file(CONFIGURE OUTPUT precompiled.cpp CONTENT "")
+  add_library(lathe_precompiled_${name} OBJECT ${CMAKE_CURRENT_BINARY_DIR}/precompiled.cpp)
+  set_target_properties(lathe_precompiled_${name} PROPERTIES UNITY_BUILD OFF)
+  target_link_libraries(lathe_precompiled_${name} PRIVATE lathe_flags ${HEADER_LIBS})
+  target_precompile_headers(lathe_precompiled_${name} PRIVATE ${LATHE_PRECOMPILED_STANDARD} ${HEADER_HEADERS})
+endfunction()
+
+function(lathe_precompile target name)
+  if(TARGET lathe_precompiled_${name})
+    target_precompile_headers(${target} REUSE_FROM lathe_precompiled_${name})
+    # Sources with flags of their own.
+    get_target_property(sources ${target} SOURCES)
+    get_target_property(directory ${target} SOURCE_DIR)
+    foreach(source IN LISTS sources)
+      cmake_path(ABSOLUTE_PATH source BASE_DIRECTORY ${directory})
+      get_source_file_property(options ${source} TARGET_DIRECTORY ${target} COMPILE_OPTIONS)
+      if(options)
+        set_source_files_properties(${source} TARGET_DIRECTORY ${target} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
+      endif()
+    endforeach()
+  endif()
+endfunction()
+
+# Everything under these folders that is compiled by the flags of libraries or by those of programs
+# with a command line; kernels and tests have flags of their own.
+function(lathe_precompile_folders)
+  foreach(folder IN LISTS ARGN)
+    get_property(targets DIRECTORY ${folder} PROPERTY BUILDSYSTEM_TARGETS)
+    foreach(target IN LISTS targets)
+      get_target_property(type ${target} TYPE)
+      get_target_property(libraries ${target} LINK_LIBRARIES)
+      if(type STREQUAL "STATIC_LIBRARY" OR type STREQUAL "EXECUTABLE")
+        if("lathe_cli11" IN_LIST libraries)
+          lathe_precompile(${target} programs)
+        elseif(NOT "lathe_kernel_flags" IN_LIST libraries)
+          lathe_precompile(${target} libraries)
+        endif()
+      endif()
+    endforeach()
+    get_property(folders DIRECTORY ${folder} PROPERTY SUBDIRECTORIES)
+    lathe_precompile_folders(${folders})
+  endforeach()
+endfunction()
+
+if(LATHE_PRECOMPILE)
+  set(libraries lathe_fmt lathe_json)
+  lathe_precompiled(libraries HEADERS <fmt/format.h> <nlohmann/json.hpp> LIBS ${libraries})
+  lathe_precompiled(programs HEADERS <fmt/format.h> <nlohmann/json.hpp> <CLI/CLI.hpp> LIBS ${libraries} lathe_cli11)
+endif()
