@@ -20,7 +20,6 @@ function(lathe_header_only name header package)
 endfunction()
 
 lathe_header_only(cli11 CLI/CLI.hpp libcli11-dev)
-target_compile_options(lathe_cli11 INTERFACE -O0)  # twice as fast to compile, and flags are read once
 lathe_header_only(json nlohmann/json.hpp nlohmann-json3-dev)
 lathe_header_only(xxhash xxhash.h libxxhash-dev)
 target_compile_definitions(lathe_xxhash INTERFACE XXH_INLINE_ALL  # and -Og inlines less than it asks for

@@ -37,8 +37,8 @@ function(lathe_precompile target name)
   endif()
 endfunction()
 
-# Everything under these folders that is compiled by the flags of libraries or by those of programs
-# with a command line; kernels and tests have flags of their own.
+# Everything under these folders that is compiled with the flags of libraries; kernels and tests have
+# flags of their own.
 function(lathe_precompile_folders)
   foreach(folder IN LISTS ARGN)
     get_property(targets DIRECTORY ${folder} PROPERTY BUILDSYSTEM_TARGETS)
@@ -46,9 +46,7 @@ function(lathe_precompile_folders)
       get_target_property(type ${target} TYPE)
       get_target_property(libraries ${target} LINK_LIBRARIES)
       if(type STREQUAL "STATIC_LIBRARY" OR type STREQUAL "EXECUTABLE")
-        if("lathe_cli11" IN_LIST libraries)
-          lathe_precompile(${target} programs)
-        elseif(NOT "lathe_kernel_flags" IN_LIST libraries)
+        if(NOT "lathe_kernel_flags" IN_LIST libraries)
           lathe_precompile(${target} libraries)
         endif()
       endif()
@@ -59,7 +57,5 @@ function(lathe_precompile_folders)
 endfunction()
 
 if(LATHE_PRECOMPILE)
-  set(libraries lathe_fmt lathe_json)
-  lathe_precompiled(libraries HEADERS <fmt/format.h> <nlohmann/json.hpp> LIBS ${libraries})
-  lathe_precompiled(programs HEADERS <fmt/format.h> <nlohmann/json.hpp> <CLI/CLI.hpp> LIBS ${libraries} lathe_cli11)
+  lathe_precompiled(libraries HEADERS <fmt/format.h> <nlohmann/json.hpp> LIBS lathe_fmt lathe_json)
 endif()
