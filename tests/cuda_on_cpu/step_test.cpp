@@ -17,27 +17,27 @@ constexpr int kSteps = 3;  // run as it is, recorded, replayed
 
 struct Case {
   const char* name;
-  GPT2Config config;
+  ModelConfig config;
   DType dtype;
   Recompute recompute;
 };
 
-const GPT2Config kBiased{.n_layer = 1,
-                         .n_head = 2,
-                         .n_embd = 32,
-                         .vocab_size = 61,
-                         .seq_len = 9,
-                         .bias = true,
-                         .dropout = 0.2f,
-                         .gelu = Gelu::tanh};
-const GPT2Config kUnbiased{.n_layer = 2,
-                           .n_head = 1,
-                           .n_embd = 24,
-                           .vocab_size = 33,
-                           .seq_len = 5,
-                           .bias = false,
-                           .dropout = 0,
-                           .gelu = Gelu::exact};
+const ModelConfig kBiased{.n_layer = 1,
+                          .n_head = 2,
+                          .n_embd = 32,
+                          .vocab_size = 61,
+                          .seq_len = 9,
+                          .bias = true,
+                          .dropout = 0.2f,
+                          .gelu = Gelu::tanh};
+const ModelConfig kUnbiased{.n_layer = 2,
+                            .n_head = 1,
+                            .n_embd = 24,
+                            .vocab_size = 33,
+                            .seq_len = 5,
+                            .bias = false,
+                            .dropout = 0,
+                            .gelu = Gelu::exact};
 
 std::vector<char> bytes_of(Device& device, const Tensor& tensor) {
   std::vector<char> bytes(tensor.bytes());

@@ -68,7 +68,7 @@ struct Count {
 
 // Of steps 3 to 5, each of two micro-steps.
 Count count_of_steps(DType dtype) {
-  const GPT2Config config{
+  const ModelConfig config{
       .n_layer = 2, .n_head = 4, .n_embd = 64, .vocab_size = 300, .seq_len = 40, .dropout = 0.1f};
   Harness run(config, {.dtype = dtype, .batch_size = 3, .seq_len = 40, .micro_steps = 2});
   run.random_batch(1);
