@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "src/train.h"
 #include "tests/model/harness.h"
 
 namespace {
@@ -74,14 +75,8 @@ Count count_of_steps(DType dtype) {
   run.random_batch(1);
   const auto step = [&run] {
     run.state.begin(run.model.ops(), run.inputs);
-    run.device->replay(0, [&run] {
-      for (int m = 0; m < 2; ++m) {
-        run.device->mark(m);
-        run.model.forward(run.batch(m), true);
-        run.model.loss_and_backward(run.batch(m), 1e-3, run.state.device_results(), m > 0);
-      }
-      run.optimizer.step(run.model.ops(), run.state);
-    });
+    run.trainer.clocks[0].begin();
+    run.device->replay(0, [&run] { enqueue_step(run.trainer, 0); });
     run.state.request_results();
     return run.state.collect_results();
   };
