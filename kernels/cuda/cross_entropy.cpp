@@ -18,6 +18,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/parts.h"
+#include "kernels/device/arena.h"
 #include "kernels/round.h"
 
 namespace lathe::cuda {

@@ -30,6 +30,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
+#include "kernels/device/arena.h"
 #include "kernels/round.h"
 
 namespace lathe::cuda {
