@@ -1,7 +1,7 @@
-# Headers that are parsed once per set of flags, not once per source: half the time of a build.
+# Headers that are parsed once per set of flags, not once per source.
 #
-# They hide a missing #include, so the builds that only test have them (CMakePresets.json), and the
-# programs of build/ are compiled without. GCC takes a precompiled header only with the flags that it
+# They hide a missing #include, so only builds that test have them (CMakePresets.json), and `make tidy`
+# goes without. GCC takes a precompiled header only with the flags that it
 # was compiled with, and -Winvalid-pch says so if not.
 option(LATHE_PRECOMPILE "Precompile the headers of libraries, for builds that only test" OFF)
 
