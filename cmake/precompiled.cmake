@@ -58,6 +58,9 @@ function(lathe_precompile_folders)
   endforeach()
 endfunction()
 
+if(LATHE_DEPS)  # a carried fmt is compiled with a definition that not all targets have
+  set(LATHE_PRECOMPILE OFF)
+endif()
 if(LATHE_PRECOMPILE)
   set(libraries lathe_fmt lathe_json)
   lathe_precompiled(libraries HEADERS <fmt/format.h> <nlohmann/json.hpp> LIBS ${libraries})
