@@ -131,15 +131,15 @@ int run(int argc, char** argv) {
                             ->expected(1, kMostInputs)
                             ->allow_extra_args(false);
   app.add_option("--document-separator", options.format.separator,
-                 "text between the documents of a file, left out");
+                 "text that separates the documents of a file; dropped");
   app.add_option("--jsonl-key", options.format.jsonl_key,
                  "the files hold one JSON object per line, with the document under this key");
   app.add_option("--document-join", options.document_join,
                  "text or special token between documents, if not <|endoftext|>; '' for nothing");
   add_number(app, "--val-fraction", options.val_fraction, 0, 1,
-             "share of the characters, from the end, that validates; below 1");
+             "share of the characters, from the end, for validation; below 1");
   app.add_option("--out", options.out, "directory for train_*.bin, val_*.bin and tokenizer.json");
-  add_number(app, "--shard-tokens", options.shard_tokens, 1, INT32_MAX, "tokens of a shard");
+  add_number(app, "--shard-tokens", options.shard_tokens, 1, INT32_MAX, "tokens per shard");
   add_number(app, "--threads", options.threads, 0, 4096, "0: one per core");
   add_switch(app, "--force", options.force, "replace the data that --out holds");
   app.add_option("--decode", decode_path, "print the text of a data directory or shard, then exit");
