@@ -382,8 +382,8 @@ class Ops : public Operations {
  public:
   virtual DType dtype() const = 0;
 
-  // Which layer of the model the operations from here on belong to, as src/model/gpt2.h numbers
-  // them; kNoLayer: none. For tables that observe; it computes nothing.
+  // Which layer of the model the operations from here on belong to, as src/model/transformer.h
+  // numbers them; kNoLayer: none. For tables that observe; it computes nothing.
   virtual void enter_layer(int64_t) const {}
 };
 

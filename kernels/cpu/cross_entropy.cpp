@@ -13,8 +13,8 @@ namespace lathe::cpu {
 
 namespace {
 
-// Each chunk reads and writes the whole of dwte once more (twice 154 MB in GPT-2 124M), so chunks
-// are as long as their logits may be: 2^24 are 64 MiB in float.
+// Each chunk reads and writes the whole of dwte once more (twice 154 MB in a model of 124M), so
+// chunks are as long as their logits may be: 2^24 are 64 MiB in float.
 constexpr int64_t kLogitsAtOnce = int64_t{1} << 24;
 constexpr int64_t kRowUnit = 32;
 

@@ -31,7 +31,7 @@ class DataParallelStore : public ParameterStore {
   void add_up_loss() override;
 
  protected:
-  DataParallelStore(const GPT2Config& config, const DataParallelOptions& options,
+  DataParallelStore(const ModelConfig& config, const DataParallelOptions& options,
                     Communicator& communicator, Device& device, const Ops& ops, const Tensor& loss,
                     Arena& arena);
   // Allocates where reduced gradients arrive. Call it once the owned parts are known.
@@ -85,7 +85,7 @@ class DataParallelStore : public ParameterStore {
 // Stage 0: every rank updates everything.
 class ReplicatedStore final : public DataParallelStore {
  public:
-  ReplicatedStore(const GPT2Config& config, const DataParallelOptions& options,
+  ReplicatedStore(const ModelConfig& config, const DataParallelOptions& options,
                   Communicator& communicator, Device& device, const Ops& ops, const Tensor& loss,
                   Arena& arena);
   void await_update(size_t i) override;
@@ -100,7 +100,7 @@ class ReplicatedStore final : public DataParallelStore {
 // Stage 1: each rank updates its share of every bucket.
 class Zero1Store final : public DataParallelStore {
  public:
-  Zero1Store(const GPT2Config& config, const DataParallelOptions& options,
+  Zero1Store(const ModelConfig& config, const DataParallelOptions& options,
              Communicator& communicator, Device& device, const Ops& ops, const Tensor& loss,
              Arena& arena);
   void begin_step(int slot) override;
@@ -118,7 +118,7 @@ class Zero1Store final : public DataParallelStore {
   Ticket weights_seen_ = 0;       // the last gather that the device has waited for
 };
 
-DataParallelStore::DataParallelStore(const GPT2Config& config, const DataParallelOptions& options,
+DataParallelStore::DataParallelStore(const ModelConfig& config, const DataParallelOptions& options,
                                      Communicator& communicator, Device& device, const Ops& ops,
                                      const Tensor& loss, Arena& arena)
     : ParameterStore(config, {communicator.size(), options.bucket_elements}, ops, arena),
@@ -224,7 +224,7 @@ void DataParallelStore::add_up_loss() {
 
 // ------------------------------------------------------------------------------------ stage 0
 
-ReplicatedStore::ReplicatedStore(const GPT2Config& config, const DataParallelOptions& options,
+ReplicatedStore::ReplicatedStore(const ModelConfig& config, const DataParallelOptions& options,
                                  Communicator& communicator, Device& device, const Ops& ops,
                                  const Tensor& loss, Arena& arena)
     : DataParallelStore(config, options, communicator, device, ops, loss, arena) {
@@ -254,7 +254,7 @@ void ReplicatedStore::await_update(size_t i) {
 
 // ------------------------------------------------------------------------------------ stage 1
 
-Zero1Store::Zero1Store(const GPT2Config& config, const DataParallelOptions& options,
+Zero1Store::Zero1Store(const ModelConfig& config, const DataParallelOptions& options,
                        Communicator& communicator, Device& device, const Ops& ops,
                        const Tensor& loss, Arena& arena)
     : DataParallelStore(config, options, communicator, device, ops, loss, arena),
@@ -313,7 +313,7 @@ void Zero1Store::keep_mine(const Tensor& mine) {
 
 }  // namespace
 
-std::unique_ptr<ParameterStore> make_parameter_store(const GPT2Config& config,
+std::unique_ptr<ParameterStore> make_parameter_store(const ModelConfig& config,
                                                      const DataParallelOptions& options,
                                                      Communicator& communicator, Device& device,
                                                      const Ops& ops, const Tensor& loss,

@@ -16,13 +16,13 @@
 //             all-gathered at the start of the next step, each bucket before its first layer needs
 //             it
 //
-// What is not hidden is the way of the embeddings' gradient, 32 % of GPT-2 124M's: wte is the head,
-// too, and its gradient is final when all else is done. So nothing else may still be on its way
-// then (buckets become smaller towards the end, ParameterLayout). Stage 1 halves that way (the
-// weights' way back hides under the next forward pass, but for what the embedding needs), and
-// reducing in bf16 halves it again. To reduce the head's share early and send only the rows of the
-// tokens at the end was tried on the model of tests/parallel/step_model.h: a step of half a million
-// tokens has more rows than the vocabulary.
+// What is not hidden is the way of the embeddings' gradient, 32 % of those of the 124M model: wte
+// is the head, too, and its gradient is final when all else is done. So nothing else may still be
+// on its way then (buckets become smaller towards the end, ParameterLayout). Stage 1 halves that
+// way (the weights' way back hides under the next forward pass, but for what the embedding needs),
+// and reducing in bf16 halves it again. To reduce the head's share early and send only the rows of
+// the tokens at the end was tried on the model of tests/parallel/step_model.h: a step of half a
+// million tokens has more rows than the vocabulary.
 //
 // Both stages add the ranks' gradients in the same order and take the norm over the same blocks, so
 // over lathe's own reductions they give the same bits.
@@ -44,7 +44,7 @@ struct DataParallelOptions {
 
 // The store of this rank. `loss`: fp64 [2], loss and stop votes (StepState::loss_and_votes), which
 // the ranks sum.
-std::unique_ptr<ParameterStore> make_parameter_store(const GPT2Config& config,
+std::unique_ptr<ParameterStore> make_parameter_store(const ModelConfig& config,
                                                      const DataParallelOptions& options,
                                                      Communicator& communicator, Device& device,
                                                      const Ops& ops, const Tensor& loss,

@@ -38,14 +38,15 @@ void add_model_flags(TableOfFlags& t, TrainOptions& o) {
   using enum OnResume;
   t.group = "Model";
   t.add(free, text("model", o.model, "Preset: " + preset_names()));
-  t.add(same, number("n-layer", o.gpt2.n_layer, 1, 1024, "Layers"));
-  t.add(same, number("n-head", o.gpt2.n_head, 1, 1024, "Attention heads"));
-  t.add(same, number("n-embd", o.gpt2.n_embd, 1, 65536, "Channels"));
-  t.add(same, number("vocab-size", o.gpt2.vocab_size, 0, 65536, "Vocabulary; 0: the data's"));
-  t.add(same, number("seq-len", o.gpt2.seq_len, 1, 1 << 20, "Tokens of a sequence"));
-  t.add(same, boolean("bias", o.gpt2.bias, "Biases in LayerNorms and linear layers"));
-  t.add(same, number("dropout", o.gpt2.dropout, 0, 1, "Probability of dropping, below 1"));
-  t.add(same, choice("gelu", o.gpt2.gelu, {Gelu::exact, Gelu::tanh}, "Form of GELU"));
+  t.add(same, number("n-layer", o.model_config.n_layer, 1, 1024, "Layers"));
+  t.add(same, number("n-head", o.model_config.n_head, 1, 1024, "Attention heads"));
+  t.add(same, number("n-embd", o.model_config.n_embd, 1, 65536, "Channels"));
+  t.add(same,
+        number("vocab-size", o.model_config.vocab_size, 0, 65536, "Vocabulary; 0: the data's"));
+  t.add(same, number("seq-len", o.model_config.seq_len, 1, 1 << 20, "Tokens of a sequence"));
+  t.add(same, boolean("bias", o.model_config.bias, "Biases in LayerNorms and linear layers"));
+  t.add(same, number("dropout", o.model_config.dropout, 0, 1, "Probability of dropping, below 1"));
+  t.add(same, choice("gelu", o.model_config.gelu, {Gelu::exact, Gelu::tanh}, "Form of GELU"));
   t.add(free, number("init-std", o.init_std, 0, kMostStd, "Standard deviation of random weights"));
   t.add(free,
         text("init", o.init, "random, or a directory with config.json and model.safetensors"));
@@ -252,7 +253,7 @@ void require_consistent(const TrainOptions& o) {
   if (o.data.empty() && !o.dry_run) {
     throw UserError("--data is missing: name a directory that build/prepare wrote");
   }
-  if (o.gpt2.vocab_size == 0 && o.data.empty()) {
+  if (o.model_config.vocab_size == 0 && o.data.empty()) {
     throw UserError("--vocab-size is missing: give it, or --data whose vocabulary is taken");
   }
 }
@@ -336,9 +337,10 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int rank
   std::vector<Flag> all = {
       text("config", config, "TOML file with the same keys; flags override it")};
   for (TrainFlag& flag : train_flags(options)) all.push_back(std::move(flag.flag));
-  Flags flags("train",
-              "Trains a GPT-2. Flags override --config, which overrides the preset of --model.",
-              std::move(all));
+  Flags flags(
+      "train",
+      "Trains a transformer. Flags override --config, which overrides the preset of --model.",
+      std::move(all));
 
   const CommandLine line = flags.read(argc, argv);
   if (line.help) {

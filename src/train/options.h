@@ -32,7 +32,7 @@ std::string_view name_of(Reader reader);
 
 struct TrainOptions {
   std::string model = "gpt2-124m";
-  GPT2Config gpt2;  // vocab_size 0: the data's
+  ModelConfig model_config;  // vocab_size 0: the data's
 
   std::string data;
   float init_std = kInitStd;

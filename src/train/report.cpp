@@ -19,7 +19,7 @@ namespace {
 // So that nobody else's file is replaced.
 constexpr std::string_view kConfigHead = "# Written by train: every flag with its value.\n";
 
-std::string counts_line(const GPT2Config& config) {
+std::string counts_line(const ModelConfig& config) {
   const ParameterCounts counts = count_parameters(config);
   return fmt::format("{} ({} without position embeddings)", counts.total,
                      counts.without_position_embeddings);
@@ -41,7 +41,7 @@ std::string step_line(const StepShape& shape, int64_t ranks) {
 // How the gradients cross the network.
 std::string parallel_line(const Setup& setup, int64_t ranks) {
   const Sharding sharding{ranks, setup.shape.bucket_elements};
-  const size_t buckets = ParameterLayout(setup.options.gpt2, sharding).buckets.size();
+  const size_t buckets = ParameterLayout(setup.options.model_config, sharding).buckets.size();
   return fmt::format("ZeRO stage {}, {} buckets, gradients reduced in {}", setup.shape.zero_stage,
                      buckets, name_of(setup.options.reduce_dtype));
 }
@@ -50,10 +50,10 @@ std::string parallel_line(const Setup& setup, int64_t ranks) {
 // another.
 std::string model_name(const TrainOptions& o) {
   if (o.init != "random") return o.init;
-  GPT2Config other = preset(o.model).gpt2;
-  other.vocab_size = o.gpt2.vocab_size, other.seq_len = o.gpt2.seq_len;
-  other.dropout = o.gpt2.dropout;
-  return other == o.gpt2 ? o.model : o.model + " with other sizes";
+  ModelConfig other = preset(o.model).model_config;
+  other.vocab_size = o.model_config.vocab_size, other.seq_len = o.model_config.seq_len;
+  other.dropout = o.model_config.dropout;
+  return other == o.model_config ? o.model : o.model + " with other sizes";
 }
 
 double median(std::vector<double> values) {
@@ -82,7 +82,7 @@ void print_setup(const Setup& setup, const Device& device, const World& world, c
   const auto ranks = ranks_banner(world, mesh.world(), device.name());
   if (!mesh.leads()) return;
   const TrainOptions& o = setup.options;
-  const GPT2Config& c = o.gpt2;
+  const ModelConfig& c = o.model_config;
   std::vector<std::pair<std::string, std::string>> rows = {
       {"model",
        fmt::format(
@@ -108,8 +108,9 @@ void print_setup(const Setup& setup, const Device& device, const World& world, c
 
 Report::Report(Run& run)
     : run_(run),
-      flops_per_step_(run.options().gpt2.flops_per_token(run.options().gpt2.seq_len) *
-                      static_cast<double>(run.tokens_per_step())),
+      flops_per_step_(
+          run.options().model_config.flops_per_token(run.options().model_config.seq_len) *
+          static_cast<double>(run.tokens_per_step())),
       peak_flops_(run.trainer.device.peak_flops(run.setup().shape.dtype)),
       // Of several ranks the launcher passes the output on: nothing is redrawn there.
       console_({.live = run.mesh().ranks() > 1 ? std::optional(false) : std::nullopt,
@@ -148,7 +149,8 @@ void Report::step(int64_t steps_done, const StepResults& results, int slot) {
                 .optimizer_ms = clock.milliseconds(Phase::optimizer),
                 .tokens_per_second = static_cast<double>(run_.tokens_per_step()) / seconds,
                 .samples_per_second = static_cast<double>(run_.tokens_per_step()) /
-                                      static_cast<double>(run_.options().gpt2.seq_len) / seconds,
+                                      static_cast<double>(run_.options().model_config.seq_len) /
+                                      seconds,
                 .tokens = steps_done * run_.tokens_per_step()};
   if (peak_flops_ > 0) m.mfu = flops_per_step_ / seconds / peak_flops_ / run_.mesh().ranks();
   step_ms_.push_back(1e3 * seconds);

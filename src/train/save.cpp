@@ -67,7 +67,8 @@ void save_checkpoint(Run& run, int64_t step, bool prune) {
     WrittenFiles written = write_optimizer(directory, *trainer.parameters, trainer.optimizer,
                                            trainer.device, trainer.mesh.dp().rank());
     if (writer) {
-      written.merge(write_model(directory, o.gpt2, layout, masters, trainer.device, end_of_text));
+      written.merge(
+          write_model(directory, o.model_config, layout, masters, trainer.device, end_of_text));
     }
     for (const auto& [name, digest] : written)
       lines += fmt::format("{} {} {}\n", name, digest.size, digest.xxh128);
@@ -86,7 +87,7 @@ void save_checkpoint(Run& run, int64_t step, bool prune) {
       std::optional<std::string_view> end;
       if (end_of_text) end = tokenizer->token(*end_of_text);
       writer->write("tokenizer.json", tokenizer->to_json());
-      writer->write("tokenizer_config.json", tokenizer_config_json(o.gpt2, end));
+      writer->write("tokenizer_config.json", tokenizer_config_json(o.model_config, end));
     }
     writer->write("trainer.json", to_json(trainer_state(run, step)));
     writer->commit();
@@ -122,7 +123,8 @@ void restore_checkpoint(Run& run) {
   }
   if (same_products(s.config, now, device) && s.layout.cpu == device.name())
     device.load_plans(s.matmul_plans);
-  trainer.set_masters([&](const Tensor& all) { read_model(from, o.gpt2, layout, all, device); });
+  trainer.set_masters(
+      [&](const Tensor& all) { read_model(from, o.model_config, layout, all, device); });
   read_optimizer(from, optimizer_ranks(from, manifest), *trainer.parameters, trainer.optimizer,
                  device);
   run.first_step = s.step;

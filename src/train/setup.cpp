@@ -53,7 +53,7 @@ void require_weights_to_evaluate(const TrainOptions& o, const fs::path& resume_f
 
 // Sizes are those of the weights. A flag that says otherwise is an error, unless it stands in a
 // file and --init on the command line.
-void refuse_other_sizes(const TrainOptions& o, const GPT2Config& asked, const GPT2Config& opened,
+void refuse_other_sizes(const TrainOptions& o, const ModelConfig& asked, const ModelConfig& opened,
                         const fs::path& weights) {
   const auto refuse = [&](const char* flag, const auto& wanted, const auto& found) {
     const FlagSource source = o.source_of(flag);
@@ -114,42 +114,43 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world, cons
   resume_from = mesh.world().exchange_text(chosen).front();
   require_weights_to_evaluate(options, resume_from);
   const fs::path weights = resume_from.empty() ? fs::path(options.init) : resume_from;
-  if (options.init != "random") take_sizes(weights, given.gpt2);
+  if (options.init != "random") take_sizes(weights, given.model_config);
   if (weights != "random") take_tokenizer(weights);
   if (!tokenizer && options.sample_interval > 0) {
     throw UserError(
         "--sample-interval: {} holds no tokenizer to write samples with; put one beside the shards",
         options.data);
   }
-  validate(options.gpt2);
-  shape = {
-      .dtype = options.dtype,
-      .batch_size = options.batch_size,
-      .seq_len = options.gpt2.seq_len,
-      .micro_steps = options.micro_steps(mesh.dp().size()),
-      .decode_len = options.sample_interval > 0 && !options.benchmark ? options.gpt2.seq_len : 0,
-      .recompute = options.recompute,
-      .bucket_elements = bucket_elements(options, mesh.dp().size()),
-      .zero_stage = options.zero_stage,
-      .reduce_bf16 = options.reduce_dtype == DType::bf16};
+  validate(options.model_config);
+  shape = {.dtype = options.dtype,
+           .batch_size = options.batch_size,
+           .seq_len = options.model_config.seq_len,
+           .micro_steps = options.micro_steps(mesh.dp().size()),
+           .decode_len =
+               options.sample_interval > 0 && !options.benchmark ? options.model_config.seq_len : 0,
+           .recompute = options.recompute,
+           .bucket_elements = bucket_elements(options, mesh.dp().size()),
+           .zero_stage = options.zero_stage,
+           .reduce_bf16 = options.reduce_dtype == DType::bf16};
   plan_memory(device, mesh);
   if (mesh.ranks() > 1 && options.writes()) require_one_out(mesh.world(), options.out);
 }
 
 // The vocabulary is the data's, or what --vocab-size says.
 void Setup::take_vocabulary() {
-  GPT2Config& gpt2 = options.gpt2;
-  if (gpt2.vocab_size == 0 && !has_tokenizer(options.data)) {
+  ModelConfig& config = options.model_config;
+  if (config.vocab_size == 0 && !has_tokenizer(options.data)) {
     throw UserError(
         "--vocab-size is missing: {} holds no tokenizer that tells it; give it, or put a "
         "tokenizer.json, encoder.json + vocab.bpe or vocab.json + merges.txt beside the shards",
         options.data);
   }
   // Shards from elsewhere (llm.c's, say) come without one: then the model's vocabulary counts.
-  if (has_tokenizer(options.data) || gpt2.vocab_size == 0) tokenizer = load_tokenizer(options.data);
-  if (gpt2.vocab_size == 0) gpt2.vocab_size = tokenizer->vocab_size();
-  if (tokenizer && tokenizer->vocab_size() > gpt2.vocab_size) {
-    throw UserError("--vocab-size {} is too small: the data in {} use {} tokens", gpt2.vocab_size,
+  if (has_tokenizer(options.data) || config.vocab_size == 0)
+    tokenizer = load_tokenizer(options.data);
+  if (config.vocab_size == 0) config.vocab_size = tokenizer->vocab_size();
+  if (tokenizer && tokenizer->vocab_size() > config.vocab_size) {
+    throw UserError("--vocab-size {} is too small: the data in {} use {} tokens", config.vocab_size,
                     options.data, tokenizer->vocab_size());
   }
 }
@@ -164,8 +165,8 @@ void Setup::plan_memory(Device& device, const Mesh& mesh) {
       std::from_chars(found->second.data(), found->second.data() + found->second.size(),
                       shape.logits_at_once);  // stays 0 if that is no number
   }
-  plan = plan_training_within(device.memory_bytes(), options.gpt2, options.optimizer, shape, device,
-                              mesh);
+  plan = plan_training_within(device.memory_bytes(), options.model_config, options.optimizer, shape,
+                              device, mesh);
   options.chunk_logits = shape.logits_at_once;
 }
 
@@ -175,7 +176,7 @@ void Setup::take_tokenizer(const fs::path& weights) {
   std::unique_ptr<Tokenizer> known = load_tokenizer(weights);
   // Shards from elsewhere have none: the one that the weights came with goes on with them.
   if (!tokenizer) {
-    if (known->vocab_size() <= options.gpt2.vocab_size) tokenizer = std::move(known);
+    if (known->vocab_size() <= options.model_config.vocab_size) tokenizer = std::move(known);
     return;
   }
   if (same_tokens(*known, *tokenizer)) return;
@@ -186,21 +187,21 @@ void Setup::take_tokenizer(const fs::path& weights) {
 }
 
 // Context length and dropout stay the user's to say; all else is what the weights are.
-void Setup::take_sizes(const fs::path& weights, const GPT2Config& asked) {
+void Setup::take_sizes(const fs::path& weights, const ModelConfig& asked) {
   if (resume_from.empty()) verify_model(weights);
-  const GPT2Config opened = read_model_config(weights);
-  GPT2Config& gpt2 = options.gpt2;
+  const ModelConfig opened = read_model_config(weights);
+  ModelConfig& config = options.model_config;
   refuse_other_sizes(options, asked, opened, weights);
   if (tokenizer && tokenizer->vocab_size() > opened.vocab_size) {
     throw UserError("{} has a vocabulary of {}, but the data in {} use {} tokens", weights.string(),
                     opened.vocab_size, options.data, tokenizer->vocab_size());
   }
-  if (gpt2.seq_len > opened.seq_len) {
-    throw UserError("--seq-len {} is beyond the {} positions of {}: lower it", gpt2.seq_len,
+  if (config.seq_len > opened.seq_len) {
+    throw UserError("--seq-len {} is beyond the {} positions of {}: lower it", config.seq_len,
                     opened.seq_len, weights.string());
   }
-  gpt2 = {opened.n_layer, opened.n_head, opened.n_embd, opened.vocab_size,
-          gpt2.seq_len,   opened.bias,   gpt2.dropout,  opened.gelu};
+  config = {opened.n_layer, opened.n_head, opened.n_embd,  opened.vocab_size,
+            config.seq_len, opened.bias,   config.dropout, opened.gelu};
 }
 
 }  // namespace lathe

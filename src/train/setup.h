@@ -34,7 +34,7 @@ struct Setup {
 
  private:
   void take_vocabulary();
-  void take_sizes(const std::filesystem::path& weights, const GPT2Config& asked);
+  void take_sizes(const std::filesystem::path& weights, const ModelConfig& asked);
   void take_tokenizer(const std::filesystem::path& weights);
   void plan_memory(Device& device, const Mesh& mesh);
 };

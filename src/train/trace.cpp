@@ -125,7 +125,7 @@ std::string StepTrace::about() const {
                                 {"dtype", std::string(name_of(o.dtype))},
                                 {"tf32", o.cuda.tf32},
                                 {"model", o.model},
-                                {"layers", o.gpt2.n_layer},
+                                {"layers", o.model_config.n_layer},
                                 {"batch_size", shape.batch_size},
                                 {"seq_len", shape.seq_len},
                                 {"micro_steps", shape.micro_steps},

@@ -8,7 +8,7 @@ namespace lathe {
 
 namespace {
 
-std::vector<Activations> allocate_activations(const GPT2Config& config, const StepShape& s,
+std::vector<Activations> allocate_activations(const ModelConfig& config, const StepShape& s,
                                               int64_t count, Arena& arena) {
   std::vector<Activations> sets;
   for (int64_t i = 0; i < count; ++i)
@@ -18,7 +18,7 @@ std::vector<Activations> allocate_activations(const GPT2Config& config, const St
 
 }  // namespace
 
-Trainer::Trainer(const GPT2Config& config, const OptimizerConfig& optimizer_config,
+Trainer::Trainer(const ModelConfig& config, const OptimizerConfig& optimizer_config,
                  const StepShape& s, Device& on, const Mesh& ranks, Arena& arena)
     : shape(s),
       device(on),
@@ -126,7 +126,7 @@ void Trainer::compare_replicas() {
 namespace {
 
 // Rows are counted in 32 bits by the matmul libraries, bytes in 64 by everyone.
-void refuse_overflow(const GPT2Config& config, const StepShape& shape) {
+void refuse_overflow(const ModelConfig& config, const StepShape& shape) {
   const double tokens = static_cast<double>(shape.batch_size) * static_cast<double>(shape.seq_len);
   const double per_token = 32.0 * static_cast<double>(config.n_embd * config.n_layer) +
                            4.0 * static_cast<double>(config.padded_vocab_size());
@@ -138,7 +138,7 @@ void refuse_overflow(const GPT2Config& config, const StepShape& shape) {
 
 }  // namespace
 
-MemoryPlan plan_training(const GPT2Config& config, const OptimizerConfig& optimizer,
+MemoryPlan plan_training(const ModelConfig& config, const OptimizerConfig& optimizer,
                          const StepShape& shape, Device& real, const Mesh& mesh) {
   refuse_overflow(config, shape);
   return count_memory(real, [&](Device& device, Arena& arena) {
@@ -147,7 +147,7 @@ MemoryPlan plan_training(const GPT2Config& config, const OptimizerConfig& optimi
 }
 
 // Each chunk of logits reads and writes all of the embeddings' gradient.
-MemoryPlan plan_training_within(size_t memory, const GPT2Config& config,
+MemoryPlan plan_training_within(size_t memory, const ModelConfig& config,
                                 const OptimizerConfig& optimizer, StepShape& shape, Device& device,
                                 const Mesh& mesh) {
   constexpr int64_t kMost = int64_t{1} << 30, kLeast = int64_t{1} << 26;

@@ -12,8 +12,8 @@
 
 #include "kernels/device/arena.h"
 #include "src/model/decoder.h"
-#include "src/model/gpt2.h"
 #include "src/model/optimizer.h"
+#include "src/model/transformer.h"
 #include "src/parallel/data_parallel.h"
 #include "src/parallel/mesh.h"
 #include "src/parallel/schedule.h"
@@ -47,7 +47,7 @@ struct StepStart {
 class Trainer {
  public:
   // Takes all memory of a training run from the arena. The ranks of the mesh share each step.
-  Trainer(const GPT2Config& config, const OptimizerConfig& optimizer, const StepShape& shape,
+  Trainer(const ModelConfig& config, const OptimizerConfig& optimizer, const StepShape& shape,
           Device& device, const Mesh& mesh, Arena& arena);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
@@ -88,7 +88,7 @@ class Trainer {
   const std::unique_ptr<ParameterStore> parameters;
   const std::vector<Action> schedule;  // of a step
   std::vector<Activations> in_flight;  // of the micro-steps between their two passes
-  GPT2 model;
+  Transformer model;
   Optimizer optimizer;
   std::array<StepClock, kSlots> clocks;
   std::optional<Decoder> decoder;  // if decode_len > 0
@@ -100,12 +100,12 @@ class Trainer {
 
 // The bytes, by category, of a Trainer with these arguments: it is built on memory that nobody
 // backs. UserError if the sizes are beyond what a micro-step can hold.
-MemoryPlan plan_training(const GPT2Config& config, const OptimizerConfig& optimizer,
+MemoryPlan plan_training(const ModelConfig& config, const OptimizerConfig& optimizer,
                          const StepShape& shape, Device& device, const Mesh& mesh);
 
 // The same with as many logits at once as `memory` bytes allow, 2^26 to 2^30, if the shape leaves
 // that open (0) and memory is known (not 0); the shape then says how many.
-MemoryPlan plan_training_within(size_t memory, const GPT2Config& config,
+MemoryPlan plan_training_within(size_t memory, const ModelConfig& config,
                                 const OptimizerConfig& optimizer, StepShape& shape, Device& device,
                                 const Mesh& mesh);
 
