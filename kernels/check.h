@@ -1,11 +1,11 @@
-// What every operation checks of its tensors before it touches them, on either device.
+// Checks that every operation makes of its tensors before it touches them, on either device.
 #pragma once
 
 #include "kernels/device/tensor.h"
 
 namespace lathe {
 
-// Of a tensor [..., C]: C, and the product of what comes before it.
+// For a tensor [..., C]: C, and the product of the other dimensions.
 inline int64_t columns_of(const Tensor& tensor) {
   LATHE_CHECK(tensor.shape.rank > 0);
   return tensor.shape[tensor.shape.rank - 1];
@@ -15,12 +15,12 @@ inline int64_t rows_of(const Tensor& tensor) {
   return columns == 0 ? 0 : tensor.elements() / columns;
 }
 
-// Where memory is being planned tensors have shapes but no data yet: what is absent has no shape.
+// While memory is being planned, tensors have shapes but no data. An absent tensor has no shape.
 inline bool is_planned(const Tensor& tensor) {
   return tensor.data != nullptr || tensor.shape.rank > 0;
 }
 
-// `tensor` is there, of this type, [..., columns] with `rows` rows.
+// `tensor` is present and has this type, shape [..., columns] and `rows` rows.
 inline void check_matrix(const Tensor& tensor, DType dtype, int64_t rows, int64_t columns,
                          const char* name) {
   LATHE_CHECK(tensor || rows * columns == 0, "{} is absent", name);

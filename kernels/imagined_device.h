@@ -1,6 +1,6 @@
-// A device that computes nothing and hands out addresses without memory behind them. What is built
-// on it asks for the memory, and the workspaces, that it would ask a real device for: that is how
-// memory is planned.
+// A device that computes nothing and hands out addresses without memory behind them. Objects built
+// on it request the memory and the workspaces that they would request from a real device. This is
+// how memory is planned.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace lathe {
 
-// Tensors have addresses that nobody may read. `real` outlives it.
+// Nobody may read through its tensors' addresses. `real` outlives it.
 class ImaginedDevice : public Device {
  public:
   explicit ImaginedDevice(Device& real) : real_(real) {}
@@ -37,14 +37,14 @@ class ImaginedDevice : public Device {
   void collect(int, void*) override {}
   void mark(int) override {}
   double milliseconds_between(int, int) override { return 0; }
-  // The real device's, which answer how much workspace they need and run nothing.
+  // Built on the real device's tables: they return the workspace that they need and run nothing.
   const Ops& ops(DType dtype) override {
     return tables_.try_emplace(dtype, real_.ops(dtype)).first->second;
   }
 
  private:
   Device& real_;
-  uintptr_t next_ = kArenaAlignment;  // addresses are distinct, as a device's are
+  uintptr_t next_ = kArenaAlignment;  // addresses are distinct, as on a real device
   std::map<DType, RecordingOps> tables_;
 };
 

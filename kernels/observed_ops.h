@@ -1,6 +1,6 @@
-// Tables of operations that watch another: the model runs against them unchanged, and they learn
-// what it does. RecordingOps computes nothing and adds up what a step needs; profiling derives one
-// that takes the time of each call.
+// Tables of operations that watch another table: the model runs against them unchanged.
+// RecordingOps computes nothing and adds up what a step needs. The profiling tools derive a table
+// that times each call.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,7 @@ class ObservedOps : public ImplementsOps<ObservedOps> {
     OpCost cost;
     size_t workspace = 0;  // bytes that the operation asks for
   };
-  // The call runs after before(), if that says so, and ends with after().
+  // The call runs if before() returns true; after() is called when it has run.
   virtual bool before(const Call& call) const = 0;
   virtual void after(const Call&) const {}
 

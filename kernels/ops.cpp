@@ -4,7 +4,7 @@ namespace lathe {
 
 namespace {
 
-// Of all the tensors that are there (an absent one has no shape).
+// Of all present tensors (an absent one has no shape).
 template <typename... Tensors>
 double bytes_of(const Tensors&... tensors) {
   return (0.0 + ... + (tensors.shape.rank > 0 ? static_cast<double>(tensors.bytes()) : 0.0));
@@ -34,7 +34,7 @@ OpCost EmbeddingForward::cost() const {
   return {0, 2 * x + positions + bytes_of(tokens_bt)};
 }
 
-// The rows of dwte are read and written; those of dwpe are read where they accumulate.
+// The rows of dwte are read and written; those of dwpe are read only if they accumulate.
 OpCost EmbeddingBackward::cost() const {
   const double elements = static_cast<double>(dx_btc.elements());
   const double rows = 2 * elements * static_cast<double>(size_of(dwte_vc.dtype));
@@ -87,7 +87,7 @@ OpCost AttentionForward::cost() const {
           bytes_of(out_btc, logsumexp_bht, qkv_bt3c)};
 }
 
-// Four products; the scores, computed anew, are not work that the model asks for.
+// Four products. Recomputing the scores does not count: the model does not ask for it.
 OpCost AttentionBackward::cost() const {
   const double x = static_cast<double>(out_btc.elements());
   const double sums = (accumulate ? 2 : 1) * bytes_of(dqkv_sums_3c);
@@ -95,7 +95,7 @@ OpCost AttentionBackward::cost() const {
           bytes_of(dqkv_bt3c, dout_btc, out_btc, logsumexp_bht, qkv_bt3c) + sums};
 }
 
-// Query t meets past + t + 1 keys.
+// Query t attends to past + t + 1 keys.
 OpCost AttentionCached::cost() const {
   const double sequences = static_cast<double>(out_btc.shape[0]);
   const double tokens = static_cast<double>(out_btc.shape[1]);
@@ -115,7 +115,7 @@ OpCost Logits::cost() const {
   return {2 * x * vocabulary, bytes_of(logits_nv, x_nc) + weights};
 }
 
-// The logits need not cross the bus.
+// The logits need not cross the memory bus.
 OpCost LinearCrossEntropy::cost() const {
   const double x = static_cast<double>(x_nc.elements());
   const double product = 2 * x * static_cast<double>(vocab_size);

@@ -1,5 +1,5 @@
 // The contract of operations: everything that the model asks of a device, one entry per fused
-// operation (what a GPU wants in one kernel). kernels/cpu and kernels/cuda implement it.
+// operation (one kernel, ideally, on a GPU). kernels/cpu and kernels/cuda implement it.
 //
 // Shapes: B sequences of a micro-batch, T tokens each, C channels (n_embd), H heads of C/H
 // channels, V rows of the (padded) vocabulary, N = B T rows. Tensors are row-major and dense.
@@ -21,24 +21,24 @@
 
 namespace lathe {
 
-// What the host tells the device about a micro-step. Lives in device memory.
+// What the host sends to the device for a micro-step. Lives in device memory.
 struct StepInputs {
   uint64_t seed = 0;            // Philox key of dropout
   uint64_t first_sequence = 0;  // global index of the micro-batch's first sequence within the step
   uint32_t step = 0;            // training step, from 0; a word of the Philox counter
   float learning_rate = 0;
   double stop_vote = 0;   // 1: this rank was asked to end the run after the step
-  double first_loss = 0;  // what the loss begins with; NaN if the step must not update anything
+  double first_loss = 0;  // the loss starts here; NaN: the step must not update anything
 };
 
-// What the device knows of the step in flight. Lives in device memory, survives from step to step.
+// What the device knows of the current step. Lives in device memory, survives from step to step.
 struct StepResults {
   double loss = 0;        // sum of the scaled losses since begin_step
-  double stop_votes = 0;  // beside the loss, for both are summed over the ranks by one collective
+  double stop_votes = 0;  // next to the loss: one collective sums both over the ranks
   double grad_norm = 0;   // of the whole gradient, before clipping
   double clip_scale = 0;  // what AdamW multiplies gradients by
   int64_t updates = 0;    // AdamW updates applied so far: the t of its bias correction
-  int32_t skip = 0;       // 1: loss or norm is not finite, AdamW leaves everything as it is
+  int32_t skip = 0;       // 1: loss or norm is not finite, so AdamW changes nothing
   int32_t padding = 0;
 };
 
@@ -55,12 +55,12 @@ struct OpCost {
 
 enum class Gelu : uint8_t { none, exact, tanh };
 
-// Where a dropout mask is drawn; a word of the Philox counter is layer * 8 + site.
+// The place of a dropout mask; a word of the Philox counter is layer * 8 + site.
 enum class DropoutSite : uint32_t { embedding, attention, attention_projection, mlp_projection };
 
 // Element e of a mask (counted from the global sequence index, see each operation) is word e % 4 of
-// philox4x32_10({e/4 low, e/4 high, layer*8+site, step}, seed), and is dropped where that word is
-// below p * 2^32. Kept values are scaled by 1/(1-p). p == 0 turns dropout off and reads nothing.
+// philox4x32_10({e/4 low, e/4 high, layer*8+site, step}, seed), and is dropped if that word is less
+// than p * 2^32. Kept values are scaled by 1/(1-p). p == 0 turns dropout off and reads nothing.
 struct Dropout {
   float p = 0;
   uint32_t layer = 0;
@@ -68,13 +68,13 @@ struct Dropout {
   const StepInputs* inputs = nullptr;  // device memory
 };
 
-// The arguments of an operation also say what it is called, what it costs, and the sizes that tell
-// one call of it from another in a table: [N, I, O] of linear layers, [N, C, V] of the head,
-// [B, T, C], [B, H, T, C/H] of attention, the elements of what is flat.
+// The arguments of an operation also have its name, its cost, and the sizes that distinguish its
+// calls in a table: [N, I, O] for linear layers, [N, C, V] for the head, [B, T, C],
+// [B, H, T, C/H] for attention, the number of elements for flat tensors.
 
 // x = dropout(wte[token] + wpe[first_position + t]); mask element ((first_sequence + b) T + t) C +
-// c. Tokens outside the vocabulary are an error if the device can look at them first, as the CPU
-// does; a GPU makes their rows NaN, and leaves them out of the gradient.
+// c. A token outside the vocabulary is an error if the device can check it first, as the CPU does.
+// A GPU sets its row to NaN and leaves it out of the gradient.
 struct EmbeddingForward {
   static constexpr std::string_view kName = "embedding_forward";
   OpCost cost() const;
@@ -87,7 +87,7 @@ struct EmbeddingForward {
 };
 
 // dwte[token] += dropout'(dx), dwpe[t] (+)= dropout'(dx), in token order. dwte is always added to:
-// the language model's head has written its share by then (tied embeddings).
+// the language model's head has already written its part (tied embeddings).
 struct EmbeddingBackward {
   static constexpr std::string_view kName = "embedding_backward";
   OpCost cost() const;
@@ -99,8 +99,8 @@ struct EmbeddingBackward {
 };
 
 // residual_out = residual_in + dropout(x); out = (residual_out - mean) rstd weight + bias,
-// eps 1e-5, the statistics taken over the rounded residual_out. Without x: residual_out is absent
-// and residual_in is what is normalised. Mask element as in EmbeddingForward.
+// eps 1e-5; the statistics are those of the rounded residual_out. Without x, residual_out is absent
+// and residual_in is normalised. Mask element as in EmbeddingForward.
 struct LayerNormForward {
   static constexpr std::string_view kName = "layernorm_forward";
   OpCost cost() const;
@@ -112,11 +112,11 @@ struct LayerNormForward {
   Dropout dropout;
 };
 
-// d_residual += LayerNorm'(dout): the gradient of residual_out (with the share that flows through
-// the residual stream, which it holds on entry unless fresh), which is that of residual_in as well.
+// d_residual += LayerNorm'(dout): the gradient of residual_out, and also of residual_in. On entry
+// it holds the part that flows through the residual stream, unless fresh.
 // dx = dropout'(d_residual), only if p > 0 (without dropout dx *is* d_residual; dx is absent).
-// dx_sums (+)= the column sums of dx as it is stored, or of d_residual without dropout: the
-// gradient of the bias of the projection whose output was added.
+// dx_sums (+)= the column sums of the stored dx, or of d_residual without dropout: the gradient of
+// the bias of the projection whose output was added.
 struct LayerNormBackward {
   static constexpr std::string_view kName = "layernorm_backward";
   OpCost cost() const;
@@ -132,7 +132,7 @@ struct LayerNormBackward {
 };
 
 // y = gelu(x weight + bias). With GELU the pre-activation is rounded to T, stored, and read back
-// rounded: the fused form and gelu_forward give the same bits.
+// rounded, so the fused form and gelu_forward give the same bits.
 struct LinearForward {
   static constexpr std::string_view kName = "linear_forward";
   OpCost cost() const;
@@ -145,10 +145,10 @@ struct LinearForward {
   Gelu gelu = Gelu::none;
 };
 
-// dx = dy weight^T, dweight (+)= x^T dy, dbias (+)= sum of dy's rows. Where x was gelu(pre), give
-// input_pre_activation and gelu: then dx = round(dy weight^T) gelu'(pre), the gradient of pre, and
-// dx_sums (+)= the column sums of dx as it is stored: the gradient of the bias of the layer that
-// made pre. That layer's own backward pass then has no dbias.
+// dx = dy weight^T, dweight (+)= x^T dy, dbias (+)= sum of dy's rows. If x was gelu(pre), give
+// input_pre_activation and gelu. Then dx = round(dy weight^T) gelu'(pre), the gradient of pre, and
+// dx_sums (+)= the column sums of the stored dx: the gradient of the bias of the layer that
+// computed pre. That layer's own backward pass then has no dbias.
 struct LinearBackward {
   static constexpr std::string_view kName = "linear_backward";
   OpCost cost() const;
@@ -169,7 +169,7 @@ struct GeluForward {
   Tensor y, x;
   Gelu gelu = Gelu::tanh;
 };
-// dx = dy gelu'(x); dx may be dy. dx_sums (+)= the column sums of dx [N, I] as it is stored.
+// dx = dy gelu'(x); dx may be dy. dx_sums (+)= the column sums of the stored dx [N, I].
 struct GeluBackward {
   static constexpr std::string_view kName = "gelu_backward";
   OpCost cost() const;
@@ -182,7 +182,8 @@ struct GeluBackward {
 };
 
 // Causal self-attention over blocks, never storing T x T (Dao et al., FlashAttention, 2022/2023).
-// qkv holds q, k, v after each other, each [H, C/H]. Scores are scaled by 1/sqrt(C/H). Mask element
+// qkv holds q, k, v one after another, each [H, C/H]. Scores are scaled by 1/sqrt(C/H). Mask
+// element
 // (((first_sequence + b) H + h) T + query) T + key, applied to the normalised probabilities.
 struct AttentionForward {
   static constexpr std::string_view kName = "attention_forward";
@@ -194,7 +195,7 @@ struct AttentionForward {
   int64_t n_head = 1;
   Dropout dropout;
 };
-// dqkv_sums (+)= the column sums of dqkv as it is stored: the gradient of the bias of qkv.
+// dqkv_sums (+)= the column sums of the stored dqkv: the gradient of the bias of qkv.
 struct AttentionBackward {
   static constexpr std::string_view kName = "attention_backward";
   OpCost cost() const;
@@ -207,8 +208,8 @@ struct AttentionBackward {
   bool accumulate = false;  // of dqkv_sums
 };
 
-// Attention with a KV cache, for sampling: the T new tokens of each sequence stand at positions
-// past .. past + T - 1; their keys and values are written into the cache, then each query attends
+// Attention with a KV cache, for sampling. The T new tokens of each sequence are at positions
+// past .. past + T - 1. Their keys and values are written into the cache, then each query attends
 // to all positions up to its own.
 struct AttentionCached {
   static constexpr std::string_view kName = "attention_cached";
@@ -231,13 +232,13 @@ struct Logits {
   int64_t vocab_size = 0;
 };
 
-// Fused linear + cross-entropy over chunks of rows. However large the batch, at most about
-// logits_at_once logits exist at a time; a micro-batch with fewer is one chunk.
+// Fused linear + cross-entropy over chunks of rows: however large the batch, only about
+// logits_at_once logits exist at a time. A micro-batch with fewer is one chunk.
 // losses[n] = logsumexp(logits[n, :vocab_size]) - logits[n, target]; targets < 0
 // give loss 0 and no gradient; results->loss += scale * sum of losses. Rows vocab_size.. of wte are
-// padding: no probability, no gradient. Targets past the vocabulary are an error on the CPU and
-// make their row NaN on a GPU. With dx: dx = scale dlogits wte, dwte (+)= scale dlogits^T
-// x (dlogits is scaled, then rounded to T once).
+// padding: no probability, no gradient. A target past the vocabulary is an error on the CPU; a GPU
+// sets its row to NaN. With dx: dx = scale dlogits wte, dwte (+)= scale dlogits^T x (dlogits is
+// scaled, then rounded to T once).
 struct LinearCrossEntropy {
   static constexpr std::string_view kName = "linear_cross_entropy";
   OpCost cost() const;
@@ -254,8 +255,8 @@ struct LinearCrossEntropy {
   StepResults* results = nullptr;  // device memory
 };
 
-// results->loss = inputs->first_loss, stop_votes = inputs->stop_vote. The first operation of a
-// step.
+// The first operation of a step: results->loss = inputs->first_loss, stop_votes =
+// inputs->stop_vote.
 struct BeginStep {
   static constexpr std::string_view kName = "begin_step";
   OpCost cost() const;
@@ -264,14 +265,14 @@ struct BeginStep {
   const StepInputs* inputs = nullptr;
 };
 
-// The norm of the gradient, in two halves, so that ranks which hold a part of it each get the very
-// bits of one that holds it all. First sums[i] = sum of the squares of block i, kNormBlock elements
-// in fixed order.
+// The norm of the gradient, in two halves, so that ranks that hold parts of it get the same bits as
+// one rank that holds it all. First: sums[i] = the sum of the squares of block i, kNormBlock
+// elements in fixed order.
 struct SquareSums {
   static constexpr std::string_view kName = "square_sums";
   OpCost cost() const;
   Shape sizes() const;
-  Tensor sums;       // out, fp64: one for each block, the last of which may be short
+  Tensor sums;       // out, fp64: one per block; the last block may be short
   Tensor gradients;  // acc, flat
 };
 inline constexpr int64_t kNormBlock = 4096;
@@ -279,7 +280,7 @@ constexpr int64_t norm_blocks(int64_t elements) {
   return ceil_div(elements, kNormBlock);
 }
 
-// Then grad_norm = sqrt(sum of the sums, as a tree whose shape depends on their number alone),
+// Second: grad_norm = sqrt(sum of the sums, as a tree whose shape depends on their number alone),
 // clip_scale = min(1, grad_clip / grad_norm) (1 if grad_clip is 0), skip = loss or norm is not
 // finite.
 struct ClipScale {
@@ -291,9 +292,9 @@ struct ClipScale {
   StepResults* results = nullptr;
 };
 
-// Elements [begin, end) of AdamW's tensors share a weight decay. Element e of these is element
-// e + shift of the whole model's flat parameters: not the same if a rank holds a part of them.
-// Shifts are multiples of 4, and so are the places where one ends and another begins.
+// Elements [begin, end) of AdamW's tensors share a weight decay. Element e of the tensors is
+// element e + shift of the whole model's flat parameters; shift is not 0 if a rank holds only a
+// part. Shifts are multiples of 4, and so are the boundaries between different shifts.
 struct OptimizerSegment {
   int64_t begin = 0, end = 0;
   float weight_decay = 0;
@@ -302,14 +303,14 @@ struct OptimizerSegment {
 
 // AdamW (Loshchilov & Hutter, 2019) over flat parameters in one launch: with g = clip_scale
 // gradient, t = updates + 1: m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (m/(1-b1^t) /
-// (sqrt(v/(1-b2^t)) + eps) + decay w). Reads and writes masters (which are the weights themselves
-// if T is acc: weights is absent then), rounds into weights, and counts one update if these
-// are the step's last parameters. Does nothing if results->skip is set.
+// (sqrt(v/(1-b2^t)) + eps) + decay w). Reads and writes masters (if T is acc, these are the weights
+// themselves and `weights` is absent) and rounds them into weights. Counts one update if `last`:
+// these are the step's last parameters. Does nothing if results->skip is set.
 //
 // stochastic_rounding (bf16 weights): element e of the flat parameters is
 // stochastic_bf16_bits(its master, upper 16 bits of word e % 4 of philox(inputs->seed, e / 4,
-// kPhiloxSiteRounding, t)). With t and not the step in the counter, weights are a function of
-// masters, seed and the number of updates, all of which a checkpoint holds.
+// kPhiloxSiteRounding, t)). The counter has t, not the step, so weights are a function of masters,
+// seed and the number of updates, all of which a checkpoint holds.
 struct AdamW {
   static constexpr std::string_view kName = "adamw";
   OpCost cost() const;
@@ -326,8 +327,8 @@ struct AdamW {
 };
 
 // destination = source, elementwise, rounded to the destination's type. From fp32 to bf16 with
-// `rounding`: as AdamW rounds weights stochastically, t being rounding->step and the first element
-// being number first_element (a multiple of 4) of the flat parameters.
+// `rounding`: rounds as AdamW rounds weights stochastically, with t = rounding->step; the first
+// element is number first_element (a multiple of 4) of the flat parameters.
 struct Cast {
   static constexpr std::string_view kName = "cast";
   OpCost cost() const;
@@ -337,10 +338,10 @@ struct Cast {
   int64_t first_element = 0;
 };
 
-// Hears of the parts of an operation (its kernels, its matrix products) in the order in which the
-// device enqueues them. A part lasts until the next one or the end of its operation. `name` is a
-// literal; `sizes` of a product [m, k] times [k, n] are [m, k, n]. Only operations of several parts
-// are told: which, the device decides.
+// Is called for each part of an operation (its kernels, its matrix products) in the order in which
+// the device enqueues them. A part lasts until the next one or the end of its operation. `name` is
+// a literal; `sizes` of a product [m, k] times [k, n] are [m, k, n]. Only operations of several
+// parts report them; the device decides which operations do.
 class PartObserver {
  public:
   virtual ~PartObserver() = default;
@@ -349,9 +350,9 @@ class PartObserver {
 
 inline constexpr int64_t kNoLayer = -2;
 
-// An operation of the table: what a device does for these arguments, and the bytes of scratch that
-// it needs for that. `workspace` (uint8) holds at least workspace_bytes(args); whoever plans memory
-// asks for every operation that it will run and takes the maximum.
+// One operation of the table: what a device does for these arguments, and the bytes of scratch that
+// it needs. `workspace` (uint8) holds at least workspace_bytes(args). The memory planner takes the
+// maximum over all operations that will run.
 template <typename Args>
 class Operation {
  public:
@@ -370,8 +371,8 @@ class Table : public Operation<Args>... {
   using Operation<Args>::workspace_bytes...;
 };
 
-// The list of all operations. A new one is its struct, its cost and sizes (kernels/ops.cpp), a line
-// here, and a function for each device (define_operation.h in kernels/cpu and kernels/cuda).
+// The list of all operations. To add one: its struct, its cost and sizes (kernels/ops.cpp), a line
+// here, and a function per device (define_operation.h in kernels/cpu and kernels/cuda).
 using Operations = Table<EmbeddingForward, EmbeddingBackward, LayerNormForward, LayerNormBackward,
                          LinearForward, LinearBackward, GeluForward, GeluBackward, AttentionForward,
                          AttentionBackward, AttentionCached, Logits, LinearCrossEntropy, BeginStep,
@@ -382,12 +383,13 @@ class Ops : public Operations {
  public:
   virtual DType dtype() const = 0;
 
-  // Which layer of the model the operations from here on belong to, as src/model/transformer.h
-  // numbers them; kNoLayer: none. For tables that observe; it computes nothing.
+  // The following operations belong to this layer of the model, numbered as in
+  // src/model/transformer.h; kNoLayer: to none. Only tables that observe use it; it changes no
+  // result.
   virtual void enter_layer(int64_t) const {}
 };
 
-// Implements every operation of Ops by two members of Self, which are templates:
+// Implements every operation of Ops by two member templates of Self:
 //   template <typename Args> void call(const Args& args, const Tensor& workspace) const;
 //   template <typename Args> size_t bytes(const Args& args) const;
 // usage: class Mine : public ImplementsOps<Mine> { ... };

@@ -13,7 +13,7 @@ namespace lathe::cpu {
 
 namespace {
 
-// What an update is made of, in the accumulator type.
+// The factors of an update, in the accumulator type.
 template <typename A>
 struct Update {
   A clip_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
@@ -42,7 +42,7 @@ struct Pointers {
   T* weights;  // or null
 };
 
-// Elements [begin, end), which share a weight decay. Rounds to nearest where kRound.
+// Elements [begin, end), which share a weight decay. Rounds weights to nearest if kRound.
 template <bool kRound, typename T>
 void update_run(const Pointers<T>& p, const Update<Accumulator<T>>& u, Accumulator<T> decay,
                 int64_t begin, int64_t end) {

@@ -7,10 +7,10 @@ namespace {
 
 using namespace attention;  // NOLINT: this file is the rest of that namespace
 
-constexpr int64_t kItemQueries = 4 * kBlock;  // queries that share one reading of keys and values
-constexpr double kParallelWork = 1e5;         // multiply-adds below which one thread is faster
+constexpr int64_t kItemQueries = 4 * kBlock;  // queries that share one pass over keys and values
+constexpr double kParallelWork = 1e5;         // fewer multiply-adds are faster on one thread
 
-// One head of one sequence. Query q stands at position past + q and sees keys 0 .. past + q.
+// One head of one sequence. Query q is at position past + q and sees keys 0 .. past + q.
 template <typename T>
 struct Head {
   const T *q, *k, *v;
@@ -46,12 +46,12 @@ struct ForwardScratch {
   }
 };
 
-// What the softmax of a block of scores works on: `rows` queries from q0, `keys` keys from k0.
+// The operands of a block's softmax: `rows` queries from q0, `keys` keys from k0.
 template <typename A>
 struct ScoreBlock {
   int64_t rows, q0, k0, keys, past;
   Matrix<A> scores, out;
-  A *row_max, *row_sum, *correction;  // of the block's queries
+  A *row_max, *row_sum, *correction;  // per query of the block
   A scale;
 
   int64_t keys_seen(int64_t r) const {
@@ -59,7 +59,7 @@ struct ScoreBlock {
   }
 };
 
-// The largest of a row's first `count` scores, -infinity where there is none.
+// The largest of a row's first `count` scores; -infinity if count is 0.
 template <typename A>
 A largest_score(const A* scores, int64_t count) {
   constexpr int W = tile::kLanes<A>;
@@ -73,8 +73,8 @@ A largest_score(const A* scores, int64_t count) {
   return tile::reduce_max<A>(highest);
 }
 
-// Takes the block's largest scores into row_max. The maximum of an online softmax may lag behind
-// (exp(8) is far from overflow), which saves most of the rescaling of earlier sums by `correction`.
+// Updates row_max with the block's largest scores. The maximum of an online softmax may lag behind
+// (exp(8) is far from overflow), which avoids most rescaling of earlier sums by `correction`.
 template <typename A>
 void update_maxima(const ScoreBlock<A>& block) {
   constexpr A kLag = 8;
@@ -121,7 +121,7 @@ A exponentials(A* scores, int64_t count, A scale, A m) {
   return tile::reduce_sum<A>(sum);
 }
 
-// Turns scores into probabilities, normalised at the end, and drops some.
+// Turns scores into probabilities, to be normalised at the end, and drops some.
 template <typename T, typename A = Accumulator<T>>
 void softmax_block(const Head<T>& head, const ScoreBlock<A>& block, A* keep) {
   update_maxima(block);
@@ -153,7 +153,7 @@ void finish_queries(const Head<T>& head, int64_t begin, int64_t rows, int64_t at
   }
 }
 
-// The part of one block of keys in queries begin .. begin + rows, in scratch from row `at` on.
+// Adds one block of keys to queries begin .. begin + rows, in scratch from row `at` on.
 template <typename T, typename A = Accumulator<T>>
 void attend_block(const Head<T>& head, int64_t begin, int64_t rows, int64_t at, int64_t k0,
                   int64_t keys, const ForwardScratch<A>& scratch) {
@@ -184,9 +184,9 @@ void attend_block(const Head<T>& head, int64_t begin, int64_t rows, int64_t at, 
   }
 }
 
-// A head's queries are cut into pieces of kItemQueries. Where one piece holds them all, an item of
-// work is several heads, block of keys by block of keys: their keys lie next to each other in
-// memory, which matters to sampling, whose time goes into reading them.
+// A head's queries are cut into pieces of kItemQueries. If one piece holds them all, an item of
+// work is several heads, which go through the blocks of keys together: their keys are adjacent in
+// memory. This matters for sampling, which spends its time reading keys.
 struct WorkSplit {
   int64_t rows, pieces, heads, heads_per_item, items;
 
@@ -221,7 +221,7 @@ void attend(const HeadOf& head_of, int64_t first_head, int64_t heads, int64_t be
     finish_queries(head_of(first_head + i), begin, rows, i * rows, scratch);
 }
 
-// Runs every head; head_of(b H + h) gives the Head. The last queries, which see most keys, go
+// Runs every head; head_of(b H + h) returns the Head. The last queries, which see most keys, go
 // first.
 template <typename T, typename HeadOf>
 void attend_all(const Sizes& s, int64_t past, const Tensor& workspace, const HeadOf& head_of) {
@@ -249,7 +249,7 @@ size_t scratch_bytes(const Tensor& qkv, int64_t n_head) {
          static_cast<size_t>(max_threads());
 }
 
-// Puts the keys and values of the new tokens into the cache.
+// Writes the keys and values of the new tokens into the cache.
 template <typename T>
 void append(const AttentionCached& args, const Sizes& s) {
   const T* qkv = args.qkv_bt3c.as<T>();

@@ -20,9 +20,9 @@ struct HeadGradient {
 
 template <typename A>
 struct BackwardScratch {
-  Matrix<A> q, dout, dq;                               // of the whole head
-  Matrix<A> k, k_transposed, v, v_transposed, dk, dv;  // of a block of keys
-  Matrix<A> p, ds;                                     // of a block of scores
+  Matrix<A> q, dout, dq;                               // for the whole head
+  Matrix<A> k, k_transposed, v, v_transposed, dk, dv;  // for a block of keys
+  Matrix<A> p, ds;                                     // for a block of scores
   A *delta, *keep;
   size_t bytes;
 
@@ -39,7 +39,7 @@ struct BackwardScratch {
   }
 };
 
-// delta[t] = dout[t] . out[t], which is the sum over keys of dP P.
+// delta[t] = dout[t] . out[t], which equals the sum over keys of dP P.
 template <typename T, typename A = Accumulator<T>>
 void compute_delta(const HeadGradient<T>& head, const BackwardScratch<A>& scratch) {
   for (int64_t t = 0; t < head.T_; ++t) {
@@ -52,8 +52,8 @@ void compute_delta(const HeadGradient<T>& head, const BackwardScratch<A>& scratc
   }
 }
 
-// On entry p holds scores and ds dP. Leaves in p the probabilities that met the values (with
-// dropout), in ds the gradient of the unscaled scores. keep: multipliers of dropout, or null.
+// On entry p holds scores and ds dP. On return p holds the probabilities that multiplied the values
+// (with dropout), ds the gradient of the unscaled scores. keep: dropout's factors, or null.
 template <typename A>
 void softmax_row_backward(A* p, A* ds, int64_t count, A scale, A logsumexp, A delta,
                           const A* keep) {
@@ -85,7 +85,7 @@ void softmax_block_backward(const HeadGradient<T>& head, int64_t q0, int64_t row
   }
 }
 
-// The block of keys from k0 with all queries that see it: its dk and dv, and its share of dq.
+// The block of keys from k0 with all queries that see it: computes its dk and dv, and adds to dq.
 template <typename T, typename A = Accumulator<T>>
 void key_block_backward(const HeadGradient<T>& head, int64_t k0, const BackwardScratch<A>& s) {
   using tile::Causal, tile::constant;

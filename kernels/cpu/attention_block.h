@@ -1,9 +1,10 @@
-// Causal self-attention on the CPU: what the forward and backward passes share. Flash attention
-// (Dao et al., 2022; Dao, 2023): queries meet keys in blocks, the softmax is taken online, and
-// nothing of T x T is ever stored; blocks above the diagonal are skipped. Products, softmax and
-// statistics are in Accumulator<T>; bf16 is read once and rounded once, when a result is stored.
+// Causal self-attention on the CPU: shared by the forward and backward passes. Flash attention (Dao
+// et al., 2022; Dao, 2023): queries meet keys in blocks, the softmax is computed online, and
+// nothing of size T x T is ever stored; blocks above the diagonal are skipped. Products, softmax
+// and statistics are in Accumulator<T>. bf16 is read once, and rounded once when a result is
+// stored.
 //
-// Every sum has an order fixed by the shapes alone: the same bits at any number of threads.
+// Every sum has an order fixed by the shapes alone, so any number of threads gives the same bits.
 #pragma once
 
 #include <cmath>
@@ -36,7 +37,7 @@ struct Sizes {
   }
 };
 
-// Cuts scratch into arrays that begin on cache lines. Without memory it only counts.
+// Cuts scratch into arrays aligned to cache lines. Without memory it only counts.
 class Carver {
  public:
   explicit Carver(std::byte* memory = nullptr) : memory_(memory) {}
@@ -63,7 +64,7 @@ inline std::byte* thread_slice(const Tensor& workspace, size_t bytes_per_thread)
          static_cast<size_t>(thread_index()) * bytes_per_thread;
 }
 
-// Reads rows into scratch, with zeros in the columns up to a whole vector.
+// Reads rows into scratch, with zeros in the columns that pad to a whole vector.
 template <typename T, typename A = Accumulator<T>>
 void read_rows(const T* from, int64_t from_stride, int64_t rows, int64_t columns, Matrix<A> to) {
   for (int64_t r = 0; r < rows; ++r)
@@ -79,7 +80,7 @@ void write_rows(Matrix<A> from, int64_t rows, int64_t columns, T* to, int64_t to
       tile::store_as<A>(to + r * to_stride + c, tile::load(from.row(r) + c), columns - c);
 }
 
-// to[c][r] = block[r][c]. The block has room for whole vectors of rows; those past `rows` become
+// to[c][r] = block[r][c]. The block has room for whole vectors of rows; rows past `rows` become
 // zeros.
 template <typename A>
 void transpose_rows(Matrix<A> block, int64_t rows, int64_t columns, Matrix<A> to) {
@@ -99,8 +100,8 @@ inline uint64_t mask_element_of_head(const DropoutMask& mask, const Sizes& s, in
          T;
 }
 
-// exp(x) of a score less its maximum or logarithm of sums, so x is at most a little above 0. What
-// is below exp(-87), the end of the normal numbers, is as good as zero beside the largest.
+// exp(x), with x a score minus its maximum or logarithm of sums, so at most a little above 0.
+// Results below exp(-87), the end of the normal numbers, are negligible beside the largest: zero.
 inline float exp_of_score(float x) {
   const vecmath::Reduced d = vecmath::reduce(x < -87.0f ? -87.0f : x);
   return (1.0f + vecmath::expm1_core(d.r)) * vecmath::power_of_two(d.n);
@@ -109,7 +110,7 @@ inline double exp_of_score(double x) {
   return std::exp(x);
 }
 
-// The same of every lane, straight vector code in float.
+// The same for every lane, as straight vector code in float.
 template <typename A>
 inline tile::Vector<A> exp_of_scores(tile::Vector<A> x) {
   constexpr int W = tile::kLanes<A>;
@@ -120,7 +121,7 @@ inline tile::Vector<A> exp_of_scores(tile::Vector<A> x) {
   return tile::load(lanes);
 }
 
-// Zeros in a row of a block of scores from `first`, a multiple of a vector, on.
+// Zeroes a row of a block of scores from `first`, a multiple of a vector, on.
 template <typename A>
 inline void clear_from(A* row, int64_t first) {
   for (int64_t j = first; j < kBlock; j += tile::kLanes<A>) tile::store(row + j, tile::Vector<A>{});

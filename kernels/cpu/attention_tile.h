@@ -38,7 +38,7 @@ inline void store(A* to, Vector<A> value) {
   *reinterpret_cast<typename VectorOf<A>::type*>(to) = value;
 }
 
-// Vectors of stored values become vectors of accumulators; the other way they are rounded.
+// Loads convert stored values to accumulators; stores round them back.
 inline Vector<float> load_full(const float* from) {
   return load(from);
 }
@@ -75,7 +75,7 @@ inline Vector<A> load_as(const T* from, int64_t count) {
   return load(lanes);
 }
 
-// Rounds the first `count` lanes, all where there are fewer, into storage.
+// Rounds the first `count` lanes (or all, if there are fewer) into storage.
 template <typename A, typename T>
 inline void store_as(T* to, Vector<A> value, int64_t count) {
   if (count >= kLanes<A>) return store_full(to, value);
@@ -132,7 +132,7 @@ inline A reduce_sum(Vector<A> x) {
       std::make_integer_sequence<int, kLanes<A>>());
 }
 
-// How the left factor lies in memory: row r, step k at a[r stride + k], or at a[k stride + r].
+// The layout of the left factor: row r, step k is at a[r stride + k], or at a[k stride + r].
 enum class Left { rows, columns };
 
 // c[R, V vectors] (+)= a[R, steps] b[steps, V vectors].
@@ -164,7 +164,7 @@ void product_tile(int64_t steps, const A* a, int64_t a_stride, const A* b, int64
     for (int v = 0; v < V; ++v) store(c + r * c_stride + v * W, sum[r][v]);
 }
 
-// Rows of a tile that is V vectors wide.
+// The rows of a tile that is V vectors wide.
 template <int V>
 inline constexpr int kTileRows = std::min(kSums / V, 8);
 
@@ -180,7 +180,7 @@ Matrix<const A> constant(Matrix<A> m) {
   return {m.data, m.stride};
 }
 
-// Calls the tile of the largest of 8, 6, 4, 2, 1 rows that fits V vectors and `rows`; returns R.
+// Runs the largest tile, of 8, 6, 4, 2 or 1 rows, that fits V vectors and `rows`; returns its rows.
 template <int V, Left kLeft, typename A>
 int64_t product_rows(int64_t rows, int64_t steps, const A* a, int64_t a_stride, const A* b,
                      int64_t b_stride, A* c, int64_t c_stride, bool add) {
@@ -199,8 +199,8 @@ int64_t product_rows(int64_t rows, int64_t steps, const A* a, int64_t a_stride, 
   return run.template operator()<1>();
 }
 
-// Which part of a product meets the causal mask, where query q (of the block) sees keys
-// 0 .. q + diagonal of the block.
+// How the causal mask cuts a product. Query q (of the block) sees keys 0 .. q + diagonal of the
+// block.
 enum class Causal {
   columns,    // rows are queries, columns are keys: the columns that no row sees are not computed
   last_step,  // rows are queries, steps are keys: steps end at the last key that a row sees
@@ -224,7 +224,7 @@ void product_columns(int64_t rows, int64_t steps, int64_t diagonal, int64_t vect
     }
     if constexpr (kCausal == Causal::columns && V > 1) {
       const int64_t needed = std::min<int64_t>(vectors, ceil_div(seen, kLanes<A>));
-      if (needed - vector <= V - 1) {  // a narrower tile will do for these rows
+      if (needed - vector <= V - 1) {  // a narrower tile suffices for these rows
         if (needed > vector)
           product_columns<V - 1, kCausal>(left, steps, diagonal + r, vector, vectors,
                                           {a.row(r), a.stride}, b, {c.row(r), c.stride}, add);
@@ -238,8 +238,8 @@ void product_columns(int64_t rows, int64_t steps, int64_t diagonal, int64_t vect
   }
 }
 
-// c[rows, vectors] (+)= a b within the causal mask. What is left out of c (Causal::columns) keeps
-// its value.
+// c[rows, vectors] (+)= a b within the causal mask. Parts of c that are not computed
+// (Causal::columns) keep their value.
 template <Causal kCausal, typename A>
 void product(int64_t rows, int64_t steps, int64_t diagonal, int64_t vectors, Matrix<const A> a,
              Matrix<const A> b, Matrix<A> c, bool add) {

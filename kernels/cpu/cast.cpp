@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kChunk = 16384;
 
-// double to bf16 goes through float and may round twice there; nothing in training takes that way.
+// double to bf16 goes through float and may round twice; training never does this.
 template <typename To, typename From>
 void cast_elements(const Cast& args) {
   const From* source = args.source.as<From>();

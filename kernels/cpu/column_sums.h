@@ -11,7 +11,7 @@
 namespace lathe::cpu {
 
 // sums (+)= the column sums of x [rows, channels], first within blocks of rows, so that many rows
-// lose no precision; threads take channels, so that the order is the same for any number of them.
+// lose no precision. Threads divide the channels, so any number of them gives the same order.
 template <typename T>
 void column_sums(const T* x, int64_t rows, int64_t channels, bool accumulate,
                  Accumulator<T>* sums) {

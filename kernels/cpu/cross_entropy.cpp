@@ -13,8 +13,8 @@ namespace lathe::cpu {
 
 namespace {
 
-// Each chunk reads and writes the whole of dwte once more (twice 154 MB in a model of 124M), so
-// chunks are as long as their logits may be: 2^24 are 64 MiB in float.
+// Each chunk reads and writes all of dwte once more (twice 154 MB in a model of 124M), so chunks
+// are as long as this limit on logits allows: 2^24 are 64 MiB in float.
 constexpr int64_t kLogitsAtOnce = int64_t{1} << 24;
 constexpr int64_t kRowUnit = 32;
 
@@ -31,7 +31,7 @@ struct Chunks {
   }
 };
 
-// Everything about one call; the matmuls' workspace follows the logits and their gradient.
+// The sizes and memory of one call; the matmuls' workspace follows the logits and their gradient.
 template <typename T>
 struct Call {
   using A = Accumulator<T>;
@@ -87,7 +87,7 @@ struct Call {
   }
 };
 
-// Where a logit is NaN the largest may be any, but the sum of exponentials is NaN all the same.
+// If a logit is NaN, the largest may be any value, but the sum of exponentials is NaN all the same.
 template <typename A>
 A largest(const A* values, int64_t count) {
   A a[kLanes], b[kLanes], c[kLanes], d[kLanes];
@@ -111,8 +111,9 @@ A largest(const A* values, int64_t count) {
   return top;
 }
 
-// top + log_sum is the logarithm of the sum of exp(value). They stay apart: where the values are
-// large, rounding their sum would cost every probability as much as an ulp of it.
+// top + log_sum is the logarithm of the sum of exp(value). They stay apart: if the values are
+// large, rounding their sum would give every probability a relative error of up to an ulp of that
+// sum.
 template <typename A>
 struct LogSumExp {
   A top, log_sum;
@@ -125,7 +126,7 @@ LogSumExp<A> log_sum_exp(const A* values, int64_t count) {
   return {top, std::log(sum)};
 }
 
-// dlogits = scale (softmax(logits) - [v == target]); nothing for padding.
+// dlogits = scale (softmax(logits) - [v == target]); 0 for padding.
 template <typename T>
 void logits_gradient(const Accumulator<T>* logits, const LogSumExp<Accumulator<T>>& total,
                      int32_t target, Accumulator<T> scale, int64_t vocab_size, int64_t vocabulary,

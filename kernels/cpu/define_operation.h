@@ -1,11 +1,11 @@
-// How the file of an operation becomes an entry of the CPU's table. It defines, in lathe::cpu,
+// Turns the file of an operation into an entry of the CPU's table. The file defines, in lathe::cpu,
 //
 //   template <typename T>
 //   void compute(const Args& args, MatmulContext& matmul, const Tensor& workspace);
 //   template <typename T>  // if it needs a workspace
 //   size_t workspace_of(const Args& args, MatmulContext& matmul);
 //
-// and ends with LATHE_CPU_OPERATION(Args), which makes them run() and workspace_bytes().
+// and ends with LATHE_CPU_OPERATION(Args), which turns them into run() and workspace_bytes().
 #pragma once
 
 #include "kernels/cpu/operations.h"

@@ -32,7 +32,7 @@ std::string proc_value(const char* path, std::string_view key) {
   return "";
 }
 
-// What a control group leaves of its memory limit; SIZE_MAX without one.
+// What remains of a control group's memory limit; SIZE_MAX without one.
 size_t cgroup_available() {
   size_t limit = 0, used = 0;
   std::ifstream limit_file("/sys/fs/cgroup/memory.max"), used_file("/sys/fs/cgroup/memory.current");
@@ -40,7 +40,7 @@ size_t cgroup_available() {
   return limit > used ? limit - used : 0;
 }
 
-// Memory that can be had without swapping, in bytes; SIZE_MAX where the system does not say.
+// Memory available without swapping, in bytes; SIZE_MAX if the system does not report it.
 size_t memory_available() {
   const std::string kibibytes = proc_value("/proc/meminfo", "MemAvailable");
   const size_t free = kibibytes.empty() ? SIZE_MAX : std::stoull(kibibytes) * 1024;
@@ -62,10 +62,10 @@ class CpuDevice final : public Device {
                        cpu::max_threads() == 1 ? "" : "s", cpu::matmul_backend_name());
   }
 
-  // No CPU tells the clock that it keeps while all its vector or matrix units are busy.
+  // No CPU reports its clock while all its vector or matrix units are busy.
   double peak_flops(DType) const override { return 0; }
 
-  // The system overcommits and would kill the run later, so what cannot fit is refused here.
+  // The system overcommits and would kill the run later, so refuse here what cannot fit.
   void* allocate(size_t bytes) override {
     LATHE_CHECK(bytes > 0);
     const size_t available = memory_available();
@@ -102,7 +102,7 @@ class CpuDevice final : public Device {
   }
   void synchronize() override {}
 
-  // All is done on return, so there is nothing to record and nothing to wait for.
+  // Everything is done on return, so there is nothing to record and nothing to wait for.
   bool asynchronous() const override { return false; }
   void replay(int, const std::function<void()>& body) override { body(); }
 
@@ -146,7 +146,7 @@ class CpuDevice final : public Device {
     }
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return nullptr;
-    madvise(memory, bytes, MADV_HUGEPAGE);  // fewer TLB misses; without it nothing else changes
+    madvise(memory, bytes, MADV_HUGEPAGE);  // only for fewer TLB misses
     return memory;
   }
 
@@ -154,7 +154,7 @@ class CpuDevice final : public Device {
 
   cpu::MatmulContext matmul_;
   std::array<std::vector<char>, kReadBacks> read_backs_;
-  std::mutex marks_mutex_;  // the thread of the collectives marks, too
+  std::mutex marks_mutex_;  // the thread of the collectives also sets marks
   std::vector<Clock::time_point> marks_;
   std::array<std::unique_ptr<Ops>, 6> tables_;  // by DType
 };

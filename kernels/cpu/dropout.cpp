@@ -10,7 +10,7 @@ void philox_words(uint64_t group, uint32_t place, uint32_t step, PhiloxKey key,
     const uint64_t g = group + static_cast<uint64_t>(i);
     uint32_t c0 = static_cast<uint32_t>(g), c1 = static_cast<uint32_t>(g >> 32);
     uint32_t c2 = place, c3 = step, k0 = key.low, k1 = key.high;
-    for (int round = 0; round < 10; ++round) {  // philox4x32_10, spelt out for the vectoriser
+    for (int round = 0; round < 10; ++round) {  // philox4x32_10, written out for the vectoriser
       const uint64_t product0 = uint64_t{0xD2511F53} * c0, product1 = uint64_t{0xCD9E8D57} * c2;
       c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ k0;
       c1 = static_cast<uint32_t>(product1);

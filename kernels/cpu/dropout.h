@@ -1,5 +1,5 @@
-// Dropout masks (the definition is with Dropout in kernels/ops.h), sixteen Philox counters at a
-// time so that the rounds become vector code.
+// Dropout masks (Dropout in kernels/ops.h defines them), sixteen Philox counters at a time, so that
+// the rounds become vector code.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +17,7 @@ inline constexpr int kPhiloxCounters = 16, kPhiloxWords = 4 * kPhiloxCounters;
 // `group`, one group after the other.
 void philox_words(uint64_t group, uint32_t place, uint32_t step, PhiloxKey key, uint32_t* words);
 
-// A Dropout with what the step tells it. With p == 0 it is off and reads nothing.
+// A Dropout with the step's inputs. With p == 0 it is off and reads nothing.
 class DropoutMask {
  public:
   explicit DropoutMask(const Dropout& dropout) : p_(dropout.p) {
@@ -34,13 +34,13 @@ class DropoutMask {
   explicit operator bool() const { return p_ > 0; }
   uint64_t first_sequence() const { return first_sequence_; }
 
-  // 1 / (1 - p): what kept values are multiplied by.
+  // 1 / (1 - p): the factor of kept values.
   template <typename A>
   A keep_scale() const {
     return A(1) / (A(1) - static_cast<A>(p_));
   }
 
-  // The multipliers of mask elements first .. first + count: 0 where dropped, else keep_scale().
+  // The factors of mask elements first .. first + count: 0 if dropped, else keep_scale().
   template <typename A>
   void scales(uint64_t first, int64_t count, A* out) const {
     const A keep = keep_scale<A>();
@@ -63,7 +63,7 @@ class DropoutMask {
   uint64_t seed_ = 0, first_sequence_ = 0;
 };
 
-// Channels that a kernel draws masks for at a time, into a buffer on its stack.
+// Kernels draw masks for this many channels at a time, into a buffer on the stack.
 inline constexpr int64_t kMaskChunk = 256;
 
 }  // namespace lathe::cpu

@@ -19,7 +19,7 @@ void check_tokens(const Tensor& tokens_bt, int64_t rows, int64_t vocabulary) {
   }
 }
 
-// out[c] = token[c] + position[c], times the mask where there is one.
+// out[c] = token[c] + position[c], times the mask if there is one.
 template <typename T>
 void add_row(const T* token, const T* position, const DropoutMask& mask, uint64_t first_element,
              int64_t channels, T* out) {
@@ -42,7 +42,7 @@ void add_row(const T* token, const T* position, const DropoutMask& mask, uint64_
   }
 }
 
-// The gradient of a run of at most kMaskChunk channels, before the dropout, as accumulators.
+// The gradient of a run of at most kMaskChunk channels, before dropout, as accumulators.
 template <typename T>
 void undropped(const T* dx, const DropoutMask& mask, uint64_t first_element, int64_t count,
                Accumulator<T>* gradient) {
@@ -84,8 +84,8 @@ void compute(const EmbeddingForward& args, MatmulContext&, const Tensor&) {
   });
 }
 
-// Each thread takes channels, not rows: tokens repeat, channels do not, and the order of each sum
-// is that of the rows whatever the number of threads.
+// Threads divide the channels, not the rows: tokens repeat, channels do not, and each sum is in the
+// order of the rows for any number of threads.
 template <typename T>
 void compute(const EmbeddingBackward& args, MatmulContext&, const Tensor&) {
   using A = Accumulator<T>;

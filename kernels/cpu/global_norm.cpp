@@ -20,16 +20,16 @@ double tree_sum(double* values, int64_t count) {
   return values[0];
 }
 
-// In double, over 32 lanes in fixed order. One flat loop: through sum_of GCC 12 converts element by
-// element, at a third of the memory's rate.
+// In double, over 32 lanes in fixed order. One flat loop: through sum_of, GCC 12 converts element
+// by element, at a third of the memory bandwidth.
 template <typename A>
 double sum_of_squares(const A* values, int64_t count) {
   constexpr int kWide = 32, kLine = 64 / sizeof(A), kAhead = 8192 / sizeof(A);
   double lanes[kWide] = {};
   int64_t i = 0;
   for (; i + kWide <= count; i += kWide) {
-    // A pure read waits for memory, and the hardware looks ahead only to the end of a page: lines
-    // two pages on, asked for into L2, raised its rate 1.5 to 2 times.
+    // A pure read waits for memory, and the hardware prefetches only to the end of a page.
+    // Prefetching lines two pages ahead into L2 made it 1.5 to 2 times as fast.
     for (int line = 0; line < kWide; line += kLine)
       __builtin_prefetch(values + i + line + kAhead, 0, 2);
 #pragma omp simd
@@ -49,8 +49,8 @@ double sum_of_squares(const A* values, int64_t count) {
 
 }  // namespace
 
-// The squares are summed in double: memory is the limit anyway, and large gradients of float do
-// not overflow.
+// The squares are summed in double: memory is the limit anyway, and large float gradients do not
+// overflow.
 template <typename T>
 void compute(const SquareSums& args, MatmulContext&, const Tensor&) {
   using A = Accumulator<T>;

@@ -17,14 +17,14 @@ namespace {
 
 constexpr double kEpsilon = 1e-5;
 
-// The first mask element of the micro-batch; only dropout needs to know T.
+// The first mask element of the micro-batch; only dropout needs T.
 uint64_t first_element(const DropoutMask& mask, const Tensor& x_btc) {
   if (!mask) return 0;
   LATHE_CHECK(x_btc.shape.rank == 3);
   return mask.first_sequence() * static_cast<uint64_t>(x_btc.shape[1] * x_btc.shape[2]);
 }
 
-// out = residual + x, x times the mask where there is one.
+// out = residual + x, with x times the mask if there is one.
 template <typename T>
 void add_residual(const T* residual, const T* x, const DropoutMask& mask, uint64_t element,
                   int64_t channels, T* out) {
@@ -80,8 +80,8 @@ void check_forward(const LayerNormForward& args, int64_t rows, int64_t channels)
   check_matrix(args.residual_out_btc, dtype_of<T>, rows, channels, "residual_out");
 }
 
-// One thread sums dweight and dbias over rows_per_partial() rows, into a partial of its own; the
-// partials are then added in order.
+// One thread sums dweight and dbias over rows_per_partial() rows into a partial of its own; then
+// the partials are added in order.
 constexpr int64_t kMaxPartials = 64;
 int64_t rows_per_partial(int64_t rows) {
   return std::max<int64_t>(16, ceil_div(rows, kMaxPartials));

@@ -10,8 +10,8 @@ namespace lathe::cpu {
 
 namespace {
 
-// Where no workspace was given any address will do: zero bytes at it are refused when they do not
-// suffice, while without a loan the context would allocate.
+// If no workspace was given, lends zero bytes at an arbitrary address: the context then refuses a
+// product that needs more, whereas without a loan it would allocate.
 void lend(MatmulContext& matmul, const Tensor& workspace) {
   matmul.lend_workspace(workspace ? workspace.data : &matmul, workspace ? workspace.bytes() : 0);
 }
@@ -95,7 +95,7 @@ void check_backward(const LinearBackward& args) {
 
 template <typename T>
 size_t workspace_of(const LinearForward& args, MatmulContext& matmul) {
-  static constexpr T kSome{};  // only the absence of a pointer is read
+  static constexpr T kSome{};  // only whether a pointer is null matters
   MatmulArgs<T, T> product = forward_product<T>(args);
   if (is_planned(args.bias_o)) product.bias = &kSome;
   if (is_planned(args.pre_activation_no)) product.pre_activation = const_cast<T*>(&kSome);

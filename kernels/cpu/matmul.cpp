@@ -23,11 +23,10 @@ void check(const MatmulArgs<T, TOut>& x) {
   LATHE_CHECK(!x.accumulate || sums, "only sums accumulate");
 }
 
-// Where oneDNN 2.6 beats our AMX kernel in bf16, by CPU time on one core of a Xeon with AMX.
-// Problems that fit a core's L2: 1.05 to 1.4 times as fast, unless k is odd, where it is 0.7 times
-// as fast. A few rows times a matrix that our kernel would have to repack: 1.7 times. Everything
-// larger: 0.7 to 1.15 times, and ours allocates nothing and gives the same bits for any number of
-// threads.
+// Whether oneDNN 2.6 beats our AMX kernel in bf16, by CPU time on one core of a Xeon with AMX.
+// Problems that fit into a core's L2: oneDNN is 1.05 to 1.4 times as fast, but 0.7 times if k is
+// odd. A few rows times a matrix that our kernel would have to repack: 1.7 times. Anything larger:
+// 0.7 to 1.15 times; ours allocates nothing and gives the same bits for any number of threads.
 template <typename T, typename TOut>
 bool onednn_is_faster(const MatmulArgs<T, TOut>& x) {
   if (x.m < 16 && !x.transpose_b) return true;
@@ -35,14 +34,14 @@ bool onednn_is_faster(const MatmulArgs<T, TOut>& x) {
   return x.k % 2 == 0 && x.m * x.k + x.k * x.n + x.m * x.n < kElementsInL2;
 }
 
-// oneDNN 2.6 reads an fp32 B in place; where its rows lie a multiple of 4 KB apart they fall into
-// the same cache sets, and plain code, which packs, is 1.4 to 2.1 times as fast (n = 3072).
+// oneDNN 2.6 reads an fp32 B in place. If its rows are a multiple of 4 KB apart they fall into the
+// same cache sets; plain code, which packs, is then 1.4 to 2.1 times as fast (n = 3072).
 template <typename T, typename TOut>
 bool onednn_aliases(const MatmulArgs<T, TOut>& x) {
   return std::is_same_v<T, float> && !x.transpose_b && x.m >= 64 && x.k >= 64 && x.ldb % 1024 == 0;
 }
 
-// Memory of the context's own, which grows.
+// The context's own memory, which grows.
 struct Scratch {
   void* memory = nullptr;
   size_t bytes = 0;

@@ -2,10 +2,10 @@
 //
 //   C[m, n] = epilogue(op(A)[m, k] op(B)[k, n])
 //
-// Everything is row-major with leading dimensions in elements. Three implementations stand behind
-// one call: lathe's plain code (any machine, any type), oneDNN (fp32 and bf16 where it was built
-// in), and lathe's AMX kernel (bf16 on CPUs with AMX). Which one runs is a fixed function of the
-// types, the shape and the machine, never of a timing, so that a resumed run takes the same.
+// Everything is row-major with leading dimensions in elements. One call has three implementations:
+// lathe's plain code (any machine, any type), oneDNN (fp32 and bf16, if built in), and lathe's AMX
+// kernel (bf16 on CPUs with AMX). The choice is a fixed function of the types, the shape and the
+// machine, never of a timing, so a resumed run makes the same choice.
 // Every implementation gives the same bits for the same number of threads; plain code and AMX give
 // the same bits for any number.
 #pragma once
@@ -38,21 +38,21 @@ struct MatmulArgs {
   bool accumulate = false;
   const T* bias = nullptr;  // [n], added to every row before anything is rounded; or null
   // With an activation (TOut is T) the sum is rounded to T first, and the activation reads the
-  // rounded value: C is the same whether pre_activation is kept or not.
+  // rounded value, so C is the same whether pre_activation is kept or not.
   Activation activation = Activation::none;
-  T* pre_activation = nullptr;  // [m, ldc]: where the rounded value is kept; or null
+  T* pre_activation = nullptr;  // [m, ldc]: receives the rounded value; or null
 };
 
 inline constexpr size_t kWorkspaceAlignment = 64;
 
 // Runs products and owns what they need between calls: oneDNN's primitives by shape, and the
-// workspace. Calls may come from several threads, one runs at a time. After one call of a shape,
-// further calls of it allocate nothing of their own (oneDNN allocates a few hundred bytes of
-// bookkeeping inside each execution, which no caller can prevent).
+// workspace. Calls may come from several threads; one runs at a time. After the first call of a
+// shape, later calls allocate nothing of their own (oneDNN allocates a few hundred bytes of
+// bookkeeping in each execution, which no caller can prevent).
 class MatmulContext {
  public:
-  // Any other backend than `automatic` is taken for every product it can do, and plain code does
-  // the rest. Throws CheckError where the machine or the build lacks it.
+  // A backend other than `automatic` computes every product that it can; plain code computes the
+  // rest. Throws CheckError if the machine or the build lacks the backend.
   explicit MatmulContext(MatmulBackend backend = MatmulBackend::automatic);
   ~MatmulContext();
   MatmulContext(const MatmulContext&) = delete;
@@ -61,18 +61,18 @@ class MatmulContext {
   template <typename T, typename TOut>
   void run(const MatmulArgs<T, TOut>& args);
 
-  // Bytes of workspace that run(args) takes with the present number of threads; the pointers of
-  // args may be null, except that bias and pre_activation say by being null that there is none.
+  // Bytes of workspace that run(args) needs with the current number of threads. The pointers in
+  // args may be null; a null bias or pre_activation means that there is none.
   template <typename T, typename TOut>
   size_t workspace_bytes(const MatmulArgs<T, TOut>& args);
 
-  // The implementation that run(args) takes.
+  // The implementation that run(args) uses.
   template <typename T, typename TOut>
   MatmulBackend backend_for(const MatmulArgs<T, TOut>& args) const;
 
-  // From here on products use the caller's memory (aligned to kWorkspaceAlignment), and one that
-  // needs more is a CheckError. Without a loan the context keeps a workspace of its own, which
-  // grows on demand.
+  // Later products use the caller's memory (aligned to kWorkspaceAlignment); one that needs more
+  // throws CheckError. Without a loan the context keeps a workspace of its own, which grows on
+  // demand.
   void lend_workspace(void* memory, size_t bytes);
   size_t owned_workspace_bytes() const;
 
@@ -83,7 +83,8 @@ class MatmulContext {
 
 bool matmul_backend_available(MatmulBackend backend);
 
-// What the machine has, for the banner: "lathe AMX + oneDNN 2.6.3", "plain code (no oneDNN)", ...
+// The machine's implementations, for the banner: "lathe AMX + oneDNN 2.6.3", "plain code (no
+// oneDNN)", ...
 std::string matmul_backend_name();
 
 }  // namespace lathe::cpu

@@ -1,13 +1,13 @@
 // bf16 products on Intel's matrix extensions (AMX): 16 x 32 by 32 x 16 tile products summed in
 // fp32.
 //
-// op(A) and op(B) are packed into tiles, A once for all threads, B one panel of 32 columns at a
-// time by the thread that is about to use it. A panel of 32 rows times a panel of 32 columns is 2 x
-// 2 tiles of C, which stay in tile registers over a block of k; the epilogue reads them from 4 KB
-// of scratch in the nearest cache. The order of every sum depends on k alone.
+// op(A) and op(B) are packed into tiles: A once for all threads, B one panel of 32 columns at a
+// time by the thread that uses it next. A panel of 32 rows times a panel of 32 columns gives 2 x 2
+// tiles of C, which stay in tile registers over a block of k; the epilogue reads them from 4 KB of
+// scratch in the nearest cache. The order of every sum depends on k alone.
 //
-// Each function that touches vectors or tiles names its instruction set, so the file needs no
-// flags of its own and never runs where amx_available() is false.
+// Each function that uses vectors or tiles names its instruction set, so the file needs no compiler
+// flags of its own. It never runs if amx_available() is false.
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -35,15 +35,15 @@ constexpr int64_t kBlockK = 1024;  // longest k packed at a time: A must stay in
 constexpr int64_t kSliceK = 512;   // longest k summed in registers: a slice of B stays in L1
 constexpr int64_t kBlockN = 1024;  // columns whose sums are kept between blocks of k
 
-constexpr int64_t kDirectN = 512;  // most columns for which A is not worth packing
+constexpr int64_t kDirectN = 512;  // up to so many columns, A is not worth packing
 
-// The length of equal parts of k, whole tiles and at most `longest` each.
+// The length of equal parts of k, in whole tiles, each at most `longest`.
 int64_t even_parts(int64_t k, int64_t longest) {
   return round_up(ceil_div(k, ceil_div(k, longest)), kTileK);
 }
 
-// How a product is cut. The thread grid splits panels of columns first: a thread packs each panel
-// of B for itself, so threads that share columns repeat that work.
+// How a product is divided. The thread grid splits panels of columns first. A thread packs each
+// panel of B for itself, so threads that share columns repeat that work.
 struct AmxBlocking {
   int64_t block_m, block_n, block_k;
   int row_threads = 1, col_threads = 1;
@@ -83,8 +83,8 @@ struct AmxBlocking {
 
 // --- Packing. `rows` stands for the 16 rows (64 bytes each) of one tile. -------------------------
 
-// Rows of up to 32 consecutive elements; what is outside `count` x `width` is zero. `full`: there
-// are 16 x 32.
+// Rows of up to 32 consecutive elements, with zeros outside `count` x `width`. `full`: 16 x 32, no
+// zeros.
 template <bool full>
 [[gnu::target("avx512f,avx512bw"), gnu::always_inline]] inline void load_rows(
     const bf16* source, int64_t ld, int64_t count, int64_t width, __m512i (&rows)[16]) {
@@ -99,7 +99,7 @@ template <bool full>
 }
 
 // Two consecutive source rows interleaved in each tile row: [pair][column][2], 16 columns. `full`:
-// there are 32 x 16.
+// 32 x 16, no zeros.
 template <bool full>
 [[gnu::target("avx512f,avx512bw,avx512vl"), gnu::always_inline]] inline void load_pairs(
     const bf16* source, int64_t ld, int64_t count, int64_t width, __m512i (&rows)[16]) {
@@ -162,9 +162,9 @@ template <bool is_b, bool contiguous_k, bool full>
 }
 
 // Packs the first 32 (or fewer) of `outer` indices (rows of op(A), columns of op(B)) times k as
-// [k / 32][2] tiles. contiguous_k: k runs along the source's rows. A tile of A has one outer index
-// a row; a tile of B has two values of k a row, interleaved. A second tile that would be all
-// padding is left out.
+// [k / 32][2] tiles. contiguous_k: k runs along the source's rows. A row of a tile of A has one
+// outer index; a row of a tile of B has two values of k, interleaved. A second tile that would be
+// all padding is left out.
 template <bool is_b, bool contiguous_k>
 [[gnu::target("avx512f,avx512bw,avx512vl")]] void pack_panel(const bf16* source, int64_t ld,
                                                              int64_t outer, int64_t k,
@@ -213,18 +213,19 @@ void store_fence() {
   _tile_release();
 }
 
-// Cache lines to ask for ahead of their use, `lines` of them with each step of k: the next panel of
-// B or the tiles of C, whose rows lie too far apart for the hardware to foresee. Asking for a line
-// too many does no harm.
+// Cache lines to prefetch, `lines` of them with each step of k: the next panel of B, or the tiles
+// of C, whose rows are too far apart for the hardware prefetcher. Prefetching too many lines does
+// no harm.
 struct Ahead {
   const char* at = nullptr;
   int64_t stride = 0, lines = 0;
 };
 
-// A panel of A: packed tiles, or 32 rows of A itself.
+// A panel of A: packed tiles, or 32 rows of A itself. Distances: bytes between a tile's rows,
+// elements to the second tile and to the next k.
 struct PanelA {
   const bf16* first;
-  int64_t row_bytes, second, step;  // of a tile's rows; to the second tile; to the next k
+  int64_t row_bytes, second, step;
 
   static PanelA packed(const bf16* tiles) { return {tiles, 64, kTileElements, 2 * kTileElements}; }
   static PanelA direct(const bf16* rows, int64_t ld) {
@@ -232,8 +233,8 @@ struct PanelA {
   }
 };
 
-// sums[32][32] (+)= a-panel b-panel, `steps` tiles deep; only the tiles asked for. The compiler
-// does not know that tile loads read memory, hence the barrier.
+// sums[32][32] (+)= a-panel b-panel, `steps` tiles deep; only the requested tiles. The compiler
+// does not know that tile loads read memory, so there is a barrier.
 template <bool two_rows, bool two_cols>
 [[gnu::target("amx-tile,amx-bf16"), gnu::noinline]] void multiply(int64_t steps, PanelA a,
                                                                   const bf16* b, bool first,
@@ -285,8 +286,7 @@ void multiply(int64_t rows, int64_t cols, int64_t steps, PanelA a, const bf16* b
   kernel(steps, a, b, first, sums, next_b, this_c);
 }
 
-// --- Epilogue of a full panel of 32 columns; narrower ones take the general finish_row.
-// -----------
+// --- Epilogue of a full panel of 32 columns; narrower ones use the general finish_row. -----------
 
 [[gnu::target("avx512f,avx512bw,avx512vl"), gnu::always_inline]] inline void add_bias(
     const bf16* bias, __m512& low, __m512& high) {
@@ -297,8 +297,8 @@ void multiply(int64_t rows, int64_t cols, int64_t steps, PanelA a, const bf16* b
   high = _mm512_add_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(b1, 16)));
 }
 
-// Whether C is written past the caches: it is too large to be found there again, so reading its
-// lines in before they are overwritten would only cost the memory's time.
+// Whether writes to C bypass the caches: C is too large to stay in them, so reading its lines
+// before overwriting them would only waste memory bandwidth.
 template <typename TOut>
 bool streams(const MatmulArgs<bf16, TOut>& x) {
   constexpr int64_t kLarge = 2 << 20;  // bytes
@@ -334,7 +334,8 @@ void activate_all(float* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] = activate<kind>(values[i]);
 }
 
-// Rounds rows of sums, after the bias, into `to`; `back`: and the rounded values into sums again.
+// Rounds rows of sums, after adding the bias, into `to`. `back`: also writes the rounded values
+// back into sums.
 [[gnu::target("avx512f,avx512bw,avx512vl,avx512bf16")]] void round_rows(const bf16* bias,
                                                                         int64_t rows, float* sums,
                                                                         bf16* to, int64_t ld,
@@ -370,7 +371,7 @@ void finish_full(const MatmulArgs<bf16, bf16>& x, int64_t row, int64_t rows, int
   round_rows(nullptr, rows, sums, c, x.ldc, false);
 }
 
-// The part of one thread in one call.
+// One thread's work in one call.
 template <typename TOut>
 struct Worker {
   const MatmulArgs<bf16, TOut>& x;
@@ -391,7 +392,7 @@ struct Worker {
     own = reinterpret_cast<float*>(at + blocking.b_bytes);
   }
 
-  // Panels of A of this block, shared out between all threads.
+  // Packs the panels of A of this block, divided among all threads.
   void pack_a(int64_t m0, int64_t k0, int threads) {
     const int64_t rows = std::min(blocking.block_m, x.m - m0),
                   k = std::min(blocking.block_k, x.k - k0);
@@ -404,7 +405,7 @@ struct Worker {
     }
   }
 
-  // This thread's rectangle of the block's panels.
+  // Multiplies this thread's rectangle of the block's panels.
   void multiply_block(int64_t m0, int64_t n0, int64_t k0) {
     const int64_t row_panels = ceil_div(std::min(blocking.block_m, x.m - m0), kPanel);
     const int64_t col_panels = ceil_div(std::min(blocking.block_n, x.n - n0), kPanel);
@@ -421,15 +422,15 @@ struct Worker {
       Ahead next = j + 1 < col_end ? ahead_b(k0, col + kPanel, k, row_end - row_begin) : Ahead();
       for (int64_t slice = 0; slice < k; slice += slice_k) {
         const int64_t depth = std::min(slice_k, k - slice);
-        // Sums that are finished at once live in two scratch tiles, else each panel has its own.
+        // Sums that are finished at once use two scratch tiles; otherwise each panel has its own.
         const bool at_once = depth == x.k;
         multiply_slice(m0, row_begin, row_end, col, k0, slice, depth, sums, at_once, next);
       }
     }
   }
 
-  // Panels of rows begin .. end times one of columns over k0 + slice .. k0 + slice + k. A panel is
-  // finished after the next one has been started, so that the two overlap.
+  // Multiplies panels of rows begin .. end by one of columns, over k0 + slice .. k0 + slice + k.
+  // Finishes a panel after starting the next one, so that the two overlap.
   void multiply_slice(int64_t m0, int64_t begin, int64_t end, int64_t col, int64_t k0,
                       int64_t slice, int64_t k, float* sums, bool at_once, Ahead& next) {
     const int64_t steps = ceil_div(k, kTileK), cols = std::min(kPanel, x.n - col);
@@ -457,7 +458,7 @@ struct Worker {
       for (int64_t y = 0; y < rows; ++y) finish_row(x, row + y, col, cols, sums + y * kPanel);
   }
 
-  // Whether rows row .. row + 32 of A are multiplied where they are: packing costs as much as a few
+  // Whether rows row .. row + 32 of A are multiplied in place: packing costs as much as a few
   // panels of columns.
   bool direct(int64_t row) const {
     return !x.transpose_a && x.n <= kDirectN && x.k % kTileK == 0 && row + kPanel <= x.m;
@@ -471,8 +472,8 @@ struct Worker {
   const bf16* b_at(int64_t k, int64_t col) const {
     return x.transpose_b ? x.b + col * x.ldb + k : x.b + k * x.ldb + col;
   }
-  // The panel of B at `col`, spread over the multiplications by `panels` panels of A. With k along
-  // its rows it is one run of lines where the rows lie back to back.
+  // Prefetches the panel of B at `col`, spread over the multiplications by `panels` panels of A. If
+  // k runs along its rows and the rows are adjacent, the panel is one run of lines.
   Ahead ahead_b(int64_t k0, int64_t col, int64_t k, int64_t panels) const {
     const int64_t stride = x.transpose_b ? kLineBytes : x.ldb * int64_t{sizeof(bf16)};
     const int64_t steps = std::max<int64_t>(1, panels * ceil_div(k, kTileK));
@@ -486,7 +487,7 @@ bool detect_amx() {
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
   if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
   if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl")) return false;
-  // Linux gives a process the tile registers on request; threads inherit the right.
+  // Linux grants a process the tile registers on request; threads inherit the permission.
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
@@ -512,7 +513,7 @@ void amx_matmul(const MatmulArgs<bf16, TOut>& args, void* workspace) {
   {
     Worker<TOut> worker(args, blocking, thread_index(), workspace);
     configure_tiles();
-    bool again = false;  // packed A is in use until every thread has done its part
+    bool again = false;  // packed A is in use until every thread is done
     for (int64_t m0 = 0; m0 < args.m; m0 += blocking.block_m) {
       for (int64_t n0 = 0; n0 < args.n; n0 += blocking.block_n) {
         for (int64_t k0 = 0; k0 < args.k; k0 += blocking.block_k) {
@@ -525,7 +526,7 @@ void amx_matmul(const MatmulArgs<bf16, TOut>& args, void* workspace) {
       }
     }
     release_tiles();
-    store_fence();  // streamed lines are seen before whatever follows
+    store_fence();  // streamed stores become visible before later stores
   }
 }
 

@@ -1,4 +1,4 @@
-// What happens to a finished row segment of a product, shared by every implementation.
+// Finishes a row segment of a product whose sums are complete; shared by every implementation.
 #pragma once
 
 #include "kernels/cpu/matmul.h"
@@ -13,7 +13,7 @@ inline T activate(T x) {
   return x;
 }
 
-// c[i] = activation(z[i]), where z holds values of type T that the product has already rounded.
+// c[i] = activation(z[i]), where the product has already rounded z to T.
 template <Activation kind, typename T>
 inline void activate_row(const T* z, T* c, int64_t count) {
 #pragma omp simd
@@ -27,7 +27,7 @@ inline void activate_row(Activation kind, const T* z, T* c, int64_t count) {
 }
 
 // Finishes columns col .. col + count of one row; `sum` holds the products' sums and is
-// overwritten. `fixed`: the count where it is known at compile time, which takes the loops apart.
+// overwritten. `fixed`: the count if it is known at compile time, so that the loops unroll.
 template <int64_t fixed = 0, typename T, typename TOut>
 inline void finish_row(const MatmulArgs<T, TOut>& args, int64_t row, int64_t col, int64_t count,
                        Accumulator<T>* __restrict sum) {

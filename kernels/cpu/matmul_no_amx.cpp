@@ -1,4 +1,4 @@
-// No AMX kernel: other architectures. MatmulContext never calls the rest, because there is no AMX.
+// For other architectures: there is no AMX, so MatmulContext does not call the other functions.
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/device/error.h"
 

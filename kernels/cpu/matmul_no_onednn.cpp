@@ -1,4 +1,4 @@
-// A build without oneDNN: MatmulContext never gets here, because version() is empty.
+// For a build without oneDNN: version() is empty, so MatmulContext does not call the others.
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/device/error.h"
 

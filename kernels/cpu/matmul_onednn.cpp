@@ -1,6 +1,6 @@
-// Matrix products by oneDNN 2.x. Primitives are made once per shape, layout and epilogue and write
-// into the caller's workspace. GELU is our own pass over the finished matrix: it must read the
-// rounded pre-activation, and must give the bits that the other implementations give.
+// Matrix products by oneDNN 2.x. Primitives are created once per shape, layout and epilogue and
+// write into the caller's workspace. GELU is our own pass over the finished matrix: it must read
+// the rounded pre-activation and give the same bits as the other implementations.
 #include <map>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <string>
@@ -17,7 +17,7 @@ using Tag = dnnl::memory::data_type;
 template <typename T>
 constexpr Tag tag_of = dtype_of<T> == DType::bf16 ? Tag::bf16 : Tag::f32;
 
-// What a primitive is made for: types, transposes, sizes, epilogue, number of threads.
+// The key of a primitive: types, transposes, sizes, epilogue, number of threads.
 using Key = std::tuple<Tag, Tag, bool, bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                        bool, bool, int>;
 
@@ -28,7 +28,7 @@ Key key_of(const MatmulArgs<T, TOut>& x) {
 }
 
 // A primitive with memory objects whose pointers are set before each execution. The C interface
-// executes from a fixed array; the C++ one would build a hash map for each call.
+// executes from a fixed array; the C++ interface would build a hash map for each call.
 class Product {
  public:
   template <typename T, typename TOut>

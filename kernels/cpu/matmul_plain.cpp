@@ -1,6 +1,6 @@
-// Goto and van de Geijn's blocking (2008), with one thread per tile of C: each thread packs its own
+// Goto and van de Geijn's blocking (2008), with one thread per tile of C. Each thread packs its own
 // blocks of A and B, keeps its tile of C in the accumulator type until the sums are complete, and
-// then applies the epilogue. Blocks of k are summed in order, whatever the tiles and threads are.
+// then applies the epilogue. Blocks of k are summed in order, for any tiles and threads.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -13,11 +13,11 @@
 namespace lathe::cpu {
 namespace {
 
-// The widest vector of the target: the largest alignment that the compiler knows (64 bytes with
+// The widest vector of the target: the largest alignment that the compiler uses (64 bytes with
 // AVX-512, 32 with AVX, 16 with SSE or NEON).
 constexpr int kVectorBytes = __BIGGEST_ALIGNMENT__;
 
-// The micro-kernel holds kRows x 2 vectors of C in registers: 24 of 32 with AVX-512, 12 of 16 else.
+// The micro-kernel holds kRows x 2 vectors of C in registers: 24 of 32 with AVX-512, else 12 of 16.
 template <typename Acc>
 struct Micro {
   static constexpr int kRows = kVectorBytes >= 64 ? 12 : 6;
@@ -39,7 +39,7 @@ struct Tiling {
   Tiling(int64_t m, int64_t n, int threads) {
     rows = round_up(ceil_div(m, ceil_div(m, kMaxRows)), Micro<Acc>::kRows);
     cols = round_up(ceil_div(n, ceil_div(n, kMaxCols)), Micro<Acc>::kCols);
-    // Enough tiles for every thread; first narrower, then shorter ones.
+    // Enough tiles for all threads: make them narrower first, then shorter.
     while (ceil_div(m, rows) * ceil_div(n, cols) < 2 * threads && cols > 2 * Micro<Acc>::kCols)
       cols = round_up(cols / 2, Micro<Acc>::kCols);
     while (ceil_div(m, rows) * ceil_div(n, cols) < threads && rows > 2 * Micro<Acc>::kRows)
@@ -75,8 +75,8 @@ void transpose(V (&rows)[width], std::index_sequence<lane...>) {
   }
 }
 
-// Packs `width` rows (at most kWidth) of the source as columns of a panel, a square of vectors at a
-// time.
+// Packs `width` rows (at most kWidth) of the source as columns of a panel, one square of vectors at
+// a time.
 template <int kWidth, typename T, typename Acc>
 void pack_rows(const T* source, int64_t ld, int64_t width, int64_t inner, Acc* panel) {
   constexpr int kLanes = Micro<Acc>::kWidth;
@@ -152,7 +152,7 @@ void compute_tile(const MatmulArgs<T, TOut>& x, const Tiling<T>& t, int64_t tile
   const int64_t row0 = tile % t.row_tiles * t.rows, col0 = tile / t.row_tiles * t.cols;
   const int64_t rows = std::min(t.rows, x.m - row0), cols = std::min(t.cols, x.n - col0);
   Acc *sums = workspace, *a = sums + t.rows * t.cols, *b = a + t.rows * kBlockK;
-  for (int64_t k0 = 0; k0 == 0 || k0 < x.k; k0 += kBlockK) {  // once for k = 0: sums of zero
+  for (int64_t k0 = 0; k0 == 0 || k0 < x.k; k0 += kBlockK) {  // k = 0 runs once, with sums of zero
     const int64_t k = std::min(kBlockK, x.k - k0);
     const T* a_source = x.transpose_a ? x.a + k0 * x.lda + row0 : x.a + row0 * x.lda + k0;
     const T* b_source = x.transpose_b ? x.b + col0 * x.ldb + k0 : x.b + k0 * x.ldb + col0;

@@ -1,6 +1,6 @@
-// The operations of kernels/ops.h on the CPU. Each lives in a file of its own, which defines it and
-// ends with LATHE_CPU_OPERATION (define_operation.h). Nothing here is defined in a header, so that
-// a file may call an operation of another file.
+// The operations of kernels/ops.h on the CPU. Each has a file that defines it and ends with
+// LATHE_CPU_OPERATION (define_operation.h). No header defines one, so a file may call an operation
+// of another file.
 #pragma once
 
 #include "kernels/ops.h"
@@ -10,8 +10,8 @@ namespace lathe::cpu {
 class MatmulContext;
 
 // The operation with arguments Args, for number type T (float, bf16, double): checks its arguments
-// (CheckError), then computes. `workspace` (uint8) has at least workspace_bytes(args), asked for at
-// the same number of threads; nothing else is allocated.
+// (CheckError), then computes. `workspace` (uint8) has at least workspace_bytes(args), computed
+// with the same number of threads; nothing else is allocated.
 template <typename T, typename Args>
 void run(const Args& args, MatmulContext& matmul, const Tensor& workspace);
 

@@ -1,5 +1,5 @@
-// Sums of a row or a block in an order that neither threads nor the vector width change: element i
-// goes to lane i % kSumLanes, and the lanes are added as a binary tree.
+// Sums of a row or a block in an order that does not depend on threads or the vector width: element
+// i goes to lane i % kSumLanes, and the lanes are added as a binary tree.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@ namespace lathe::cpu {
 
 inline constexpr int kLanes = 16, kSumLanes = 4 * kLanes;  // four sums hide the add's latency
 
-// The sum of term(i) for i in [0, count). Term is taken by value and inlined, and the lanes are
-// four arrays, or GCC keeps them in memory.
+// The sum of term(i) for i in [0, count). Term is passed by value and inlined, and the lanes are
+// four arrays; otherwise GCC keeps them in memory.
 template <typename A, typename Term>
 [[gnu::always_inline]] inline A sum_of(int64_t count, Term term) {
   A a[kLanes] = {}, b[kLanes] = {}, c[kLanes] = {}, d[kLanes] = {};

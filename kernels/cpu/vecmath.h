@@ -1,10 +1,10 @@
 // Elementwise maths that the compiler vectorises: exp, tanh, erf and GELU without branches, tables
-// or library calls, so that a `#pragma omp simd` loop over them becomes straight vector code under
+// or library calls, so that a `#pragma omp simd` loop over them becomes straight vector code with
 // the flags of lathe_kernel_flags. The double versions call std:: and are the reference.
 //
-// Measured over one in 61 of all floats: exp 1.04 ulp, tanh 2.5 ulp, erf 3.1 ulp at most. NaN in
-// gives NaN out; infinities give the limit. The error of GELU and its gradient is stated with each,
-// absolute, because that is what a sum over them sees.
+// Largest errors, measured over one in 61 of all floats: exp 1.04 ulp, tanh 2.5 ulp, erf 3.1 ulp.
+// NaN in gives NaN out; infinities give the limit. The error of GELU and its gradient is stated
+// with each, as an absolute error, because that is what counts in a sum over them.
 #pragma once
 
 #include <bit>
@@ -15,8 +15,8 @@
 
 namespace lathe::cpu {
 
-// Stores a value rounded to the type of the target. Assigning a whole bf16 inside a loop keeps GCC
-// from vectorising it; assigning its bits does not.
+// Stores a value rounded to the type of the target. GCC does not vectorise a loop that assigns a
+// whole bf16; assigning its bits is fine.
 inline void store(bf16& target, float value) {
   target.bits = bf16(value).bits;
 }
@@ -29,8 +29,8 @@ inline void store(double& target, double value) {
 
 namespace vecmath {
 
-// y = n ln 2 + r with n an integer and |r| <= ln 2 / 2 (a rounding more). |y| must be below 2^22
-// ln 2.
+// y = n ln 2 + r with n an integer and |r| <= ln 2 / 2 (plus a rounding error). |y| must be below
+// 2^22 ln 2.
 struct Reduced {
   float r;
   int32_t n;
@@ -60,14 +60,14 @@ inline float expm1_core(float r) {
   return r + r * r * q;
 }
 
-// e^y - 1 for -80 <= y <= 80, with the relative error kept near zero.
+// e^y - 1 for -80 <= y <= 80; keeps the relative error small near zero.
 inline float expm1_clamped(float y) {
   const Reduced d = reduce(y);
   const float scale = power_of_two(d.n);
   return scale * expm1_core(d.r) + (scale - 1.0f);
 }
 
-// e^y for |y| <= 87.3, where neither it nor a factor leaves the normal numbers.
+// e^y for |y| <= 87.3: the result and all factors are normal numbers.
 inline float exp_bounded(float y) {
   const Reduced d = reduce(y);
   return (1.0f + expm1_core(d.r)) * power_of_two(d.n);
@@ -87,7 +87,7 @@ inline T clamp(T x, T low, T high) {
 
 inline float fast_exp(float x) {
   const vecmath::Reduced d = vecmath::reduce(vecmath::clamp(x, -104.0f, 89.0f));
-  const int32_t half = d.n >> 1;  // two factors, because n reaches from -150 to 128
+  const int32_t half = d.n >> 1;  // two factors, because n ranges from -150 to 128
   const float e = 1.0f + vecmath::expm1_core(d.r);
   return e * vecmath::power_of_two(half) * vecmath::power_of_two(d.n - half);
 }
@@ -105,7 +105,7 @@ inline double fast_tanh(double x) {
   return std::tanh(x);
 }
 
-// erf |x| = 1 - exp(-x p(x)), p minimax on [0, 3.95], where erf has become 1 in float.
+// erf |x| = 1 - exp(-x p(x)), p minimax on [0, 3.95]; beyond that erf is 1 in float.
 inline float fast_erf(float x) {
   const float a0 = std::fabs(x);
   const float a = a0 > 3.95f ? 3.95f : a0;
@@ -124,8 +124,8 @@ inline double fast_erf(double x) {
   return std::erf(x);
 }
 
-// GELU (Hendrycks and Gimpel 2016). The clamps keep exponentials in range and 0 times infinity out;
-// where they bite, the results are within 1e-35 of their limits.
+// GELU (Hendrycks and Gimpel 2016). The clamps keep exponentials in range and avoid 0 times
+// infinity; clamped results are within 1e-35 of their limits.
 
 // The tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3), written with the
 // logistic function: 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)). Error <= 1.3e-7 max(|x|, 1).

@@ -4,14 +4,14 @@
 //   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
 //
 // Layout: flat fp32 masters w, moments m and v, gradients; weights of T, or none. A thread owns 4
-// neighbours, 16 bytes of each tensor; a short list of segments says what decays, and what lies in
-// none is left alone.
+// neighbours, 16 bytes of each tensor. A short list of segments gives the weight decay; elements in
+// no segment are left unchanged.
 //
-// Roofline: bound by memory: 28 bytes an element in fp32, 30 with bf16 weights, for some 20 FLOPs.
-// By its registers (about 50) a multiprocessor holds some 1,024 threads, with 64 KiB of loads in
-// flight.
+// Roofline: memory-bound: 28 bytes an element in fp32, 30 with bf16 weights, for some 20 FLOPs.
+// With about 50 registers a thread, a multiprocessor holds some 1,024 threads, with 64 KiB of loads
+// in flight.
 //
-// The step is counted by a launch of one thread behind its last update, when all blocks have read
+// A launch of one thread after the step's last update counts the step: by then all blocks have read
 // the old count.
 #include <cuda_bf16.h>
 
@@ -47,13 +47,13 @@ struct Update {
   bool stochastic_rounding;
 };
 
-// What the step adds to it.
+// Factors that change from step to step.
 struct Factors {
   float correction1, correction2;  // 1 / (1 - b^t)
   float clip_scale, learning_rate;
 };
 
-// One thread of a block works them out, in double.
+// One thread of a block computes them, in double.
 template <typename T>
 __device__ Factors read_factors(const Update<T>& p) {
   auto* shared = reinterpret_cast<Factors*>(ptx::shared_memory());
@@ -82,7 +82,7 @@ __device__ __forceinline__ int64_t find_segment(const OptimizerSegment* segments
   return low;
 }
 
-// The weight decay of four neighbours, which of them lie in a segment (as bits), and the shift of
+// The weight decay of four neighbours, a bit mask of those that lie in a segment, and the shift of
 // those that do.
 template <typename T>
 __device__ __forceinline__ unsigned find_decay(const Update<T>& p, int64_t first, Float4& decay,
@@ -111,7 +111,7 @@ __device__ __forceinline__ void update_element(const Update<T>& p, const Factors
   w -= f.learning_rate * (step + decay * w);
 }
 
-// The weights of four neighbours that lie in a segment.
+// Stores the weights of those of four neighbours that lie in a segment.
 template <typename T>
 __device__ __forceinline__ void store_weights(const Update<T>& p, int64_t first, int64_t shift,
                                               const Float4& w, unsigned owned) {

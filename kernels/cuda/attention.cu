@@ -1,22 +1,23 @@
 // Causal self-attention, forward: out = softmax(q k^T scale, causal) v per head, with dropout on
-// the probabilities; also the logarithm of every row's sum of exponentials.
+// the probabilities; also the logarithm of each row's sum of exponentials.
 //
 // FlashAttention-2 (Dao, 2023) for bf16 on tensor cores. A block of threads owns 128 queries of one
-// head (64 where the head size is above 64) and walks the tiles of 64 keys and values up to the
-// diagonal, which arrive by cp.async two deep. Each warp owns 32 (16) queries: their fragments and
-// the sums of the result stay in registers, and so do the probabilities, which pass from one
-// product into the next as fragments. The softmax is taken online and in powers of two:
+// head (64 if the head size is above 64) and walks the tiles of 64 keys and values up to the
+// diagonal, double-buffered by cp.async. Each warp owns 32 (16) queries. Their fragments and the
+// sums of the result stay in registers; so do the probabilities, which pass from one product to the
+// next as fragments. The softmax is computed online and in powers of two:
 //   m' = max(m, s), out = out 2^(m - m') + 2^(s - m') v, sum = sum 2^(m - m') + 2^(s - m')
-// where m may lag behind the true maximum by a factor of 2^8 in the result, which saves nearly all
-// of the rescaling. Masks are drawn while the scores are in registers, one Philox draw for four.
+// where m may lag behind the true maximum by a factor of 2^8 in the result, which avoids nearly all
+// rescaling. Masks are drawn while the scores are in registers, one Philox draw for four.
 //
-// Layout: qkv [B, T, 3, H, D], out [B, T, H, D], logsumexp [B, H, T]. Blocks of one head follow
-// each other, the last queries, which see most keys, first: keys and values then come from L2.
+// Layout: qkv [B, T, 3, H, D], out [B, T, H, D], logsumexp [B, H, T]. Blocks of one head are
+// consecutive, so that keys and values come from L2. The last queries, which see most keys, come
+// first.
 //
 // Roofline: 2 T^2 D FLOPs per head (causal half of 4 T^2 D) against 8 T D bytes: T / 4 FLOPs a
-// byte, compute-bound from T = 1200 on (H100). Beside the tensor cores it is shared memory that
-// binds: for each tile a warp reads 256 D bytes and does 8192 D FLOPs (4096 D where it owns 16
-// queries), half (all) of what an A100's SM can read while it multiplies; and 2^x, 16 a clock and
+// byte, compute-bound from T = 1200 on (H100). Besides the tensor cores, two things bind. Shared
+// memory: for each tile a warp reads 256 D bytes and does 8192 D FLOPs (4096 D if it owns 16
+// queries), half (all) of what an A100's SM can read while it multiplies. And 2^x: 16 per clock and
 // SM.
 //
 // fp32, and head sizes above 128, go to attention_plain.cu.
@@ -41,16 +42,16 @@ struct FlashForward {
 
 template <int kD>
 struct ForwardTiling {
-  static constexpr int kM = kD <= 64 ? 2 : 1;  // sixteens of queries of a warp
+  static constexpr int kM = kD <= 64 ? 2 : 1;  // 16-query groups per warp
   static constexpr int kQueries = kWarps * 16 * kM;
   static constexpr int kKeys = 64;
   static constexpr int kPart = 32;                  // keys whose scores a warp holds at once
-  static constexpr int kBlocks = kD == 32 ? 3 : 2;  // on an SM, as registers allow
+  static constexpr int kBlocks = kD == 32 ? 3 : 2;  // per SM, as registers allow
   static constexpr int kTile = kKeys * kD;
   static constexpr size_t kSharedBytes = (kQueries + 4 * kKeys) * kD * sizeof(Bf16);
 };
 
-// What a thread keeps of its queries: rows lane / 4 and lane / 4 + 8 of each sixteen.
+// A thread's state of its queries: rows lane / 4 and lane / 4 + 8 of each group of 16.
 template <int kD, int kM>
 struct QueryState {
   float out[kM][kD / 8][4] = {};
@@ -62,7 +63,7 @@ struct QueryState {
   }
 };
 
-// Takes the tile's highest scores into the state, and rescales what was summed before.
+// Updates the highest scores from the tile's, and rescales the sums so far.
 template <int kD, int kM, int kN>
 __device__ __forceinline__ void update_highest(QueryState<kD, kM>& state,
                                                const float (&scores)[kM][kN][4], float scale) {
@@ -93,7 +94,8 @@ __device__ __forceinline__ void update_highest(QueryState<kD, kM>& state,
   }
 }
 
-// A part of a tile of keys and values, from row `first` on, for a warp's queries from `query` on.
+// Processes the part of a tile of keys and values that starts at row `first`, for a warp's queries
+// from `query` on.
 template <int kD, int kM, bool kDropout>
 __device__ __forceinline__ void attend(QueryState<kD, kM>& state,
                                        const LeftRows<kD, kM, true>& queries, const Bf16* keys,
@@ -138,7 +140,7 @@ __device__ __forceinline__ void finish(QueryState<kD, kM>& state, const FlashFor
       sum += __shfl_xor_sync(kAllLanes, sum, 2);
       factor[half] = keep_scale / sum;
       const int row = query + 16 * m + 8 * half + lane / 4;
-      // With the very product that the exponentials were taken with.
+      // The same product as in the exponentials.
       const float highest = state.highest[m][half] * scale;
       if (lane % 4 == 0 && row < s.T) logsumexp[row] = fmaf(highest, kLn2, logf(sum));
     }
@@ -191,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, ForwardTiling<kD>::kBlocks)
 #pragma unroll 1
   for (int tile = 0; tile < count; ++tile) {
     ptx::cp_async_wait<0>();
-    __syncthreads();  // this tile is there, and the one before it has been used
+    __syncthreads();  // this tile has arrived, and the previous one is no longer read
     if (tile + 1 < count) load(tile + 1);
     const Bf16* const keys = tiles + tile % 2 * 2 * Tiling::kTile;
 #pragma unroll 1

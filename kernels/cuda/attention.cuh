@@ -1,4 +1,4 @@
-// What the attention kernels share: shapes, dropout masks, and the kernels that take any head size.
+// Shared by the attention kernels: shapes, dropout masks, and the kernels that take any head size.
 #pragma once
 
 #include <cmath>
@@ -39,7 +39,7 @@ inline unsigned grid_of(int64_t blocks) {
 // The mask of one head, whose element (query, key) is first + query T + key.
 class HeadMask {
  public:
-  // Reads nothing where there is no dropout.
+  // Reads nothing if there is no dropout.
   __device__ __forceinline__ HeadMask(const DropoutMask& mask, const Sizes& s, int64_t head)
       : T_(static_cast<uint64_t>(s.T)),
         place_(mask.place),
@@ -53,10 +53,10 @@ class HeadMask {
 
   // Of kept values.
   __device__ __forceinline__ float scale() const { return scale_; }
-  // Whether groups of four elements are those of four keys from a multiple of four on.
+  // Whether groups of four mask elements match groups of four keys from a multiple of four on.
   __device__ __forceinline__ bool aligned() const { return T_ % 4 == 0; }
 
-  // Bit i of the result: whether element 4 j + i is kept, in the group 4 j .. 4 j + 3 of
+  // Bit i of the result: whether element 4 j + i is kept, in the group 4 j .. 4 j + 3 that contains
   // (query, key).
   __device__ __forceinline__ uint32_t group(int query, int key) const {
     const auto words = philox(seed_, element(query, key) / 4, place_, step_);
@@ -79,7 +79,7 @@ class HeadMask {
   float scale_;
 };
 
-// What the backward pass needs of a query: kept in workspace, [B H, padded T].
+// What the backward pass needs per query, kept in workspace: [B H, padded T].
 struct alignas(8) RowStatistics {
   float logsumexp;  // times a factor, +infinity past T
   float delta;      // dout . out, the sum over keys of dP P; 0 past T
@@ -89,10 +89,10 @@ constexpr int64_t padded_rows(int64_t T) {
   return round_up(T, kStatisticsRows);
 }
 
-// The largest head sizes: of the kernels on tensor cores, and of those that take any number type.
+// The largest head sizes: for the kernels on tensor cores, and for those that take any number type.
 inline constexpr int64_t kLargestFlashHead = 128, kLargestPlainHead = 256;
 
-// One head of the plain kernels: query q stands at position past + q and sees keys 0 .. past + q.
+// One head of the plain kernels: query q is at position past + q and attends to keys 0 .. past + q.
 template <typename T>
 struct PlainForward {
   const T *q, *k, *v;  // of sequence 0, head 0

@@ -1,21 +1,21 @@
 // Causal self-attention, backward. With P = exp(scale q k^T - logsumexp), keep = 0 or 1 / (1 - p):
 //   dv = (P keep)^T dout              dP = (dout v^T) keep      delta = rowsum(dout out)
 //   dS = P (dP - delta)               dq = scale dS k           dk = scale dS^T q
-// All of it is computed again from qkv and logsumexp; delta is the sum over keys of dP P.
+// All of it is recomputed from qkv and logsumexp; delta is the sum over keys of dP P.
 //
-// Three kernels, and no sum is shared by two blocks, so that there are no atomics and the order of
-// every sum is fixed: (1) statistics of the queries: delta, and logsumexp in powers of two; (2) dk
-// and dv over blocks of 64 keys, each meeting the tiles of queries from the diagonal on; (3) dq
-// over blocks of 64 queries, each meeting the tiles of keys up to the diagonal. (2) and (3) are one
-// template, as they are mirror images: rows (x, y) = (k, v) meet tiles (u, w) = (q, dout), or rows
-// (q, dout) meet tiles (k, v); S = x u^T, dP = y w^T, then dx += dS u and dy += P w (dv only).
-// Seven products instead of the five of a kernel that adds up dq by atomics, for a result that
-// repeats.
+// Three kernels. No sum is shared by two blocks, so there are no atomics and the order of every sum
+// is fixed: (1) statistics of the queries: delta, and logsumexp in powers of two; (2) dk and dv,
+// blocks of 64 keys that each meet the tiles of queries from the diagonal on; (3) dq, blocks of 64
+// queries that each meet the tiles of keys up to the diagonal. (2) and (3) are one template because
+// they are mirror images: rows (x, y) = (k, v) meet tiles (u, w) = (q, dout), or rows (q, dout)
+// meet tiles (k, v); S = x u^T, dP = y w^T, then dx += dS u and dy += P w (dv only).
+// This takes seven products; a kernel that adds up dq by atomics takes five, but its result does
+// not repeat.
 //
-// As in attention.cu each warp owns 16 rows, P and dS pass from product to product in registers,
-// and tiles come by cp.async two deep. A warp holds 16 x 32 of P and dP at a time (16 x 16 for the
-// largest heads). Above head size 64 x and y are read from shared memory again and again, as the
-// sums need the registers.
+// As in attention.cu, each warp owns 16 rows, P and dS pass from product to product in registers,
+// and tiles are double-buffered by cp.async. A warp holds 16 x 32 of P and dP at a time (16 x 16
+// for the largest heads). Above head size 64, x and y are read from shared memory repeatedly,
+// because the sums need the registers.
 //
 // Roofline: 7 T^2 D FLOPs per head (causal half) against 16 T D bytes: compute-bound. Each mma of
 // the three products on 16 rows reads 256 bytes of shared memory, which on an A100 takes just as
@@ -25,8 +25,8 @@
 // that it has just stored, which are still in shared memory. Its sums go to the workspace, [B,
 // blocks of rows, 3 C], and a fourth kernel adds them in a fixed order.
 //
-// fp32, and head sizes above 128, go to attention_plain.cu after the statistics, and their column
-// sums are taken of the finished dqkv.
+// fp32 and head sizes above 128 go to attention_plain.cu after the statistics; their column sums
+// are computed from the finished dqkv.
 #include <algorithm>
 
 #include "kernels/cuda/attention_tile.cuh"
@@ -92,7 +92,7 @@ struct FlashBackward {
   DropoutMask mask;
   bool vectorized;
 };
-inline constexpr int kBackwardRows = kWarps * 16;  // of a block
+inline constexpr int kBackwardRows = kWarps * 16;  // per block
 
 template <int kD>
 struct BackwardTiling {
@@ -101,7 +101,7 @@ struct BackwardTiling {
   static constexpr int kPart = kD <= 96 ? 32 : 16;  // rows of a tile that a warp meets at once
   static constexpr int kTile = kTileRows * kD;
   static constexpr bool kKept = kD <= 64;  // x and y stay in registers
-  // On an SM, as registers allow.
+  // Blocks per SM, as registers allow.
   static constexpr int blocks(bool of_keys) { return kD <= 64 && !of_keys ? 3 : 2; }
   static constexpr size_t kStatisticsBytes = 2 * kTileRows * sizeof(RowStatistics);
   static constexpr size_t kSharedBytes =
@@ -130,15 +130,15 @@ struct BackwardShared {
   }
 };
 
-// A warp's sums: of dk and dv, or of dq alone.
+// A warp's sums: for dk and dv, or for dq alone.
 template <int kD, bool kOfKeys>
 struct Gradients {
   float dx[1][kD / 8][4] = {};
   float dy[1][kOfKeys ? kD / 8 : 1][4] = {};
 };
 
-// Turns scores and dP into P and dS. `of_row` are statistics of the rows lane / 4 and lane / 4 + 8
-// where rows are queries, `of_column` those of the columns where columns are.
+// Turns scores and dP into P and dS. If rows are queries, `of_row` has the statistics of rows
+// lane / 4 and lane / 4 + 8; if columns are, `of_column` has those of the columns.
 template <bool kOfKeys, bool kDropout, int kN>
 __device__ __forceinline__ void softmax_backward(float (&p)[1][kN][4], float (&ds)[1][kN][4],
                                                  const RowStatistics (&of_row)[2],
@@ -164,8 +164,8 @@ __device__ __forceinline__ void softmax_backward(float (&p)[1][kN][4], float (&d
   }
 }
 
-// The warp's rows from `row` on meet a part of a tile, from its row `first` on, which stands at
-// `column`.
+// The warp's rows from `row` on meet a part of a tile, from its row `first` on, which is at
+// position `column`.
 template <int kD, bool kOfKeys, bool kDropout, bool kKept>
 __device__ __forceinline__ void meet(Gradients<kD, kOfKeys>& sums, const LeftRows<kD, 1, kKept>& x,
                                      const LeftRows<kD, 1, kKept>& y, const Bf16* u, const Bf16* w,
@@ -175,7 +175,7 @@ __device__ __forceinline__ void meet(Gradients<kD, kOfKeys>& sums, const LeftRow
                                      const HeadMask& mask) {
   constexpr int kPart = BackwardTiling<kD>::kPart, kN = kPart / 8;
   uint32_t kept = 0;
-  // Where registers are scarce drawn before there are scores to hold as well.
+  // Registers are scarce here, so draw before there are scores to hold as well.
   if constexpr (kDropout && kOfKeys) kept = keep_bits_of_keys<kN>(mask, row, column);
   float p[1][kN][4] = {}, ds[1][kN][4] = {};
   multiply_by_rows(p, x, u, first);
@@ -196,20 +196,20 @@ __device__ __forceinline__ void meet(Gradients<kD, kOfKeys>& sums, const LeftRow
   multiply_by_columns<kD>(sums.dx, fragments, u, first);
 }
 
-// Which rows of which head are a block's.
+// Which rows of which head a block owns.
 template <bool kOfKeys>
 struct BlockPlace {
-  int blocks, head, b, h, first;  // blocks of a head; the first row
+  int blocks, head, b, h, first;  // blocks: per head; first: the first row
 
   __device__ __forceinline__ BlockPlace(int T, int H, unsigned block)
       : blocks(ceil_div(T, kBackwardRows)) {
     const int place = static_cast<int>(block) % blocks;
     head = static_cast<int>(block) / blocks, b = head / H, h = head % H;
-    first = (kOfKeys ? place : blocks - 1 - place) * kBackwardRows;  // the longest first
+    first = (kOfKeys ? place : blocks - 1 - place) * kBackwardRows;  // longest first
   }
 };
 
-// The sums of the columns of the rows that a block has stored and still has in shared memory.
+// Sums the columns of the rows that a block has stored and still has in shared memory.
 template <int kD, bool kOfKeys>
 __device__ __forceinline__ void sum_gradients(float* partials, int T, int H, int D) {
   const BlockPlace<kOfKeys> place(T, H, ptx::block_index());
@@ -224,14 +224,14 @@ __device__ __forceinline__ void sum_gradients(float* partials, int T, int H, int
   if constexpr (kOfKeys) add_up_warps<kD>(shared.y, D, partials + 2 * C);
 }
 
-// The same apart from its caller, whose registers are all taken: nvcc 13.0 would spill some.
+// Not inlined, because the caller uses all registers: nvcc 13.0 would spill some.
 template <int kD>
 [[gnu::noinline]] __device__ void sum_gradients_of_keys(float* partials, int T, int H, int D) {
   sum_gradients<kD, true>(partials, T, H, D);
 }
 
-// The end of a block: its rows of dqkv, and the sums of their columns. Whose rows they are is
-// worked out anew, to spare the registers of all that came before.
+// The end of a block: stores its rows of dqkv, and the sums of their columns. Recomputes which rows
+// they are, to save registers in the code before.
 template <int kD, bool kOfKeys>
 __device__ __forceinline__ void store_gradients(const FlashBackward& args,
                                                 const BackwardShared<kD>& shared,
@@ -317,7 +317,7 @@ __global__ void __launch_bounds__(kThreads, BackwardTiling<kD>::blocks(kOfKeys))
 #pragma unroll 1
   for (int tile = begin; tile < end; ++tile) {
     ptx::cp_async_wait<0>();
-    __syncthreads();  // this tile is there, and the one before it has been used
+    __syncthreads();  // this tile has arrived, and the previous one is no longer read
     if (tile + 1 < end) load(tile + 1);
 #pragma unroll 1
     for (int part = 0; part < kTileRows; part += Tiling::kPart) {
@@ -413,7 +413,7 @@ void compute(const AttentionBackward& args, const Context& context, const Tensor
     }
   }
   plain_backward(PlainBackward<T>{qkv, dout, statistics, dqkv}, s, mask, context.stream);
-  if (sums)  // the statistics have been used
+  if (sums)  // the statistics are no longer needed
     column_sums(sums, dqkv, kernel_dtype<T>, s.B * s.T, 3 * s.C, args.accumulate, workspace,
                 context.stream);
 }

@@ -1,15 +1,15 @@
 // Attention without tensor cores: fp32, head sizes above 128, and sampling with a KV cache. The
 // maths is that of attention.cu and attention_backward.cu.
 //
-// A block owns kRows consecutive queries of one head (keys, for dk and dv) and its four warps share
-// out what these rows meet: warp w takes keys w, w + 4, ... The 32 lanes of a warp hold 32 columns
-// of the head side by side, so that reads are contiguous and a score is a sum over the warp. Each
-// warp keeps sums of its own, with a softmax of its own; at the end they are merged in order of the
+// A block owns kRows consecutive queries of one head (keys, for dk and dv). Its four warps divide
+// what these rows meet: warp w takes keys w, w + 4, ... The 32 lanes of a warp hold 32 columns of
+// the head side by side, so that reads are contiguous and a score is a sum over the warp. Each warp
+// keeps sums of its own, with a softmax of its own; at the end they are merged in the order of the
 // warps.
 //
-// Roofline: sums over a warp bind (5 shuffles for a score), then L2, from which each key is read
-// once per kRows queries. No speed is asked of fp32; sampling, whose kRows is 1, reads the whole
-// cache once for each new token and head.
+// Roofline: bound by sums over a warp (5 shuffles per score), then by L2, from which each key is
+// read once per kRows queries. fp32 need not be fast. Sampling, whose kRows is 1, reads the whole
+// cache once per new token and head.
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
@@ -23,8 +23,8 @@ namespace attention {
 namespace {
 
 constexpr int kPlainWarps = 4, kPlainThreads = kPlainWarps * kWarp;
-constexpr int kPlainRows = 4;                        // rows of a block while training
-constexpr int kColumns = kLargestPlainHead / kWarp;  // columns of a lane, at most
+constexpr int kPlainRows = 4;                        // rows per block in training
+constexpr int kColumns = kLargestPlainHead / kWarp;  // columns per lane, at most
 
 // A vector of D elements over the lanes of a warp: lane l has elements l, l + 32, ...
 struct LaneColumns {
@@ -58,7 +58,7 @@ __device__ __forceinline__ void add(LaneColumns& sums, float correction, float f
     if (j * kWarp < D) sums.at[j] = sums.at[j] * correction + factor * x.at[j];
 }
 
-// Leaves in all[warp] each warp's columns. A barrier must follow before they are read.
+// Writes each warp's columns to all[warp]. A barrier must follow before they are read.
 __device__ __forceinline__ void publish(const LaneColumns& columns, float* all, int D) {
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) {
@@ -67,13 +67,14 @@ __device__ __forceinline__ void publish(const LaneColumns& columns, float* all, 
   }
 }
 
-// The softmax of a query over the keys that a warp has taken so far, and the sum of their values.
+// The softmax of a query over the keys that a warp has processed so far, and the sum of their
+// values.
 struct WarpSoftmax {
   float highest = -INFINITY, sum = 0;  // the highest score; the sum of exp(score - highest)
   LaneColumns out;
 };
 
-// Takes one more key; if it is not kept, dropout has removed its value.
+// Adds one more key; if it is not kept, dropout has removed its value.
 __device__ __forceinline__ void take_key(WarpSoftmax& softmax, float score, bool kept,
                                          const LaneColumns& value, int D) {
   const float higher = fmaxf(softmax.highest, score);
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(kPlainThreads)
   }
 }
 
-// Adds up the warps' columns in their order and writes them, times a factor, as a row of D.
+// Adds the warps' columns in their order and writes them, times a factor, as a row of D.
 template <typename T>
 __device__ __forceinline__ void write_merged(const LaneColumns& columns, float* all, int D,
                                              float factor, T* to) {
@@ -171,8 +172,8 @@ __device__ __forceinline__ void write_merged(const LaneColumns& columns, float* 
   __syncthreads();
 }
 
-// kOfKeys: the block's rows are keys, which meet the queries from their own position on, and dk and
-// dv are written; else they are queries, which meet the keys up to theirs, and dq is.
+// kOfKeys: the block's rows are keys, meet the queries from their own position on, and dk and dv
+// are written. Else they are queries, meet the keys up to their own position, and dq is written.
 template <typename T, bool kOfKeys>
 __global__ void __launch_bounds__(kPlainThreads)
     plain_backward_kernel(PlainBackward<T> args, Sizes s, DropoutMask dropout) {
@@ -189,7 +190,7 @@ __global__ void __launch_bounds__(kPlainThreads)
   const T* const q = args.qkv + at;
   const T* const dout = args.dout + static_cast<int64_t>(b) * T_ * s.C + h * D;
   const RowStatistics* const statistics = args.statistics + head * padded_rows(s.T);
-  // Rows (x, y) meet (u, w): keys and values meet queries and their dout, or the other way round.
+  // Rows (x, y) meet (u, w): keys and values meet queries and their dout, or the reverse.
   const int64_t stride = 3 * s.C, x_stride = stride, y_stride = kOfKeys ? stride : s.C;
   const int64_t w_stride = kOfKeys ? s.C : stride;
   const T *const xs = kOfKeys ? q + s.C : q, *const ys = kOfKeys ? q + 2 * s.C : dout;
@@ -240,7 +241,7 @@ void launch_forward(const PlainForward<T>& args, const Sizes& s, const DropoutMa
   launch(plain_forward_kernel<T, kRows>, shape, stream, args, s, mask);
 }
 
-// Keys and values of the new tokens into the cache, kWidth elements a thread.
+// Copies keys and values of the new tokens into the cache, kWidth elements a thread.
 template <typename T, int kWidth>
 __global__ void append_kernel(const T* qkv, T* keys, T* values, Sizes s, int64_t positions,
                               int64_t past) {

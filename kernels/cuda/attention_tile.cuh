@@ -1,9 +1,9 @@
 // Tiles of bf16 in shared memory and their products on tensor cores, for attention.
 //
 // A tile has kD columns, the head size padded to 32, 64, 96 or 128. Its rows are cut into chunks of
-// 16 bytes, and the chunks of a row change places (XOR with bits of the row's number) so that the
-// eight rows which ldmatrix reads at once lie in different banks, as do the chunks that eight
-// threads write at once.
+// 16 bytes. The chunks of a row are permuted (XOR with bits of the row's number) so that the eight
+// rows that ldmatrix reads at once lie in different banks, as do the chunks that eight threads
+// write at once.
 //
 // A warp owns 16 kM rows of a product. The sums of 16 x 8 of them are what mma.m16n8k16 calls D
 // (ptx.cuh): sums[m][n][i] is row 16 m + lane / 4 + i / 2 * 8, column 8 n + lane % 4 * 2 + i % 2.
@@ -23,7 +23,7 @@ namespace lathe::cuda::attention {
 using Bf16 = __nv_bfloat16;
 
 inline constexpr int kWarps = 4, kThreads = kWarps * kWarp;
-inline constexpr int kChunk = 8;  // elements of 16 bytes
+inline constexpr int kChunk = 8;  // elements in 16 bytes
 
 __device__ __forceinline__ int lane_index() {
   return static_cast<int>(threadIdx.x) % kWarp;
@@ -32,11 +32,11 @@ __device__ __forceinline__ int warp_index() {
   return static_cast<int>(threadIdx.x) / kWarp;
 }
 
-// Where in a tile a chunk of a row begins.
+// The offset in a tile of a chunk of a row.
 template <int kD>
 __device__ __forceinline__ int tile_offset(int row, int chunk) {
   static_assert(kD % 32 == 0);
-  const int turn = kD % 64 == 0 ? row & 7 : row >> 1 & 3;  // two rows of 64 bytes share the banks
+  const int turn = kD % 64 == 0 ? row & 7 : row >> 1 & 3;  // 64 bytes: two rows span all banks
   return row * kD + (chunk ^ turn) * kChunk;
 }
 
@@ -52,17 +52,17 @@ struct GlobalRows {
   }
 };
 
-// Starts to copy rows into a tile of kRows, all threads of the block together; zeros in the rows
-// from `count` on and in the columns that pad the head size. Done after cp_async_wait and a
-// barrier.
+// Starts to copy rows into a tile of kRows, with all threads of the block. Writes zeros into the
+// rows from `count` on and into the columns that pad the head size. Complete after cp_async_wait
+// and a barrier.
 template <int kD, int kRows>
 __device__ __forceinline__ void load_tile(Bf16* tile, const GlobalRows& rows, int count) {
-  constexpr int kAcross = kD % 64 == 0 ? 8 : 4;  // threads of a row
+  constexpr int kAcross = kD % 64 == 0 ? 8 : 4;  // threads per row
   constexpr int kDown = kThreads / kAcross;
   static_assert(kRows % kDown == 0 && kDown % 8 == 0);
   const int row = static_cast<int>(threadIdx.x) / kAcross;
   const int chunk = static_cast<int>(threadIdx.x) % kAcross;
-  // Within kAcross chunks and from one group of 8 rows to the next the chunks change places alike.
+  // The permutation is the same in every group of kAcross chunks and of 8 rows.
   Bf16* const to = tile + tile_offset<kD>(row, chunk);
   const Bf16* from = rows.from(row).data + chunk * kChunk;
   if (rows.vectorized) {
@@ -91,8 +91,8 @@ __device__ __forceinline__ void load_tile(Bf16* tile, const GlobalRows& rows, in
   }
 }
 
-// The left factor of a product: 16 kM rows of a tile, which a warp keeps in registers or, where
-// these are short, reads again each time.
+// The left factor of a product: 16 kM rows of a tile. A warp keeps them in registers (kKept) or, if
+// registers are short, reads them again each time.
 template <int kD, int kM, bool kKept>
 struct LeftRows {
   const Bf16* tile;
@@ -112,7 +112,7 @@ struct LeftRows {
     const int lane = lane_index();
     ptx::ldmatrix_x4(a, tile + tile_offset<kD>(first + 16 * m + lane % 16, 2 * k + lane / 16));
   }
-  // A of rows 16 m .. and columns 16 k ..
+  // A for rows from 16 m and columns from 16 k.
   __device__ __forceinline__ void fragment(int m, int k, uint32_t (&a)[4]) const {
     if constexpr (kKept) {
 #pragma unroll
@@ -170,8 +170,8 @@ __device__ __forceinline__ void multiply_by_columns(float (&sums)[kM][kD / 8][4]
   }
 }
 
-// What the causal mask hides becomes `value`. Rows are queries and columns keys, or with kOfKeys
-// the other way round; `ahead` is the number of the first row less that of the first column.
+// Sets what the causal mask hides to `value`. Rows are queries and columns keys, or the reverse
+// with kOfKeys; `ahead` is the number of the first row minus that of the first column.
 template <bool kOfKeys, int kM, int kN>
 __device__ __forceinline__ void hide(float (&scores)[kM][kN][4], int ahead, float value) {
   const int lane = lane_index();
@@ -202,9 +202,9 @@ __device__ __forceinline__ void to_fragments(const float (&values)[kN][4],
   }
 }
 
-// Writes 16 rows of sums, times a factor for the rows from 0 and one for those from 8, to the first
-// `count` rows of `to`. They pass through 16 rows of a tile that are the warp's own, from row
-// `first`, to be written 16 bytes at a time.
+// Writes 16 rows of sums to the first `count` rows of `to`, with one factor for rows 0 to 7 and one
+// for rows 8 to 15. They pass through 16 rows of a tile that are the warp's own, from row `first`,
+// so that writes are 16 bytes each.
 template <int kD>
 __device__ __forceinline__ void store_rows(const float (&sums)[kD / 8][4], float factor0,
                                            float factor8, Bf16* tile, int first, Bf16* to,
@@ -238,11 +238,11 @@ __device__ __forceinline__ void store_rows(const float (&sums)[kD / 8][4], float
   }
 }
 
-// After store_rows: the sums of its columns over the first `count` rows, as they were stored, take
-// the place of the rows, kD floats.
+// After store_rows: replaces the stored rows by kD floats, the sums of their columns over the first
+// `count` rows, as rounded.
 template <int kD>
 __device__ __forceinline__ void sum_stored_rows(Bf16* tile, int first, int count) {
-  constexpr int kPairs = ceil_div(kD / 2, kWarp);  // of columns, of a lane
+  constexpr int kPairs = ceil_div(kD / 2, kWarp);  // pairs of columns per lane
   float sums[kPairs][2] = {};
 #pragma unroll
   for (int p = 0; p < kPairs; ++p) {
@@ -266,7 +266,7 @@ __device__ __forceinline__ void sum_stored_rows(Bf16* tile, int first, int count
   }
 }
 
-// After sum_stored_rows of all warps and a barrier: adds up their sums, in their order, to D
+// After sum_stored_rows of all warps and a barrier: adds the warps' sums, in their order, to D
 // floats.
 template <int kD>
 __device__ __forceinline__ void add_up_warps(const Bf16* tile, int head_size, float* to) {
@@ -280,10 +280,10 @@ __device__ __forceinline__ void add_up_warps(const Bf16* tile, int head_size, fl
   to[column] = sum;
 }
 
-// Which of 16 x 8 kN mask elements are kept: bit 4 n + i is that of sums[n][i], where rows are
-// queries from `query` and columns keys from `key`, a multiple of 8. A Philox draw holds four
-// consecutive keys and a thread's sums two of them: of two neighbouring lanes one draws for the row
-// lane / 4, the other for the row below it by 8, and they exchange halves.
+// Which of 16 x 8 kN mask elements are kept: bit 4 n + i is that of sums[n][i]. Rows are queries
+// from `query` and columns keys from `key`, a multiple of 8. A Philox draw covers four consecutive
+// keys, a thread's sums two of them. Of two neighbouring lanes, one draws for row lane / 4, the
+// other for the row 8 below, and they exchange halves.
 template <int kN>
 __device__ __forceinline__ uint32_t keep_bits_of_queries(const HeadMask& mask, int query, int key) {
   static_assert(kN <= 8);
@@ -307,8 +307,8 @@ __device__ __forceinline__ uint32_t keep_bits_of_queries(const HeadMask& mask, i
   return bits;
 }
 
-// The same where rows are keys and columns queries. A draw's four keys are in four lanes, each of
-// which has four elements: lane i of the four draws for the i-th element of all, and they exchange.
+// The same if rows are keys and columns queries. A draw's four keys are in four lanes, and each
+// lane has four elements. Lane i of the four draws for the i-th element of all; then they exchange.
 template <int kN>
 __device__ __forceinline__ uint32_t keep_bits_of_keys(const HeadMask& mask, int key, int query) {
   static_assert(kN <= 8);

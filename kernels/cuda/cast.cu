@@ -1,7 +1,7 @@
 // Elementwise conversion between number types: destination = source, rounded to nearest even.
 //
 // Layout: flat. A thread converts as many neighbours as make 16 bytes of the larger type. Roofline:
-// bound by memory, both sizes of an element in bytes.
+// memory-bound: the sum of both sizes in bytes an element.
 #include <cuda_bf16.h>
 
 #include <algorithm>

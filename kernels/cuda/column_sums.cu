@@ -2,11 +2,11 @@
 //
 //   sums[c] (+)= sum_r x[r, c]
 //
-// Layout: x is row-major. A block of 32 x 8 threads takes 32 V columns (V = 16 bytes' worth) and
-// kRowsOfBlock rows; lanes are neighbours along a row, so a warp reads 512 bytes at a time. Thread
-// (l, w) sums rows w, w + 8, ... of the block's rows; the eight sums of a column meet in shared
-// memory and are added in order. The blocks' sums, [G, C] with G = R / kRowsOfBlock, go to the
-// workspace, and add_partials adds them up. G and all orders follow from the shape alone.
+// Layout: x is row-major. A block of 32 x 8 threads takes 32 V columns (V elements are 16 bytes)
+// and kRowsOfBlock rows. Lanes are neighbours along a row, so a warp reads 512 bytes at a time.
+// Thread (l, w) sums rows w, w + 8, ... of the block's rows; the eight sums of a column meet in
+// shared memory and are added in order. The blocks' sums, [G, C] with G = R / kRowsOfBlock, go to
+// the workspace, and add_partials adds them. G and all orders depend on the shape alone.
 //
 // add_partials: a block of 32 x 32 threads takes 32 columns; thread (x, y) adds rows y, y + 32, ...
 // of its column, then the 32 sums of a column are added as a tree.
@@ -58,7 +58,7 @@ struct Partials {
 __global__ void __launch_bounds__(kWarp* kWarp) add_partials_kernel(Partials p) {
   float* const output = blockIdx.y == 0 ? p.first : blockIdx.y == 1 ? p.second : p.third;
   if (output == nullptr) return;
-  auto* sums = reinterpret_cast<float*>(ptx::shared_memory());  // [32, 33]: rows in other banks
+  auto* sums = reinterpret_cast<float*>(ptx::shared_memory());  // [32, 33]: each row in other banks
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kWarp, column = first + threadIdx.x;
   const int64_t row = gridDim.y * p.columns;
   float sum = 0;

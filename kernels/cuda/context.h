@@ -1,4 +1,4 @@
-// What every operation on the GPU is handed.
+// What every operation on the GPU receives.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -15,14 +15,14 @@ namespace lathe::cuda {
 class Matmul;
 
 struct Context {
-  cudaStream_t stream = nullptr;  // all work goes here, in order
-  Matmul* matmul = nullptr;       // matrix products by cuBLASLt
-  int multiprocessors = 1;        // of the device: what grids of persistent blocks are sized by
-  size_t shared_bytes_of_block = 48 * 1024;  // what a kernel may ask for at most
-  PartObserver* parts = nullptr;  // hears of the parts of operations; null: nobody (parts.h)
+  cudaStream_t stream = nullptr;             // all work goes here, in order
+  Matmul* matmul = nullptr;                  // matrix products by cuBLASLt
+  int multiprocessors = 1;                   // of the device; sizes grids of persistent blocks
+  size_t shared_bytes_of_block = 48 * 1024;  // the most that a kernel may request
+  PartObserver* parts = nullptr;  // receives the parts of operations; may be null (parts.h)
 };
 
-// The host's number types and the kernels': float, and bf16 as __nv_bfloat16.
+// Maps the host's number types to the kernels': float, and bf16 to __nv_bfloat16.
 template <typename T>
 struct host_type_t {
   using type = T;
@@ -36,7 +36,7 @@ using HostType = typename host_type_t<T>::type;
 template <typename T>
 inline constexpr DType kernel_dtype = dtype_of<HostType<T>>;
 
-// The tensor's elements as a kernel takes them; null where it is absent. Checks the number type.
+// The tensor's elements as a kernel takes them; null if it is absent. Checks the number type.
 template <typename T>
 T* data(const Tensor& tensor) {
   return reinterpret_cast<T*>(tensor.as<HostType<T>>());

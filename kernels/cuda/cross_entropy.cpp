@@ -2,14 +2,13 @@
 // once: matrix products (matmul.cpp) around the row kernel of cross_entropy_rows.cu.
 //
 //   logits = x wte^T          [r, V] fp32, in the workspace        2 r V C FLOPs
-//   losses, dlogits           in place: row n of dlogits, in T, starts where row n of logits did
+//   losses, dlogits           in place: row n of dlogits, in T, starts where row n of logits starts
 //   dx = dlogits wte          [r, C]                               2 r V C FLOPs
 //   dwte (+)= dlogits^T x     [V, C] fp32                          2 r V C FLOPs
 //
-// Roofline: the products are bound by arithmetic where r and C are in the hundreds; each chunk
-// reads and writes dwte once (8 V C bytes against 2 r V C FLOPs), so chunks are as long as
-// logits_at_once allows; the row kernel moves 4 + sizeof(T) bytes a logit if a row fits into
-// shared memory.
+// Roofline: the products are compute-bound if r and C are in the hundreds. Each chunk reads and
+// writes dwte once (8 V C bytes against 2 r V C FLOPs), so chunks are as long as logits_at_once
+// allows. The row kernel moves 4 + sizeof(T) bytes per logit if a row fits into shared memory.
 #include <algorithm>
 
 #include "kernels/check.h"
@@ -26,13 +25,13 @@ namespace lathe::cuda {
 namespace {
 
 constexpr int64_t kRowUnit = 128;                    // of a product's tiles
-constexpr int64_t kLogitsAtOnce = int64_t{1} << 26;  // unless the call says how many
+constexpr int64_t kLogitsAtOnce = int64_t{1} << 26;  // unless the call gives a number
 
 template <typename T>
 struct Call {
   const LinearCrossEntropy& args;
   int64_t rows, channels, vocabulary;  // vocabulary with padding
-  int64_t chunk;                       // rows of a chunk; the last may be shorter
+  int64_t chunk;                       // rows per chunk; the last may be shorter
 
   explicit Call(const LinearCrossEntropy& of)
       : args(of),
@@ -44,8 +43,7 @@ struct Call {
     const int64_t chunks = even_chunks(std::max<int64_t>(1, ceil_div(rows, most)));
     chunk = std::min(rows, round_up(ceil_div(rows, chunks), kRowUnit));
   }
-  // One chunk more than `least` if these are all of one length: then their products have one
-  // plan.
+  // `least`, or one more if that makes all chunks equally long: their products then share one plan.
   int64_t even_chunks(int64_t least) const {
     for (int64_t count = least; count <= least + 1; ++count)
       if (rows % (count * kRowUnit) == 0) return count;
@@ -85,7 +83,7 @@ struct Call {
     product.input = kernel_dtype<T>, product.output = DType::fp32;
     return product;
   }
-  // Of the row kernel: logits are read, and replaced by their gradient if there is one.
+  // Of the row kernel: logits are read, and replaced by their gradient if one is computed.
   OpCost rows_cost(int64_t count) const {
     const size_t logit = sizeof(float) + (args.dx_nc ? sizeof(T) : 0);
     return {0, static_cast<double>(count * vocabulary) * static_cast<double>(logit) +
@@ -93,8 +91,8 @@ struct Call {
   }
 };
 
-// Targets are in the device's memory: cross_entropy_rows makes NaN of those outside of the
-// vocabulary.
+// Targets are in device memory, so they are not checked here: cross_entropy_rows sets rows whose
+// target is outside the vocabulary to NaN.
 template <typename T>
 void check_arguments(const LinearCrossEntropy& args, const Call<T>& call) {
   constexpr DType kType = kernel_dtype<T>;

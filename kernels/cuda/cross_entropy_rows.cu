@@ -3,21 +3,21 @@
 //   top = max over v of l_v;  sum = sum over v of exp(l_v - top)
 //   loss = (top - l_target) + log(sum);  dl_v = scale (exp(l_v - top) / sum - [v == target])
 //
-// top and log(sum) stay apart: if logits are large, rounding their sum would cost every
-// probability as much as an ulp of it.
+// top and log(sum) stay apart: if logits are large, rounding their sum would give every probability
+// a relative error of up to an ulp of that sum.
 //
 // Layout: logits fp32 [rows, padded_vocab], dense; dlogits of T over the same rows (see the
-// header). One block owns one row: 32 threads where the vocabulary is small, 512 where it is large.
-// A row is taken in rounds of kVectors vectors of kN logits a thread. Which thread takes which
+// header). One block owns one row: 32 threads if the vocabulary is small, 512 if it is large.
+// A row is processed in rounds of kVectors vectors of kN logits a thread. Which thread takes which
 // columns, and the order of every sum, is the same in both kernels, and so are the bits:
-// - streamed_rows_kernel, a block for each row, reads the row twice: for its maximum and sum in one
-//   go (online softmax: Milakov and Gimelshein, 2018), then for the gradient.
+// - streamed_rows_kernel, one block per row, reads the row twice: once for its maximum and sum
+//   (online softmax: Milakov and Gimelshein, 2018), then for the gradient.
 // - resident_rows_kernel keeps the row in shared memory between the two, and loads the block's next
 //   row while it writes the gradient of this one.
 //
-// Roofline, a row: 4 V bytes in, sizeof(T) V out, some 10 V FLOPs: bound by memory. The rows that
-// streaming blocks hold at once outgrow L2 if the vocabulary is large, and then the second read
-// costs 4 V bytes more: there a row has to be resident, if shared memory holds it.
+// Roofline per row: 4 V bytes in, sizeof(T) V out, some 10 V FLOPs: memory-bound. If the vocabulary
+// is large, the rows that streaming blocks hold at once exceed L2, and the second read costs 4 V
+// bytes more. Then rows must be resident, if shared memory holds one.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -33,9 +33,9 @@ namespace lathe::cuda {
 
 namespace {
 
-constexpr int kVectors = 4;  // of a round, for each thread
+constexpr int kVectors = 4;  // per round and thread
 
-// The columns of a round.
+// The number of columns in a round.
 constexpr int columns_of_round(int threads, int vector) {
   return threads * vector * kVectors;
 }
@@ -57,7 +57,7 @@ __device__ __forceinline__ float exponential(float x) {
   return ptx::exp2(__fmul_rn(x, 1.44269504f));
 }
 
-// All values under one operation, in a fixed order that halves them again and again.
+// Combines all values by one operation, in a fixed order that halves them repeatedly.
 template <int N, typename Op>
 __device__ __forceinline__ float folded(const float (&values)[N], Op op) {
   if constexpr (N == 1) {
@@ -69,13 +69,13 @@ __device__ __forceinline__ float folded(const float (&values)[N], Op op) {
     return folded(half, op);
   }
 }
-// Of two numbers of which one is NaN, the other: a NaN is found in the sum.
+// If one of two numbers is NaN, returns the other: the sum shows a NaN.
 struct Larger {
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-// The largest of some logits, and the sum of exp(logit - largest). `top` starts at the lowest of
-// all finite numbers: a difference from it is never -infinity minus itself.
+// The largest of some logits, and the sum of exp(logit - largest). `top` starts at the lowest
+// finite number, so that a difference is never -infinity minus itself.
 struct RunningSum {
   float top = -FLT_MAX, sum = 0;
 
@@ -90,7 +90,7 @@ struct RunningSum {
   }
 };
 
-// kN neighbours of a row; what lies past the vocabulary weighs nothing.
+// kN neighbours of a row; -infinity past the vocabulary.
 template <int kN>
 __device__ __forceinline__ void load_masked(const float* row, int64_t v, int64_t vocab_size,
                                             float (&logits)[kN]) {
@@ -110,9 +110,9 @@ __device__ __forceinline__ void load_round(const float* row, int64_t first,
   }
 }
 
-// All threads call it, with a row in global or in shared memory, and get the row's result. arrive()
-// is called before a thread reads its columns of a round, in the order of the rounds. A NaN among
-// the logits reaches the sum, whatever the maximum makes of it.
+// All threads call it, with a row in global or in shared memory, and get the row's result. It calls
+// arrive() before a thread reads its columns of a round, in the order of the rounds. A NaN among
+// the logits reaches the sum, whatever the maximum does with it.
 template <int kThreads, int kN, typename Arrive>
 __device__ __forceinline__ RunningSum sum_row(const float* row, int64_t vocab_size, Arrive arrive) {
   RunningSum running;
@@ -150,9 +150,9 @@ struct RowsOfLogits {
   bool gradient;
 };
 
-// What one thread has to know of a row for its share of the gradient.
+// What a thread needs of a row for its columns of the gradient.
 struct RowGradient {
-  float top, weight, scale;  // dl = weight exp(l - top), and of the target's, less `scale`
+  float top, weight, scale;  // dl = weight exp(l - top), minus `scale` at the target
   int64_t vocab_size;        // 0: the row is ignored
   int32_t target;            // -1: not this thread's
   float target_logit;
@@ -165,7 +165,7 @@ struct RowGradient {
   }
 };
 
-// The thread that takes the target's column writes the loss. `total` may be anything if the
+// The thread that owns the target's column writes the loss. `total` may be anything if the
 // target is below 0.
 template <int kThreads, int kN>
 __device__ __forceinline__ RowGradient write_loss(const RowsOfLogits& p, int64_t r, int32_t target,
@@ -181,8 +181,8 @@ __device__ __forceinline__ RowGradient write_loss(const RowsOfLogits& p, int64_t
   return gradient;
 }
 
-// Writes the gradient of a round. read() is called between this thread's loads from `row`, in
-// global or in shared memory, and its stores.
+// Writes the gradient of a round. Calls read() after this thread's loads from `row`, in global or
+// in shared memory, and before its stores.
 template <typename T, int kThreads, int kN, typename Read>
 __device__ __forceinline__ void write_round(const RowGradient& gradient, const float* row, T* to,
                                             int64_t first, int64_t padded_vocab, Read read) {
@@ -214,15 +214,15 @@ __device__ __forceinline__ void write_round(const RowGradient& gradient, const f
   }
 }
 
-// After the last round: the thread whose column it is has written it there before.
+// After the last round. The thread that owns the target's column has written to it before.
 template <typename T>
 __device__ __forceinline__ void store_target(const RowGradient& gradient, T* to) {
   if (gradient.target >= 0) to[gradient.target] = from_float<T>(gradient.at_target());
 }
 
-constexpr int kStreamingThreads = 1024;  // of a multiprocessor, at least
+constexpr int kStreamingThreads = 1024;  // per multiprocessor, at least
 
-// Elements of T are no longer than logits: what a round writes lies over logits that all threads
+// Elements of T are no longer than logits, so a round writes only over logits that all threads
 // have read before the barrier.
 template <typename T, int kThreads, int kN>
 __global__ void __launch_bounds__(kThreads, kStreamingThreads / kThreads)
@@ -242,11 +242,11 @@ __global__ void __launch_bounds__(kThreads, kStreamingThreads / kThreads)
 }
 
 constexpr int kLargeBlock = 512;            // threads if the vocabulary is large
-constexpr int kBlocksOfMultiprocessor = 1;  // with a row each in shared memory
-constexpr int kRounds = 8;                  // of the longest row that can be resident
+constexpr int kBlocksOfMultiprocessor = 1;  // each with a row in shared memory
+constexpr int kRounds = 8;                  // in the longest row that can be resident
 constexpr size_t kScratchBytes = kLargeBlock / kWarp * sizeof(float);
 
-// Starts to load this thread's columns of a round, of row r if there is one.
+// Starts to load this thread's columns of a round of row r, if there is such a row.
 __device__ __forceinline__ void start_round(const RowsOfLogits& p, int64_t r, int round,
                                             float* resident) {
   if (r < p.rows) {
@@ -261,8 +261,8 @@ __device__ __forceinline__ void start_round(const RowsOfLogits& p, int64_t r, in
   ptx::cp_async_commit();
 }
 
-// Block b takes rows b, b + gridDim.x, ... Each thread loads and reads its own columns alone, so
-// that it needs no barrier to know that they are there, or that they may be overwritten.
+// Block b takes rows b, b + gridDim.x, ... Each thread loads and reads only its own columns, so it
+// needs no barrier before it reads or overwrites them.
 template <typename T>
 __global__ void __launch_bounds__(kLargeBlock, kBlocksOfMultiprocessor)
     resident_rows_kernel(RowsOfLogits p) {
@@ -271,8 +271,8 @@ __global__ void __launch_bounds__(kLargeBlock, kBlocksOfMultiprocessor)
   for (int round = 0; round < kRounds; ++round) start_round(p, blockIdx.x, round, resident);
   for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x) {
     const int32_t target = p.targets[r];
-    // Of kRounds loads and then one empty group for each round that has been awaited, all but the
-    // newest kRounds - 1 have arrived: so the count to wait for is a constant.
+    // kRounds loads were committed, then one empty group per round waited for. All but the newest
+    // kRounds - 1 groups must have arrived, so the count to wait for is a constant.
     const RunningSum total = sum_row<kLargeBlock, kVec<float>>(resident, p.vocab_size, [] {
       ptx::cp_async_wait<kRounds - 1>();
       ptx::cp_async_commit();
@@ -321,9 +321,9 @@ constexpr size_t resident_bytes(int64_t padded_vocab) {
 
 }  // namespace
 
-// Rows that are shorter than kLeast stay in L2 between the two reads of a streaming block, and too
-// few bytes would be on their way if a multiprocessor had one of them alone. Without gradient a row
-// is read once in either kernel.
+// Rows shorter than kLeast stay in L2 between the two reads of a streaming block, and with only one
+// such row per multiprocessor too few bytes would be in flight. Without a gradient, either kernel
+// reads a row once.
 bool rows_are_resident(const CrossEntropyRows& args, const Context& context) {
   constexpr int64_t kLeast = 16384, kMost = kRounds * kRound<kLargeBlock, kVec<float>>;
   return args.gradient && args.padded_vocab >= kLeast && args.padded_vocab <= kMost &&

@@ -1,6 +1,6 @@
-// cuBLASLt, loaded when the first product asks for it: libcublasLt is half a gigabyte, costs every
-// start of a program that links it a sixth of a second, and is absent where there is no GPU.
-// The build for CUDA on the CPU fills the same struct with functions of its own.
+// cuBLASLt, loaded when the first product needs it. libcublasLt is half a gigabyte, would delay
+// every start of a program that links it by a sixth of a second, and is absent on machines without
+// a GPU. The build for CUDA on the CPU fills the same struct with functions of its own.
 #pragma once
 
 #include <cublasLt.h>
@@ -27,8 +27,8 @@ struct CublasLt {
   decltype(&cublasLtMatmul) matmul = nullptr;
 };
 
-// The library of the CUDA version that lathe was built with, looked for as shared_library.h says
-// (LATHE_CUBLASLT names a file). Throws a UserError where there is none.
+// The library of the CUDA version that lathe was built with, found as shared_library.h describes
+// (LATHE_CUBLASLT names a file). Throws a UserError if it is not found.
 CublasLt load_cublaslt();
 
 }  // namespace lathe::cuda

@@ -1,4 +1,4 @@
-// Takes the place of cublaslt_library.cpp where cuBLASLt is linked: in builds for CUDA on the CPU.
+// Replaces cublaslt_library.cpp if cuBLASLt is linked: in builds for CUDA on the CPU.
 #include "kernels/cuda/cublaslt_library.h"
 
 namespace lathe::cuda {

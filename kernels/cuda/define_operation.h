@@ -1,11 +1,11 @@
-// How the file of an operation becomes an entry of the GPU's table. It defines, in lathe::cuda,
+// Turns an operation's file into an entry of the GPU's table. The file defines, in lathe::cuda,
 //
 //   template <typename T>
 //   void compute(const Args& args, const Context& context, const Tensor& workspace);
 //   template <typename T>  // if it needs a workspace
 //   size_t workspace_of(const Args& args, const Context& context);
 //
-// and ends with LATHE_CUDA_OPERATION(Args), which makes them run() and workspace_bytes().
+// and ends with LATHE_CUDA_OPERATION(Args), which turns them into run() and workspace_bytes().
 #pragma once
 
 #include "kernels/cuda/operations.h"

@@ -1,4 +1,4 @@
-// The device of kernels/device/device.h on an NVIDIA GPU: one stream of computation, one of copies.
+// The device of kernels/device/device.h on an NVIDIA GPU: a stream for computation, one for copies.
 #include "kernels/device/device.h"
 
 #include <cuda_profiler_api.h>
@@ -33,7 +33,7 @@ std::string version_text(int version) {
   return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
 }
 
-// Throws a UserError that says why this machine cannot run on that GPU.
+// Throws a UserError with the reason if this machine cannot run on that GPU.
 cudaDeviceProp open_gpu(int index) {
   int driver = 0, runtime = 0, count = 0;
   cudaDriverGetVersion(&driver);
@@ -179,7 +179,7 @@ class CudaDevice final : public Device {
     if (ranges_) ranges_->pop();
   }
 
-  // A line for each shape: its name, a tab, the plan.
+  // One line per shape: its name, a tab, the plan.
   std::string plans() const override {
     std::string text;
     for (const cuda::MatmulPlanRecord& record : matmul_.plans())
@@ -204,20 +204,20 @@ class CudaDevice final : public Device {
   }
 
  private:
-  static constexpr size_t kPinnedBytes = 4 << 20;  // of a download at a time
+  static constexpr size_t kPinnedBytes = 4 << 20;  // of a download, at a time
   // The context, the libraries' kernels, and staging: some hundred megabytes on an H100.
   static constexpr size_t kReservedBytes = size_t{1} << 30;
 
   static double gibibytes(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
   cudaDeviceProp properties_;
-  cuda::Stream stream_;  // of all computation; outlives what uses it
+  cuda::Stream stream_;  // for all computation; declared first, so it outlives its users
   cuda::Matmul matmul_;
   cuda::Context context_;
   cuda::Staging staging_;
   cuda::Feedback feedback_;
   cuda::Recordings recordings_;
-  std::optional<cuda::Ranges> ranges_;  // while a profile is made
+  std::optional<cuda::Ranges> ranges_;  // while profiling
   void* pinned_ = nullptr;
   std::array<std::unique_ptr<Ops>, 6> tables_;  // by DType
 };

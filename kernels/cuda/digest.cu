@@ -1,8 +1,8 @@
 // A digest of a matrix's bits: sum over words w of mix(word, place), modulo 2^64.
 //
-// Layout: a grid of blocks goes over all words, a thread at a time one word of 16 bits; each block
+// Layout: a grid of blocks goes over all words, a thread takes one 16-bit word at a time. A block
 // adds its sum to the digest by one atomic addition of integers, which commute.
-// Roofline: bound by memory; run only while products are planned.
+// Roofline: memory-bound; run only while products are planned.
 #include "kernels/cuda/digest.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx.cuh"

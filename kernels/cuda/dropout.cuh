@@ -1,4 +1,4 @@
-// Dropout masks in kernels, by the definition in kernels/ops.h.
+// Dropout masks in kernels, as kernels/ops.h defines them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,7 +11,7 @@
 
 namespace lathe::cuda {
 
-// What a kernel needs to draw a mask: passed by value; what changes from step to step is read from
+// What a kernel needs to draw a mask. Passed by value; what changes from step to step is read from
 // device memory.
 struct DropoutMask {
   explicit DropoutMask(const Dropout& dropout)
@@ -24,22 +24,22 @@ struct DropoutMask {
     LATHE_CHECK(!active || inputs != nullptr);
   }
 
-  // The four words of elements 4 group .. 4 group + 3. Only where active.
+  // The four words of elements 4 group .. 4 group + 3. Only if active.
   __device__ __forceinline__ std::array<uint32_t, 4> words(uint64_t group) const {
     return philox(inputs->seed, group, place, inputs->step);
   }
   __device__ __forceinline__ bool keeps(uint32_t word) const { return word >= threshold; }
-  // The factor of one element: 0 or 1 / (1 - p); 1 where there is no dropout.
+  // The factor of one element: 0 or 1 / (1 - p); 1 if there is no dropout.
   __device__ __forceinline__ float factor(uint64_t element) const {
     if (!active) return 1.0f;
     return keeps(words(element / 4)[element % 4]) ? scale : 0.0f;
   }
 
-  // The step's part of the counter, to be read once. Whatever is active only where the mask is.
+  // The step's part of the counter, to be read once. Arbitrary if the mask is not active.
   __device__ __forceinline__ StepInputs read_inputs() const {
     return active ? *inputs : StepInputs{};
   }
-  // The factors of kN neighbours. Where kN is a multiple of 4, so is `element`.
+  // The factors of kN neighbours. If kN is a multiple of 4, `element` must be one, too.
   template <int kN>
   __device__ __forceinline__ void factors(const StepInputs& step, uint64_t element,
                                           float (&out)[kN]) const {

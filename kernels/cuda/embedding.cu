@@ -6,17 +6,17 @@
 //
 // Layout: x, dx [N, C] with N = B T, wte [V, C], wpe [T.., C], gradients fp32.
 //
-// Roofline: bound by memory. Forward moves 3 S N C bytes (wpe stays in L2); backward reads dx twice
-// and reads and writes 8 N C bytes of dwte where no token repeats, less where they do.
+// Roofline: memory-bound. Forward moves 3 S N C bytes (wpe stays in L2). Backward reads dx twice
+// and reads and writes 8 N C bytes of dwte if no token repeats, less if tokens do.
 //
-// dwte without atomics on floats: a stable radix sort brings equal tokens together, in the order of
-// the rows. A pass over 8 bits is three small kernels, over all multiprocessors: blocks count the
-// digits of a tile of rows each; the counts become places; each block puts its tile there.
-// Stretches of kStretch sorted rows are then summed by a block each, whatever their tokens are: a
-// vocabulary of 65 and one of 50,257 make the same amount of work. A token whose rows lie within
-// one stretch is added to dwte at once; what crosses a border goes to the workspace, and a second
-// kernel adds it up in order, for each token at the stretch where its rows begin. So the order of
-// every sum depends on the tokens alone.
+// dwte without atomics on floats: a stable radix sort groups equal tokens, in the order of the
+// rows. A pass over 8 bits is three small kernels, over all multiprocessors: each block counts the
+// digits of a tile of rows; the counts become places; each block writes its tile there. Then each
+// block sums a stretch of kStretch sorted rows, whatever their tokens: vocabularies of 65 and of
+// 50,257 make the same amount of work. A token whose rows lie within one stretch is added to dwte
+// at once. Sums that cross a border go to the workspace, and a second kernel adds them in order,
+// for each token at the stretch where its rows begin. So the order of every sum depends on the
+// tokens alone.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -43,7 +43,7 @@ __device__ __forceinline__ bool in_vocabulary(int64_t token, int64_t vocabulary)
 
 // ---- Forward.
 
-constexpr int kRows = 8;  // of a block; a warp has one each
+constexpr int kRows = 8;  // per block, one per warp
 
 template <typename T>
 struct Forward {
@@ -85,22 +85,23 @@ __global__ void __launch_bounds__(kRows* kWarp) forward_kernel(Forward<T> p) {
 
 constexpr int kSortThreads = 256, kSortWarps = kSortThreads / kWarp;
 constexpr int kDigitBits = 8, kDigits = 1 << kDigitBits;
-constexpr int kSteps = 4;  // in which a warp takes its part of a tile, 32 rows each
+constexpr int kSteps = 4;  // steps of 32 rows in a warp's part of a tile
 constexpr int kTile = kSortThreads * kSteps;
 static_assert(kDigits == kSortThreads, "a thread has a digit");
 
-// A row's token above its number. Tokens outside the vocabulary come last, as `vocabulary`.
+// A row's token in the high bits, its number below. Tokens outside the vocabulary sort last, as
+// `vocabulary`.
 struct SortedRow {
   uint32_t row, token;
 };
 
 struct SortPass {
   const int32_t* tokens;
-  const SortedRow* from;  // null in the first pass: the rows as they come
+  const SortedRow* from;  // null in the first pass: the rows in their original order
   SortedRow* to;
-  unsigned*
-      counts;  // [kDigits, tiles]: rows of a tile with the digit, then those of tiles before it
-  unsigned* totals;  // [kDigits]: of all tiles
+  // [kDigits, tiles]: first the rows of a tile with the digit, then those of all tiles before it.
+  unsigned* counts;
+  unsigned* totals;  // [kDigits]: over all tiles
   uint32_t rows, vocabulary, tiles;
   int shift;  // of the digit
 
@@ -112,14 +113,14 @@ struct SortPass {
   __device__ __forceinline__ uint32_t digit(const SortedRow& row) const {
     return row.token >> shift & (kDigits - 1);
   }
-  // The row that a lane takes in a step: a tile's warps, steps and lanes follow the order of rows.
+  // The row that a lane takes in a step: the order of rows is that of a tile's warps, steps, lanes.
   __device__ __forceinline__ uint32_t row_of_step(int step) const {
     const uint32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     return blockIdx.x * kTile + (warp * kSteps + step) * kWarp + lane;
   }
 };
 
-// The sum of `value` over the lanes up to and with this one. All lanes call it.
+// The sum of `value` over the lanes up to and including this one. All lanes call it.
 __device__ __forceinline__ unsigned sum_to_lane(unsigned value) {
   const int lane = threadIdx.x % kWarp;
   for (int offset = 1; offset < kWarp; offset *= 2) {
@@ -129,8 +130,8 @@ __device__ __forceinline__ unsigned sum_to_lane(unsigned value) {
   return value;
 }
 
-// The sum of `value` over the threads before this one. All kSortThreads call it; `scratch` holds a
-// value for each warp and may be reused after the call.
+// The sum of `value` over the threads before this one. All kSortThreads call it; `scratch` holds
+// one value per warp and may be reused after the call.
 __device__ __forceinline__ unsigned sum_before(unsigned value, unsigned* scratch) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const unsigned sum = sum_to_lane(value);
@@ -144,7 +145,7 @@ __device__ __forceinline__ unsigned sum_before(unsigned value, unsigned* scratch
   return before + sum - value;
 }
 
-// A block for each tile. Sums of integers come out the same in any order.
+// One block per tile. Sums of integers are the same in any order.
 __global__ void __launch_bounds__(kSortThreads) count_digits_kernel(SortPass p) {
   auto* counts = reinterpret_cast<unsigned*>(ptx::shared_memory());  // [kDigits]
   counts[threadIdx.x] = 0;
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(kSortThreads) count_digits_kernel(SortPass p) 
   p.counts[static_cast<size_t>(threadIdx.x) * p.tiles + blockIdx.x] = counts[threadIdx.x];
 }
 
-// A warp for each digit.
+// One warp per digit.
 __global__ void __launch_bounds__(kSortThreads) scan_counts_kernel(SortPass p) {
   const uint32_t lane = threadIdx.x % kWarp;
   const uint32_t digit = blockIdx.x * kSortWarps + threadIdx.x / kWarp;
@@ -174,8 +175,8 @@ __global__ void __launch_bounds__(kSortThreads) scan_counts_kernel(SortPass p) {
   if (lane == 0) p.totals[digit] = before;
 }
 
-// A block for each tile. A row goes behind all rows of lower digits, and those of its own digit in
-// tiles before, in warps before, in steps before, and in lanes before.
+// One block per tile. A row goes after all rows of lower digits, and after those of its own digit
+// in earlier tiles, warps, steps and lanes.
 __global__ void __launch_bounds__(kSortThreads) place_rows_kernel(SortPass p) {
   auto* scratch = reinterpret_cast<unsigned*>(ptx::shared_memory());  // [kSortWarps]
   unsigned* places = scratch + kSortWarps;                            // [kSortWarps, kDigits]
@@ -191,12 +192,13 @@ __global__ void __launch_bounds__(kSortThreads) place_rows_kernel(SortPass p) {
     const uint32_t digit = n < p.rows ? p.digit(row[step]) : kDigits;
     const unsigned peers = __match_any_sync(kAllLanes, digit);
     const unsigned below = peers & ((1u << lane) - 1);
-    __syncwarp();  // the counts are there
+    __syncwarp();  // the counts are visible
     if (n < p.rows) rank[step] = mine[digit] + __popc(below);
     __syncwarp();
     if (n < p.rows && below == 0) mine[digit] += __popc(peers);
   }
-  const unsigned lower = sum_before(p.totals[threadIdx.x], scratch);  // and every warp has counted
+  // Has a barrier, after which every warp has counted.
+  const unsigned lower = sum_before(p.totals[threadIdx.x], scratch);
   unsigned place = lower + p.counts[static_cast<size_t>(threadIdx.x) * p.tiles + blockIdx.x];
   for (int w = 0; w < kSortWarps; ++w) {
     unsigned& of_warp = places[w * kDigits + threadIdx.x];
@@ -215,15 +217,15 @@ __global__ void __launch_bounds__(kSortThreads) place_rows_kernel(SortPass p) {
 constexpr int kStretch = 32;      // sorted rows that a block sums
 constexpr int kSumThreads = 128;  // each with kN channels
 constexpr int kAhead = 4;         // rows that a thread loads before it adds the first
-constexpr int kPartsAhead = 8;    // the same of a token's parts: frequent tokens have hundreds
+constexpr int kPartsAhead = 8;    // the same for a token's parts: frequent tokens have hundreds
 
 template <typename T>
 struct Backward {
   float *dwte, *dwpe;
   const T* dx;
   const SortedRow* sorted;
-  float* borders;  // [stretches, 2, C]: what a stretch has of a token that began before it, and of
-                   // one that goes on after it
+  float* borders;  // [stretches, 2, C]: a stretch's sum for a token that began before it, and for
+                   // one that continues after it
   DropoutMask mask;
   int64_t rows, channels, seq_len, vocabulary, positions;
   bool accumulate;
@@ -258,7 +260,8 @@ __device__ __forceinline__ void add_to(float* target, const float (&sum)[kN]) {
   store_floats(old, target);
 }
 
-// The sum over sorted rows begin .. end of a stretch, which share a token, goes where it belongs.
+// Writes the sum over sorted rows begin .. end of a stretch, which share a token, to dwte or to the
+// borders.
 template <typename T, int kN>
 __device__ __forceinline__ void flush(const Backward<T>& p, int64_t stretch, int64_t begin,
                                       int64_t end, int64_t c, const float (&sum)[kN]) {
@@ -303,7 +306,7 @@ __global__ void __launch_bounds__(kSumThreads, 4) sum_tokens_kernel(Backward<T> 
   flush(p, stretch, begin, last, c, sum);
 }
 
-// A block for each stretch: if a token begins in it and goes on, the sum of all its parts.
+// One block per stretch: if a token begins in it and continues, adds all its parts.
 template <typename T, int kN>
 __global__ void __launch_bounds__(kSumThreads) sum_borders_kernel(Backward<T> p) {
   const int64_t c = (static_cast<int64_t>(blockIdx.y) * kSumThreads + threadIdx.x) * kN;
@@ -338,7 +341,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_borders_kernel(Backward<T> p)
   add_to(p.dwte + static_cast<int64_t>(token) * p.channels + c, sum);
 }
 
-// Positions past the sequence are zeroed where nothing accumulates.
+// Zeroes positions past the sequence unless they accumulate.
 template <typename T, int kN>
 __global__ void __launch_bounds__(kSumThreads) sum_positions_kernel(Backward<T> p) {
   const int64_t c = (static_cast<int64_t>(blockIdx.y) * kSumThreads + threadIdx.x) * kN;
@@ -378,7 +381,7 @@ struct Parts {
   size_t total() const { return 2 * sorted_bytes + count_bytes + border_bytes; }
 };
 
-// The lists of sorted rows are written in turn; the last pass ends in `sorted`.
+// The passes write the two lists of sorted rows in turn; the last pass ends in `sorted`.
 void sort_rows(SortPass pass, SortedRow* sorted, SortedRow* other, cudaStream_t stream) {
   const dim3 threads(kSortThreads);
   const LaunchShape tiles{dim3(pass.tiles), threads, kDigits * sizeof(unsigned)};

@@ -12,7 +12,7 @@ Feedback::~Feedback() {
     cudaFreeHost(slot.pinned);
   }
   for (const cudaEvent_t mark : marks_) {
-    if (mark) cudaEventDestroy(mark);  // numbers may be left out
+    if (mark) cudaEventDestroy(mark);  // not every number is used
   }
 }
 
@@ -42,7 +42,7 @@ void Feedback::mark(int number, cudaStream_t stream) {
   if (marks_[index] == nullptr) check_cuda(cudaEventCreate(&marks_[index]), "mark");
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check_cuda(cudaStreamIsCapturing(stream, &capture), "stream");
-  // External: the graph records the event at each launch, and the host may ask for its time.
+  // External: the graph records the event at each launch, and the host may query its time.
   const bool captured = capture == cudaStreamCaptureStatusActive;
   check_cuda(cudaEventRecordWithFlags(marks_[index], stream,
                                       captured ? cudaEventRecordExternal : cudaEventRecordDefault),

@@ -1,4 +1,4 @@
-// What comes back from the GPU while it goes on: small results, and when it passed which mark.
+// What the GPU returns while it keeps running: small results, and the times of marks.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,7 +11,7 @@
 
 namespace lathe::cuda {
 
-// The parts of Device of the same names; read-backs are on one stream.
+// Implements the functions of Device with the same names; read-backs are on one stream.
 class Feedback {
  public:
   explicit Feedback(cudaStream_t stream) : stream_(stream) {}
@@ -22,12 +22,12 @@ class Feedback {
   void read_back(int slot, const Tensor& source);
   void collect(int slot, void* destination);
 
-  // On any stream. May be captured into a graph, whose launches then pass the mark.
+  // On any stream. May be captured into a graph, whose launches then record the mark.
   void mark(int number, cudaStream_t stream);
   double milliseconds_between(int from, int to) const;
 
  private:
-  // Pinned memory that a copy of `bytes` goes to, and when it has arrived.
+  // Pinned memory that a copy of `bytes` goes to, and the event of its arrival.
   struct Slot {
     void* pinned = nullptr;
     size_t bytes = 0;

@@ -1,14 +1,14 @@
-// GELU and its backward pass, elementwise: y = gelu(x), dx = dy gelu'(x); and the column sums of
-// the rounded dx, if the caller wants them.
+// GELU and its backward pass, elementwise: y = gelu(x), dx = dy gelu'(x); and, if the caller wants
+// them, the column sums of the rounded dx.
 //
-// Layout: flat. Each thread takes 8 neighbours, 16 bytes a load; the last ones of an odd number one
-// by one. With sums a block of 32 x 8 threads takes 32 V columns (V = 8, or 1 if rows are not
-// aligned) and strides over groups of eight rows; a thread loads two of its rows at a time. The
-// block's sums go to the workspace, [blocks, columns], and add_partials adds them. There are as
-// many blocks as the GPU holds at once: their number depends on the shape and the kind of GPU
-// alone. All loads come before the arithmetic.
+// Layout: flat. Each thread takes 8 neighbours, 16 bytes a load; a remainder is taken one by one.
+// With sums, a block of 32 x 8 threads takes 32 V columns (V = 8, or 1 if rows are not aligned) and
+// strides over groups of eight rows; a thread loads two of its rows at a time. The block's sums go
+// to the workspace, [blocks, columns], and add_partials adds them. There are as many blocks as the
+// GPU holds at once: their number depends only on the shape and the kind of GPU. All loads come
+// before the arithmetic.
 //
-// Roofline: bound by memory, 2 S bytes an element forward and 3 S backward with S = sizeof(T), for
+// Roofline: memory-bound, 2 S bytes an element forward and 3 S backward with S = sizeof(T), for
 // some 25 and 40 FLOPs.
 #include <cuda_bf16.h>
 
@@ -67,7 +67,7 @@ struct Backward {
   int64_t count;    // of elements
 };
 
-// kN elements of x and dy as they were loaded.
+// kN elements of x and dy, as loaded.
 template <typename T, int kN>
 struct Operands {
   Stored<T, kN> x, dy;
@@ -101,9 +101,9 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<T> p, bool 
   }
 }
 
-// Blocks that a multiprocessor holds at once: what the compiler is told and the grid is sized by.
+// Blocks that a multiprocessor holds at once: the launch bound, and what the grid is sized by.
 constexpr int kSumBlocks = 3;
-constexpr int kRowsAtOnce = 2;  // of a thread
+constexpr int kRowsAtOnce = 2;  // rows per thread
 
 template <typename T, Gelu kGelu, int V>
 __global__ void __launch_bounds__(kWarp* kColumnRows, kSumBlocks)
@@ -148,8 +148,8 @@ LaunchShape flat_shape(int64_t count) {
   return {dim3(static_cast<unsigned>(ceil_div(count, kThreads * kVectorWidth))), dim3(kThreads)};
 }
 
-// Blocks along the rows, each with partial sums of its own. Chosen by the shape alone, so that
-// planning, which has no addresses, comes to the same number.
+// Blocks along the rows, each with partial sums of its own. Depends on the shape alone, so that
+// planning, which has no addresses, gets the same number.
 int64_t sum_blocks(int64_t rows, int64_t columns, const Context& context) {
   const int64_t across =
       ceil_div(columns, columns % kVectorWidth == 0 ? kWarp * kVectorWidth : kWarp);

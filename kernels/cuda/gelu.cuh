@@ -1,7 +1,7 @@
-// GELU (Hendrycks and Gimpel, 2016) and its derivative in fp32. Every product and sum is spelt out,
-// so that the compiler contracts them the same way wherever they are inlined: fused and unfused
-// operations give the same bits. Clamps keep exponentials in range and 0 times infinity out; NaN
-// passes through.
+// GELU (Hendrycks and Gimpel, 2016) and its derivative in fp32. Every product and sum is written
+// out, so that the compiler contracts them the same way wherever they are inlined: fused and
+// unfused operations give the same bits. Clamps keep exponentials in range and avoid 0 times
+// infinity; NaN passes through.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -24,7 +24,7 @@ __device__ __forceinline__ float gelu_exponential(float x) {
   return ptx::exp2(__fmul_rn(x, __fmaf_rn(kCubic, __fmul_rn(x, x), kLinear)));
 }
 
-// Phi(x), the normal distribution.
+// Phi(x), the normal distribution's cumulative distribution function.
 __device__ __forceinline__ float normal_cdf(float x) {
   return __fmaf_rn(0.5f, erff(__fmul_rn(x, 0.707106781f)), 0.5f);
 }

@@ -1,14 +1,14 @@
-// The norm of the whole gradient, what AdamW multiplies gradients by, whether to skip the update;
-// and the start of a step.
+// The norm of the whole gradient, the factor by which AdamW multiplies gradients, and whether to
+// skip the update; also the start of a step.
 //
 //   grad_norm = sqrt(sum of g^2);  clip_scale = min(1, grad_clip / grad_norm)
 //
-// Layout: flat fp32 gradients; sums of squares in double, one for each kNormBlock elements. The
-// order is the CPU's (kernels/cpu/global_norm.cpp), and a float's square is exact in double, so the
-// bits are the CPU's as well: element i of a block goes to lane i % 32, the lanes are added as a
-// tree, and so are the blocks.
+// Layout: flat fp32 gradients; sums of squares in double, one per kNormBlock elements. The order is
+// the CPU's (kernels/cpu/global_norm.cpp), and a float's square is exact in double, so the bits are
+// the CPU's, too: element i of a block goes to lane i % 32, the lanes are added as a tree, and so
+// are the blocks.
 //
-// Roofline: 4 bytes and one FLOP in double an element: bound by memory where the GPU has units for
+// Roofline: 4 bytes and one FLOP in double per element: memory-bound on a GPU with units for
 // double. One warp takes a block, 128 bytes a load, eight loads in flight.
 #include <cmath>
 
@@ -22,7 +22,7 @@ namespace lathe::cuda {
 
 namespace {
 
-constexpr int kWarps = 8;  // blocks of the norm that one block of threads takes
+constexpr int kWarps = 8;  // blocks of the norm per block of threads
 constexpr int kTreeThreads = 512;
 constexpr int kFan = 8;  // values that a thread adds at a time: three levels of the tree
 
@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   if (threadIdx.x % kWarp == 0) sums[block] = sum;
 }
 
-// Three levels of the tree over values[first .. first + 8): what is missing at the end is 0, which
-// changes no sum.
+// Three levels of the tree over values[first .. first + 8): values missing at the end count as 0,
+// which changes no sum.
 __device__ __forceinline__ double sum_of_children(const double* values, int64_t first,
                                                   int64_t count) {
   double v[kFan];
@@ -52,7 +52,7 @@ __device__ __forceinline__ double sum_of_children(const double* values, int64_t 
   return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
-// One block adds the sums, in place: what it writes at i, it has read from 8 i .. 8 i + 7 before.
+// One block adds the sums, in place: before it writes at i it has read 8 i .. 8 i + 7.
 __global__ void __launch_bounds__(kTreeThreads)
     finish_kernel(double* sums, int64_t count, double grad_clip, StepResults* results) {
   while (count > 1) {

@@ -1,4 +1,4 @@
-// Launching kernels, and errors of the CUDA runtime as exceptions.
+// Launches kernels, and turns errors of the CUDA runtime into exceptions.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,10 +9,10 @@
 
 namespace lathe::cuda {
 
-// Throws CheckError with what CUDA says of it.
+// Throws CheckError with CUDA's message.
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // forgets it: the next call is not to blame
+  cudaGetLastError();  // clears it, so that the next call does not report it
   throw CheckError(
       fmt::format("{}: {} ({})", what, cudaGetErrorString(error), cudaGetErrorName(error)));
 }

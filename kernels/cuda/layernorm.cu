@@ -1,6 +1,6 @@
 // LayerNorm, with the residual addition and its dropout.
 //
-//   forward:   r = residual_in + dropout(x);  out = (r - mean) rstd weight + bias, over r rounded
+//   forward:   r = residual_in + dropout(x);  out = (r - mean) rstd weight + bias, of the rounded r
 //   backward:  with d = dout, hat = (r - mean) rstd, g = d weight:
 //              d_residual (+)= rstd (g - mean(g) - hat mean(g hat));  dx = dropout'(d_residual)
 //              dweight (+)= sum over rows of d hat;  dbias (+)= sum over rows of d
@@ -8,19 +8,19 @@
 //
 // Layout: rows [N, C], dense; mean and rstd fp32 [N].
 //
-// A row is read once and kept in registers, 16 bytes a load. Forward, C a multiple of 8 up to 1024
-// by one warp, up to 8192 by one block of 256 threads. Backward, C a multiple of 8 up to 5120 by as
-// many warps as it fills, two or more rows to a block if these are narrow; every thread issues
-// all loads of a row before its sums, so that a row waits for memory once, and the next block's
-// loads are under way meanwhile. Thread t of a row holds elements 8 (t + k threads) .. + 7. Other
-// widths are taken by a block that goes over the row once per pass, which L1 makes bearable.
+// A row is read once and kept in registers, 16 bytes a load. Forward: C a multiple of 8 up to 1024
+// by one warp, up to 8192 by one block of 256 threads. Backward: C a multiple of 8 up to 5120 by as
+// many warps as it fills; narrow rows share a block. Every thread issues all loads of a row before
+// its sums, so that a row waits for memory once, and meanwhile the next block's loads are in
+// flight. Thread t of a row holds elements 8 (t + k threads) .. + 7. Other widths take a block that
+// reads the row once per pass, mostly from L1.
 //
-// Roofline: both are bound by memory. With S = sizeof(T), forward moves 4 S N C bytes (2 S without
-// x), backward 4 S N C (3 S where fresh; S more with dropout), for some 10 and 20 FLOPs an element.
+// Roofline: both are memory-bound. With S = sizeof(T), forward moves 4 S N C bytes (2 S without x),
+// backward 4 S N C (3 S if fresh; S more with dropout), for some 10 and 20 FLOPs an element.
 //
-// Sums over rows: as many blocks as the GPU holds at once, each with sums of its own in registers
-// over the rows that it took; they go to the workspace, [blocks, 3, C], and a second kernel adds
-// them in a fixed order. The number of blocks depends on the shape and on the GPU's kind alone.
+// Sums over rows: there are as many blocks as the GPU holds at once. Each keeps sums over its own
+// rows in registers and writes them to the workspace, [blocks, 3, C]; a second kernel adds them in
+// a fixed order. The number of blocks depends only on the shape and the kind of GPU.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -40,14 +40,14 @@ namespace lathe::cuda {
 namespace {
 
 constexpr float kEpsilon = 1e-5f;
-constexpr int kWide = 256;       // threads of a block that shares a row
-constexpr int kForwardRows = 4;  // rows of a block whose warps have a row each
+constexpr int kWide = 256;       // threads of a block that share a row
+constexpr int kForwardRows = 4;  // rows per block, one per warp
 constexpr int kForwardItems = 4;
 constexpr int kSums = 3;  // over rows: of dweight, of dbias, of dx
 
-// ---- What both passes share.
+// ---- Shared by both passes.
 
-// Row and position of a thread: blockDim is (threads of a row, rows of a block).
+// A thread's row and its position in it: blockDim is (threads per row, rows per block).
 __device__ __forceinline__ int64_t row_of_thread() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
 }
@@ -71,10 +71,10 @@ struct Forward {
   float *mean, *rstd;
   const T *x, *residual_in, *weight, *bias;  // x and residual_out, and bias, may be null
   DropoutMask mask;
-  int64_t rows, channels, sequence;  // sequence: elements of one, T C
+  int64_t rows, channels, sequence;  // sequence: elements per sequence, T C
 };
 
-// kN elements of what is normalised, rounded to T and stored where it is a sum.
+// kN elements to normalise, rounded to T, and stored if they are a sum.
 template <typename T, int kN>
 __device__ __forceinline__ void load_residual(const Forward<T>& p, const StepInputs& step,
                                               int64_t at, float (&r)[kN]) {
@@ -111,7 +111,7 @@ template <typename T, int kThreads, int kItems>
 __global__ void __launch_bounds__(kThreads == kWarp ? kWarp * kForwardRows : kThreads)
     forward_kernel(Forward<T> p) {
   const int64_t row = row_of_thread();
-  if (row >= p.rows) return;  // whole warps, or nobody
+  if (row >= p.rows) return;  // whole warps return, or none
   const StepInputs step = p.mask.read_inputs();
   const float size = static_cast<float>(p.channels);
   float r[kItems][kVectorWidth];
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads == kWarp ? kWarp * kForwardRows : kTh
   }
 }
 
-// Any width. A thread reads back only what it wrote itself.
+// Any width. A thread reads back only what it has written itself.
 template <typename T>
 __global__ void __launch_bounds__(kWide) forward_any_kernel(Forward<T> p) {
   const int64_t row = blockIdx.x;
@@ -184,12 +184,12 @@ struct Backward {
   bool fresh;
 };
 
-// What a row's gradient is made of, beside its elements.
+// What a row's gradient is computed from, besides its elements.
 struct RowFactors {
   float mean, rstd, mean_g, mean_g_hat;
 };
 
-// Stores d_residual and dx of kN elements, d_residual being `d` on entry, and adds to dx_sums.
+// Stores d_residual and dx of kN elements and adds to dx_sums; `d` is d_residual on entry.
 template <typename T, int kN>
 __device__ __forceinline__ void store_gradient(const Backward<T>& p, const RowFactors& row,
                                                const float (&hat)[kN], const float (&g)[kN],
@@ -210,14 +210,14 @@ __device__ __forceinline__ void store_gradient(const Backward<T>& p, const RowFa
   for (int i = 0; i < kN; ++i) dx_sums[i] += d[i];
 }
 
-// What a thread sums over its rows, of its items.
+// A thread's sums over its rows, for its items.
 template <int kItems>
 struct RowSums {
   float at[kSums][kItems][kVectorWidth] = {};
 };
 
-// The means of g and of g hat over the threads that share a row, `share` being 1 / C. Two scratches
-// take turns, so one barrier a row is enough.
+// The means of g and of g hat over the threads that share a row; `share` is 1 / C. Two scratches
+// alternate, so one barrier per row is enough.
 __device__ __forceinline__ void take_means(RowFactors& row, float share, float2* scratch) {
   float2 sum{warp_reduce(row.mean_g, Sum()), warp_reduce(row.mean_g_hat, Sum())};
   if (blockDim.x > kWarp) {  // the same for the whole block
@@ -233,7 +233,7 @@ __device__ __forceinline__ void take_means(RowFactors& row, float share, float2*
   row.mean_g = sum.x * share, row.mean_g_hat = sum.y * share;
 }
 
-// The sums of a block's rows of threads, added in their order, into the block's partials.
+// Adds the sums of a block's rows of threads, in their order, into the block's partials.
 template <int kItems>
 __device__ void store_partials(float* partials, float* shared, const RowSums<kItems>& own,
                                int64_t channels) {
@@ -261,18 +261,18 @@ __device__ void store_partials(float* partials, float* shared, const RowSums<kIt
     partials[i] = sums[i];
 }
 
-// Threads of a block at most, and how many such blocks a multiprocessor holds at once by its 65,536
-// registers: what the compiler is told and the grid is sized by. Widths of 768 to 1,600 have one
-// item.
+// The most threads in a block, and how many such blocks a multiprocessor holds at once with its
+// 65,536 registers: the launch bounds, and what the grid is sized by. Widths of 768 to 1,600 have
+// one.
 constexpr int kBackwardThreads = 320, kBackwardItems = 2;
 template <int kItems>
 constexpr int kBackwardBlocks = kItems == 1 ? 2 : 1;
-constexpr int kAnyBlocks = 2;  // of the kernel for any width
+constexpr int kAnyBlocks = 2;  // for the kernel for any width
 
 template <typename T, int kItems>
 __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kItems>)
     backward_kernel(Backward<T> p) {
-  auto* scratch = reinterpret_cast<float2*>(ptx::shared_memory());  // [2, rows, warps of a row]
+  auto* scratch = reinterpret_cast<float2*>(ptx::shared_memory());  // [2, rows, warps per row]
   const int warps = static_cast<int>(blockDim.x * blockDim.y) / kWarp;
   const float share = 1.0f / static_cast<float>(p.channels);
   RowSums<kItems> sums;
@@ -325,8 +325,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kItems>)
                  reinterpret_cast<float*>(scratch + 2 * warps), sums, p.channels);
 }
 
-// Any width: a block takes a row at a time and keeps its sums in its partials, each of which only
-// one thread touches.
+// Any width: a block takes one row at a time and keeps its sums in its partials. Only one thread
+// touches each of them.
 template <typename T>
 __global__ void __launch_bounds__(kWide, kAnyBlocks) backward_any_kernel(Backward<T> p) {
   const float size = static_cast<float>(p.channels);
@@ -392,14 +392,14 @@ void check_backward(const LayerNormBackward& args, int64_t rows, int64_t channel
   LATHE_CHECK(args.dropout.p > 0 || !args.dx_btc, "without dropout dx is d_residual");
 }
 
-// T C, which only dropout needs to know.
+// T C, which only dropout needs.
 int64_t sequence_elements(const DropoutMask& mask, const Tensor& x_btc) {
   if (!mask.active) return 0;
   LATHE_CHECK(x_btc.shape.rank == 3);
   return x_btc.shape[1] * x_btc.shape[2];
 }
 
-// Calls visit.template operator()<threads of a row, items of a thread>(); false if no instance
+// Calls visit.template operator()<threads per row, items per thread>(); false if no instance
 // holds a row of this length.
 template <typename Visit>
 bool with_instance(int64_t channels, const Visit& visit) {
@@ -425,10 +425,10 @@ unsigned grid_of(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-// The blocks of the backward pass, each with partials of its own. Chosen by the shape alone, so
-// that planning, which has no addresses, comes to the same number.
+// The blocks of the backward pass, each with partials of its own. Depends on the shape alone, so
+// that planning, which has no addresses, gets the same number.
 struct BackwardGrid {
-  int items;  // of a thread; 0: the kernel for any width
+  int items;  // per thread; 0: the kernel for any width
   dim3 block;
   int64_t blocks;
 };
@@ -437,8 +437,8 @@ BackwardGrid backward_grid(int64_t rows, int64_t channels, const Context& contex
   const int64_t multiprocessors = context.multiprocessors;
   if (channels % kVectorWidth != 0 || items > kBackwardItems)
     return {0, dim3(kWide), std::min(rows, multiprocessors * kAnyBlocks)};
-  // Narrow rows share a block, so that there are fewer partials; not too many, as they wait for
-  // each other at its barriers.
+  // Narrow rows share a block, so that there are fewer partials; but only a few, because they wait
+  // for each other at its barriers.
   constexpr int64_t kShared = 192;
   const int64_t threads = ceil_div(ceil_div(loads, items), kWarp) * kWarp;
   const int64_t rows_of_block = std::max<int64_t>(1, kShared / threads);

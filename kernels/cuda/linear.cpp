@@ -7,8 +7,8 @@
 //             dx = round(dy W^T) gelu'(pre)   2 N I O FLOPs; gelu' in place, by a kernel that sums
 //                                             the columns of dx as well
 //
-// Roofline: at N, I, O in the thousands the products are bound by arithmetic (N I O / (N I + I O +
-// N O) / 2 FLOPs a byte in bf16), the GELU kernels by memory.
+// Roofline: at N, I, O in the thousands the products are compute-bound (N I O / (N I + I O + N O) /
+// 2 FLOPs a byte in bf16), the GELU kernels memory-bound.
 #include <algorithm>
 
 #include "kernels/check.h"
@@ -120,7 +120,7 @@ template <typename T>
 void compute(const LinearForward& args, const Context& context, const Tensor& workspace) {
   check_forward<T>(args);
   if (args.y_no.elements() == 0) return;
-  // GELU without a place for the pre-activation is done in place: each element is read once.
+  // Without a tensor for the pre-activation, GELU is done in place: each element is read once.
   const Tensor& product = args.pre_activation_no ? args.pre_activation_no : args.y_no;
   run_part(context, "product", forward_product<T>(args, product), workspace);
   if (args.gelu == Gelu::none) return;

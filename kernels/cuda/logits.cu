@@ -1,11 +1,11 @@
 // Logits of a few rows, for sampling: logits[n, v] = sum over c of x[n, c] wte[v, c].
 //
 // Layout: x [N, C], wte [V, C], logits fp32 [N, vocab_size], dense. A warp owns a row of wte: it
-// reads it once, 16 bytes a lane, and multiplies up to four rows of x, which L1 holds. Sums in
-// fp32.
+// reads it once, 16 bytes a lane, and multiplies it by up to four rows of x, which L1 holds. Sums
+// in fp32.
 //
-// Roofline: bound by reading wte, S V C bytes for 2 N V C FLOPs, as long as N is small; for many
-// rows a matrix product on tensor cores would be the way.
+// Roofline: bound by reading wte, S V C bytes for 2 N V C FLOPs, as long as N is small. For many
+// rows a matrix product on tensor cores would be better.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -21,7 +21,7 @@ namespace lathe::cuda {
 
 namespace {
 
-constexpr int kWarps = 8;     // of a block
+constexpr int kWarps = 8;     // per block
 constexpr int kMostRows = 4;  // rows of x that a warp multiplies at a time
 
 template <typename T>

@@ -1,19 +1,19 @@
 // Matrix products by cuBLASLt.
 //
-// Layout: cuBLASLt thinks column-major. A row-major matrix [r, c] is, in memory, the column-major
-// matrix [c, r], its transpose. So c = a b is asked for as c' = b' a': cuBLASLt's A is our b, its B
-// our a, its D has n rows and m columns, and nothing is ever transposed in memory. Its vectors
-// along the rows of D, as the bias, have n elements.
+// Layout: cuBLASLt is column-major. A row-major matrix [r, c] has the memory of the column-major
+// matrix [c, r], its transpose. So instead of c = a b we request c' = b' a': cuBLASLt's A is our b,
+// its B our a, its D has n rows and m columns, and nothing is ever transposed in memory. Its
+// vectors along the rows of D, such as the bias, have n elements.
 //
-// Epilogues. The bias is added by the library, in fp32 before the one rounding. If it cannot (a
-// bias that is not aligned to 16 bytes), c is filled with it and the product added, which rounds
-// once as well. Epilogues that sum a bias' gradient are not used: what makes dy has summed it
-// already. Nor are GELU epilogues: they apply GELU (only the tanh form) to the unrounded sum, while
-// the contract of LinearForward wants GELU of the rounded pre-activation, so that fused and
-// unfused, and what is recomputed, give the same bits. GELU is a kernel of its own.
+// Epilogues. The library adds the bias, in fp32 before the one rounding. If it cannot (the bias is
+// not aligned to 16 bytes), c is filled with the bias and the product added, which also rounds
+// once. Epilogues that sum a bias' gradient are not used: the operation that computes dy has summed
+// it already. Nor are GELU epilogues: they apply GELU (only the tanh form) to the unrounded sum,
+// but the contract of LinearForward needs GELU of the rounded pre-activation, so that fused,
+// unfused and recomputed results have the same bits. GELU is a kernel of its own.
 //
-// Sums that are split over k must meet in fp32: of cuBLASLt's reduction schemes only COMPUTE_TYPE
-// is allowed (the others keep partial sums in the type of c, or add them in any order).
+// Sums that are split over k must be added in fp32. Of cuBLASLt's reduction schemes only
+// COMPUTE_TYPE is allowed: the others keep partial sums in the type of c, or add them in any order.
 #include "kernels/cuda/matmul.h"
 
 #include <algorithm>
@@ -47,7 +47,7 @@ using Layout =
 using Preference =
     std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, decltype(&cublasLtMatmulPreferenceDestroy)>;
 
-// How one shape is computed. The names of the operands are ours, not cuBLASLt's.
+// The plan of one shape. The names of the operands are ours, not cuBLASLt's.
 struct MatmulPlan {
   Description description;
   Layout a, b, c;
@@ -116,7 +116,7 @@ struct Matmul::Impl {
                  "layout");
     return Layout(layout, lt.matrix_layout_destroy);
   }
-  // Descriptors, without an algorithm. A row-major matrix gives its column-major transpose.
+  // Descriptors, without an algorithm, of the column-major transposes.
   MatmulPlan describe(const MatmulKey& key) const;
   void set_choice(MatmulPlan& plan, const MatmulKey& key, const MatmulChoice& choice) const;
   void set_vector(MatmulPlan& plan, const void* vector) const {
@@ -124,11 +124,11 @@ struct Matmul::Impl {
   }
 
   Preference preference(const MatmulKey& key) const;
-  // A number that an algorithm is made up of; 0 if the library does not tell.
+  // A number in an algorithm's configuration; 0 if the library does not return it.
   int32_t config_of(const cublasLtMatmulAlgo_t& algorithm,
                     cublasLtMatmulAlgoConfigAttributes_t attribute) const;
   bool has_fixed_order(const cublasLtMatmulAlgo_t& algorithm) const;
-  // The heuristic's algorithms with or without an epilogue, the likeliest first, and what it said.
+  // The heuristic's algorithms with or without an epilogue, likeliest first, and its status.
   struct Candidates {
     cublasStatus_t status;
     std::vector<MatmulChoice> choices;
@@ -212,8 +212,8 @@ int32_t Matmul::Impl::config_of(const cublasLtMatmulAlgo_t& algorithm,
   return status == CUBLAS_STATUS_SUCCESS ? value : 0;
 }
 
-// Parts of a sum in the type of the computation are added in order by a kernel of their own. The
-// library's other schemes add in place, in the order in which parts happen to be done.
+// With this scheme, a separate kernel adds the parts of a sum in order, in the compute type. The
+// library's other schemes add in place, in the order in which parts happen to finish.
 bool Matmul::Impl::has_fixed_order(const cublasLtMatmulAlgo_t& algorithm) const {
   const int32_t scheme = config_of(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME);
   return scheme == CUBLASLT_REDUCTION_SCHEME_NONE ||
@@ -255,7 +255,7 @@ bool Matmul::Impl::take_loaded(MatmulPlan& plan, const MatmulKey& key) const {
   return !options.deterministic || has_fixed_order(choice->algorithm);
 }
 
-// The heuristic's first choice, or its first whose bits repeat.
+// Takes the heuristic's first choice, or its first whose bits repeat.
 void Matmul::Impl::choose(MatmulPlan& plan, const MatmulKey& key, const MatmulArgs& args,
                           const Tensor& workspace, cudaStream_t stream) const {
   cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
@@ -289,7 +289,7 @@ MatmulPlan& Matmul::Impl::plan_of(const MatmulKey& key, const MatmulArgs& args,
               "then: run it once before",
               name(key));
   MatmulPlan plan = describe(key);
-  // The heuristic reads alignment off the pointer.
+  // The heuristic derives the alignment from the pointer.
   if (key.bias) set_vector(plan, args.bias);
   if (!take_loaded(plan, key)) {
     choose(plan, key, args, workspace, stream);
@@ -309,7 +309,7 @@ cublasStatus_t Matmul::Impl::enqueue(MatmulPlan& plan, const MatmulArgs& args,
                    &plan.choice.algorithm, workspace.data, kWorkspaceBytes, stream);
 }
 
-// What trying leaves in c is overwritten by the product that was asked for, which comes after.
+// Trials leave garbage in c; the requested product comes after them and overwrites it.
 void Matmul::Impl::tune(MatmulPlan& plan, const MatmulKey& key, const MatmulArgs& args,
                         const Tensor& workspace, cudaStream_t stream) {
   std::vector<MatmulCandidate> tried = {{plan.choice}};

@@ -78,7 +78,7 @@ std::optional<MatmulChoice> read_plan(const std::string& shape, const std::strin
   choice.fused = fused == "fused";
   for (uint64_t& word : choice.algorithm.data)
     if (!(stream >> std::hex >> word)) return {};
-  // What was read is what was written, to the last digit.
+  // Accept only text that is written back exactly as it was read.
   if (text != plan_text(shape, choice, version)) return {};
   return choice;
 }

@@ -1,4 +1,4 @@
-// How cuBLASLt computes products of one shape: what a plan is found by, what was chosen, and both
+// How cuBLASLt computes products of one shape: the key of a plan, the choice, and both
 // as text.
 #pragma once
 
@@ -11,13 +11,13 @@
 
 namespace lathe::cuda {
 
-// What the library insists on for its vectors, and what an epilogue's vector must have.
+// What the library requires of its operands, and what an epilogue's vector must have.
 inline constexpr size_t kLeastAlignment = 16;
 
 // Bytes: the largest power of two that divides the address, at most `most`.
 size_t alignment_of(const void* pointer, size_t most);
 
-// What an algorithm may depend on: plans are cached by it.
+// Everything that the choice of an algorithm may depend on: the key of the cache of plans.
 struct MatmulKey {
   int64_t m, n, k, ldc, lda, ldb;
   bool transpose_a, transpose_b, accumulate;
@@ -27,7 +27,7 @@ struct MatmulKey {
 
   bool operator==(const MatmulKey&) const = default;
 
-  // `args` with its leading dimensions filled in.
+  // Fills in the leading dimensions that `args` leaves at 0.
   MatmulKey(const MatmulArgs& args, const MatmulOptions& options);
 };
 
@@ -43,9 +43,9 @@ struct MatmulChoice {
   bool fused = false;  // the epilogue adds the bias
 };
 
-// A choice as a checkpoint keeps it: the library's version, whether fused, the algorithm's bytes,
-// and a checksum of these and the shape. Nothing if the text is another version's, another
-// shape's, or damaged: cuBLASLt does not say what it makes of bytes that are no algorithm.
+// A choice as stored in a checkpoint: the library's version, whether fused, the algorithm's bytes,
+// and a checksum of these and the shape. Empty if the text belongs to another version or shape, or
+// is damaged: cuBLASLt does not define what it does with bytes that are no algorithm.
 std::string plan_text(const std::string& shape, const MatmulChoice& choice, size_t version);
 std::optional<MatmulChoice> read_plan(const std::string& shape, const std::string& text,
                                       size_t version);

@@ -13,10 +13,10 @@ namespace {
 
 constexpr float kNever = std::numeric_limits<float>::infinity();
 constexpr float kWorthwhile = 0.98f;  // of the first candidate's time
-// A GPU that was idle raises its clock within some tens of milliseconds.
+// An idle GPU needs some tens of milliseconds to raise its clock.
 constexpr float kWarmUpMilliseconds = 100;
-constexpr int kWarmUpRuns = 8;  // between two looks at the time
-// Who is timed more than once: the fastest few, if they are anywhere near the best.
+constexpr int kWarmUpRuns = 8;  // between two readings of the time
+// How many of the fastest are timed more than once, if they are anywhere near the best.
 constexpr size_t kFinalists = 8;
 constexpr float kNear = 1.25f;
 constexpr int kRounds = 3, kTimedRuns = 3;

@@ -1,4 +1,4 @@
-// Trying products on the device: which way is fastest, and whether a way gives the same bits again.
+// Trial runs of products on the device: which plan is fastest, and whether a plan repeats its bits.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,18 +12,18 @@
 
 namespace lathe::cuda {
 
-// A product that can be run any number of times before it is wanted: what overwrites its result is
-// run as it is; what adds to it is run on a copy, in memory that is taken for the while.
+// A product that can be run any number of times before the real call. One that overwrites c runs in
+// place; one that adds to c runs on a copy, in memory allocated for the trial.
 class MatmulTrial {
  public:
   explicit MatmulTrial(const MatmulArgs& args, cudaStream_t stream);
 
   bool possible() const { return possible_; }  // false: no memory for the copy
   const MatmulArgs& args() const { return args_; }
-  // The copy is again as at the beginning.
+  // Restores the copy to the original c.
   void reset();
-  // Whether `run`, which enqueues args(), gives the same bits each of three times. False if it
-  // returns false. Waits for the stream.
+  // Whether three runs of `run`, which enqueues args(), give the same bits. False if a run returns
+  // false. Waits for the stream.
   bool repeats(const std::function<bool()>& run);
 
  private:
@@ -53,18 +53,18 @@ class MatmulTuner {
   MatmulTuner(const MatmulTuner&) = delete;
   MatmulTuner& operator=(const MatmulTuner&) = delete;
 
-  // Enqueues the product by that choice on the stream; false if the library refuses.
+  // Enqueues the product with that choice on the stream; false if the library refuses.
   using Run = std::function<bool(const MatmulChoice&)>;
 
-  // Fills in the candidates' times and returns the index of the best. The first is what the library
-  // would take; another must be clearly faster, or noise would choose. All are timed once, then the
-  // fastest in turns, and the least of a candidate's times counts: a clock that changes on the way
-  // favours nobody. Waits for the stream.
+  // Fills in the candidates' times and returns the index of the best. The first is the library's
+  // own choice; another must be clearly faster, so that noise does not decide. All are timed once,
+  // then the fastest in turns. Each candidate's minimum counts, so that a clock that changes
+  // meanwhile favours none. Waits for the stream.
   size_t fastest(std::vector<MatmulCandidate>& candidates, const Run& run, cudaStream_t stream);
 
  private:
   void warm_up(const MatmulChoice& choice, const Run& run, cudaStream_t stream);
-  // Milliseconds of one run, by the mean of `runs`; infinite if the library refuses.
+  // Milliseconds per run, the mean of `runs`; infinite if the library refuses.
   float time(const MatmulChoice& choice, int runs, const Run& run, cudaStream_t stream) const;
 
   cudaEvent_t start_ = nullptr, stop_ = nullptr;

@@ -1,4 +1,4 @@
-// Takes the place of ranges.cpp if nvtx3's headers are not found.
+// Replaces ranges.cpp if nvtx3's headers are not found.
 #include "kernels/cuda/ranges.h"
 
 namespace lathe::cuda {

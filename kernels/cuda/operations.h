@@ -1,6 +1,6 @@
-// The operations of kernels/ops.h on the GPU. Each lives in a file of its own, which defines it and
-// ends with LATHE_CUDA_OPERATION (define_operation.h). Nothing here is defined in a header, so that
-// a file may call an operation of another file.
+// The operations of kernels/ops.h on the GPU. Each has a file that defines it and ends with
+// LATHE_CUDA_OPERATION (define_operation.h). No header defines one, so a file may call an operation
+// of another file.
 #pragma once
 
 #include "kernels/cuda/context.h"

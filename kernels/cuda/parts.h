@@ -1,5 +1,5 @@
-// Operations of several kernels tell which of them comes next, if somebody asked
-// (Device::observe_parts). Nobody asked: a comparison with null.
+// Operations of several kernels report which kernel comes next, if an observer is set
+// (Device::observe_parts). Without one this costs a comparison with null.
 #pragma once
 
 #include "kernels/cuda/context.h"
@@ -13,8 +13,8 @@ inline void begin_part(const Context& context, std::string_view name, const Shap
   if (context.parts != nullptr) context.parts->part(name, sizes, cost);
 }
 
-// What a matrix product asks for at least: its FLOPs, each operand over the bus once, c twice where
-// it is added to.
+// The least that a matrix product needs: its FLOPs, each operand over the bus once, c twice if it
+// is added to.
 OpCost cost(const MatmulArgs& args);
 
 // A matrix product that is a part of an operation.

@@ -3,7 +3,7 @@
 namespace lathe::cuda {
 
 double peak_flops(std::string_view gpu, DType dtype) {
-  // From NVIDIA's data sheets. The first name that is part of the GPU's wins.
+  // From NVIDIA's data sheets. The first entry whose name is part of the GPU's name wins.
   struct Peak {
     std::string_view name;
     double bf16, fp32;  // TFLOP/s

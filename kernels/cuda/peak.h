@@ -1,4 +1,4 @@
-// What a GPU can do at most, as its maker says: the denominator of MFU.
+// Peak FLOP/s of GPUs by their maker's data sheets: the denominator of MFU.
 #pragma once
 
 #include <string_view>
@@ -8,7 +8,7 @@
 namespace lathe::cuda {
 
 // Dense FLOP/s of matrix products in this number type (sums in fp32, no sparsity, no TF32), by the
-// name that the driver gives the GPU; 0 where it is not known.
+// GPU's name as the driver gives it; 0 if unknown.
 double peak_flops(std::string_view gpu, DType dtype);
 
 }  // namespace lathe::cuda

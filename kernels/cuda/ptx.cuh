@@ -1,12 +1,13 @@
-// The instructions that C++ has no words for, one small function each. Nothing else in lathe holds
-// inline assembly or asks for __CUDA_ARCH__; kernels/cuda_on_cpu has a twin of this file, in plain
-// C++ over the 32 lanes of a warp, and the kernels cannot tell the two apart.
+// The instructions that C++ cannot express, one small function each. Nothing else in lathe contains
+// inline assembly or tests __CUDA_ARCH__. kernels/cuda_on_cpu has a version of this file in plain
+// C++ over the 32 lanes of a warp; the kernels are the same for both.
 //
 // Fragments follow the PTX manual's "Matrix Fragments for mma.m16n8k16" (bf16): lane l, with
 // row = l / 4 and column = l % 4 * 2, holds
-//   A [16, 16]: a[0] (row, column..+1), a[1] (row + 8, column), a[2] (row, column + 8), a[3] (row +
-//   8, column + 8) B [16, 8]:  b[0] (k = column..+1, n = row), b[1] (k = column + 8, n = row) D
-//   [16, 8]:  d[0], d[1] (row, column..+1), d[2], d[3] (row + 8, column..+1)
+//   A [16, 16]: a[0] (row, column..+1), a[1] (row + 8, column), a[2] (row, column + 8),
+//               a[3] (row + 8, column + 8)
+//   B [16, 8]:  b[0] (k = column..+1, n = row), b[1] (k = column + 8, n = row)
+//   D [16, 8]:  d[0], d[1] (row, column..+1), d[2], d[3] (row + 8, column..+1)
 #pragma once
 
 #include <cuda_bf16.h>
@@ -16,7 +17,7 @@
 
 namespace lathe::cuda::ptx {
 
-// The block's dynamic shared memory, aligned to 128 bytes: as many bytes as the launch asked for.
+// The block's dynamic shared memory, aligned to 128 bytes, of the size that the launch requested.
 __device__ __forceinline__ unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char lathe_shared_memory[];
   return lathe_shared_memory;
@@ -27,8 +28,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 }
 
 // Loads matrices of 8 x 8 16-bit elements. Lanes 8 i .. 8 i + 7 give the addresses (shared memory,
-// multiples of 16 bytes) of the eight rows of matrix i; lane l receives of each matrix the elements
-// (l / 4, l % 4 * 2..+1), or with _trans those of the transpose.
+// multiples of 16 bytes) of the eight rows of matrix i. Lane l receives the elements
+// (l / 4, l % 4 * 2..+1) of each matrix, or with _trans those of its transpose.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -52,24 +53,24 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// blockIdx.x, read anew: what is computed from it need not stay in registers since the last time.
+// Reads blockIdx.x again, so that values computed from it need not stay in registers.
 __device__ __forceinline__ unsigned block_index() {
   unsigned index;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
   return index;
 }
 
-// Stores 16 bytes to global memory, aligned to 16, in one instruction: nvcc may cut a vector of
-// two-byte elements into pieces.
+// Stores 16 bytes to global memory, aligned to 16, in one instruction: nvcc may split a vector of
+// two-byte elements.
 __device__ __forceinline__ void store_16(void* global, const uint32_t (&words)[4]) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)),
                "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
                : "memory");
 }
 
-// Starts to copy 16 bytes from global to shared memory, both aligned to 16; zeros where !valid
-// (then `global` is not read, but must be an address). It has arrived once the group that it was
-// committed with is waited for *and* the block has met at a barrier.
+// Starts to copy 16 bytes from global to shared memory, both aligned to 16; writes zeros if !valid
+// (then `global` is not read, but must be an address). The copy is complete once its group has been
+// waited for *and* the block has passed a barrier.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
   const int bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
@@ -79,7 +80,7 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bo
 __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
-// Waits until at most kPending of this thread's newest groups are still on their way.
+// Waits until at most kPending of this thread's newest groups are still pending.
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");

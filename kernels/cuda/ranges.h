@@ -1,5 +1,5 @@
-// Named stretches of the host's time for NVIDIA's profilers (NVTX), in a domain "lathe". Without
-// nvtx3's headers no_ranges.cpp takes the place of ranges.cpp, and nothing is shown.
+// Named ranges of the host's time for NVIDIA's profilers (NVTX), in a domain "lathe". Without
+// nvtx3's headers no_ranges.cpp replaces ranges.cpp, and nothing is shown.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@ namespace lathe::cuda {
 class Ranges {
  public:
   Ranges();
-  // Of one thread, nested. The cost goes along as a payload {double flops, double bytes}, and,
-  // if there is one, in the name, for the reports that show no payload: "NAME (F GFLOP, B GB)".
+  // Per thread, nested. A cost other than 0 is attached as a payload {double flops, double bytes},
+  // and shown in the name for reports without payloads: "NAME (F GFLOP, B GB)".
   void push(std::string_view name, const OpCost& cost);
   void pop();
 

@@ -28,12 +28,12 @@ void Recordings::replay(int key, const std::function<void()>& body) {
 
 cudaGraphExec_t Recordings::capture(const std::function<void()>& body) {
   cudaGraph_t graph = nullptr;
-  // Other threads (loaders) may call CUDA as they like while this one captures.
+  // Other threads (loaders) may call CUDA freely while this one captures.
   check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording");
   try {
     body();
   } catch (...) {
-    cudaStreamEndCapture(stream_, &graph);  // or the stream stays as it is for good
+    cudaStreamEndCapture(stream_, &graph);  // or the stream would capture forever
     if (graph) cudaGraphDestroy(graph);
     throw;
   }

@@ -1,4 +1,4 @@
-// Work that is repeated, as CUDA graphs: one launch from the host in place of some hundreds.
+// Repeated work as CUDA graphs: one launch from the host instead of some hundreds.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,8 +15,8 @@ class Recordings {
   Recordings(const Recordings&) = delete;
   Recordings& operator=(const Recordings&) = delete;
 
-  // The first replay of a key runs `body` as it is: matrix products are planned and tuned then,
-  // which a capture cannot hold. The second captures it, and from then on the graph is launched.
+  // The first replay of a key runs `body` normally: it plans and tunes matrix products, which
+  // cannot happen in a capture. The second captures it; later ones launch the graph.
   void replay(int key, const std::function<void()>& body);
   void clear();
 

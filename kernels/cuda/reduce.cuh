@@ -1,4 +1,4 @@
-// Sums and maxima over a warp and over a block, in an order that depends on the block's size alone.
+// Sums and maxima over a warp and over a block, in an order that depends on the block size alone.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,8 +30,8 @@ __device__ __forceinline__ A warp_reduce(A value, Op op) {
   return value;
 }
 
-// Every thread gets the result. All threads of a block of kThreads (whole warps, in x) call it,
-// with `scratch` for kThreads / 32 values in shared memory, which may be reused after the call.
+// Every thread gets the result. All threads of a block of kThreads (whole warps, in x) call it.
+// `scratch` holds kThreads / 32 values in shared memory and may be reused after the call.
 template <int kThreads, typename A, typename Op>
 __device__ __forceinline__ A block_reduce(A value, A* scratch, Op op) {
   constexpr int kWarps = kThreads / kWarp;

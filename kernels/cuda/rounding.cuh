@@ -11,7 +11,7 @@
 
 namespace lathe::cuda {
 
-// What elements 4 group .. 4 group + 3 are rounded by in update t.
+// The random words that round elements 4 group .. 4 group + 3 in update t.
 __device__ __forceinline__ std::array<uint32_t, 4> rounding_words(uint64_t seed, uint64_t group,
                                                                   uint32_t t) {
   return philox(seed, group, kPhiloxSiteRounding, t);

@@ -24,7 +24,7 @@ std::vector<std::string> files_like(const std::string& pattern) {
   return files;
 }
 
-// Names to try, the likeliest first.
+// Paths to try, likeliest first.
 std::vector<std::string> candidates(const std::string& name) {
   std::vector<std::string> paths{name, "/usr/local/cuda/lib64/" + name};
   const auto add = [&](const std::string& pattern) {
@@ -42,7 +42,7 @@ std::vector<std::string> candidates(const std::string& name) {
 }
 
 void* open_library(const LibraryName& library) {
-  // What the user names is taken or refused: nothing else stands in for it silently.
+  // If the user names a file, use it or fail: never silently use another.
   if (const std::string chosen = environment(library.variable); !chosen.empty()) {
     if (void* opened = dlopen(chosen.c_str(), RTLD_NOW | RTLD_LOCAL)) return opened;
     throw UserError("{}: {} cannot be loaded ({}); name the file {}", library.variable,

@@ -1,4 +1,4 @@
-// A library that is opened when it is needed, and may be in a number of places.
+// A library that is opened when it is needed, searched for in a number of places.
 #pragma once
 
 #include <string>
@@ -7,11 +7,11 @@
 
 namespace lathe::cuda {
 
-// How it is called, and what is said where it is missing: "USER: NAME is not found, and PURPOSE;
-// ADVICE, or set VARIABLE to the file".
+// A library's name and the parts of the message if it is missing: "USER: NAME is not found, and
+// PURPOSE; ADVICE, or set VARIABLE to the file".
 struct LibraryName {
   std::string name;      // of the file
-  const char* variable;  // of the environment, that names the file
+  const char* variable;  // the environment variable that names the file
   std::string title;
   const char* user;
   const char* purpose;
@@ -20,11 +20,12 @@ struct LibraryName {
 
 class SharedLibrary {
  public:
-  // Looks for the file that the variable names; where the system looks for libraries; where the
-  // toolkit and Python's packages put it. UserError where there is none. It stays loaded.
+  // Opens the file that the variable names. Without one, searches the system's library path, then
+  // the places where the toolkit and Python's packages install it. Throws UserError if not found.
+  // The library stays loaded.
   explicit SharedLibrary(const LibraryName& name);
 
-  // UserError where it has no such function: it is another library.
+  // Throws UserError if there is no such function: it is another library.
   template <typename Function>
   void find(const char* function_name, Function& function) const {
     function = reinterpret_cast<Function>(symbol(function_name));

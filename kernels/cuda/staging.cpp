@@ -19,8 +19,8 @@ Staging::~Staging() {
   }
 }
 
-// The slot that was used longest ago if the device is done with it, else a new one; only where
-// there are many already the host waits.
+// The least recently used slot if the device is done with it, else a new one. The host waits only
+// if there are kMostSlots already.
 Staging::Slot& Staging::free_slot() {
   if (!slots_.empty()) {
     Slot& oldest = slots_[next_];

@@ -1,5 +1,5 @@
-// Copies from the host that neither side waits for: through pinned memory and a stream of their
-// own, so that a batch crosses the bus while the device still computes on the one before it.
+// Asynchronous copies from the host through pinned memory and a separate stream, so that a batch
+// crosses the bus while the device still computes on the previous one.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,17 +14,17 @@ namespace lathe::cuda {
 
 class Staging {
  public:
-  // `compute` is the stream in whose order uploads take effect; it outlives this.
+  // Uploads take effect in the order of the stream `compute`, which outlives this.
   explicit Staging(cudaStream_t compute);
   ~Staging();
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
-  // destination = source, in the order of the compute stream. `source` has been read on return.
+  // destination = source, in the order of the compute stream. On return `source` has been read.
   void upload(void* destination, const void* source, size_t bytes);
 
  private:
-  // Pinned memory, its counterpart on the device, and when they may be used again.
+  // Pinned memory, its counterpart on the device, and when both may be used again.
   struct Slot {
     void* host = nullptr;
     void* device = nullptr;
@@ -37,7 +37,7 @@ class Staging {
 
   cudaStream_t compute_;
   Stream copies_;
-  std::vector<Slot> slots_;  // a ring: next_ is the one that was used longest ago
+  std::vector<Slot> slots_;  // a ring: next_ is the least recently used
   size_t next_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// A stream of work on the GPU, and its end.
+// A stream of work on the GPU, destroyed with the object.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@ namespace lathe::cuda {
 class Stream {
  public:
   Stream() { check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream"); }
-  // One whose kernels go first where those of others wait for room.
+  // A stream whose kernels are scheduled before waiting kernels of other streams.
   static Stream urgent() {
     int least = 0, greatest = 0;
     check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest), "stream");

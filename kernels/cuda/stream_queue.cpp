@@ -33,8 +33,8 @@ bool StreamQueue::recording() const {
 }
 
 void StreamQueue::begin() {
-  // A recording takes this stream in. A replay runs its entries in streams of its own, so the next
-  // entry must start after the replay.
+  // A recording captures this stream. A replay runs the recorded entries in streams of its own, so
+  // the next entry must start after the replay.
   const bool outside = recording() ? !is_recording(stream_) : was_recorded_;
   if (outside) after_device();
 }
@@ -61,7 +61,7 @@ void StreamQueue::device_after(Ticket ticket) {
   joined_ = std::max(joined_, std::max(ticket, last_ - kEvents + 1));
 }
 
-// Only the newest entries have events; an older one takes the oldest of these.
+// Only the newest entries have events; for an older one, use the oldest of these.
 cudaEvent_t StreamQueue::event_of(Ticket ticket) const {
   const Ticket known = std::max(ticket, last_ - kEvents + 1);
   return events_[static_cast<size_t>(known % kEvents)];
@@ -71,7 +71,7 @@ void StreamQueue::wait(Ticket ticket) {
   LATHE_CHECK(!recording(), "the host waits while a recording is made");
   Backoff backoff(std::numeric_limits<double>::infinity());
   const auto look = [&] {
-    // Recorded entries have no events outside of the recording, but the device waits for them.
+    // Recorded entries have no events outside the recording, but the device waits for them.
     return ticket <= joined_ ? cudaStreamQuery(device_stream_) : cudaEventQuery(event_of(ticket));
   };
   for (cudaError_t state = look(); state != cudaSuccess; state = look()) {
@@ -79,7 +79,7 @@ void StreamQueue::wait(Ticket ticket) {
     if (while_waiting_) while_waiting_();
     backoff.idle();
   }
-  device_after(ticket);  // a recording may begin now
+  device_after(ticket);  // so that a recording may begin
 }
 
 Ticket StreamQueue::mark(int number) {

@@ -1,9 +1,9 @@
-// A queue on a GPU: a stream of its own, ordered against the device's stream by events.
+// A queue on a GPU: a stream of its own, ordered relative to the device's stream by events.
 //
-// While the device records (Device::replay), what is put in becomes part of the recording. A
-// recording cannot wait for anything outside of it, so everything put in before must have been
-// joined (device_after or wait) when it begins. Before it ends, everything that was recorded must
-// be joined: device_after(last()).
+// While the device records (Device::replay), new entries become part of the recording. A recording
+// cannot wait for anything outside it, so all earlier entries must have been joined (device_after
+// or wait) when it begins. Before it ends, all recorded entries must be joined:
+// device_after(last()).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -38,7 +38,7 @@ class StreamQueue final : public Queue {
   Ticket mark(int number) override;
 
  private:
-  // A step of several ranks has up to six entries for each matrix of the model.
+  // A step of several ranks has up to six entries per matrix of the model.
   static constexpr Ticket kEvents = 4096;
   cudaEvent_t event_of(Ticket ticket) const;
   static bool is_recording(cudaStream_t stream);
@@ -48,7 +48,7 @@ class StreamQueue final : public Queue {
   const cudaStream_t device_stream_;
   Stream stream_;
   cudaEvent_t device_event_ = nullptr;
-  std::vector<cudaEvent_t> events_;  // of the newest kEvents entries: when each was done
+  std::vector<cudaEvent_t> events_;  // record when each of the newest kEvents entries was done
   Ticket last_ = 0;
   Ticket joined_ = 0;          // the device waits for this entry and all before it
   bool was_recorded_ = false;  // replays may be running on the device's stream

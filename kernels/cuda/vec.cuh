@@ -1,4 +1,4 @@
-// Vectors of elements that move in one instruction, and conversions between storage and float.
+// Vectors of elements that one instruction moves, and conversions between storage and float.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -27,7 +27,7 @@ __device__ __forceinline__ T from_float(float x) {
     return __float2bfloat16_rn(x);
   }
 }
-// As a value that is stored as T and read back.
+// The value after it is stored as T and read back.
 template <typename T>
 __device__ __forceinline__ float rounded(float x) {
   return to_float(from_float<T>(x));
@@ -44,15 +44,15 @@ struct alignas(sizeof(T) * N) Vec {
   __device__ __forceinline__ void store(T* to) const { *reinterpret_cast<Vec*>(to) = *this; }
 };
 
-// How many T make 16 bytes.
+// How many elements of T make 16 bytes.
 template <typename T>
 inline constexpr int kVec = 16 / static_cast<int>(sizeof(T));
 
-// Elements that a thread takes at a time in a vectorised kernel: 16 bytes of bf16, twice 16 of
+// Elements that a thread takes at a time in a vectorised kernel: 16 bytes of bf16, 32 bytes of
 // fp32.
 inline constexpr int kVectorWidth = 8;
 
-// kN neighbours as they are stored, for loads ahead of the arithmetic: 16 bytes at a time if kN
+// kN neighbours as stored, so that loads can come before the arithmetic: 16 bytes at a time if kN
 // is kVectorWidth, one by one if it is 1.
 template <typename T, int kN>
 struct Stored {
@@ -102,13 +102,13 @@ __device__ __forceinline__ void store_floats(const float (&x)[kN], T* to) {
 }
 
 // Whether rows of `columns` elements that start at `data` can be read 16 bytes at a time. Host code
-// chooses an instance of a kernel by it.
+// uses it to choose an instance of a kernel.
 template <typename T>
 inline bool vectorizes(const void* data, int64_t columns) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && columns % kVec<T> == 0;
 }
-// Whether a kernel may take kVectorWidth elements at a time of every tensor named: their rows have
-// `columns` elements, and an absent tensor is no obstacle.
+// Whether a kernel may take kVectorWidth elements at a time of every tensor given: their rows have
+// `columns` elements, and absent tensors do not matter.
 template <typename... Pointers>
 inline bool can_vectorize(int64_t columns, const Pointers*... data) {
   return columns % kVectorWidth == 0 && ((reinterpret_cast<uintptr_t>(data) % 16 == 0) && ...);

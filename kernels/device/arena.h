@@ -29,7 +29,7 @@ enum class MemoryCategory {
 inline constexpr int kMemoryCategories = 8;
 std::string_view name_of(MemoryCategory category);
 
-// Every tensor starts on a multiple of this many bytes: a cache line, and what cuBLASLt likes best.
+// Every tensor starts on a multiple of this many bytes: whole cache lines, and best for cuBLASLt.
 inline constexpr size_t kArenaAlignment = 256;
 
 // Bytes by category, each tensor rounded up to the arena's alignment.
@@ -48,10 +48,10 @@ struct MemoryPlan {
   bool operator==(const MemoryPlan&) const = default;
 };
 
-// Human-readable table of a plan, one category a line, empty categories left out.
+// Human-readable table of a plan, one category per line, without empty categories.
 std::string to_string(const MemoryPlan& plan);
 
-// AddressSanitizer sees overruns of separate allocations only.
+// AddressSanitizer detects overruns of separate allocations only.
 #if defined(__SANITIZE_ADDRESS__)
 inline constexpr bool kSeparateAllocations = true;
 #else
@@ -62,8 +62,8 @@ inline constexpr bool kSeparateAllocations = false;
 inline constexpr size_t kBoundless = size_t{1} << 62;
 
 // Owns `capacity` bytes of a device's memory and hands them out in order; nothing is given back
-// before the arena dies. Tensors are zeroed. Under AddressSanitizer each tensor is an allocation
-// of its own, so that an overrun is seen.
+// before the arena is destroyed. Tensors are zeroed. Under AddressSanitizer each tensor is an
+// allocation of its own, so that overruns are detected.
 class Arena {
  public:
   Arena(Device& device, size_t capacity);
@@ -71,7 +71,7 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  // Throws CheckError if the capacity, which comes from the plan, does not hold the tensor.
+  // Throws CheckError if the tensor does not fit into the capacity, which comes from the plan.
   Tensor allocate(MemoryCategory category, DType dtype, Shape shape);
 
   const MemoryPlan& used() const { return used_; }

@@ -10,7 +10,7 @@
 
 namespace lathe {
 
-// Measures how long something has been waiting, given calls at least once a second. If the process
+// Measures how long something has been waiting, if called at least once a second. If the process
 // itself was paused (a debugger, a suspended job), the pause counts as one second.
 class Patience {
  public:
@@ -47,7 +47,7 @@ class Backoff {
       sched_yield();
       return true;
     }
-    // 5 us at first, 50 us in the end.
+    // 5 us at first, up to 50 us.
     std::this_thread::sleep_for(std::chrono::microseconds(std::min(5 + (idle_ - kSpins) / 16, 50)));
     return patience_.waited() < timeout_seconds_;
   }

@@ -26,8 +26,8 @@ struct bf16 {
 static_assert(sizeof(bf16) == 2);
 
 // The bits of a float rounded to one of its two bf16 neighbours at random: away from zero with the
-// probability that makes the mean the value itself. `random` is uniform in [0, 2^16). Infinities
-// and NaN stay what they are.
+// probability that makes the mean equal the value. `random` is uniform in [0, 2^16). Infinities
+// and NaN are unchanged.
 constexpr uint16_t stochastic_bf16_bits(uint32_t float_bits, uint32_t random) {
   const bool finite = (float_bits & 0x7f800000) != 0x7f800000;
   const uint32_t quiet = (float_bits & 0x007fffff) != 0 ? 0x00400000 : 0;
@@ -101,8 +101,8 @@ struct dtype_of_t<uint8_t> {
 template <typename T>
 inline constexpr DType dtype_of = dtype_of_t<T>::value;
 
-// The type in which values stored as T are accumulated, and in which statistics, losses and
-// weight gradients are kept: float for fp32 and bf16, double for fp64.
+// The type in which values stored as T are accumulated, and the type of statistics, losses and
+// weight gradients: float for fp32 and bf16, double for fp64.
 constexpr DType accumulator_of(DType dtype) {
   return dtype == DType::fp64 ? DType::fp64 : DType::fp32;
 }

@@ -9,8 +9,8 @@
 
 namespace lathe {
 
-// A mistake of the user's: one sentence that names the file or flag, what was found and what to
-// do. Ends the program with exit code 2.
+// The user's mistake: one sentence that names the file or flag, what was found and what to do.
+// Ends the program with exit code 2.
 struct UserError : std::runtime_error {
   explicit UserError(const std::string& sentence) : std::runtime_error(sentence) {}
   template <typename... Args>
@@ -26,21 +26,22 @@ struct CheckError : std::runtime_error {
 [[noreturn]] void check_failed(const char* file, int line, const char* condition,
                                const std::string& detail);
 
-// What a failure tells the user, and the exit code that it ends the program with: 2 for UserError,
-// 1 for everything else.
+// A failure's message for the user, and the exit code that it ends the program with: 2 for
+// UserError, 1 for everything else.
 struct Failure {
   int exit_code;
   std::string message;
 };
 Failure current_failure();  // inside a catch block
 
-// Opens the standard streams, runs the body of a program's main and turns the errors above, and
-// output that was not written, into lines on stderr and exit codes: what body returned, or theirs.
+// Opens the standard streams and runs the body of a program's main. Errors like those above, and
+// output that could not be written, become a line on stderr and an exit code. Returns that code, or
+// else body's.
 int run_main(const char* program, const std::function<int()>& body);
 
 }  // namespace lathe
 
-// Checks what must hold in every build; never used for what a user can cause.
+// Checks what must hold in every build; never used for an error that a user can cause.
 #define LATHE_CHECK(condition, ...)                                               \
   do {                                                                            \
     if (!(condition)) [[unlikely]]                                                \

@@ -10,7 +10,7 @@ class InOrderQueue final : public Queue {
  public:
   explicit InOrderQueue(Device& device) : device_(device) {}
 
-  // Counts what the caller has given the device.
+  // Counts an entry that the caller has given the device.
   Ticket put() { return ++last_; }
 
   void after_device() override {}

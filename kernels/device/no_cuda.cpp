@@ -1,4 +1,4 @@
-// What takes the place of kernels/cuda in a build without CUDA.
+// Replaces kernels/cuda in a build without CUDA.
 #include "kernels/device/device.h"
 
 namespace lathe {

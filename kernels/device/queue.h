@@ -1,6 +1,6 @@
 // A queue of work that runs beside the device's own operations: collectives, and the copies of
-// offloaded tensors. Entries run in the order in which they were put in. Two calls order them
-// against the device's operations; both may be recorded (Device::replay).
+// offloaded tensors. Entries run in the order in which they were added. Two calls order them
+// relative to the device's operations; both may be recorded (Device::replay).
 //
 //   kernels/device/in_order_queue.h   entries are among the device's operations themselves
 //   kernels/device/worker_queue.h     a thread of the host runs them
@@ -11,22 +11,22 @@
 
 namespace lathe {
 
-// Names an entry: the first has 1, the next 2, ...; 0 is none.
+// Identifies an entry: the first has 1, the next 2, ...; 0 is none.
 using Ticket = int64_t;
 
 class Queue {
  public:
   virtual ~Queue() = default;
 
-  // Later entries start when the device has finished everything that it was given before this call.
+  // Later entries start after everything that the device was given before this call.
   virtual void after_device() = 0;
-  // What the device is given after this call starts when the entry, and all before it, are done.
+  // What the device is given after this call starts after the entry and all entries before it.
   virtual void device_after(Ticket ticket) = 0;
   // The newest entry.
   virtual Ticket last() const = 0;
   // The host waits until the entry is done. Not while recording.
   virtual void wait(Ticket ticket) = 0;
-  // An entry that takes the time when it runs (Device::mark).
+  // An entry that marks the time at which it runs (Device::mark).
   virtual Ticket mark(int number) = 0;
 };
 

@@ -25,7 +25,7 @@ int write_fully(int fd, std::string_view text) {
       text.remove_prefix(static_cast<size_t>(n));
     } else if (n == 0) {
       return EIO;
-    } else if (errno == EAGAIN) {  // whoever shares it made it non-blocking
+    } else if (errno == EAGAIN) {  // another process made it non-blocking
       pollfd waiting{.fd = fd, .events = POLLOUT, .revents = 0};
       ::poll(&waiting, 1, -1);
     } else if (errno != EINTR) {
@@ -49,7 +49,7 @@ std::string fit_for_stdout(std::string_view text) {
 void open_standard_streams() {
   for (int fd = 0; fd <= 2; ++fd) {
     if (::fcntl(fd, F_GETFD) >= 0) continue;
-    // Open for the wrong direction: what uses it gets an error, as it would without.
+    // Opened for the wrong direction: using it gives an error, as a closed one would.
     if (::open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0) ::open("/", O_RDONLY);
   }
 }

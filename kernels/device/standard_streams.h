@@ -1,4 +1,4 @@
-// Standard input, output and error: what a program may count on, and what it owes its caller.
+// Standard input, output and error: opened, written to, and checked for errors.
 #pragma once
 
 #include <string>
@@ -6,24 +6,24 @@
 
 namespace lathe {
 
-// Takes the places 0, 1 and 2 where they are closed, so that no file that is opened later becomes
-// what others print to. Reading from them and writing to them still fails. Call it first of all.
+// Occupies descriptors 0, 1 and 2 if they are closed, so that a file opened later cannot become the
+// target of what others print. Reading from them and writing to them still fails. Call it first.
 void open_standard_streams();
 
-// What a program is run for: all of it goes to stdout at once, or CheckError says why not.
+// For a program's actual output: writes all of it to stdout at once, or throws CheckError.
 void write_out(std::string_view text);
 
-// write_out for text of others: made printable if stdout is a terminal, as it is if not.
+// write_out for text from outside: made printable if stdout is a terminal, else unchanged.
 void print_out(std::string_view text);
 
-// A line beside what a program is run for, as print_out; errors of writing are ignored.
+// A line beside a program's actual output, treated as by print_out; write errors are ignored.
 void note_out(std::string_view text);
 
-// CheckError if something that was written to stdout or std::cout did not get there.
+// Throws CheckError if something that was written to stdout or std::cout did not get there.
 void finish_out();
 
-// One line on stderr: made printable, not longer than a few lines, ended by a newline. Errors of
-// writing are ignored: the exit code must do.
+// One line on stderr: made printable, a few terminal lines at most, ended by a newline. Write
+// errors are ignored: the exit code must suffice.
 void say(std::string_view sentence) noexcept;
 
 }  // namespace lathe

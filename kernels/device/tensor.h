@@ -11,7 +11,7 @@
 
 namespace lathe {
 
-// Up to four dimensions, the longest first.
+// Up to four dimensions, outermost first.
 struct Shape {
   std::array<int64_t, 4> dim{};
   int rank = 0;
@@ -36,7 +36,7 @@ inline std::string to_string(const Shape& shape) {
   return text + "]";
 }
 
-// As a table has it: "65536x768x3072".
+// As printed in tables: "65536x768x3072".
 inline std::string times_text(const Shape& shape) {
   std::string text;
   for (int i = 0; i < shape.rank; ++i) text += (i ? "x" : "") + std::to_string(shape[i]);

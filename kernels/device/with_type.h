@@ -5,7 +5,7 @@
 
 namespace lathe {
 
-// Calls function with a value of the type that dtype stands for.
+// Calls function with a value of the C++ type of dtype.
 template <typename Function>
 auto with_type(DType dtype, const Function& function) {
   switch (dtype) {

@@ -1,5 +1,5 @@
-// A queue that a thread of the host works off, for a device that has finished its operations when
-// their calls return: a CPU.
+// A queue that a host thread processes, for a device whose operations are done when their calls
+// return: a CPU.
 #pragma once
 
 #include <array>
@@ -14,14 +14,14 @@
 
 namespace lathe {
 
-// `Job` is copied. Putting one in never allocates.
+// `Job` is copied. put() never allocates.
 template <typename Job>
 class WorkerQueue final : public Queue {
  public:
   struct Work {
     std::function<void(const Job&)> run;
     std::function<void()> idle;  // called about every 100 ms while there is nothing to do
-    std::function<void()> fail;  // in the handler of an exception of the others; does not return
+    std::function<void()> fail;  // called on an exception of the others; does not return
   };
   WorkerQueue(Device& device, Work work)
       : device_(device), work_(std::move(work)), thread_([this] { loop(); }) {}
@@ -89,7 +89,7 @@ class WorkerQueue final : public Queue {
         ++done_;
         changed_.notify_all();
       }
-    } catch (const std::exception&) {  // no caller could catch it
+    } catch (const std::exception&) {  // no caller can catch it
       work_.fail();
     }
   }
