@@ -1,4 +1,4 @@
-// docs/flags.md, made from the table.
+// Writes docs/flags.md from the table.
 #include "src/train/flags.h"
 
 namespace lathe {
@@ -23,7 +23,7 @@ std::string_view on_resume_text(OnResume on_resume) {
   return "?";
 }
 
-// What may follow the flag: `exact`, `tanh`, a number and its range.
+// The values that a flag accepts: `exact`, `tanh`, a number and its range.
 std::string values_text(const Flag& flag) {
   if (flag.type.empty()) return "";
   if (flag.type == "TEXT") return "text";

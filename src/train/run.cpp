@@ -39,7 +39,7 @@ Run::Run(Setup setup, Device& device, const Mesh& mesh)
   if (o.eval_only || (!o.benchmark && o.eval_interval > 0))
     validation.emplace(loader_options(o, "val", mesh, setup_.open));
 
-  write_tuning_log(*this);  // empty as yet: a path that cannot be written is told now
+  write_tuning_log(*this);  // still empty, but fails now if its path cannot be written
   const ParameterLayout& layout = trainer.parameters->layout();
   if (!setup_.resume_from.empty()) {
     restore_checkpoint(*this);
