@@ -34,7 +34,7 @@ TESTS = "^(cuda_on_cpu_test|cuda_device_test|cuda_transformer_test)$"
 REPOSITORY = "/srv/lathe"
 # One file for each dependency of a build: CLI11 and fmt; cuBLASLt's header; NCCL's; a kernel for
 # nvcc.
-SAMPLES = ["src/CMakeFiles/lathe_options.dir/options.cpp.o", "kernels/cuda/CMakeFiles/lathe_cuda.dir/matmul.cpp.o",
+SAMPLES = ["src/io/CMakeFiles/lathe_io.dir/flags.cpp.o", "kernels/cuda/CMakeFiles/lathe_cuda.dir/matmul.cpp.o",
            "src/comm/CMakeFiles/lathe_comm.dir/nccl_communicator.cpp.o",
            "kernels/cuda/CMakeFiles/lathe_cuda.dir/cast.cu.o"]
 
