@@ -16,8 +16,8 @@
 #include <string_view>
 
 #include "kernels/device/device.h"
+#include "kernels/device/round.h"
 #include "kernels/device/tensor.h"
-#include "kernels/round.h"
 
 namespace lathe {
 

@@ -18,7 +18,7 @@
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/parts.h"
 #include "kernels/device/arena.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 

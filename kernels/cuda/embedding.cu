@@ -31,7 +31,7 @@
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
 #include "kernels/device/arena.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 

@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/device/round.h"
 #include "kernels/ops.h"
-#include "kernels/round.h"
 
 namespace lathe {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe {
 
