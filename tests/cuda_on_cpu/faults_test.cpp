@@ -1,4 +1,4 @@
-// What a user reads on a machine that cannot run on its GPU: one sentence, exit code 2.
+// The message on a machine that cannot run on its GPU: one sentence, exit code 2.
 #include "tests/train/harness.h"
 
 namespace lathe::testing {

@@ -1,5 +1,5 @@
-// Whole training steps of small models on the CUDA device, under a hundred orders of everything
-// that a GPU may do in another order: the same bits each time, and no wait of the host in between.
+// Whole training steps of small models on the CUDA device, in a hundred orders of everything that a
+// GPU may reorder: the same bits each time, and the host never waits in between.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -13,7 +13,7 @@ namespace {
 
 constexpr uint64_t kSeeds = 100;
 constexpr int64_t kMicroSteps = 2;
-constexpr int kSteps = 3;  // run as it is, recorded, replayed
+constexpr int kSteps = 3;  // run, recorded, replayed
 
 struct Case {
   const char* name;
@@ -51,8 +51,8 @@ struct Outcome {
   bool operator==(const Outcome&) const = default;
 };
 
-// Trains as src/train.cpp does: all that a step needs is uploaded, then the step is enqueued, and
-// the results of the step before are collected.
+// Trains as src/train.cpp does: uploads all that a step needs, enqueues the step, and collects the
+// results of the step before.
 Outcome train(const Case& c, uint64_t seed, int64_t* waits = nullptr, int64_t* launches = nullptr) {
   cuda_on_cpu::set_seed(seed);
   Harness h(c.config, {.dtype = c.dtype,
