@@ -97,8 +97,8 @@ test-tsan:
 # Without MPI and oneDNN: plain code takes over.
 test-plain:
 	@tools/setup.sh test
-	@tools/build.sh plain train ops_test gpt2_test
-	$(CTEST) build/plain -R '^(ops_test|gpt2_test)$$'
+	@tools/build.sh plain train ops_test transformer_test
+	$(CTEST) build/plain -R '^(ops_test|transformer_test)$$'
 
 test-fuzz:
 	@tools/setup.sh fuzz

@@ -1,7 +1,7 @@
-# Headers that are parsed once per set of flags, not once per source: half the time of a build.
+# Headers that are parsed once per set of flags, not once per source.
 #
-# They hide a missing #include, so the builds that only test have them (CMakePresets.json), and the
-# programs of build/ are compiled without. GCC takes a precompiled header only with the flags that it
+# They hide a missing #include, so only builds that test have them (CMakePresets.json), and `make tidy`
+# goes without. GCC takes a precompiled header only with the flags that it
 # was compiled with, and -Winvalid-pch says so if not.
 option(LATHE_PRECOMPILE "Precompile the headers of libraries, for builds that only test" OFF)
 
@@ -56,6 +56,9 @@ function(lathe_precompile_folders)
   endforeach()
 endfunction()
 
+if(LATHE_DEPS)  # a carried fmt is compiled with a definition that not all targets have
+  set(LATHE_PRECOMPILE OFF)
+endif()
 if(LATHE_PRECOMPILE)
   lathe_precompiled(libraries HEADERS <fmt/format.h> <nlohmann/json.hpp> LIBS lathe_fmt lathe_json)
 endif()

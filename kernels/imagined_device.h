@@ -9,8 +9,8 @@
 
 #include "kernels/device/arena.h"
 #include "kernels/device/device.h"
+#include "kernels/device/round.h"
 #include "kernels/observed_ops.h"
-#include "kernels/round.h"
 
 namespace lathe {
 

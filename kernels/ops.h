@@ -16,8 +16,8 @@
 #include <string_view>
 
 #include "kernels/device/device.h"
+#include "kernels/device/round.h"
 #include "kernels/device/tensor.h"
-#include "kernels/round.h"
 
 namespace lathe {
 
@@ -383,8 +383,9 @@ class Ops : public Operations {
  public:
   virtual DType dtype() const = 0;
 
-  // The following operations belong to this layer of the model, numbered as in src/model/gpt2.h;
-  // kNoLayer: to none. Only tables that observe use it; it changes no result.
+  // The following operations belong to this layer of the model, numbered as in
+  // src/model/transformer.h; kNoLayer: to none. Only tables that observe use it; it changes no
+  // result.
   virtual void enter_layer(int64_t) const {}
 };
 

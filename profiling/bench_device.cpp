@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "kernels/device/arena.h"
+#include "kernels/device/round.h"
 #include "kernels/ops.h"
-#include "kernels/round.h"
 #include "src/io/flags.h"
 
 namespace lathe {

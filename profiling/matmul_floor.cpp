@@ -47,7 +47,7 @@ struct MatmulFloor::Products {
   }
 };
 
-MatmulFloor::MatmulFloor(const GPT2Config& config, DType dtype, int64_t rows)
+MatmulFloor::MatmulFloor(const ModelConfig& config, DType dtype, int64_t rows)
     : products_(std::make_unique<Products>()) {
   const auto type = dtype == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
   const auto fp32 = memory::data_type::f32;

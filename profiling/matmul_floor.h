@@ -12,7 +12,7 @@ namespace lathe {
 class MatmulFloor {
  public:
   // For a step of `rows` tokens.
-  MatmulFloor(const GPT2Config& config, DType dtype, int64_t rows);
+  MatmulFloor(const ModelConfig& config, DType dtype, int64_t rows);
   ~MatmulFloor();
 
   std::string name() const;

@@ -61,15 +61,16 @@ struct Step {
         self(make_self_communicator(*device)),
         shape{.dtype = options.dtype, .batch_size = batch_size, .seq_len = seq_len},
         arena(*device,
-              plan_training(options.gpt2, options.optimizer, shape, *device, Mesh(*self)).total()),
-        trainer(options.gpt2, options.optimizer, shape, *device, Mesh(*self), arena) {
+              plan_training(options.model_config, options.optimizer, shape, *device, Mesh(*self))
+                  .total()),
+        trainer(options.model_config, options.optimizer, shape, *device, Mesh(*self), arena) {
     trainer.set_masters([this](const Tensor& all) {
       initialize_parameters(trainer.parameters->layout(), 1, all, *device);
     });
     trainer.round_weights(0);
     std::mt19937 random(1);
     std::vector<int32_t> ids(static_cast<size_t>(batch_size * seq_len));
-    for (int32_t& id : ids) id = static_cast<int32_t>(random() % options.gpt2.vocab_size);
+    for (int32_t& id : ids) id = static_cast<int32_t>(random() % options.model_config.vocab_size);
     trainer.upload(0, ids.data(), ids.data());
   }
 
@@ -102,15 +103,15 @@ int profile(int argc, char** argv) {
 
   TrainOptions options = preset(name);
   options.dtype = dtype;
-  if (vocab_size > 0) options.gpt2.vocab_size = vocab_size;
-  if (options.gpt2.vocab_size == 0) options.gpt2.vocab_size = 65;
+  if (vocab_size > 0) options.model_config.vocab_size = vocab_size;
+  if (options.model_config.vocab_size == 0) options.model_config.vocab_size = 65;
   Step step(options, batch_size, seq_len);
   std::cout << fmt::format("{} {} batch {} x {}, {}\n", name, name_of(dtype), batch_size, seq_len,
                            step.device->name());
 
   for (int i = 0; i < 2; ++i) step.run();
   std::vector<double> plain, floors, adamw;
-  MatmulFloor floor(options.gpt2, options.dtype, batch_size * seq_len);
+  MatmulFloor floor(options.model_config, options.dtype, batch_size * seq_len);
   const TimedOps timed(step.trainer.ops());
   const Ops& real = step.trainer.ops();
   // In turn, so that a change of speed affects all.

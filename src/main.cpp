@@ -1,4 +1,4 @@
-// build/train: src/train.cpp on each rank.
+// build/train: runs src/train.cpp on each rank.
 #include "src/train.h"
 
 int main(int argc, char** argv) {

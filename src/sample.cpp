@@ -53,7 +53,7 @@ int sample(int argc, char** argv) {
   if (!parse(argc, argv, options)) return 0;
   const std::filesystem::path directory = options.checkpoint;
   verify_model(directory);
-  const GPT2Config config = read_model_config(directory);
+  const ModelConfig config = read_model_config(directory);
   const auto tokenizer = load_tokenizer(directory);
   if (tokenizer->vocab_size() > config.vocab_size) {
     throw UserError("{}: the tokenizer has {} tokens, but the model only {}", directory.string(),

@@ -1,7 +1,7 @@
-// The training loop. This page says what it does; these say how:
-//   src/train/setup.h     flags, and what is on disk, become a run
+// The training loop. This file shows what it does; these show how:
+//   src/train/setup.h     turns flags, data and checkpoints into a run
 //   src/train/run.h       a run: its trainer and its data
-//   src/train/trainer.h   what a step needs: model, optimizer, parameters, in device memory
+//   src/train/trainer.h   what a step needs in device memory: model, optimizer, parameters
 //   src/train/progress.h  steps in flight, their results, checkpoints
 #include "src/train.h"
 
@@ -16,8 +16,9 @@
 
 namespace lathe {
 
-// Gradients of --total-batch-size tokens, in micro-steps; then AdamW. A loss or gradient norm that
-// is not finite leaves the weights as they are (results.skip). Nothing here waits for the device.
+// Computes the gradients of --total-batch-size tokens in micro-steps, then runs AdamW. If the loss
+// or the gradient norm is not finite, the weights stay unchanged (results.skip). Never waits for
+// the device.
 void enqueue_step(Trainer& t, int slot) {
   StepClock& clock = t.clocks[static_cast<size_t>(slot)];
   const double scale = 1.0 / static_cast<double>(t.tokens_per_step());
@@ -40,14 +41,14 @@ void enqueue_step(Trainer& t, int slot) {
 
 namespace {
 
-// A rank that wants to end the run, or that has no batch, votes for that with the step.
+// If this rank wants to stop or could not read a batch, its vote travels with the step.
 void train_step(Run& run, int64_t step, Ending& ending, StepTrace& trace, StepProfile& profile) {
   Trainer& trainer = run.trainer;
   const int slot = Progress::slot_of(step);
   trainer.clocks[static_cast<size_t>(slot)].begin();
   trace.begin(step);
   profile.begin(step);
-  const bool ready = ending.tried([&run] {
+  const bool ready = ending.attempt([&run] {
     for (int64_t m = 0; m < run.micro_steps(); ++m) run.upload(run.loader.next(), m);
   });
   if (!ready) run.upload_blanks();
@@ -57,18 +58,17 @@ void train_step(Run& run, int64_t step, Ending& ending, StepTrace& trace, StepPr
   profile.end(step);
 }
 
-// Mean loss over the validation set, or its first --eval-batches batches, divided among the ranks.
-// Nothing if the run is to end.
+// The mean loss over the validation set, or over its first --eval-batches batches, split among the
+// ranks. Returns nothing if the run is stopping.
 std::optional<double> evaluate(Run& run, Ending& ending) {
-  constexpr int64_t kBatchesBetweenQuestions = 8;  // to all ranks
+  constexpr int64_t kBatchesBetweenPolls = 8;  // of all ranks
   Trainer& t = run.trainer;
   t.parameters->gather_weights();
   int64_t targets = 0;  // of all ranks
   run.begin(0);
   for (int64_t b = 0; b < run.validation_batches(); ++b) {
-    if ((run.mesh().ranks() == 1 || b % kBatchesBetweenQuestions == 0) && ending.ask_all())
-      return {};
-    if (!ending.tried([&] { run.upload(run.validation->batch(b), 0); })) continue;
+    if ((run.mesh().ranks() == 1 || b % kBatchesBetweenPolls == 0) && ending.ask_all()) return {};
+    if (!ending.attempt([&] { run.upload(run.validation->batch(b), 0); })) continue;
     t.device.replay(Trainer::kEvaluation, [&t] {
       t.model.forward(t.batch(0), /*training=*/false);
       t.model.loss(t.batch(0), 1.0, t.state.device_results());
@@ -84,7 +84,7 @@ void evaluate_only(Run& run) {
   Ending ending(run, /*signals=*/false);
   const std::optional<double> loss = evaluate(run, ending);
   ending.rethrow();
-  if (!loss) run.mesh().world().barrier();  // which the rank that failed does not reach
+  if (!loss) run.mesh().world().barrier();  // wait for the failed rank to end the job
   if (!std::isfinite(*loss)) {
     throw CheckError(fmt::format(
         "the validation loss is {}: the weights are too large, use an earlier checkpoint", *loss));
@@ -105,13 +105,13 @@ void train_all(Run& run) {
     if (!ending.agreed() && run.validation && (due(o.eval_interval, step) || last)) {
       progress.collect_all();
       const std::optional<double> loss = evaluate(run, ending);
-      if (loss) ending.tried([&] { report.validation(step, *loss); });
+      if (loss) ending.attempt([&] { report.validation(step, *loss); });
       if (loss) report.spread();
     }
     if (!ending.agreed() && run.trainer.decoder && (due(o.sample_interval, step) || last)) {
       progress.collect_all();
       run.trainer.parameters->gather_weights();
-      ending.tried([&] { report.sample(run, [&] { return ending.wanted(); }); });
+      ending.attempt([&] { report.sample(run, [&] { return ending.requested(); }); });
     }
     if (due(o.replica_check_interval, step) && step > run.first_step) {
       progress.collect_all();

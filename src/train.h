@@ -1,4 +1,4 @@
-// The training loop, and its step as a function, which tests and benchmarks call too.
+// The training loop. Its step is a function of its own, so that tests and benchmarks can call it.
 #pragma once
 
 #include "src/comm/world.h"
@@ -6,9 +6,9 @@
 
 namespace lathe {
 
-// Enqueues what the device does in a step, from the batches that were uploaded to the updated
-// weights. May be recorded (Device::replay): it depends on the content of device memory alone.
-// `slot`: 0 <= slot < Trainer::kSlots, where the step's times go.
+// Enqueues one step on the device: from the uploaded batches to the updated weights. May be
+// recorded (Device::replay), because it depends only on device memory. The step's times go to
+// `slot`, 0 <= slot < Trainer::kSlots.
 void enqueue_step(Trainer& trainer, int slot);
 
 // Runs build/train; returns its exit code.

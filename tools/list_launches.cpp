@@ -76,8 +76,8 @@ struct Options {
             number("shared-per-block", gpu.shared_per_block, 0, 1 << 20,
                    "bytes that a block may have")};
   }
-  GPT2Config config() const {
-    GPT2Config config = preset(model).gpt2;
+  ModelConfig config() const {
+    ModelConfig config = preset(model).model_config;
     if (n_layer > 0) config.n_layer = n_layer;
     if (n_head > 0) config.n_head = n_head;
     if (n_embd > 0) config.n_embd = n_embd;
@@ -90,7 +90,7 @@ struct Options {
   }
 };
 
-void print_run(const GPT2Config& config, const Options& flags) {
+void print_run(const ModelConfig& config, const Options& flags) {
   const ParameterCounts parameters = count_parameters(config);
   fmt::print(
       "{{\"run\": {{\"L\": {}, \"H\": {}, \"C\": {}, \"V\": {}, \"T\": {}, \"B\": {}, \"dtype\": "
@@ -102,7 +102,7 @@ void print_run(const GPT2Config& config, const Options& flags) {
 
 // The step of src/train.cpp and the other calls of the model, without the transfers.
 void list(const Options& flags) {
-  const GPT2Config config = flags.config();
+  const ModelConfig config = flags.config();
   cuda_on_cpu::play(flags.gpu);
   Lister lister;
   cuda_on_cpu::tell(lister);
@@ -122,7 +122,7 @@ void list(const Options& flags) {
               plan_training_within(device->memory_bytes(), config, optimizer, shape, *device, mesh)
                   .total());
   Trainer trainer(config, optimizer, shape, *device, mesh, arena);
-  GPT2& model = trainer.model;
+  Transformer& model = trainer.model;
   const ListedOps ops(trainer.ops());
   trainer.use(ops);
 

@@ -1,6 +1,6 @@
 #include "kernels/cpu/attention_block.h"
 #include "kernels/cpu/define_operation.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cpu {
 namespace {

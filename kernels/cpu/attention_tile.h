@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "kernels/device/dtype.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cpu::tile {
 

@@ -6,7 +6,7 @@
 
 #include "kernels/cpu/parallel.h"
 #include "kernels/device/dtype.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cpu {
 

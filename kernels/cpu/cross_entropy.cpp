@@ -7,14 +7,14 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/sums.h"
 #include "kernels/cpu/vecmath.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cpu {
 
 namespace {
 
-// Each chunk reads and writes all of dwte once more (twice 154 MB in GPT-2 124M), so chunks are as
-// long as this limit on logits allows: 2^24 are 64 MiB in float.
+// Each chunk reads and writes all of dwte once more (twice 154 MB in a model of 124M), so chunks
+// are as long as this limit on logits allows: 2^24 are 64 MiB in float.
 constexpr int64_t kLogitsAtOnce = int64_t{1} << 24;
 constexpr int64_t kRowUnit = 32;
 

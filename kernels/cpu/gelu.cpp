@@ -5,7 +5,7 @@
 #include "kernels/cpu/define_operation.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vecmath.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cpu {
 

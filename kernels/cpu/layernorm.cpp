@@ -9,7 +9,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/sums.h"
 #include "kernels/cpu/vecmath.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cpu {
 

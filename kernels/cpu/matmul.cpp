@@ -7,7 +7,7 @@
 
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/device/error.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cpu {
 namespace {

@@ -19,7 +19,7 @@
 #include "kernels/cpu/matmul_backends.h"
 #include "kernels/cpu/matmul_epilogue.h"
 #include "kernels/cpu/threads.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cpu {
 namespace {

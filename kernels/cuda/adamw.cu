@@ -23,7 +23,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/rounding.cuh"
 #include "kernels/cuda/vec.cuh"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 

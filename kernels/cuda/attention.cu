@@ -24,7 +24,7 @@
 #include "kernels/cuda/attention_tile.cuh"
 #include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 

@@ -9,8 +9,8 @@
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/dropout.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/device/round.h"
 #include "kernels/ops.h"
-#include "kernels/round.h"
 
 namespace lathe::cuda::attention {
 

@@ -33,7 +33,7 @@
 #include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 

@@ -16,7 +16,7 @@
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vec.cuh"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda::attention {
 

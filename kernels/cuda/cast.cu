@@ -11,7 +11,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rounding.cuh"
 #include "kernels/cuda/vec.cuh"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 

@@ -22,7 +22,7 @@
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/vec.cuh"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 

@@ -17,7 +17,8 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/parts.h"
-#include "kernels/round.h"
+#include "kernels/device/arena.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 

@@ -30,7 +30,8 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
-#include "kernels/round.h"
+#include "kernels/device/arena.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 

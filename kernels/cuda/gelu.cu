@@ -21,7 +21,7 @@
 #include "kernels/cuda/gelu.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/vec.cuh"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 

@@ -16,7 +16,7 @@
 #include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/reduce.cuh"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 

@@ -33,7 +33,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe::cuda {
 
@@ -262,7 +262,8 @@ __device__ void store_partials(float* partials, float* shared, const RowSums<kIt
 }
 
 // The most threads in a block, and how many such blocks a multiprocessor holds at once with its
-// 65,536 registers: the launch bounds, and what the grid is sized by. GPT-2's widths have one item.
+// 65,536 registers: the launch bounds, and what the grid is sized by. Widths of 768 to 1,600 have
+// one.
 constexpr int kBackwardThreads = 320, kBackwardItems = 2;
 template <int kItems>
 constexpr int kBackwardBlocks = kItems == 1 ? 2 : 1;

@@ -812,6 +812,7 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
   std::memcpy(id, &identity, sizeof(identity));
   return ncclSuccess;
 }
+// LATHE_NCCL_INIT_HANGS=R: rank R never arrives, as on a network that is not set up correctly.
 ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank) {
   const char* const hangs = std::getenv("LATHE_NCCL_INIT_HANGS");
   while (hangs && rank == std::atoi(hangs)) std::this_thread::sleep_for(std::chrono::seconds(1));

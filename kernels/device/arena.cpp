@@ -1,7 +1,7 @@
 #include "kernels/device/arena.h"
 
 #include "kernels/device/device.h"
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe {
 

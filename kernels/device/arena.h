@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/device/round.h"
 #include "kernels/device/tensor.h"
-#include "kernels/round.h"
 
 namespace lathe {
 

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <thread>
 
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 #include "src/comm/reduction.h"
 
 namespace lathe {

@@ -30,7 +30,7 @@ MpiJob join_mpi(int* argc, char*** argv) {
   }
   if (threads < MPI_THREAD_SERIALIZED) {
     throw UserError(
-        "this MPI lets only the main thread call it, and lathe communicates in another one: use an "
+        "this MPI lets only the main thread call it, but lathe communicates from another: use an "
         "MPI that was built with threads");
   }
   job.one_at_a_time = threads < MPI_THREAD_MULTIPLE;

@@ -30,13 +30,13 @@ class MpiStatusBoard final : public StatusBoard {
       MPI_Iprobe(MPI_ANY_SOURCE, kQuestionTag, comm_, &found, &question);
       if (!found) return;
       MPI_Recv(nullptr, 0, MPI_BYTE, question.MPI_SOURCE, kQuestionTag, comm_, MPI_STATUS_IGNORE);
-      const LineStatus status = mine();  // small enough to be sent without waiting
+      const CollectiveStatus status = mine();  // small enough to be sent without waiting
       MPI_Send(&status, sizeof(status), MPI_BYTE, question.MPI_SOURCE, kAnswerTag, comm_);
     }
   }
 
-  std::vector<std::optional<LineStatus>> ask(const Mine& mine, double seconds) override {
-    std::vector<std::optional<LineStatus>> answers(static_cast<size_t>(world_.size()));
+  std::vector<std::optional<CollectiveStatus>> ask(const Mine& mine, double seconds) override {
+    std::vector<std::optional<CollectiveStatus>> answers(static_cast<size_t>(world_.size()));
     {
       const auto lock = world_.mpi_lock();
       for (int rank = 0; rank < world_.size(); ++rank) {
@@ -58,14 +58,14 @@ class MpiStatusBoard final : public StatusBoard {
   }
 
  private:
-  int take_answers(std::vector<std::optional<LineStatus>>& answers) {
+  int take_answers(std::vector<std::optional<CollectiveStatus>>& answers) {
     const auto lock = world_.mpi_lock();
     int found = 1, taken = 0;
     while (true) {
       MPI_Status source{};
       MPI_Iprobe(MPI_ANY_SOURCE, kAnswerTag, comm_, &found, &source);
       if (!found) return taken;
-      LineStatus status;
+      CollectiveStatus status;
       MPI_Recv(&status, sizeof(status), MPI_BYTE, source.MPI_SOURCE, kAnswerTag, comm_,
                MPI_STATUS_IGNORE);
       answers[static_cast<size_t>(source.MPI_SOURCE)] = status;

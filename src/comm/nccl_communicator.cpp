@@ -81,8 +81,8 @@ class Progress {
   void end(cudaStream_t stream) { write(current_->done, stream); }
 
   // For the watchdog's thread.
-  LineStatus status() {
-    LineStatus status;
+  CollectiveStatus status() {
+    CollectiveStatus status;
     status.begun = *static_cast<volatile int32_t*>(&current_->begun);
     status.done = *static_cast<volatile int32_t*>(&current_->done);
     const std::lock_guard lock(mutex_);
@@ -169,9 +169,9 @@ class NcclCommunicator final : public CudaCommunicator {
  private:
   static constexpr const char* kStart = "ncclCommInitRank";
 
-  LineStatus status() {  // for the watchdog's thread
+  CollectiveStatus status() {  // for the watchdog's thread
     if (!starting_) return progress_.status();
-    LineStatus status{.begun = 1};
+    CollectiveStatus status{.begun = 1};
     std::strncpy(status.what, kStart, sizeof(status.what) - 1);
     return status;
   }

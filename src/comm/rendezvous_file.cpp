@@ -89,7 +89,7 @@ void Rendezvous::share_by_file(void* data, size_t bytes) const {
   const auto word_path = [&](int rank) { return fmt::format("{}.{}", path_, rank); };
   const size_t others = static_cast<size_t>(place_.size - 1);
   const auto late = [&](const std::string& who) {
-    throw UserError("{}: {} did not come within {:g} s", title_, who, timeout_seconds_);
+    throw UserError("{}: {} did not arrive within {:g} s", title_, who, timeout_seconds_);
   };
   if (fs::is_directory(fs::symlink_status(path_)))
     throw UserError("{}: that is a directory; name a file in it", title_);

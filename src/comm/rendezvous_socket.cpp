@@ -425,7 +425,7 @@ void Rendezvous::share_by_socket(void* data, size_t bytes) const {
               listen_at(title_, addresses));
     const std::string missing = host.meet(deadline);
     if (missing.empty()) return;
-    throw UserError("{}: {} did not come within {:g} s{}{}", title_, missing, timeout_seconds_,
+    throw UserError("{}: {} did not arrive within {:g} s{}{}", title_, missing, timeout_seconds_,
                     loopback
                         ? fmt::format("; rank 0 listened at {}, which other hosts cannot reach",
                                       addresses.front().name())

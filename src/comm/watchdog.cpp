@@ -15,7 +15,7 @@ constexpr double kAnswerSeconds = 2;
 constexpr double kErrorAfterSeconds = 1;  // without progress: then ask the library
 
 // Where another rank is, for the message of a rank that waits.
-std::string account(int rank, const std::optional<LineStatus>& status) {
+std::string account(int rank, const std::optional<CollectiveStatus>& status) {
   if (!status) return fmt::format("rank {} does not answer", rank);
   if (status->begun == 0) return fmt::format("rank {} has started none", rank);
   const char* const state = status->begun == status->done ? "has done" : "is in";
@@ -43,12 +43,12 @@ Watchdog::~Watchdog() {
 }
 
 void Watchdog::watch() {
-  LineStatus before;
+  CollectiveStatus before;
   Patience patience;
   std::unique_lock lock(mutex_);
   while (!stop_changed_.wait_for(lock, kLook, [this] { return stop_; })) {
     if (board_) board_->answer(status_);
-    const LineStatus status = status_();
+    const CollectiveStatus status = status_();
     const bool stalled =
         status.begun != status.done && status.begun == before.begun && status.done == before.done;
     if (!stalled) patience = {};
@@ -61,7 +61,7 @@ void Watchdog::watch() {
   }
 }
 
-void Watchdog::fail(const LineStatus& mine) {
+void Watchdog::fail(const CollectiveStatus& mine) {
   std::string others;
   if (board_) {
     const auto all = board_->ask(status_, kAnswerSeconds);

@@ -20,7 +20,7 @@
 namespace lathe {
 
 // Where a rank's stream of collectives is. Numbers as the stream writes them; 0: none.
-struct LineStatus {
+struct CollectiveStatus {
   int32_t begun = 0, done = 0;
   char what[64] = {};  // the last collective started
 };
@@ -28,12 +28,12 @@ struct LineStatus {
 // How watchdogs ask each other: mpi_status_board.cpp, or nothing without MPI.
 class StatusBoard {
  public:
-  using Mine = std::function<LineStatus()>;
+  using Mine = std::function<CollectiveStatus()>;
   virtual ~StatusBoard() = default;
   // Answers all ranks that have asked.
   virtual void answer(const Mine& mine) = 0;
   // By rank; empty for ranks that do not answer in time.
-  virtual std::vector<std::optional<LineStatus>> ask(const Mine& mine, double seconds) = 0;
+  virtual std::vector<std::optional<CollectiveStatus>> ask(const Mine& mine, double seconds) = 0;
 };
 
 // Waits for all ranks. Null if the ranks are not MPI's.
@@ -51,7 +51,7 @@ class Watchdog {
 
  private:
   void watch();
-  [[noreturn]] void fail(const LineStatus& mine);
+  [[noreturn]] void fail(const CollectiveStatus& mine);
 
   const World& world_;
   const double timeout_seconds_;

@@ -51,7 +51,7 @@ World::World(int* argc, char*** argv)
   if (!mpi_is_initialized() && !started_with_others) return;
   if (!mpi_is_built()) {
     throw UserError(
-        "{} started this process with others, and this build has no MPI: build where MPI is found",
+        "{} started this process with others, but this build has no MPI: build where MPI is found",
         place_.launcher);
   }
   const MpiJob job = join_mpi(argc, argv);

@@ -40,8 +40,8 @@ class MergeTable {
 
 class BpeTokenizer : public Tokenizer {
  public:
-  // The content of a file before it is checked. Names are as in the files: bytes written as GPT-2's
-  // printable characters.
+  // The content of a file before it is checked. Names are as in the files: bytes written as
+  // printable characters (bpe.cpp).
   struct Parts {
     std::vector<std::pair<std::string, int64_t>> vocabulary;  // name, id
     std::vector<std::pair<std::string, std::string>> merges;  // in order of rank
@@ -85,7 +85,7 @@ inline constexpr int kMaxJsonDepth = 64;  // of a tokenizer's files
 // The id as 32 bits. Throws UserError that names the token if it is not below kMaxVocabSize.
 int32_t checked_id(int64_t id, std::string_view token, const std::string& file);
 
-// Opens tokenizer.json in Hugging Face's format: GPT-2's kind of BPE, or characters.
+// Opens tokenizer.json in Hugging Face's format: byte-level BPE, or characters.
 std::unique_ptr<Tokenizer> parse_hugging_face_tokenizer(const nlohmann::json& json,
                                                         const std::string& name);
 

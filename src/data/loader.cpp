@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "kernels/device/error.h"
+#include "kernels/device/round.h"
 #include "kernels/philox.h"
-#include "kernels/round.h"
 
 namespace lathe {
 

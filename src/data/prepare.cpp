@@ -299,7 +299,7 @@ int64_t count_train_characters(const PrepareOptions& options, int64_t characters
                     share, characters, characters == 1 ? "" : "s");
   }
   if (train == characters && share > 0) {
-    throw UserError("--val-fraction {} of {} characters is none; give a larger share, or 0", share,
+    throw UserError("--val-fraction {} of {} characters is less than one; give more, or 0", share,
                     characters);
   }
   return train;

@@ -1,4 +1,4 @@
-// Tokenizers: text to token ids and back. Two kinds: one token for each character, and GPT-2's
+// Tokenizers: text to token ids and back. Two kinds: one token for each character, and
 // byte-level BPE (Radford et al., 2019), exactly as in OpenAI's encoder.py.
 #pragma once
 
@@ -90,7 +90,7 @@ std::unique_ptr<Tokenizer> make_char_tokenizer(std::vector<int32_t> code_points,
 bool same_tokens(const Tokenizer& a, const Tokenizer& b);
 
 // Opens a tokenizer from a data directory, a directory or a file:
-//   tokenizer.json             written by prepare (either kind), or Hugging Face's of GPT-2's kind
+//   tokenizer.json             written by prepare (either kind), or Hugging Face's byte-level BPE
 //   encoder.json + vocab.bpe   OpenAI's
 //   vocab.json + merges.txt    Hugging Face's other layout
 // A directory is searched in this order; either file of a pair stands for both. Throws UserError if

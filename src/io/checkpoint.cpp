@@ -270,7 +270,7 @@ bool CheckpointWriter::commit() {
   if (path_exists(final_)) {
     try {
       verify_checkpoint(final_);
-      say(fmt::format("{} is already a valid checkpoint and is kept", final_.string()));
+      say(fmt::format("{} is a valid checkpoint already and is kept", final_.string()));
       return false;
     } catch (const std::runtime_error& error) {
       set_aside(final_, error.what());

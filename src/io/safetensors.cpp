@@ -203,7 +203,7 @@ class HeaderBuilder {
       fail("ends at byte {}, before it begins at {}", entry_.end, entry_.begin);
     }
     const std::optional<uint64_t> wanted = bytes_of(entry_.shape, entry_.type);
-    if (!wanted) fail("has a shape whose elements overflow 63 bits");
+    if (!wanted) fail("has a shape with more elements than 63 bits can count");
     if (*wanted != entry_.bytes()) {
       fail("has {} bytes, but its shape and dtype make {}", entry_.bytes(), *wanted);
     }

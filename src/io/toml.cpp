@@ -109,7 +109,7 @@ std::vector<TomlEntry> parse_flat_toml(std::string_view text, const std::string&
     if (!TomlLine(line, fmt::format("{}, line {}:", file, number)).parse(entry)) continue;
     for (const TomlEntry& other : entries) {
       if (other.key != entry.key) continue;
-      throw UserError("{}, line {}: --{} is already set in line {}: remove one", file, number,
+      throw UserError("{}, line {}: --{} is in line {} already: remove one", file, number,
                       shortened(entry.key, kMostQuotedBytes), other.line);
     }
     entries.push_back(std::move(entry));

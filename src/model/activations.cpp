@@ -18,7 +18,7 @@ std::string_view name_of(Recompute recompute) {
 
 namespace {
 
-std::vector<LayerActivations> allocate_layers(const GPT2Config& config, DType dtype,
+std::vector<LayerActivations> allocate_layers(const ModelConfig& config, DType dtype,
                                               int64_t batch_size, int64_t seq_len,
                                               Recompute recompute, Arena& arena) {
   const int64_t b = batch_size, t = seq_len, c = config.n_embd, h = config.n_head;
@@ -57,7 +57,7 @@ std::vector<LayerActivations> allocate_layers(const GPT2Config& config, DType dt
 
 }  // namespace
 
-Activations::Activations(const GPT2Config& config, DType dtype, int64_t b, int64_t t,
+Activations::Activations(const ModelConfig& config, DType dtype, int64_t b, int64_t t,
                          Recompute level, Arena& arena)
     : batch_size(b), seq_len(t), recompute(level) {
   LATHE_CHECK(t >= 1 && t <= config.seq_len && b >= 1);

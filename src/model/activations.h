@@ -42,7 +42,7 @@ struct LayerActivations {
 // What one micro-batch in flight keeps from its forward pass to its backward pass.
 struct Activations {
   // For batch_size sequences of seq_len <= config.seq_len tokens.
-  Activations(const GPT2Config& config, DType dtype, int64_t batch_size, int64_t seq_len,
+  Activations(const ModelConfig& config, DType dtype, int64_t batch_size, int64_t seq_len,
               Recompute recompute, Arena& arena);
 
   // The residual stream at the input of layer l.

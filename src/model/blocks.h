@@ -43,7 +43,7 @@ struct Blocks {
   }
   // branch = projection(attention(qkv(ln_1(in)))), where attend() turns a.qkv into a.attention.
   template <typename Attend>
-  void attention(const GPT2Layer& w, const LayerActivations& a, const Residual& in,
+  void attention(const LayerParameters& w, const LayerActivations& a, const Residual& in,
                  const Attend& attend, const Tensor& branch) const {
     norm(in, {a.ln_1, a.ln_1_mean, a.ln_1_rstd}, w.ln_1_weight, w.ln_1_bias);
     linear(a.qkv, a.ln_1, w.attn_weight, w.attn_bias);
@@ -51,7 +51,8 @@ struct Blocks {
     linear(branch, a.attention, w.attn_proj_weight, w.attn_proj_bias);
   }
   // a.gelu = gelu(fc(ln_2(in)))
-  void mlp(const GPT2Layer& w, const LayerActivations& a, const Residual& in, Gelu gelu) const {
+  void mlp(const LayerParameters& w, const LayerActivations& a, const Residual& in,
+           Gelu gelu) const {
     norm(in, {a.ln_2, a.ln_2_mean, a.ln_2_rstd}, w.ln_2_weight, w.ln_2_bias);
     ops.run(LinearForward{.y_no = a.gelu,
                           .pre_activation_no = a.pre_gelu,
@@ -62,7 +63,8 @@ struct Blocks {
             workspace);
   }
   // branch = projection(a.gelu)
-  void mlp_projection(const GPT2Layer& w, const LayerActivations& a, const Tensor& branch) const {
+  void mlp_projection(const LayerParameters& w, const LayerActivations& a,
+                      const Tensor& branch) const {
     linear(branch, a.gelu, w.mlp_proj_weight, w.mlp_proj_bias);
   }
 

@@ -14,12 +14,12 @@ void require_in(const char* flag, int64_t value, int64_t low, int64_t high) {
 
 }  // namespace
 
-double GPT2Config::flops_per_token(int64_t tokens) const {
+double ModelConfig::flops_per_token(int64_t tokens) const {
   const double n = static_cast<double>(count_parameters(*this).without_position_embeddings);
   return 6.0 * n + 6.0 * static_cast<double>(n_layer * n_embd * tokens);
 }
 
-void validate(const GPT2Config& config) {
+void validate(const ModelConfig& config) {
   require_in("--n-layer", config.n_layer, 1, 1024);
   require_in("--n-head", config.n_head, 1, 1024);
   require_in("--n-embd", config.n_embd, 1, 65536);
@@ -39,7 +39,7 @@ void validate(const GPT2Config& config) {
   }
 }
 
-ParameterCounts count_parameters(const GPT2Config& config) {
+ParameterCounts count_parameters(const ModelConfig& config) {
   ParameterCounts counts;
   for (const ParameterSpec& spec : parameter_specs(config)) {
     counts.total += spec.shape.elements();

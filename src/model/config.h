@@ -1,4 +1,4 @@
-// The sizes and options that define a GPT-2.
+// The sizes and options that define a model.
 #pragma once
 
 #include <cstdint>
@@ -6,12 +6,12 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/device/round.h"
 #include "kernels/ops.h"
-#include "kernels/round.h"
 
 namespace lathe {
 
-struct GPT2Config {
+struct ModelConfig {
   int64_t n_layer = 12;
   int64_t n_head = 12;
   int64_t n_embd = 768;
@@ -32,17 +32,17 @@ struct GPT2Config {
   // of attention), as MFU counts them. The forward pass is a third.
   double flops_per_token(int64_t seq_len) const;
 
-  bool operator==(const GPT2Config&) const = default;
+  bool operator==(const ModelConfig&) const = default;
 };
 
 // Throws UserError that names the flag if a size is out of range or sizes do not divide.
-void validate(const GPT2Config& config);
+void validate(const ModelConfig& config);
 
 struct ParameterCounts {
   int64_t total = 0;  // without vocabulary padding
   int64_t without_position_embeddings = 0;
 };
-ParameterCounts count_parameters(const GPT2Config& config);
+ParameterCounts count_parameters(const ModelConfig& config);
 
 std::string_view name_of(Gelu gelu);
 

@@ -11,7 +11,7 @@
 
 namespace lathe {
 
-Decoder::Decoder(const GPT2Config& config, const GPT2Parameters& weights, int64_t capacity,
+Decoder::Decoder(const ModelConfig& config, const ModelParameters& weights, int64_t capacity,
                  int64_t chunk, Device& device, Arena& arena)
     : config_(config),
       weights_(weights),
@@ -78,7 +78,7 @@ void Decoder::run(int64_t t) {
                              .first_position = past_},
             workspace_);
   for (int64_t l = 0; l < config_.n_layer; ++l) {
-    const GPT2Layer& w = weights_.layers[l];
+    const LayerParameters& w = weights_.layers[l];
     const auto attend = [&] {
       ops_->run(AttentionCached{.out_btc = a.attention,
                                 .keys_bmc = keys_[l],
@@ -122,12 +122,13 @@ std::span<const double> Decoder::append(std::span<const int32_t> tokens) {
   return result_;
 }
 
-Sampler::Sampler(const GPT2Config& config, DType dtype, int64_t chunk, Device& device, Arena& arena)
+Sampler::Sampler(const ModelConfig& config, DType dtype, int64_t chunk, Device& device,
+                 Arena& arena)
     : layout(config),
       weights(layout, arena.allocate(MemoryCategory::weights, dtype, {layout.elements})),
       decoder(config, weights, config.seq_len, chunk, device, arena) {}
 
-MemoryPlan Sampler::plan(const GPT2Config& config, DType dtype, int64_t chunk, Device& device) {
+MemoryPlan Sampler::plan(const ModelConfig& config, DType dtype, int64_t chunk, Device& device) {
   return count_memory(device, [&](Device& imagined, Arena& arena) {
     Sampler(config, dtype, chunk, imagined, arena);
   });

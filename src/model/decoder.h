@@ -1,4 +1,4 @@
-// GPT-2 one token at a time, with a KV cache.
+// The model one token at a time, with a KV cache.
 #pragma once
 
 #include <span>
@@ -16,8 +16,8 @@ class Decoder {
  public:
   // Allocates from the arena the KV cache (`capacity` positions, at most config.seq_len) and
   // activations for up to `chunk` new tokens at a time.
-  Decoder(const GPT2Config& config, const GPT2Parameters& weights, int64_t capacity, int64_t chunk,
-          Device& device, Arena& arena);
+  Decoder(const ModelConfig& config, const ModelParameters& weights, int64_t capacity,
+          int64_t chunk, Device& device, Arena& arena);
 
   // Empties the cache.
   void reset() { past_ = 0; }
@@ -31,8 +31,8 @@ class Decoder {
  private:
   void run(int64_t tokens);
 
-  GPT2Config config_;
-  const GPT2Parameters& weights_;
+  ModelConfig config_;
+  const ModelParameters& weights_;
   Device& device_;
   const Ops* ops_;
   int64_t capacity_, chunk_;
@@ -46,12 +46,12 @@ class Decoder {
 // A decoder with its own weights, for sampling without a trainer.
 struct Sampler {
   // Context config.seq_len; up to `chunk` new tokens at a time.
-  Sampler(const GPT2Config& config, DType dtype, int64_t chunk, Device& device, Arena& arena);
+  Sampler(const ModelConfig& config, DType dtype, int64_t chunk, Device& device, Arena& arena);
   // The bytes that one with these arguments takes.
-  static MemoryPlan plan(const GPT2Config& config, DType dtype, int64_t chunk, Device& device);
+  static MemoryPlan plan(const ModelConfig& config, DType dtype, int64_t chunk, Device& device);
 
   ParameterLayout layout;
-  GPT2Parameters weights;
+  ModelParameters weights;
   Decoder decoder;
 };
 

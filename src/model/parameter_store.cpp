@@ -2,7 +2,7 @@
 
 namespace lathe {
 
-ParameterStore::ParameterStore(const GPT2Config& config, const Sharding& sharding, const Ops& ops,
+ParameterStore::ParameterStore(const ModelConfig& config, const Sharding& sharding, const Ops& ops,
                                Arena& arena)
     : layout_(config, sharding),
       weights_(layout_, arena.allocate(MemoryCategory::weights, ops.dtype(), {layout_.elements})),
@@ -17,7 +17,7 @@ void ParameterStore::own_all() {
   updates_ = {{0, layout_.elements, owned_}};
 }
 
-LocalStore::LocalStore(const GPT2Config& config, const Ops& ops, Arena& arena)
+LocalStore::LocalStore(const ModelConfig& config, const Ops& ops, Arena& arena)
     : ParameterStore(config, {}, ops, arena) {
   own_all();
 }

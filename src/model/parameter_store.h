@@ -47,8 +47,8 @@ class ParameterStore {
   const ParameterLayout& layout() const { return layout_; }
 
   // For the model: views of the weights and gradients of all units.
-  const GPT2Parameters& weights() const { return weights_; }
-  const GPT2Parameters& gradients() const { return gradients_; }
+  const ModelParameters& weights() const { return weights_; }
+  const ModelParameters& gradients() const { return gradients_; }
   // need: a pass is about to read the weights of a unit. release: it will not read them again
   // before its next need(). Layers come in order in the forward pass and in reverse in the backward
   // pass. The embeddings come first, and again after the last LayerNorm, because they are also the
@@ -106,13 +106,13 @@ class ParameterStore {
 
  protected:
   // Allocates weights and gradients of everything from the arena.
-  ParameterStore(const GPT2Config& config, const Sharding& sharding, const Ops& ops, Arena& arena);
+  ParameterStore(const ModelConfig& config, const Sharding& sharding, const Ops& ops, Arena& arena);
   const Ops& ops() const { return *ops_; }
   // Makes this rank own everything and update it as one range.
   void own_all();
 
   ParameterLayout layout_;
-  GPT2Parameters weights_, gradients_;
+  ModelParameters weights_, gradients_;
   std::vector<ShardPart> owned_, share_;
   Tensor my_weights_, my_gradients_;
   std::vector<UpdateRange> updates_;
@@ -124,7 +124,7 @@ class ParameterStore {
 // A single rank: everything is always available.
 class LocalStore final : public ParameterStore {
  public:
-  LocalStore(const GPT2Config& config, const Ops& ops, Arena& arena);
+  LocalStore(const ModelConfig& config, const Ops& ops, Arena& arena);
 };
 
 }  // namespace lathe

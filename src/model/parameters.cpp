@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/round.h"
+#include "kernels/device/round.h"
 
 namespace lathe {
 
-std::vector<ParameterSpec> parameter_specs(const GPT2Config& config) {
+std::vector<ParameterSpec> parameter_specs(const ModelConfig& config) {
   const int64_t c = config.n_embd;
   const float std = kInitStd;
   const float residual_std = std / std::sqrt(2.0f * static_cast<float>(config.n_layer));
@@ -88,7 +88,7 @@ std::string module_of(const ParameterSpec& spec) {
 
 }  // namespace
 
-ParameterLayout::ParameterLayout(const GPT2Config& config, const Sharding& sharding)
+ParameterLayout::ParameterLayout(const ModelConfig& config, const Sharding& sharding)
     : ranks(sharding.ranks) {
   std::vector<ParameterSpec> specs = parameter_specs(config);
   const std::vector<char> starts = bucket_starts(specs, sharding.bucket_elements);
@@ -157,7 +157,7 @@ std::vector<OptimizerSegment> ParameterLayout::segments(float weight_decay,
   return segments;
 }
 
-GPT2Parameters::GPT2Parameters(const ParameterLayout& layout, const Tensor& flat_buffer)
+ModelParameters::ModelParameters(const ParameterLayout& layout, const Tensor& flat_buffer)
     : flat(flat_buffer) {
   LATHE_CHECK(flat.elements() == layout.elements);
   size_t next = 0;
@@ -172,7 +172,7 @@ GPT2Parameters::GPT2Parameters(const ParameterLayout& layout, const Tensor& flat
   wte = take("wte.weight");
   wpe = take("wpe.weight");
   while (layout.slots[next].spec.layer >= 0) {
-    GPT2Layer layer;
+    LayerParameters layer;
     layer.ln_1_slot = next;
     layer.ln_1_weight = take("ln_1.weight");
     layer.ln_1_bias = take("ln_1.bias");

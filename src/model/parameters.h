@@ -1,4 +1,4 @@
-// The parameters of a GPT-2: names, shapes, the position of each in one flat buffer, and typed
+// The parameters of a model: names, shapes, the position of each in one flat buffer, and typed
 // views of such a buffer. Weights, masters, gradients and both moments are flat buffers with the
 // same layout, so that norm and AdamW take only a launch or two.
 #pragma once
@@ -34,12 +34,12 @@ struct ParameterSpec {
   Split split{};
 };
 
-// The standard deviation of GPT-2's initial weights; projections into the residual stream have
-// 1/sqrt(2 L) times it.
+// The standard deviation of initial weights (Radford et al., 2019); projections into the residual
+// stream have 1/sqrt(2 L) times it.
 inline constexpr float kInitStd = 0.02f;
 
 // In the order of the flat buffer: wte, wpe, the layers, ln_f.
-std::vector<ParameterSpec> parameter_specs(const GPT2Config& config);
+std::vector<ParameterSpec> parameter_specs(const ModelConfig& config);
 
 // Where each parameter lies. Offsets are in elements and multiples of kParameterAlignment, so that
 // a parameter starts on a 256-byte boundary in every number type; the gaps stay zero.
@@ -76,7 +76,7 @@ struct ParameterSlot {
 };
 
 struct ParameterLayout {
-  explicit ParameterLayout(const GPT2Config& config, const Sharding& sharding = {});
+  explicit ParameterLayout(const ModelConfig& config, const Sharding& sharding = {});
 
   std::vector<ParameterSlot> slots;
   int64_t elements = 0;  // of the flat buffer
@@ -98,7 +98,7 @@ struct ParameterLayout {
 int64_t shard_elements(const std::vector<ShardPart>& shard);
 
 // Views of one flat buffer. If the model has no biases, their tensors are empty.
-struct GPT2Layer {
+struct LayerParameters {
   Tensor ln_1_weight, ln_1_bias;
   Tensor attn_weight, attn_bias;            // c_attn [C, 3C]
   Tensor attn_proj_weight, attn_proj_bias;  // attn.c_proj [C, C]
@@ -108,12 +108,12 @@ struct GPT2Layer {
   // Where a bucket may start, as indices of ParameterLayout::slots.
   size_t ln_1_slot = 0, attn_proj_slot = 0, ln_2_slot = 0, mlp_proj_slot = 0;
 };
-struct GPT2Parameters {
-  GPT2Parameters(const ParameterLayout& layout, const Tensor& flat);
+struct ModelParameters {
+  ModelParameters(const ParameterLayout& layout, const Tensor& flat);
 
   Tensor flat;
   Tensor wte, wpe;  // [padded V, C], [seq_len, C]
-  std::vector<GPT2Layer> layers;
+  std::vector<LayerParameters> layers;
   Tensor ln_f_weight, ln_f_bias;
   static constexpr size_t kWteSlot = 0;
   size_t ln_f_slot = 0;

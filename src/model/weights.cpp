@@ -164,7 +164,7 @@ void read_parameter(const SafetensorsReader& file, const std::string& name,
 }
 
 // The biases that transformers expects even from a model without any.
-std::vector<ParameterSpec> absent_biases(GPT2Config config) {
+std::vector<ParameterSpec> absent_biases(ModelConfig config) {
   if (config.bias) return {};
   config.bias = true;
   std::vector<ParameterSpec> absent;
@@ -222,7 +222,7 @@ class FileNames {
 };
 
 // The first bias that a model without biases does not read and that is not all zeros, or nullptr.
-const SafetensorsEntry* unread_bias(const SafetensorsReader& file, const GPT2Config& config) {
+const SafetensorsEntry* unread_bias(const SafetensorsReader& file, const ModelConfig& config) {
   const FileNames name(file);
   for (const ParameterSpec& spec : absent_biases(config)) {
     const SafetensorsEntry* entry = file.find(name(spec.name));
@@ -287,7 +287,7 @@ void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const T
   }
 }
 
-WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
+WrittenFiles write_model(const fs::path& dir, const ModelConfig& config,
                          const ParameterLayout& layout, const Tensor& flat, Device& device,
                          std::optional<int32_t> end_of_text) {
   WrittenFiles written;
@@ -331,7 +331,7 @@ WrittenFiles write_model(const fs::path& dir, const GPT2Config& config,
   return written;
 }
 
-std::string tokenizer_config_json(const GPT2Config& config,
+std::string tokenizer_config_json(const ModelConfig& config,
                                   std::optional<std::string_view> end_of_text) {
   nlohmann::ordered_json json = {{"tokenizer_class", "PreTrainedTokenizerFast"},
                                  {"model_max_length", config.seq_len},
@@ -340,7 +340,7 @@ std::string tokenizer_config_json(const GPT2Config& config,
   return json.dump(2) + "\n";
 }
 
-GPT2Config parse_model_config(std::string_view text, const std::string& file) {
+ModelConfig parse_model_config(std::string_view text, const std::string& file) {
   const nlohmann::json json = parse_json(text, /*throws=*/false);
   if (!json.is_object()) {
     throw UserError("{} is not a JSON object: give a model directory in Hugging Face's layout",
@@ -354,7 +354,7 @@ GPT2Config parse_model_config(std::string_view text, const std::string& file) {
       refuse(key, "is missing or not an integer");
     return json[key].get<int64_t>();
   };
-  GPT2Config config;
+  ModelConfig config;
   if (json.value("model_type", nlohmann::json()) != "gpt2") refuse("model_type", "is not gpt2");
   config.n_layer = size("n_layer");
   config.n_head = size("n_head");
@@ -400,14 +400,14 @@ GPT2Config parse_model_config(std::string_view text, const std::string& file) {
   return config;
 }
 
-GPT2Config read_model_config(const fs::path& dir) {
+ModelConfig read_model_config(const fs::path& dir) {
   const fs::path path = dir / "config.json";
-  GPT2Config config = parse_model_config(read_whole_file(path, 1 << 20), path.string());
+  ModelConfig config = parse_model_config(read_whole_file(path, 1 << 20), path.string());
   if (unread_bias(open_model(dir), config) != nullptr) config.bias = true;
   return config;
 }
 
-void read_model(const fs::path& dir, const GPT2Config& config, const ParameterLayout& layout,
+void read_model(const fs::path& dir, const ModelConfig& config, const ParameterLayout& layout,
                 const Tensor& flat, Device& device) {
   const SafetensorsReader file = open_model(dir);
   const FileNames name(file);

@@ -29,26 +29,26 @@ void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const T
 // Writes DIR/config.json and DIR/model.safetensors (fp32, vocabulary unpadded, names and shapes of
 // transformers' GPT2Model). For a model without biases, writes zeros and "lathe_bias": false.
 // `end_of_text` is the token that begins and ends a text, if the vocabulary has one.
-WrittenFiles write_model(const std::filesystem::path& dir, const GPT2Config& config,
+WrittenFiles write_model(const std::filesystem::path& dir, const ModelConfig& config,
                          const ParameterLayout& layout, const Tensor& flat, Device& device,
                          std::optional<int32_t> end_of_text);
 
 // The text of tokenizer_config.json, which belongs beside tokenizer.json. Without it transformers
 // assumes GPT-2's special tokens and adds them to a vocabulary that lacks them.
-std::string tokenizer_config_json(const GPT2Config& config,
+std::string tokenizer_config_json(const ModelConfig& config,
                                   std::optional<std::string_view> end_of_text);
 
 // Reads DIR/config.json. Throws a UserError that names what lathe does not support, or if DIR has
 // no weights that lathe can read. A model that was saved without biases gets them if any bias in
 // the file is not zero: transformers adds biases, trains them, and keeps "lathe_bias": false.
 // parse_model_config is given the text of `file` and reads nothing else.
-GPT2Config parse_model_config(std::string_view text, const std::string& file);
-GPT2Config read_model_config(const std::filesystem::path& dir);
+ModelConfig parse_model_config(std::string_view text, const std::string& file);
+ModelConfig read_model_config(const std::filesystem::path& dir);
 
 // Reads DIR/model.safetensors into flat parameters of any number type. Every parameter must be
 // present with its shape, and finite; position embeddings longer than config.seq_len are cut.
 // lm_head.weight may replace wte.weight, or be there too if it is the same. Throws UserError.
-void read_model(const std::filesystem::path& dir, const GPT2Config& config,
+void read_model(const std::filesystem::path& dir, const ModelConfig& config,
                 const ParameterLayout& layout, const Tensor& flat, Device& device);
 
 // AdamW's moments, "m.NAME" and "v.NAME", in one file for each rank of the layout:

@@ -16,7 +16,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// The tokens of a shard: of a large one the first, the last, and some in between.
+// Hashes the tokens of a shard: all of a small one; of a large one the first, the last, and some in
+// between.
 std::string fingerprint(const Shard& shard) {
   constexpr int64_t kParts = 8, kPart = 8192;
   const int64_t part = shard.size() <= kParts * kPart ? shard.size() : kPart;
@@ -96,7 +97,7 @@ void do_together(Communicator& communicator, const std::function<void()>& part,
   undo();
   communicator.barrier();
   if (failure) std::rethrow_exception(failure);
-  communicator.barrier();  // which a rank that ends does not reach
+  communicator.barrier();  // the failed rank never comes: wait for it to end the job
 }
 
 void require_one_out(Communicator& communicator, const fs::path& out) {
@@ -107,8 +108,7 @@ void require_one_out(Communicator& communicator, const fs::path& out) {
     write_file(probe, "");
   }
   communicator.barrier();
-  // A network file system may show for a while what it knew before; opening a directory makes it
-  // look.
+  // A network file system may show old contents for a while; opening a directory refreshes them.
   std::error_code error;
   bool seen = false;
   for (int i = 0; i < 20 && !seen; ++i) {

@@ -7,13 +7,13 @@ namespace lathe {
 
 namespace {
 
-// Marks of one step: two for each gather and reduction of a bucket and for each wait, and for the
-// loss and the norm.
+// Marks per step: two for each gather, each reduction and each wait of a bucket, and two for those
+// of the loss and the norm.
 int marks_of(size_t buckets) {
   return static_cast<int>(8 * buckets + 8);
 }
 
-// What stages 0 and 1 share: buckets are reduced as soon as they are final, on a line beside the
+// What stages 0 and 1 share: each bucket is reduced as soon as it is final, in a queue beside the
 // device's.
 class DataParallelStore : public ParameterStore {
  public:
@@ -31,26 +31,26 @@ class DataParallelStore : public ParameterStore {
   void add_up_loss() override;
 
  protected:
-  DataParallelStore(const GPT2Config& config, const DataParallelOptions& options,
+  DataParallelStore(const ModelConfig& config, const DataParallelOptions& options,
                     Communicator& communicator, Device& device, const Ops& ops, const Tensor& loss,
                     Arena& arena);
-  // Allocates where reduced gradients arrive. Call it once the owned parts are known.
+  // Allocates the memory of reduced gradients. Call it once the owned parts are known.
   void allocate_sums(Arena& arena);
 
-  // Whether bucket b is reduced to this rank's share of it alone.
+  // Whether bucket b is reduce-scattered, so that this rank gets only its share.
   virtual bool scattered(size_t b) const = 0;
-  // Called behind the norm's all-reduce, for collectives that the norm need not wait for.
+  // Called behind the norm's all-reduce, to enqueue collectives that the norm must not wait for.
   virtual void after_norm() {}
 
   void wait_for(Ticket ticket, const char* what);
-  // A collective between two marks of its line.
+  // Enqueues a collective between two marks of its queue.
   template <typename Collective>
   Ticket spanned(const char* what, const Collective& collective) {
     const int from = next_span(what, /*waits=*/false);
     communicator_.mark(from);
     collective();
     communicator_.mark(from + 1);
-    return communicator_.last();  // whoever waits for it may ask for the time
+    return communicator_.last();  // the second mark: its time is known after waiting for it
   }
   Tensor range(const Tensor& flat, size_t b) const {
     return flat.rows(buckets()[b].begin, buckets()[b].elements());
@@ -65,7 +65,7 @@ class DataParallelStore : public ParameterStore {
   Communicator& communicator_;
   Device& device_;
   std::vector<ShardPart> bucket_shares_;  // this rank's, of each bucket
-  Tensor sums_;  // where reduced gradients arrive: my_gradients(), or the same in bf16
+  Tensor sums_;  // the reduced gradients: my_gradients(), or the same in bf16
 
  private:
   void reduce_bucket(size_t b);
@@ -73,7 +73,7 @@ class DataParallelStore : public ParameterStore {
 
   bool reduce_bf16_;
   Tensor loss_;
-  Tensor staged_;                // bf16: gradients on their way
+  Tensor staged_;                // bf16: gradients to be reduced
   std::vector<Ticket> reduced_;  // of the buckets
   size_t reductions_ = 0;        // of the step
   Ticket loss_reduced_ = 0;
@@ -85,7 +85,7 @@ class DataParallelStore : public ParameterStore {
 // Stage 0: every rank updates everything.
 class ReplicatedStore final : public DataParallelStore {
  public:
-  ReplicatedStore(const GPT2Config& config, const DataParallelOptions& options,
+  ReplicatedStore(const ModelConfig& config, const DataParallelOptions& options,
                   Communicator& communicator, Device& device, const Ops& ops, const Tensor& loss,
                   Arena& arena);
   void await_update(size_t i) override;
@@ -100,7 +100,7 @@ class ReplicatedStore final : public DataParallelStore {
 // Stage 1: each rank updates its share of every bucket.
 class Zero1Store final : public DataParallelStore {
  public:
-  Zero1Store(const GPT2Config& config, const DataParallelOptions& options,
+  Zero1Store(const ModelConfig& config, const DataParallelOptions& options,
              Communicator& communicator, Device& device, const Ops& ops, const Tensor& loss,
              Arena& arena);
   void begin_step(int slot) override;
@@ -115,10 +115,10 @@ class Zero1Store final : public DataParallelStore {
   Ticket gather_bucket(size_t b);
 
   std::vector<Ticket> gathered_;  // of the buckets
-  Ticket weights_seen_ = 0;       // the last gather that the device has waited for
+  Ticket weights_seen_ = 0;       // the newest gather that the device has waited for
 };
 
-DataParallelStore::DataParallelStore(const GPT2Config& config, const DataParallelOptions& options,
+DataParallelStore::DataParallelStore(const ModelConfig& config, const DataParallelOptions& options,
                                      Communicator& communicator, Device& device, const Ops& ops,
                                      const Tensor& loss, Arena& arena)
     : ParameterStore(config, {communicator.size(), options.bucket_elements}, ops, arena),
@@ -142,7 +142,7 @@ void DataParallelStore::allocate_sums(Arena& arena) {
       all ? staged_ : arena.allocate(MemoryCategory::gradients, DType::bf16, my_gradients_.shape);
 }
 
-// Notes a span and returns the first of its two marks.
+// Adds a span and returns the first of its two marks.
 int DataParallelStore::next_span(const char* what, bool waits) {
   const int from = first_mark_ + slot_ * marks_of(buckets().size()) + next_mark_;
   next_mark_ += 2;
@@ -187,7 +187,7 @@ void DataParallelStore::reduce_bucket(size_t b) {
                : communicator_.all_reduce(all, all, Reduction::sum, name);
   });
   ++reductions_;
-  if (loss_reduced_ != 0) return;  // the head came before the first bucket: the loss is known
+  if (loss_reduced_ != 0) return;  // once a step: the loss is final before the first bucket
   loss_reduced_ = spanned(
       "loss", [&] { return communicator_.all_reduce(loss_, loss_, Reduction::sum, "loss"); });
 }
@@ -196,8 +196,8 @@ void DataParallelStore::finish_gradients() {
   LATHE_CHECK(reductions_ == buckets().size(), "{} of {} buckets were final in the last micro-step",
               reductions_, buckets().size());
   last_micro_step_ = false;
-  // The last bucket to be reduced is the first of the buffer, and waits for all before it; sums in
-  // bf16 are made fp32 again as they come.
+  // The first bucket of the buffer is reduced last, so waiting for it waits for all. Sums in bf16
+  // are converted to fp32 as they arrive.
   if (!staged_) return wait_for(reduced_[0], name_of(0));
   for (size_t b = buckets().size(); b-- > 0;) {
     wait_for(reduced_[b], name_of(b));
@@ -224,7 +224,7 @@ void DataParallelStore::add_up_loss() {
 
 // ------------------------------------------------------------------------------------ stage 0
 
-ReplicatedStore::ReplicatedStore(const GPT2Config& config, const DataParallelOptions& options,
+ReplicatedStore::ReplicatedStore(const ModelConfig& config, const DataParallelOptions& options,
                                  Communicator& communicator, Device& device, const Ops& ops,
                                  const Tensor& loss, Arena& arena)
     : DataParallelStore(config, options, communicator, device, ops, loss, arena) {
@@ -254,7 +254,7 @@ void ReplicatedStore::await_update(size_t i) {
 
 // ------------------------------------------------------------------------------------ stage 1
 
-Zero1Store::Zero1Store(const GPT2Config& config, const DataParallelOptions& options,
+Zero1Store::Zero1Store(const ModelConfig& config, const DataParallelOptions& options,
                        Communicator& communicator, Device& device, const Ops& ops,
                        const Tensor& loss, Arena& arena)
     : DataParallelStore(config, options, communicator, device, ops, loss, arena),
@@ -280,7 +280,7 @@ Ticket Zero1Store::gather_bucket(size_t b) {
   return communicator_.all_gather(range(weights_.flat, b), share_of(my_weights_, b), name_of(b));
 }
 
-// Gathers come in the order of the units, so the last that a unit needs is all it waits for.
+// Gathers are enqueued in the order of the units, so a unit waits only for the last that it needs.
 void Zero1Store::need(Pass, int64_t unit) {
   size_t b = buckets().size() - 1;
   while (buckets()[b].first_layer > unit) --b;
@@ -313,12 +313,12 @@ void Zero1Store::keep_mine(const Tensor& mine) {
 
 }  // namespace
 
-std::unique_ptr<ParameterStore> make_parameter_store(const GPT2Config& config,
+std::unique_ptr<ParameterStore> make_parameter_store(const ModelConfig& config,
                                                      const DataParallelOptions& options,
                                                      Communicator& communicator, Device& device,
                                                      const Ops& ops, const Tensor& loss,
                                                      Arena& arena) {
-  // A rank by itself for which nobody asked for a library talks to nobody.
+  // A single rank needs no collectives, unless --comm nccl asks for them.
   if (communicator.kind() == CommKind::self)
     return std::make_unique<LocalStore>(config, ops, arena);
   if (options.zero_stage >= 1 && communicator.size() > 1) {

@@ -23,7 +23,8 @@ StepClock::StepClock(Device& device, int64_t micro_steps)
       micro_steps_(micro_steps),
       first_mark_(device.take_marks(static_cast<int>(2 * micro_steps + 2))) {}
 
-// In the order of the operations: forward and backward of each micro-step, optimizer, end.
+// Marks are numbered in the order of execution: forward and backward of each micro-step, optimizer,
+// end.
 int StepClock::number_of(Phase phase, int64_t micro_step) const {
   const auto number = [this](int64_t place) { return first_mark_ + static_cast<int>(place); };
   switch (phase) {

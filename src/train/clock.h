@@ -13,28 +13,28 @@ namespace lathe {
 enum class Phase { forward, backward, optimizer, end };
 std::string_view name_of(Phase phase);
 
-// The phases of one step by the device's own clock: marks among the step's operations, one where
-// each phase begins. The fused head computes its backward together with the loss, so it counts as
+// Times the phases of one step with the device's clock: a mark among the step's operations starts
+// each phase. The fused head computes its backward together with the loss, so it counts as
 // backward.
 class StepClock {
  public:
   StepClock(Device& device, int64_t micro_steps);
 
-  // Before anything of the step is enqueued: the host's clock.
+  // Notes the host's time. Call it before anything of the step is enqueued.
   void begin() { begun_ = std::chrono::steady_clock::now(); }
-  // Enqueues a mark. Micro-step m has a forward and a backward phase, the step one of the others.
-  // Also names the phase for a profiler.
+  // Enqueues a mark and names the phase for a profiler. Each micro-step has a forward and a
+  // backward phase; the other phases occur once a step.
   void start(Phase phase, int64_t micro_step = 0);
 
   int first_mark() const { return number_of(Phase::forward, 0); }
-  // The phases of the step in their order, from mark to mark.
+  // The phases of the step in order. Each lasts from one mark to another.
   struct Part {
     Phase phase;
     int from, to;
   };
   std::vector<Part> parts() const;
 
-  // Once the step's results are here.
+  // Call it after the step's results have arrived.
   double milliseconds(Phase phase) const;
   std::chrono::steady_clock::time_point begun() const { return begun_; }
 

@@ -7,7 +7,7 @@ namespace lathe {
 
 namespace {
 
-// More than there are ranks, so that a sum of votes tells both.
+// More than the number of ranks, so that one sum of votes carries both answers.
 constexpr double kNoBatch = double{1 << 30};
 
 }  // namespace
@@ -17,8 +17,8 @@ Ending::Ending(Run& run, bool signals) : run_(run) {
 }
 
 bool Ending::ask_all() {
-  if (run_.mesh().ranks() == 1) return wanted();
-  const char mine = wanted() ? 1 : 0;
+  if (run_.mesh().ranks() == 1) return requested();
+  const char mine = requested() ? 1 : 0;
   std::vector<char> all(static_cast<size_t>(run_.mesh().ranks()));
   run_.mesh().world().exchange(all.data(), &mine, sizeof(mine));
   for (const char vote : all) known_to_all_ = known_to_all_ || vote != 0;
@@ -27,7 +27,7 @@ bool Ending::ask_all() {
 
 StepVote Ending::vote(bool ready) const {
   if (!ready) return {.stop = kNoBatch, .loss = std::numeric_limits<double>::quiet_NaN()};
-  return {.stop = wanted() ? 1.0 : 0.0};
+  return {.stop = requested() ? 1.0 : 0.0};
 }
 
 bool Ending::count(const StepResults& results) {

@@ -1,5 +1,5 @@
-// Why and when a run ends before its last step: it was asked to, or something failed that leaves
-// the weights whole. Then all ranks save together what is done, and after that the error is thrown.
+// Ends a run before its last step, because a signal asked for it or because something failed that
+// left the weights intact. All ranks first save a checkpoint together; then the error is thrown.
 #pragma once
 
 #include <exception>
@@ -12,13 +12,13 @@ namespace lathe {
 
 class Ending {
  public:
-  // `signals`: they only leave a note from here on (StopSignal).
+  // `signals`: from now on stop signals only set a flag (StopSignal).
   Ending(Run& run, bool signals);
 
-  // Whether body() has been done. An error in it is kept, the first of several, and the run is to
-  // end.
+  // Runs body(). If it throws, keeps the first such error, requests the end of the run, and returns
+  // false.
   template <typename Body>
-  bool tried(const Body& body) {
+  bool attempt(const Body& body) {
     try {
       body();
       return true;
@@ -28,21 +28,22 @@ class Ending {
     }
   }
 
-  // This rank is to end the run.
-  bool wanted() const { return failure_ != nullptr || (stop_ && stop_->requested()); }
-  // The run ends here, on all ranks alike: one rank ends at once, several when all know of it.
-  bool agreed() const { return run_.mesh().ranks() > 1 ? known_to_all_ : wanted(); }
-  // In the middle of something long that has no step's results: the ranks tell each other. All
-  // ranks call it together.
+  // This rank requests the end of the run.
+  bool requested() const { return failure_ != nullptr || (stop_ && stop_->requested()); }
+  // The run ends now, on all ranks. A single rank ends at once; several end when all know of the
+  // request.
+  bool agreed() const { return run_.mesh().ranks() > 1 ? known_to_all_ : requested(); }
+  // Exchanges the requests of all ranks and returns agreed(). Collective. For long work between
+  // steps, during which no votes travel.
   bool ask_all();
 
-  // What this rank says with a step, `ready`: it has its batches.
+  // The vote that this rank sends with a step. `ready`: it has its batches.
   StepVote vote(bool ready) const;
-  // What all ranks have said. False: some rank had no batch, so it is no step, and nothing was
-  // updated.
+  // Takes in the votes of all ranks. False: some rank had no batch, so this was not a step and
+  // nothing was updated.
   bool count(const StepResults& results);
 
-  // Throws the error that ended the run, if one did.
+  // Throws the error that ended the run, if there was one.
   void rethrow() const;
 
  private:

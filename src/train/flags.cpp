@@ -13,17 +13,17 @@ namespace lathe {
 
 namespace {
 
-// Counts of steps, batches and the like; sums and products of two of them fit 64 bits.
+// Limit of steps, batches and other counts. The sum or product of two of them fits 64 bits.
 constexpr int64_t kMost = int64_t{1} << 40;
-// A step, counted from 0, is a word of the counter that random numbers are drawn with.
+// The step, counted from 0, is one 32-bit word of the random number generator's counter.
 constexpr int64_t kMostSteps = UINT32_MAX;
-// Beyond these a single update can make weights infinite, and no loss would have warned of it.
+// Beyond these limits one update can make weights infinite although every loss before was finite.
 constexpr double kMostLr = 1e6;
 constexpr float kMostDecay = 1e6f, kMostStd = 1e6f;
 constexpr double kMostDouble = std::numeric_limits<double>::max();
 constexpr int64_t kMostSeconds = 1'000'000'000;  // nanoseconds fit 64 bits
 
-// The table as it grows: group by group, as --help shows it.
+// Collects the table group by group, in the order of --help.
 struct TableOfFlags {
   std::vector<TrainFlag> flags;
   std::string group;
@@ -38,14 +38,15 @@ void add_model_flags(TableOfFlags& t, TrainOptions& o) {
   using enum OnResume;
   t.group = "Model";
   t.add(free, text("model", o.model, "Preset: " + preset_names()));
-  t.add(same, number("n-layer", o.gpt2.n_layer, 1, 1024, "Layers"));
-  t.add(same, number("n-head", o.gpt2.n_head, 1, 1024, "Attention heads"));
-  t.add(same, number("n-embd", o.gpt2.n_embd, 1, 65536, "Channels"));
-  t.add(same, number("vocab-size", o.gpt2.vocab_size, 0, 65536, "Vocabulary; 0: the data's"));
-  t.add(same, number("seq-len", o.gpt2.seq_len, 1, 1 << 20, "Tokens of a sequence"));
-  t.add(same, boolean("bias", o.gpt2.bias, "Biases in LayerNorms and linear layers"));
-  t.add(same, number("dropout", o.gpt2.dropout, 0, 1, "Probability of dropping, below 1"));
-  t.add(same, choice("gelu", o.gpt2.gelu, {Gelu::exact, Gelu::tanh}, "Form of GELU"));
+  t.add(same, number("n-layer", o.model_config.n_layer, 1, 1024, "Layers"));
+  t.add(same, number("n-head", o.model_config.n_head, 1, 1024, "Attention heads"));
+  t.add(same, number("n-embd", o.model_config.n_embd, 1, 65536, "Channels"));
+  t.add(same,
+        number("vocab-size", o.model_config.vocab_size, 0, 65536, "Vocabulary; 0: the data's"));
+  t.add(same, number("seq-len", o.model_config.seq_len, 1, 1 << 20, "Tokens of a sequence"));
+  t.add(same, boolean("bias", o.model_config.bias, "Biases in LayerNorms and linear layers"));
+  t.add(same, number("dropout", o.model_config.dropout, 0, 1, "Probability of dropping, below 1"));
+  t.add(same, choice("gelu", o.model_config.gelu, {Gelu::exact, Gelu::tanh}, "Form of GELU"));
   t.add(free, number("init-std", o.init_std, 0, kMostStd, "Standard deviation of random weights"));
   t.add(free,
         text("init", o.init, "random, or a directory with config.json and model.safetensors"));
@@ -171,7 +172,7 @@ void add_output_flags(TableOfFlags& t, TrainOptions& o) {
   t.add(free, toggle("benchmark", o.benchmark, "Time steps: no evaluation, sample or file"));
 }
 
-// "A:B" into profile_begin and profile_end.
+// Parses "A:B" into profile_begin and profile_end.
 void parse_profile(TrainOptions& o) {
   if (o.profile.empty()) return;
   const std::string_view text = o.profile;
@@ -195,9 +196,10 @@ double lr_factor(LrScale scale, int64_t ranks) {
   return scale == LrScale::sqrt ? std::sqrt(static_cast<double>(ranks)) : 1;
 }
 
-// A flag on the command line that does nothing beside the others is an error. A key of a file is
-// not, because config.toml has them all. Neither is a flag that does something on a GPU, with
-// several ranks, or without --dry-run, --benchmark or --eval-only: one command goes everywhere.
+// A flag on the command line that has no effect together with the others is an error. A key of a
+// file is not, because config.toml has all keys. A flag that would have an effect on a GPU, with
+// several ranks, or without --dry-run, --benchmark or --eval-only is no error either, so that one
+// command works everywhere.
 void refuse_idle_flags(const TrainOptions& o) {
   const bool constant = o.schedule == Schedule::constant;
   struct Idle {
@@ -223,7 +225,7 @@ void refuse_idle_flags(const TrainOptions& o) {
   };
   for (const auto& [flag, idle, why] : table) {
     if (idle && o.source_of(flag) == FlagSource::command_line)
-      throw UserError("--{} does nothing {}: take it away", flag, why);
+      throw UserError("--{} does nothing {}: remove it", flag, why);
   }
 }
 
@@ -231,43 +233,43 @@ void require_consistent(const TrainOptions& o) {
   refuse_idle_flags(o);
   if (o.optimizer.stochastic_rounding && o.dtype != DType::bf16) {
     throw UserError(
-        "--stochastic-rounding rounds weights to bf16, and --dtype is {}: take one away",
+        "--stochastic-rounding rounds weights to bf16, but --dtype is {}: remove one of them",
         name_of(o.dtype));
   }
   if (o.schedule != Schedule::constant) {
     if (o.min_lr > o.lr) {
-      throw UserError("--min-lr {} is above --lr {}: lower it, or take --schedule constant",
+      throw UserError("--min-lr {} is above --lr {}: lower it, or use --schedule constant",
                       o.min_lr, o.lr);
     }
-    // In a file it may be the --steps of a short trial, which 0 stood for.
+    // In a file it may come from a short trial with --lr-decay-steps 0, which stands for --steps.
     const bool meant =
         o.source_of("lr-decay-steps") == FlagSource::command_line || o.lr_decay_steps != o.steps;
     if (meant && o.lr_decay_steps > 0 && o.lr_decay_steps < o.warmup_steps) {
       throw UserError(
-          "--lr-decay-steps {} is below --warmup-steps {}: the decay begins when the warm-up is "
-          "over, raise the one or lower the other",
+          "--lr-decay-steps {} is below --warmup-steps {}: the decay begins after the warm-up; "
+          "raise the former or lower the latter",
           o.lr_decay_steps, o.warmup_steps);
     }
   }
   if (o.data.empty() && !o.dry_run) {
     throw UserError("--data is missing: name a directory that build/prepare wrote");
   }
-  if (o.gpt2.vocab_size == 0 && o.data.empty()) {
-    throw UserError("--vocab-size is missing: give it, or --data whose vocabulary is taken");
+  if (o.model_config.vocab_size == 0 && o.data.empty()) {
+    throw UserError("--vocab-size is missing: give it, or --data to use the data's vocabulary");
   }
 }
 
-// Texts go into config.toml and trainer.json.
+// config.toml and trainer.json store the texts, and both must be UTF-8.
 void require_utf8(const CommandLine& line) {
   for (const auto& [flag, text] : line.values) {
     if (is_utf8(text)) continue;
     throw UserError(
-        "--{} {} is not UTF-8, but a run keeps it in its files: rename it, or go by a link", flag,
-        json_quoted(text));
+        "--{} {} is not UTF-8, but a run stores it in its files: rename it, or use a symbolic link",
+        flag, json_quoted(text));
   }
 }
 
-// The flags that a file sets, by line.
+// The flags that a file sets, in the order of its lines.
 struct FileValue {
   CommandLine::Value value;
   std::string place;  // "--config FILE, line N: "
@@ -293,7 +295,7 @@ std::vector<FileValue> read_config(const std::string& path, const Flags& flags) 
   return values;
 }
 
-// The text that the command line, or else the file, gives a flag.
+// The value of a flag on the command line, or else in the file.
 std::optional<std::string> given_text(const std::string& flag, const CommandLine& line,
                                       const std::vector<FileValue>& file = {}) {
   for (const auto& value : line.values)
@@ -303,15 +305,15 @@ std::optional<std::string> given_text(const std::string& flag, const CommandLine
   return {};
 }
 
-// What depends on the other values and on the number of ranks.
+// Checks the flags together and computes those that depend on others or on the number of ranks.
 void complete(TrainOptions& o, int ranks) {
   require_consistent(o);
   parse_profile(o);
   const double factor = lr_factor(o.lr_scale, mesh_shape(ranks).dp);
   o.lr *= factor, o.min_lr *= factor;
-  // Or --config with what a run has written would scale them again.
+  // Otherwise --config with the config.toml of this run would scale them again.
   if (factor != 1) o.lr_scale = LrScale::none;
-  // The schedule belongs to the run: it does not move if the run is continued with other --steps.
+  // The schedule belongs to the run: resuming with other --steps must not change it.
   o.lr_decay_steps = o.decay_steps();
 }
 
@@ -336,9 +338,10 @@ TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int rank
   std::vector<Flag> all = {
       text("config", config, "TOML file with the same keys; flags override it")};
   for (TrainFlag& flag : train_flags(options)) all.push_back(std::move(flag.flag));
-  Flags flags("train",
-              "Trains a GPT-2. Flags override --config, which overrides the preset of --model.",
-              std::move(all));
+  Flags flags(
+      "train",
+      "Trains a transformer. Flags override --config, which overrides the preset of --model.",
+      std::move(all));
 
   const CommandLine line = flags.read(argc, argv);
   if (line.help) {

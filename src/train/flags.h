@@ -1,5 +1,5 @@
-// The flags of build/train in one table: name, variable, help, check, and what a resumed run may
-// change. The command line, --help, config.toml, --resume and docs/flags.md read it.
+// The flags of build/train in one table: name, variable, help, check, and whether a resumed run may
+// change it. The command line, --help, config.toml, --resume and docs/flags.md read this table.
 #pragma once
 
 #include <map>
@@ -13,8 +13,8 @@ namespace lathe {
 
 // Whether a resumed run may change a flag.
 enum class OnResume : uint8_t {
-  same,  // no: it would be another run
-  free,  // yes, and each bit stays as it would have been
+  same,  // no: it would be a different run
+  free,  // yes: all results stay the same, bit for bit
   // Yes, but later bits differ: always, on GPUs, with several ranks, with several ranks on GPUs.
   other_bits,
   other_bits_on_gpus,
@@ -27,22 +27,22 @@ struct TrainFlag {
   OnResume on_resume = OnResume::same;
 };
 
-// All flags but --config; they read and write `options`.
+// All flags except --config. They read and write `options`.
 std::vector<TrainFlag> train_flags(TrainOptions& options);
 
-// The preset, changed by --config FILE, changed by flags, for a job of `ranks`. Throws UserError;
-// sets `exit_code` to 0 after --help, which rank 0 prints.
+// The options of a job of `ranks`: flags override --config FILE, which overrides the preset. Throws
+// UserError. On --help, rank 0 prints the help and `exit_code` becomes 0.
 TrainOptions parse_train_options(int argc, char** argv, int* exit_code, int ranks = 1,
                                  int rank = 0);
 
-// Each flag with its value: "name=value" a line, TOML that --config reads.
+// All flags with their values as TOML, one "name=value" per line. --config reads it.
 std::string to_toml(const TrainOptions& options);
 
-// The same by name, strings without their quotes: what trainer.json keeps.
+// All flags with their values by name, strings unquoted, as trainer.json keeps them.
 using ConfigKeys = std::map<std::string, std::string>;
 ConfigKeys config_keys(const TrainOptions& options);
 
-// The page docs/flags.md.
+// The text of docs/flags.md.
 std::string flags_page();
 
 }  // namespace lathe

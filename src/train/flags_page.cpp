@@ -1,4 +1,4 @@
-// docs/flags.md, made from the table.
+// Writes docs/flags.md from the table.
 #include "src/train/flags.h"
 
 namespace lathe {
@@ -23,7 +23,7 @@ std::string_view on_resume_text(OnResume on_resume) {
   return "?";
 }
 
-// What may follow the flag: `exact`, `tanh`, a number and its range.
+// The values that a flag accepts: `exact`, `tanh`, a number and its range.
 std::string values_text(const Flag& flag) {
   if (flag.type.empty()) return "";
   if (flag.type == "TEXT") return "text";
@@ -46,17 +46,17 @@ Written by `make docs` from the table in `src/train/flags.cpp`; a test compares 
 
 Flags override the keys of `--config FILE`, which override the preset of `--model`. Each flag may be
 given once. Numbers are decimal. The file is flat TOML with the same names: `lr = 3e-4`,
-`gelu = "exact"`. The defaults below are those of `gpt2-124m`.
+`gelu = "exact"`. The defaults below are those of the preset in the first row.
 
 The last column says what a resumed run may change. "Must stay": a change would make it another run,
-and is refused. "May change": each bit stays as it would have been. "Other bits": the run goes on, but
-not bit for bit, and says so.
+and is refused. "May change": each bit stays as it would have been. "Other bits": the run goes on,
+but not bit for bit, and says so.
 )";
 
 }  // namespace
 
 std::string flags_page() {
-  TrainOptions options = preset("gpt2-124m");
+  TrainOptions options = preset(TrainOptions().model);
   std::string page(kHead), group;
   for (const auto& [flag, on_resume] : train_flags(options)) {
     if (flag.group != group) {

@@ -17,7 +17,7 @@ std::string default_prompt(const Tokenizer& tokenizer) {
 
 namespace {
 
-// A token may be impossible, but some must be possible.
+// Some logits may be -infinity (an impossible token), but not all.
 void require_finite(std::span<const double> logits, size_t tokens) {
   double largest = -INFINITY;
   bool nan = false;
@@ -42,7 +42,7 @@ void generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_vie
   if (context.empty()) context.push_back(tokenizer.end_of_text().value_or(0));
   StreamDecoder stream(tokenizer);
   decoder.reset();
-  size_t known = 0;  // tokens of the context that the decoder has seen
+  size_t known = 0;  // tokens of the context that the decoder has processed
   for (int64_t i = 0; i < tokens && !(stop && stop()); ++i) {
     const size_t capacity = static_cast<size_t>(decoder.capacity());
     if (context.size() > capacity) {
@@ -50,7 +50,7 @@ void generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_vie
       decoder.reset();
       known = 0;
     }
-    // A model may know more tokens than there are texts for: a vocabulary that was rounded up.
+    // If the vocabulary was rounded up, the model has more tokens than the tokenizer.
     const std::span<const double> logits = decoder.append(std::span(context).subspan(known));
     const size_t count = std::min(logits.size(), static_cast<size_t>(tokenizer.vocab_size()));
     require_finite(logits.first(count), context.size());

@@ -1,4 +1,4 @@
-// Text out of a model: what build/sample and the samples of a training run share.
+// Generates text from a model, for build/sample and for the samples of a training run.
 #pragma once
 
 #include <functional>
@@ -10,19 +10,20 @@
 
 namespace lathe {
 
-// What a sample begins with if nobody gave a prompt: a newline, or nothing if the tokenizer cannot
-// encode one.
+// The prompt of a sample if the user gave none: a newline, or nothing if the tokenizer cannot
+// encode it.
 std::string default_prompt(const Tokenizer& tokenizer);
 
-// The weights are finite, but what the model makes of a text is not: there is no next token.
+// The weights are finite, but the logits of a text are not, so there is no next token.
 struct LogitsNotFinite : CheckError {
   using CheckError::CheckError;
 };
 
-// Continues `prompt` (may be empty: the end-of-text token, or the first token, begins; special
-// tokens in it are tokens) by `tokens` tokens and hands on the text as it is made. When the context
-// is full, the model goes on from the last half of it. The same seed gives the same text. `stop`,
-// if given, is asked before each token and may end it. Throws LogitsNotFinite.
+// Continues `prompt` by `tokens` tokens and passes each piece of text to `emit`. Special tokens in
+// the prompt are encoded as tokens. An empty prompt becomes the end-of-text token, or the first
+// token if there is none. When the context is full, the model continues from its last half. The
+// same seed gives the same text. If `stop` is given and returns true before a token, generation
+// ends. Throws LogitsNotFinite.
 void generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_view prompt,
                    int64_t tokens, const SamplingConfig& config,
                    const std::function<void(std::string_view)>& emit,

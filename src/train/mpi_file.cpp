@@ -23,7 +23,7 @@ class MpiShardFile final : public ShardFile {
  public:
   MpiShardFile(const World& world, const std::filesystem::path& path) : world_(world), path_(path) {
     uint64_t bytes = 0;
-    open_regular_file(path, &bytes);  // its errors say more than MPI's
+    open_regular_file(path, &bytes);  // for better error messages than MPI's
     const auto lock = world_.mpi_lock();
     check(MPI_File_open(MPI_COMM_SELF, path.c_str(), MPI_MODE_RDONLY, MPI_INFO_NULL, &file_),
           "open", path);
@@ -40,7 +40,7 @@ class MpiShardFile final : public ShardFile {
 
   uint64_t size() const override { return size_; }
   void read(uint64_t offset, void* out, size_t bytes) const override {
-    constexpr size_t kMost = size_t{1} << 30;  // MPI counts in int
+    constexpr size_t kMost = size_t{1} << 30;  // bytes per call: MPI counts in int
     for (size_t done = 0; done < bytes;) {
       const int part = static_cast<int>(std::min(kMost, bytes - done));
       MPI_Status status;
@@ -51,7 +51,7 @@ class MpiShardFile final : public ShardFile {
       int got = 0;
       MPI_Get_count(&status, MPI_BYTE, &got);
       if (got <= 0) {
-        throw CheckError(fmt::format("--reader mpi-io: {} ends at byte {}, while it is read",
+        throw CheckError(fmt::format("--reader mpi-io: {} was truncated: cannot read byte {}",
                                      path_.string(), offset + done));
       }
       done += static_cast<size_t>(got);
@@ -69,7 +69,7 @@ class MpiShardFile final : public ShardFile {
 
 OpenShardFile mpi_shard_files(const World& world) {
   if (!world.has_mpi()) {
-    throw UserError("--reader mpi-io is for several ranks that mpirun started; take --reader mmap");
+    throw UserError("--reader mpi-io needs several ranks started by mpirun; use --reader mmap");
   }
   return [&world](const std::filesystem::path& path) {
     return std::make_unique<MpiShardFile>(world, path);

@@ -1,5 +1,5 @@
-// Shards read through MPI-IO (--reader mpi-io): for file systems whose MPI knows better than the
-// kernel how many ranks read one file at a time.
+// Reads shards through MPI-IO (--reader mpi-io), for file systems on which MPI handles many ranks
+// that read one file better than the kernel does.
 #pragma once
 
 #include "src/comm/world.h"
@@ -7,8 +7,8 @@
 
 namespace lathe {
 
-// Each rank opens and reads for itself, at any time and from any thread. UserError where MPI does
-// not know this process. All files must be closed before the world ends.
+// Each rank opens and reads files on its own, at any time and from any thread. UserError if MPI did
+// not start this process. All files must be closed before the world is destroyed.
 OpenShardFile mpi_shard_files(const World& world);
 
 }  // namespace lathe

@@ -10,22 +10,22 @@ namespace {
 
 TrainOptions gpt2_preset(int64_t n_layer, int64_t n_head, int64_t n_embd) {
   TrainOptions options;
-  options.gpt2 = {.n_layer = n_layer, .n_head = n_head, .n_embd = n_embd};
+  options.model_config = {.n_layer = n_layer, .n_head = n_head, .n_embd = n_embd};
   return options;
 }
 
-// nanoGPT's character models: no biases, exact GELU, the vocabulary of the data.
+// The character models of nanoGPT: no biases, exact GELU, the vocabulary of the data.
 TrainOptions shakespeare_preset(int64_t n_layer, int64_t n_head, int64_t n_embd, int64_t seq_len,
                                 float dropout) {
   TrainOptions options;
-  options.gpt2 = {.n_layer = n_layer,
-                  .n_head = n_head,
-                  .n_embd = n_embd,
-                  .vocab_size = 0,
-                  .seq_len = seq_len,
-                  .bias = false,
-                  .dropout = dropout,
-                  .gelu = Gelu::exact};
+  options.model_config = {.n_layer = n_layer,
+                          .n_head = n_head,
+                          .n_embd = n_embd,
+                          .vocab_size = 0,
+                          .seq_len = seq_len,
+                          .bias = false,
+                          .dropout = dropout,
+                          .gelu = Gelu::exact};
   options.lr = 1e-3;
   options.min_lr = 1e-4;
   options.warmup_steps = 100;
@@ -43,7 +43,7 @@ Presets make_presets() {
                      {"shakespeare-char", shakespeare_preset(6, 6, 384, 256, 0.2f)},
                      {"talk", shakespeare_preset(12, 12, 768, 1024, 0)}};
   TrainOptions& cpu = presets["shakespeare-cpu"];
-  // About 1/sqrt(128); at 0.02 so small a model starts slowly (profiling/results).
+  // About 1/sqrt(128): at 0.02 so small a model starts slowly (profiling/results).
   cpu.init_std = 0.08f;
   cpu.batch_size = 12;
   cpu.steps = 2000;
@@ -99,19 +99,19 @@ std::string_view name_of(Reader reader) {
 }
 
 int64_t TrainOptions::micro_steps(int64_t ranks) const {
-  const int64_t tokens = batch_size * gpt2.seq_len * ranks;
+  const int64_t tokens = batch_size * model_config.seq_len * ranks;
   if (total_batch_size == 0) return 1;
   if (total_batch_size % tokens != 0) {
     throw UserError(
-        "--total-batch-size {} is no multiple of the {} tokens of a micro-step "
+        "--total-batch-size {} is not a multiple of the {} tokens of a micro-step "
         "(--batch-size {} x --seq-len {} x {} ranks)",
-        total_batch_size, tokens, batch_size, gpt2.seq_len, ranks);
+        total_batch_size, tokens, batch_size, model_config.seq_len, ranks);
   }
-  constexpr int64_t kMostMicroSteps = 1 << 20;  // the marks of their clocks are counted in 32 bits
+  constexpr int64_t kMostMicroSteps = 1 << 20;  // marks of the step clocks have 32-bit numbers
   const int64_t count = total_batch_size / tokens;
   if (count > kMostMicroSteps) {
     throw UserError(
-        "--total-batch-size {} takes {} micro-steps, but {} is the limit: raise --batch-size",
+        "--total-batch-size {} needs {} micro-steps, but {} is the limit: raise --batch-size",
         total_batch_size, count, kMostMicroSteps);
   }
   return count;

@@ -1,4 +1,4 @@
-// What a user can say to build/train, as values; flags.h has its flags, by name.
+// The options of build/train as values. flags.h lists its flags by name.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +15,10 @@
 
 namespace lathe {
 
-// Who gave a flag its value.
+// Where a flag's value came from.
 enum class FlagSource : uint8_t { preset, file, command_line };
 
-// Of the learning rate, after its warm-up.
+// Of the learning rate after the warm-up.
 enum class Schedule : uint8_t { cosine, linear, constant, wsd };
 std::string_view name_of(Schedule schedule);
 
@@ -32,11 +32,11 @@ std::string_view name_of(Reader reader);
 
 struct TrainOptions {
   std::string model = "gpt2-124m";
-  GPT2Config gpt2;  // vocab_size 0: the data's
+  ModelConfig model_config;  // vocab_size 0: that of the data
 
   std::string data;
   float init_std = kInitStd;
-  std::string init = "random";  // or a directory in Hugging Face's layout
+  std::string init = "random";  // or a directory in Hugging Face format
   Sampling sampling = Sampling::random;
   Reader reader = Reader::mmap;
   int64_t batch_size = 4;        // sequences of a rank's micro-step
@@ -59,8 +59,8 @@ struct TrainOptions {
   Recompute recompute = Recompute::none;
 
   int64_t zero_stage = 0;            // 1: ranks share the optimizer's state
-  int64_t bucket_mb = 16;            // MiB of neighbouring gradients that make a bucket
-  DType reduce_dtype = DType::fp32;  // in which gradients cross the network
+  int64_t bucket_mb = 16;            // MiB of adjacent gradients that form a bucket
+  DType reduce_dtype = DType::fp32;  // of gradients on the network
   CommKind comm = CommKind::any;
   int64_t comm_timeout = 300;  // seconds
   std::string rendezvous;
@@ -70,7 +70,7 @@ struct TrainOptions {
   int64_t eval_interval = 250;  // steps; 0: never
   int64_t eval_batches = 0;     // 0: the whole validation set
   bool eval_only = false;
-  int64_t log_interval = 0;  // 0: as ConsoleOptions has it
+  int64_t log_interval = 0;  // 0: the default of ConsoleOptions
   int64_t sample_interval = 0;
   int64_t sample_tokens = 256;
   int64_t max_skipped_steps = 10;  // in a row; then the run stops
@@ -78,7 +78,7 @@ struct TrainOptions {
   std::string trace;                           // file
   std::string tuning_log;                      // file
   std::string profile;                         // A:B
-  int64_t profile_begin = 0, profile_end = 0;  // the same: steps; none if they are equal
+  int64_t profile_begin = 0, profile_end = 0;  // steps, parsed from it; equal: none
   std::string out;
   std::string resume = "auto";
   int64_t checkpoint_interval = 0;  // 0: only at the end
@@ -87,7 +87,7 @@ struct TrainOptions {
   bool dry_run = false;
   bool benchmark = false;
 
-  std::map<std::string, FlagSource> sources;  // of flags without their dashes; none: the preset
+  std::map<std::string, FlagSource> sources;  // by flag without dashes; absent: the preset
   FlagSource source_of(const std::string& flag) const {
     const auto found = sources.find(flag);
     return found == sources.end() ? FlagSource::preset : found->second;
@@ -95,17 +95,17 @@ struct TrainOptions {
 
   bool writes() const { return !out.empty() && !dry_run && !eval_only && !benchmark; }
   int64_t decay_steps() const { return lr_decay_steps > 0 ? lr_decay_steps : steps; }
-  // Micro-steps of a step. UserError if total_batch_size is no multiple of a micro-step's tokens,
-  // or takes more than 2^20 of them.
+  // Micro-steps per step. UserError if total_batch_size is not a multiple of a micro-step's tokens,
+  // or needs more than 2^20 micro-steps.
   int64_t micro_steps(int64_t ranks) const;  // ranks: data-parallel
 };
 
-// Options by name: the sizes of a model and what trains it. UserError if there is no such preset.
+// A preset by name: the sizes of a model and the flags to train it. UserError if there is none.
 TrainOptions preset(const std::string& model);
-std::string preset_names();  // with commas
+std::string preset_names();  // separated by commas
 
 // The learning rate at a step: linear warm-up to lr, then the schedule down to min_lr. cosine and
-// linear reach it after decay_steps; wsd holds lr and decays linearly over the last fifth.
+// linear reach min_lr after decay_steps; wsd holds lr and decays linearly over the last fifth.
 double learning_rate(const TrainOptions& options, int64_t step);
 
 }  // namespace lathe

@@ -50,7 +50,7 @@ StepProfile::StepProfile(Run& run)
       last_(run.options().profile_end - 1) {
   if (last_ < first_ || first_ > run.first_step) return;
   say(run,
-      fmt::format("this run begins with step {}, where the device chooses its matrix products; "
+      fmt::format("this run begins with step {}, in which the device chooses its matrix products; "
                   "nothing is profiled",
                   run.first_step));
   last_ = first_ - 1;

@@ -1,5 +1,5 @@
-// --profile A:B: steps A to B-1 of a run between cudaProfilerStart and Stop, with named ranges for
-// phases, layers, operations and their parts (docs/profiling.md).
+// --profile A:B shows steps A to B-1 to a profiler (cudaProfilerStart and Stop), with named ranges
+// for phases, layers, operations and their parts (docs/profiling.md).
 #pragma once
 
 #include <functional>
@@ -10,8 +10,8 @@
 
 namespace lathe {
 
-// A table of operations that tells the device's profiler what is enqueued: phases (StepClock's)
-// hold layers, these operations, these parts.
+// A table of operations that names for the device's profiler what is enqueued. Ranges nest: phases
+// (from StepClock), layers, operations, parts.
 class RangedOps final : public ObservedOps, public PartObserver {
  public:
   RangedOps(const Ops& real, Device& device) : ObservedOps(real), device_(device) {}
@@ -33,16 +33,17 @@ class RangedOps final : public ObservedOps, public PartObserver {
 
 class StepProfile {
  public:
-  // Does nothing if no steps were asked for, or if they are not this run's, which is said.
+  // Does nothing without --profile. If this run cannot profile those steps, prints that and does
+  // nothing.
   explicit StepProfile(Run& run);
   ~StepProfile();
   StepProfile(const StepProfile&) = delete;
   StepProfile& operator=(const StepProfile&) = delete;
 
-  // Around all that is enqueued for a step; all ranks.
+  // Call these before and after enqueueing a step, on all ranks.
   void begin(int64_t step);
   void end(int64_t step);
-  // As Device::replay. A step that is profiled is not recorded: a recording's kernels lie in no
+  // Like Device::replay, but a profiled step is not recorded: the kernels of a recording are in no
   // range.
   void replay(int key, const std::function<void()>& body);
 

@@ -1,5 +1,4 @@
-// How far the run has come: the steps that the device is still at work on, those that are done, and
-// what is saved.
+// Progress of a run: the steps in flight on the device, the steps done, and the steps saved.
 #pragma once
 
 #include <cstdint>
@@ -15,22 +14,22 @@ class Progress {
  public:
   Progress(Run& run, Ending& ending, Report& report, StepTrace& trace);
 
-  // Where a step keeps what is read after it is done.
+  // The slot of a step's results, times and spans.
   static int slot_of(int64_t step) { return static_cast<int>(step % Trainer::kSlots); }
 
-  // Waits for all steps that were enqueued, and reports them.
+  // Waits for all enqueued steps and reports them.
   void collect_all() { collect_all_but(0); }
-  // The same, but lets the device go on with the last one, unless that may be one bad step too
-  // many: nothing is trained behind it. Throws CheckError, after a checkpoint of the last good
-  // step, if --max-skipped-steps in a row were bad.
+  // The same, but leaves the newest step in flight, unless the steps in flight may complete
+  // --max-skipped-steps bad steps in a row. After that many, saves a checkpoint of the last good
+  // step and throws CheckError.
   void collect();
 
-  // A checkpoint of what is done. While steps are bad the weights are those of the last good one,
-  // whose checkpoints must stay: then only the end of the run is saved, and nothing is removed.
+  // Saves a checkpoint. After bad steps the weights are those of the last good step, whose
+  // checkpoints must stay: then it saves only at the end of the run and removes nothing.
   void save(bool run_ends);
 
  private:
-  void collect_all_but(int64_t under_way);
+  void collect_all_but(int64_t in_flight);
   void write();
 
   Run& run_;

@@ -16,10 +16,10 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// So that nobody else's file is replaced.
+// Marks the file as ours, so that no other file is overwritten.
 constexpr std::string_view kConfigHead = "# Written by train: every flag with its value.\n";
 
-std::string counts_line(const GPT2Config& config) {
+std::string counts_line(const ModelConfig& config) {
   const ParameterCounts counts = count_parameters(config);
   return fmt::format("{} ({} without position embeddings)", counts.total,
                      counts.without_position_embeddings);
@@ -38,22 +38,21 @@ std::string step_line(const StepShape& shape, int64_t ranks) {
                      ranks > 1 ? fmt::format(" x {} ranks", ranks) : "");
 }
 
-// How the gradients cross the network.
+// How gradients are reduced.
 std::string parallel_line(const Setup& setup, int64_t ranks) {
   const Sharding sharding{ranks, setup.shape.bucket_elements};
-  const size_t buckets = ParameterLayout(setup.options.gpt2, sharding).buckets.size();
+  const size_t buckets = ParameterLayout(setup.options.model_config, sharding).buckets.size();
   return fmt::format("ZeRO stage {}, {} buckets, gradients reduced in {}", setup.shape.zero_stage,
                      buckets, name_of(setup.options.reduce_dtype));
 }
 
-// What the sizes are those of: a model of --init, or a preset, of which flags may have made
-// another.
+// The model of --init, or the preset, and whether flags changed the preset's sizes.
 std::string model_name(const TrainOptions& o) {
   if (o.init != "random") return o.init;
-  GPT2Config other = preset(o.model).gpt2;
-  other.vocab_size = o.gpt2.vocab_size, other.seq_len = o.gpt2.seq_len;
-  other.dropout = o.gpt2.dropout;
-  return other == o.gpt2 ? o.model : o.model + " with other sizes";
+  ModelConfig other = preset(o.model).model_config;
+  other.vocab_size = o.model_config.vocab_size, other.seq_len = o.model_config.seq_len;
+  other.dropout = o.model_config.dropout;
+  return other == o.model_config ? o.model : o.model + " with other sizes";
 }
 
 double median(std::vector<double> values) {
@@ -66,7 +65,7 @@ struct CommTimes {
   double total_ms = 0, exposed_ms = 0;
 };
 
-// exposed: how long the device's line stood still for a collective.
+// exposed: how long the device's stream stood idle for a collective.
 CommTimes comm_times(Device& device, std::span<const Span> spans) {
   CommTimes times;
   for (const Span& span : spans) {
@@ -82,7 +81,7 @@ void print_setup(const Setup& setup, const Device& device, const World& world, c
   const auto ranks = ranks_banner(world, mesh.world(), device.name());
   if (!mesh.leads()) return;
   const TrainOptions& o = setup.options;
-  const GPT2Config& c = o.gpt2;
+  const ModelConfig& c = o.model_config;
   std::vector<std::pair<std::string, std::string>> rows = {
       {"model",
        fmt::format(
@@ -108,18 +107,19 @@ void print_setup(const Setup& setup, const Device& device, const World& world, c
 
 Report::Report(Run& run)
     : run_(run),
-      flops_per_step_(run.options().gpt2.flops_per_token(run.options().gpt2.seq_len) *
-                      static_cast<double>(run.tokens_per_step())),
+      flops_per_step_(
+          run.options().model_config.flops_per_token(run.options().model_config.seq_len) *
+          static_cast<double>(run.tokens_per_step())),
       peak_flops_(run.trainer.device.peak_flops(run.setup().shape.dtype)),
-      // Of several ranks the launcher passes the output on: nothing is redrawn there.
+      // With several ranks the output goes through the launcher, so no line is redrawn.
       console_({.live = run.mesh().ranks() > 1 ? std::optional(false) : std::nullopt,
                 .log_interval = run.options().log_interval}) {
   const TrainOptions& o = run.options();
-  if (!o.writes() || !tells()) return;
+  if (!o.writes() || !prints()) return;
   const fs::path config = fs::path(o.out) / "config.toml";
   const fs::path& from = run.setup().resume_from;
-  const bool goes_on = !from.empty() && fs::equivalent(from / "..", o.out);
-  if (!goes_on && is_there(config) && !read_whole_file(config, 1 << 20).starts_with(kConfigHead)) {
+  const bool resumes = !from.empty() && fs::equivalent(from / "..", o.out);
+  if (!resumes && is_there(config) && !read_whole_file(config, 1 << 20).starts_with(kConfigHead)) {
     throw UserError("{} was not written by train: move it away, or name another --out",
                     config.string());
   }
@@ -136,8 +136,8 @@ void Report::step(int64_t steps_done, const StepResults& results, int slot) {
   const StepClock& clock = run_.trainer.clocks[static_cast<size_t>(slot)];
   const auto now = std::chrono::steady_clock::now();
   const double seconds =
-      std::chrono::duration<double>(now - std::max(told_, clock.begun())).count();
-  told_ = now;
+      std::chrono::duration<double>(now - std::max(reported_, clock.begun())).count();
+  reported_ = now;
   StepMetrics m{.step = steps_done,
                 .loss = results.loss,
                 .lr = learning_rate(run_.options(), steps_done - 1),
@@ -148,7 +148,8 @@ void Report::step(int64_t steps_done, const StepResults& results, int slot) {
                 .optimizer_ms = clock.milliseconds(Phase::optimizer),
                 .tokens_per_second = static_cast<double>(run_.tokens_per_step()) / seconds,
                 .samples_per_second = static_cast<double>(run_.tokens_per_step()) /
-                                      static_cast<double>(run_.options().gpt2.seq_len) / seconds,
+                                      static_cast<double>(run_.options().model_config.seq_len) /
+                                      seconds,
                 .tokens = steps_done * run_.tokens_per_step()};
   if (peak_flops_ > 0) m.mfu = flops_per_step_ / seconds / peak_flops_ / run_.mesh().ranks();
   step_ms_.push_back(1e3 * seconds);
@@ -160,7 +161,7 @@ void Report::step(int64_t steps_done, const StepResults& results, int slot) {
     m.comm_exposed_ms = exposed = times.exposed_ms;
   }
   busy_ms_.push_back(*m.forward_ms + *m.backward_ms + *m.optimizer_ms - exposed);
-  if (!tells()) return;
+  if (!prints()) return;
   if (metrics_) metrics_->write(m);
   console_.step(m, run_.options().steps);
   if (results.skip) {
@@ -171,15 +172,15 @@ void Report::step(int64_t steps_done, const StepResults& results, int slot) {
 }
 
 void Report::validation(int64_t steps_done, double loss) {
-  if (!tells()) return;
+  if (!prints()) return;
   const StepMetrics m{.step = steps_done, .val_loss = loss};
-  // A run that was stopped after an evaluation begins with the same one again.
+  // A run that stopped after an evaluation repeats it when resumed.
   if (metrics_ && metrics_->last_validation() != steps_done) metrics_->write(m);
   console_.print(fmt::format("step {}/{} | val {:.4f}", steps_done, run_.options().steps, loss));
 }
 
 void Report::sample(Run& run, const std::function<bool()>& stop) {
-  if (!tells()) return;
+  if (!prints()) return;
   std::string text;
   const Tokenizer& tokenizer = *run.setup().tokenizer;
   try {
@@ -187,7 +188,7 @@ void Report::sample(Run& run, const std::function<bool()>& stop) {
         *run.trainer.decoder, tokenizer, default_prompt(tokenizer), run.options().sample_tokens,
         {.temperature = 0.8, .top_k = 200, .seed = run.options().seed},
         [&](std::string_view part) { text += part; }, stop);
-  } catch (const LogitsNotFinite& error) {  // the steps tell whether the run can go on
+  } catch (const LogitsNotFinite& error) {  // the steps decide whether the run can continue
     text += fmt::format("[{}]", error.what());
   }
   if (stop()) return;
@@ -200,8 +201,8 @@ void Report::before_save() {
   if (!is_there(fs::path(run_.options().out) / "config.toml")) write_config();
 }
 
-void Report::save_left_out(int64_t steps_done, int64_t bad_steps) {
-  if (!tells()) return;
+void Report::save_skipped(int64_t steps_done, int64_t bad_steps) {
+  if (!prints()) return;
   console_.print(
       fmt::format("step {}: no checkpoint after {} bad steps in a row", steps_done, bad_steps));
 }
@@ -212,7 +213,7 @@ void Report::spread() {
   busy_ms_.clear();
   std::vector<double> all(static_cast<size_t>(run_.mesh().ranks()));
   run_.mesh().world().exchange(all.data(), &mine, sizeof(mine));
-  if (!tells()) return;
+  if (!prints()) return;
   const auto [least, most] = std::minmax_element(all.begin(), all.end());
   console_.print(fmt::format("ranks: busy {:.1f} ms a step (rank {}) to {:.1f} ms (rank {})",
                              *least, least - all.begin(), *most, most - all.begin()));
@@ -220,18 +221,18 @@ void Report::spread() {
 
 void Report::finish(bool stopped) {
   spread();
-  if (!tells()) return;
+  if (!prints()) return;
   const TrainOptions& o = run_.options();
   if (!stopped && run_.first_step >= o.steps) {
     console_.print(
         run_.first_step == 0
             ? "no step was taken: --steps is 0"
             : fmt::format("no step was taken: {} are done already, and --steps is {}; raise it to "
-                          "go on",
+                          "continue",
                           run_.first_step, o.steps));
   }
   if (stopped) {
-    console_.print(o.out.empty() ? "stopped" : "stopped; --resume auto goes on from here");
+    console_.print(o.out.empty() ? "stopped" : "stopped; --resume auto continues from here");
   }
   if (o.benchmark && !step_ms_.empty()) {
     const double ms = median(step_ms_);

@@ -1,4 +1,4 @@
-// What a run prints and writes: the banner, a line a step, metrics.jsonl, samples.
+// What a run prints and writes: the banner, a line per step, metrics.jsonl, samples.
 #pragma once
 
 #include <chrono>
@@ -14,8 +14,8 @@
 
 namespace lathe {
 
-// Configuration, parameter counts, device and memory plan, before anything runs.
-// All ranks call it together; rank 0 prints.
+// Prints configuration, parameter counts, device and memory plan, before anything runs. Collective;
+// rank 0 prints.
 void print_setup(const Setup& setup, const Device& device, const World& world, const Mesh& mesh);
 
 // Only rank 0 prints and writes.
@@ -23,33 +23,34 @@ class Report {
  public:
   explicit Report(Run& run);
 
-  // As soon as the results of the step in `slot` are here. Its time counts from the report of the
-  // previous step, or from its own beginning if none was under way.
+  // Call it as soon as the results of the step in `slot` have arrived. The step's time counts from
+  // the report of the previous step, or from its own beginning if no step was in flight.
   void step(int64_t steps_done, const StepResults& results, int slot);
   void validation(int64_t steps_done, double loss);
-  // `stop` may end it before its last token; then nothing is shown.
+  // If `stop` returns true before the last token, nothing is printed.
   void sample(Run& run, const std::function<bool()>& stop);
-  // No step that a checkpoint has done may be missing from metrics.jsonl, even if the power fails.
+  // Flushes metrics.jsonl to disk: even after a power failure it must have every step of the
+  // checkpoint.
   void before_save();
-  // A checkpoint that was due is not written.
-  void save_left_out(int64_t steps_done, int64_t bad_steps);
-  // All ranks together: how long the steps since the last call took them, without the waiting for
-  // each other. Nothing with one rank.
+  // Reports that a checkpoint was due but not written.
+  void save_skipped(int64_t steps_done, int64_t bad_steps);
+  // Prints the shortest and longest time that ranks took per step since the last call, without
+  // their waits for each other. Collective. Nothing with one rank.
   void spread();
-  // The last word: where the run is, and with --benchmark the median step.
+  // Prints why the run ended, and with --benchmark the median step.
   void finish(bool stopped);
 
  private:
-  bool tells() const { return run_.mesh().leads(); }
+  bool prints() const { return run_.mesh().leads(); }
   void write_config() const;
 
   const Run& run_;
   double flops_per_step_, peak_flops_;
   std::optional<MetricsWriter> metrics_;
   Console console_;
-  std::chrono::steady_clock::time_point told_{};  // when step() was called last
+  std::chrono::steady_clock::time_point reported_{};  // when step() was called last
   std::vector<double> step_ms_;
-  std::vector<double> busy_ms_;  // of the steps since spread() was called
+  std::vector<double> busy_ms_;  // of the steps since the last spread()
 };
 
 }  // namespace lathe

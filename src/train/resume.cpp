@@ -11,7 +11,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// 0.001 and 1e-3 are one value.
+// 0.001 and 1e-3 are the same value.
 bool same_value(const std::string& a, const std::string& b) {
   double x = 0, y = 0;
   const auto number = [](const std::string& text, double& value) {
@@ -21,7 +21,7 @@ bool same_value(const std::string& a, const std::string& b) {
   return a == b || (number(a, x) && number(b, y) && x == y);
 }
 
-// Calls f(name, on_resume, was, is) for each flag that has another value than before.
+// Calls f(name, on_resume, was, is) for each flag whose value has changed.
 template <typename F>
 void for_each_change(const ConfigKeys& before, const ConfigKeys& now, const F& f) {
   TrainOptions defaults;
@@ -32,7 +32,7 @@ void for_each_change(const ConfigKeys& before, const ConfigKeys& now, const F& f
   }
 }
 
-// Whether a change makes other bits here.
+// Whether a change of such a flag changes bits in this run.
 bool matters(OnResume on_resume, bool gpu, bool several_ranks) {
   switch (on_resume) {
     case OnResume::same:
@@ -50,7 +50,8 @@ bool matters(OnResume on_resume, bool gpu, bool several_ranks) {
   return true;
 }
 
-// No learning rate of a run that was to end within its warm-up has depended on the decay.
+// Whether the run was to end within its warm-up. Then no learning rate so far depended on the
+// decay.
 bool within_warm_up(const ConfigKeys& config) {
   const auto steps = [&](const char* key) {
     const auto found = config.find(key);
@@ -62,15 +63,15 @@ bool within_warm_up(const ConfigKeys& config) {
   return steps("steps") <= steps("warmup-steps") && steps("lr-decay-steps") < steps("warmup-steps");
 }
 
-// That the manifest vouches for all that a run reads.
+// Requires that the manifest lists all files that a run reads.
 void require_whole(const fs::path& checkpoint, const Manifest& manifest) {
   require_files(checkpoint, manifest, {"config.json", "model.safetensors", "trainer.json"});
   optimizer_ranks(checkpoint, manifest);
 }
 
-// The newest checkpoint of --out. Damaged ones beside it are set aside by a run that will write
-// there. If there are only damaged ones a fresh run would write over what else the directory holds,
-// so that is refused.
+// The newest valid checkpoint of --out. A run that writes there sets damaged ones aside. If all
+// checkpoints are damaged, it throws UserError, because a fresh run would overwrite the old run's
+// files.
 fs::path newest_checkpoint(const TrainOptions& options) {
   if (options.out.empty() || !is_there(options.out)) return {};
   const Damaged damaged = options.writes() ? Damaged::set_aside : Damaged::leave;
@@ -79,7 +80,7 @@ fs::path newest_checkpoint(const TrainOptions& options) {
   for (const auto& entry : fs::directory_iterator(options.out)) {
     if (!options.writes() || !checkpoint_step(entry.path().filename().string())) continue;
     throw UserError(
-        "--out {} holds no valid checkpoint, but {}: move it away to begin anew, or name another "
+        "--out {} holds no valid checkpoint, but {}: move it away to start over, or name another "
         "directory",
         options.out, entry.path().filename().string());
   }
@@ -88,8 +89,8 @@ fs::path newest_checkpoint(const TrainOptions& options) {
 
 }  // namespace
 
-// A run never goes on beside checkpoints that are not its own past: two runs in one directory would
-// mix, and --resume auto would pick the wrong one.
+// A run never writes beside checkpoints that it does not continue from: two runs in one directory
+// would mix, and --resume auto would pick the wrong one.
 fs::path checkpoint_to_resume(const TrainOptions& options) {
   if (options.benchmark) return {};
   if (options.resume == "auto") return newest_checkpoint(options);
@@ -132,13 +133,13 @@ void refuse_changes(const ConfigKeys& before, const ConfigKeys& now, const fs::p
     if (name == "lr-decay-steps") {
       if (now.at("schedule") == "constant" || within_warm_up(before)) return;
       throw UserError(
-          "{} was made with a learning rate that falls until step {}, but now it would until step "
-          "{}: add --lr-decay-steps {} to go on as before, to any number of --steps",
+          "{} was made with a learning rate that decays until step {}, but now it would decay "
+          "until step {}: add --lr-decay-steps {} to continue as before; --steps may be any number",
           checkpoint.string(), was, is, was);
     }
     throw UserError(
-        "{} was made with --{} {}, but now it is {}: continue with the former value, or begin "
-        "anew with --resume never and another --out",
+        "{} was made with --{} {}, but now it is {}: continue with the former value, or start "
+        "over with --resume never and another --out",
         checkpoint.string(), name, was, is);
   };
   for_each_change(before, now, refuse);
@@ -160,11 +161,11 @@ std::string difference_to(const TrainerState& s, const ConfigKeys& now,
   if (!s.data_fingerprint.empty() && s.data_fingerprint != data_fingerprint)
     return fmt::format("was made with other data than {} holds now", now.at("data"));
   if (s.layout.world_size != ranks) {
-    return fmt::format("was made by {} rank{}, this is a run of {}", s.layout.world_size,
+    return fmt::format("was made by {} rank{}, but this run has {}", s.layout.world_size,
                        s.layout.world_size == 1 ? "" : "s", ranks);
   }
   if (s.layout.cpu != device.name())
-    return fmt::format("was made on '{}', this is '{}'", s.layout.cpu, device.name());
+    return fmt::format("was made on '{}', but this is '{}'", s.layout.cpu, device.name());
   std::string changed;
   for_each_change(s.config, now,
                   [&](const std::string& name, OnResume on_resume, const std::string& was,

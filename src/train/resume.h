@@ -1,4 +1,4 @@
-// Resuming a run: from which checkpoint, what must be as it was, and what makes other bits.
+// Resuming a run: from which checkpoint, what must not change, and what changes later bits.
 #pragma once
 
 #include <cstdint>
@@ -12,24 +12,25 @@
 
 namespace lathe {
 
-// The checkpoint that --resume and --out choose, verified; empty: a fresh run. UserError if that
-// would leave a run's own past behind.
+// The verified checkpoint that --resume and --out choose; empty for a fresh run. UserError if the
+// run would write to --out without continuing from its newest checkpoint.
 std::filesystem::path checkpoint_to_resume(const TrainOptions& options);
 
-// UserError if step, seed, tokens or loader position cannot be those of this checkpoint and run.
+// UserError if the counters, seed or loader position in trainer.json contradict the checkpoint or
+// the options.
 void refuse_unfit(const TrainerState& state, const Manifest& manifest, const TrainOptions& options,
                   const std::filesystem::path& checkpoint);
 
-// UserError if a flag that makes a run what it is (OnResume::same) has changed since `checkpoint`.
-// A flag that the checkpoint does not know yet had its default.
+// UserError if a flag that must not change (OnResume::same) has changed since `checkpoint`. A flag
+// that an older checkpoint lacks counts as its default.
 void refuse_changes(const ConfigKeys& before, const ConfigKeys& now,
                     const std::filesystem::path& checkpoint);
 
-// Whether the flags that decide how matrix products are computed are as they were.
+// Whether the flags that affect matrix products are unchanged.
 bool same_products(const ConfigKeys& before, const ConfigKeys& now, const Device& device);
 
-// Why the run will go on with other bits, as the end of a sentence about the checkpoint; empty: it
-// will not.
+// Why the resumed run will not continue bit for bit, as the end of a sentence about the checkpoint;
+// empty if it will.
 std::string difference_to(const TrainerState& before, const ConfigKeys& now,
                           const std::string& data_fingerprint, int64_t ranks, const Device& device);
 

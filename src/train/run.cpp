@@ -14,14 +14,14 @@ LoaderOptions loader_options(const TrainOptions& o, const std::string& split, co
                              const OpenShardFile& open) {
   return {.directory = o.data,
           .split = split,
-          .seq_len = o.gpt2.seq_len,
+          .seq_len = o.model_config.seq_len,
           .batch_size = o.batch_size,
           .micro_steps = o.micro_steps(mesh.dp().size()),
           .rank = mesh.dp().rank(),
           .ranks = mesh.dp().size(),
           .seed = o.seed,
           .sampling = o.sampling,
-          .vocab_size = static_cast<int32_t>(o.gpt2.vocab_size),
+          .vocab_size = static_cast<int32_t>(o.model_config.vocab_size),
           .open = open};
 }
 
@@ -30,7 +30,8 @@ LoaderOptions loader_options(const TrainOptions& o, const std::string& split, co
 Run::Run(Setup setup, Device& device, const Mesh& mesh)
     : setup_(std::move(setup)),
       arena_(device, setup_.plan.total()),
-      trainer(setup_.options.gpt2, setup_.options.optimizer, setup_.shape, device, mesh, arena_),
+      trainer(setup_.options.model_config, setup_.options.optimizer, setup_.shape, device, mesh,
+              arena_),
       loader(loader_options(setup_.options, "train", mesh, setup_.open)) {
   const TrainOptions& o = setup_.options;
   LATHE_CHECK(arena_.used() == setup_.plan, "plan and arena differ:\n{}{}", to_string(setup_.plan),
@@ -38,7 +39,7 @@ Run::Run(Setup setup, Device& device, const Mesh& mesh)
   if (o.eval_only || (!o.benchmark && o.eval_interval > 0))
     validation.emplace(loader_options(o, "val", mesh, setup_.open));
 
-  write_tuning_log(*this);  // empty as yet: a path that cannot be written is told now
+  write_tuning_log(*this);  // still empty, but fails now if its path cannot be written
   const ParameterLayout& layout = trainer.parameters->layout();
   if (!setup_.resume_from.empty()) {
     restore_checkpoint(*this);
@@ -47,7 +48,7 @@ Run::Run(Setup setup, Device& device, const Mesh& mesh)
         [&](const Tensor& all) { initialize_parameters(layout, o.seed, all, device, o.init_std); });
   } else {
     trainer.set_masters(
-        [&](const Tensor& all) { read_model(o.init, o.gpt2, layout, all, device); });
+        [&](const Tensor& all) { read_model(o.init, o.model_config, layout, all, device); });
   }
   trainer.round_weights(o.seed);
 }

@@ -41,12 +41,11 @@ TrainerState trainer_state(const Run& run, int64_t step) {
 
 }  // namespace
 
-// Rank 0 makes the directory, everybody writes a file of moments into it, rank 0 also the weights;
-// when it knows the digests of all files the checkpoint appears under its name. What fails on one
-// rank, as on a disk that is full, fails on all, and rank 0 removes what is half done before it
-// ends.
+// Rank 0 makes the directory, every rank writes a file of moments into it, and rank 0 also writes
+// the weights. When rank 0 has the digests of all files, it renames the directory to its final
+// name. If one rank fails (a full disk, say), all fail, and rank 0 removes the partial checkpoint.
 void save_checkpoint(Run& run, int64_t step, bool prune) {
-  share_plans(run);  // what was met since the first step, too
+  share_plans(run);  // products may have been planned since the first step
   Trainer& trainer = run.trainer;
   const TrainOptions& o = run.options();
   const ParameterLayout& layout = trainer.parameters->layout();
@@ -67,13 +66,14 @@ void save_checkpoint(Run& run, int64_t step, bool prune) {
     WrittenFiles written = write_optimizer(directory, *trainer.parameters, trainer.optimizer,
                                            trainer.device, trainer.mesh.dp().rank());
     if (writer) {
-      written.merge(write_model(directory, o.gpt2, layout, masters, trainer.device, end_of_text));
+      written.merge(
+          write_model(directory, o.model_config, layout, masters, trainer.device, end_of_text));
     }
     for (const auto& [name, digest] : written)
       lines += fmt::format("{} {} {}\n", name, digest.size, digest.xxh128);
   });
   const std::vector<std::string> all = trainer.mesh.world().exchange_text(lines);
-  // Nobody ends, or saves the next, before this one is there.
+  // No rank ends or starts the next checkpoint before this one is complete.
   together([&] {
     if (!writer) return;
     for (const std::string& text : all) {
@@ -86,7 +86,7 @@ void save_checkpoint(Run& run, int64_t step, bool prune) {
       std::optional<std::string_view> end;
       if (end_of_text) end = tokenizer->token(*end_of_text);
       writer->write("tokenizer.json", tokenizer->to_json());
-      writer->write("tokenizer_config.json", tokenizer_config_json(o.gpt2, end));
+      writer->write("tokenizer_config.json", tokenizer_config_json(o.model_config, end));
     }
     writer->write("trainer.json", to_json(trainer_state(run, step)));
     writer->commit();
@@ -107,8 +107,8 @@ void restore_checkpoint(Run& run) {
   refuse_unfit(s, manifest, o, from);
   if (s.step > 0 && s.tokens != s.step * run.tokens_per_step()) {
     throw UserError(
-        "{} was made with {} tokens a step, now they are {} (--batch-size {} x --seq-len {} x {} "
-        "rank{} x {} micro-step{}): give --total-batch-size {}, or begin anew with --resume never "
+        "{} was made with {} tokens a step, but now it is {} (--batch-size {} x --seq-len {} x {} "
+        "rank{} x {} micro-step{}): give --total-batch-size {}, or start over with --resume never "
         "and another --out",
         from.string(), s.tokens / s.step, run.tokens_per_step(), trainer.shape.batch_size,
         trainer.shape.seq_len, run.mesh().ranks(), run.mesh().ranks() == 1 ? "" : "s",
@@ -122,7 +122,8 @@ void restore_checkpoint(Run& run) {
   }
   if (same_products(s.config, now, device) && s.layout.cpu == device.name())
     device.load_plans(s.matmul_plans);
-  trainer.set_masters([&](const Tensor& all) { read_model(from, o.gpt2, layout, all, device); });
+  trainer.set_masters(
+      [&](const Tensor& all) { read_model(from, o.model_config, layout, all, device); });
   read_optimizer(from, optimizer_ranks(from, manifest), *trainer.parameters, trainer.optimizer,
                  device);
   run.first_step = s.step;

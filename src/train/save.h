@@ -1,4 +1,4 @@
-// A run on disk: checkpoints that all ranks write together, and how a run resumes from one.
+// Saves checkpoints, which all ranks write together, and restores a run from one.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,12 @@
 
 namespace lathe {
 
-// Writes OUT/step-N with all that restore_checkpoint() needs. `step` steps are done. All ranks
-// write, each its share. `prune`: only the newest --keep stay.
+// Writes OUT/step-N with all that restore_checkpoint() needs, after `step` steps. Each rank writes
+// its share. `prune`: removes all but the newest --keep checkpoints.
 void save_checkpoint(Run& run, int64_t step, bool prune);
 
-// Masters, moments, place in the data and counters of run.setup().resume_from. UserError if the
-// checkpoint does not fit the run.
+// Restores masters, moments, loader position and counters from run.setup().resume_from. UserError
+// if the checkpoint does not fit the run.
 void restore_checkpoint(Run& run);
 
 }  // namespace lathe

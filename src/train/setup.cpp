@@ -19,8 +19,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Shares of a bucket are whole blocks of the norm; with fewer than this many a share's last block,
-// which is padding for the most part, would weigh too much.
+// A rank's share of a bucket is a whole number of norm blocks. The last is mostly padding, so
+// shares with fewer blocks than this would be padded too much.
 constexpr int64_t kLeastBlocksOfShare = 16;
 
 int64_t bucket_elements(const TrainOptions& o, int64_t ranks) {
@@ -29,36 +29,37 @@ int64_t bucket_elements(const TrainOptions& o, int64_t ranks) {
   return std::max(wanted, least);
 }
 
-// Before anything is said of what the directory lacks.
+// Checks this first, so that an unreadable directory is not reported as an incomplete one.
 void require_readable_data(const std::string& data) {
   if (data.empty()) return;
   std::error_code error;
   const fs::directory_iterator readable(data, error);
   if (!error) return;
   throw UserError(
-      "cannot read the data directory {}: {}; --data names one that build/prepare wrote", data,
+      "cannot read the data directory {}: {}; --data must name one that build/prepare wrote", data,
       error.message());
 }
 
-// Nobody wants to know the loss of random weights unless they say so: a mistyped --out has none.
+// Evaluates random weights only if the user asks for them: more likely --out is mistyped.
 void require_weights_to_evaluate(const TrainOptions& o, const fs::path& resume_from) {
   const bool asked = o.init != "random" || o.source_of("init") == FlagSource::command_line;
   if (!o.eval_only || !resume_from.empty() || asked) return;
-  const std::string found = o.out.empty() ? "" : ", for --out " + o.out + " holds no checkpoint";
+  const std::string found =
+      o.out.empty() ? "" : ", because --out " + o.out + " holds no checkpoint";
   throw UserError(
-      "--eval-only has no weights to evaluate{}: name a run by --out, a checkpoint by --resume "
-      "or a model by --init, which may be random",
+      "--eval-only has no weights to evaluate{}: name a run with --out, a checkpoint with --resume "
+      "or a model with --init, which may be random",
       o.resume == "never" ? "" : found);
 }
 
-// Sizes are those of the weights. A flag that says otherwise is an error, unless it stands in a
-// file and --init on the command line.
-void refuse_other_sizes(const TrainOptions& o, const GPT2Config& asked, const GPT2Config& opened,
+// The weights determine the sizes. A flag that contradicts them is an error, unless the flag comes
+// from a file and --init from the command line.
+void refuse_other_sizes(const TrainOptions& o, const ModelConfig& asked, const ModelConfig& opened,
                         const fs::path& weights) {
   const auto refuse = [&](const char* flag, const auto& wanted, const auto& found) {
     const FlagSource source = o.source_of(flag);
     if (wanted == found || source == FlagSource::preset || source < o.source_of("init")) return;
-    throw UserError("--{} is {}, but the model in {} has {}: take the flag away, or --init", flag,
+    throw UserError("--{} is {}, but the model in {} has {}: remove the flag, or --init", flag,
                     wanted, weights.string(), found);
   };
   refuse("n-layer", asked.n_layer, opened.n_layer);
@@ -73,12 +74,12 @@ void refuse_other_sizes(const TrainOptions& o, const GPT2Config& asked, const GP
 
 std::unique_ptr<Device> make_rank_device(const TrainOptions& options, const Place& place) {
   CudaDeviceOptions cuda = options.cuda;
-  // Of several ranks on this host, or of nobody knows how many.
+  // Several ranks share this host, or their number is unknown.
   if (const int count = place.local_size != 1 ? cuda_device_count() : 0; count > 0)
     cuda.index = place.local_rank % count;
   int threads = options.threads;
   if (threads == 0 && place.local_size > 1 && std::getenv("OMP_NUM_THREADS") == nullptr) {
-    // A rank that its launcher has bound to some cores may use them all.
+    // If the launcher bound this rank to some cores, it may use all of them.
     cpu_set_t cores;
     CPU_ZERO(&cores);
     sched_getaffinity(0, sizeof(cores), &cores);
@@ -102,7 +103,7 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world, cons
   data_fingerprint = lathe::data_fingerprint(options.data);
   if (mesh.ranks() > 1) require_same_world(mesh.world(), to_toml(options), data_fingerprint);
   if (!options.data.empty()) take_vocabulary();
-  // One rank looks through the disk and reads what a checkpoint's manifest vouches for.
+  // Only one rank searches the disk and verifies checkpoints.
   std::string chosen;
   if (mesh.leads()) {
     if (options.writes()) {
@@ -114,47 +115,48 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world, cons
   resume_from = mesh.world().exchange_text(chosen).front();
   require_weights_to_evaluate(options, resume_from);
   const fs::path weights = resume_from.empty() ? fs::path(options.init) : resume_from;
-  if (options.init != "random") take_sizes(weights, given.gpt2);
+  if (options.init != "random") take_sizes(weights, given.model_config);
   if (weights != "random") take_tokenizer(weights);
   if (!tokenizer && options.sample_interval > 0) {
     throw UserError(
-        "--sample-interval: {} holds no tokenizer to write samples with; put one beside the shards",
+        "--sample-interval: {} holds no tokenizer, which samples need; put one beside the shards",
         options.data);
   }
-  validate(options.gpt2);
-  shape = {
-      .dtype = options.dtype,
-      .batch_size = options.batch_size,
-      .seq_len = options.gpt2.seq_len,
-      .micro_steps = options.micro_steps(mesh.dp().size()),
-      .decode_len = options.sample_interval > 0 && !options.benchmark ? options.gpt2.seq_len : 0,
-      .recompute = options.recompute,
-      .bucket_elements = bucket_elements(options, mesh.dp().size()),
-      .zero_stage = options.zero_stage,
-      .reduce_bf16 = options.reduce_dtype == DType::bf16};
+  validate(options.model_config);
+  shape = {.dtype = options.dtype,
+           .batch_size = options.batch_size,
+           .seq_len = options.model_config.seq_len,
+           .micro_steps = options.micro_steps(mesh.dp().size()),
+           .decode_len =
+               options.sample_interval > 0 && !options.benchmark ? options.model_config.seq_len : 0,
+           .recompute = options.recompute,
+           .bucket_elements = bucket_elements(options, mesh.dp().size()),
+           .zero_stage = options.zero_stage,
+           .reduce_bf16 = options.reduce_dtype == DType::bf16};
   plan_memory(device, mesh);
   if (mesh.ranks() > 1 && options.writes()) require_one_out(mesh.world(), options.out);
 }
 
-// The vocabulary is the data's, or what --vocab-size says.
+// Uses the vocabulary size of --vocab-size, or else of the data.
 void Setup::take_vocabulary() {
-  GPT2Config& gpt2 = options.gpt2;
-  if (gpt2.vocab_size == 0 && !has_tokenizer(options.data)) {
+  ModelConfig& config = options.model_config;
+  if (config.vocab_size == 0 && !has_tokenizer(options.data)) {
     throw UserError(
-        "--vocab-size is missing: {} holds no tokenizer that tells it; give it, or put a "
+        "--vocab-size is missing, and {} holds no tokenizer to take it from: give it, or put a "
         "tokenizer.json, encoder.json + vocab.bpe or vocab.json + merges.txt beside the shards",
         options.data);
   }
-  // Shards from elsewhere (llm.c's, say) come without one: then the model's vocabulary counts.
-  if (has_tokenizer(options.data) || gpt2.vocab_size == 0) tokenizer = load_tokenizer(options.data);
-  if (gpt2.vocab_size == 0) gpt2.vocab_size = tokenizer->vocab_size();
-  if (tokenizer && tokenizer->vocab_size() > gpt2.vocab_size) {
-    throw UserError("--vocab-size {} is too small: the data in {} use {} tokens", gpt2.vocab_size,
+  // Shards of other programs, such as llm.c, have no tokenizer; --vocab-size then counts.
+  if (has_tokenizer(options.data) || config.vocab_size == 0)
+    tokenizer = load_tokenizer(options.data);
+  if (config.vocab_size == 0) config.vocab_size = tokenizer->vocab_size();
+  if (tokenizer && tokenizer->vocab_size() > config.vocab_size) {
+    throw UserError("--vocab-size {} is too small: the data in {} use {} tokens", config.vocab_size,
                     options.data, tokenizer->vocab_size());
   }
 }
 
-// A run that goes on keeps its number of logits at once, which bits depend on.
+// A resumed run keeps its number of logits at once, because bits depend on it.
 void Setup::plan_memory(Device& device, const Mesh& mesh) {
   shape.logits_at_once = options.chunk_logits;
   if (shape.logits_at_once == 0 && !resume_from.empty()) {
@@ -162,45 +164,45 @@ void Setup::plan_memory(Device& device, const Mesh& mesh) {
     const auto found = before.config.find("chunk-logits");
     if (found != before.config.end() && before.layout.cpu == device.name())
       std::from_chars(found->second.data(), found->second.data() + found->second.size(),
-                      shape.logits_at_once);  // stays 0 if that is no number
+                      shape.logits_at_once);  // stays 0 if it is not a number
   }
-  plan = plan_training_within(device.memory_bytes(), options.gpt2, options.optimizer, shape, device,
-                              mesh);
+  plan = plan_training_within(device.memory_bytes(), options.model_config, options.optimizer, shape,
+                              device, mesh);
   options.chunk_logits = shape.logits_at_once;
 }
 
-// Token ids must mean the same to the weights and to the data.
+// Token ids must mean the same for the weights and for the data.
 void Setup::take_tokenizer(const fs::path& weights) {
   if (!has_tokenizer(weights)) return;
   std::unique_ptr<Tokenizer> known = load_tokenizer(weights);
-  // Shards from elsewhere have none: the one that the weights came with goes on with them.
+  // Shards of other programs have no tokenizer: use that of the weights.
   if (!tokenizer) {
-    if (known->vocab_size() <= options.gpt2.vocab_size) tokenizer = std::move(known);
+    if (known->vocab_size() <= options.model_config.vocab_size) tokenizer = std::move(known);
     return;
   }
   if (same_tokens(*known, *tokenizer)) return;
   throw UserError(
-      "{} was made with another tokenizer than the data in {}: the same ids mean other texts; "
-      "prepare the data with the tokenizer of {}",
+      "{} was made with a different tokenizer than the data in {}: the same ids mean different "
+      "text; prepare the data with the tokenizer of {}",
       weights.string(), options.data, weights.string());
 }
 
-// Context length and dropout stay the user's to say; all else is what the weights are.
-void Setup::take_sizes(const fs::path& weights, const GPT2Config& asked) {
+// The user still chooses context length and dropout; the weights determine everything else.
+void Setup::take_sizes(const fs::path& weights, const ModelConfig& asked) {
   if (resume_from.empty()) verify_model(weights);
-  const GPT2Config opened = read_model_config(weights);
-  GPT2Config& gpt2 = options.gpt2;
+  const ModelConfig opened = read_model_config(weights);
+  ModelConfig& config = options.model_config;
   refuse_other_sizes(options, asked, opened, weights);
   if (tokenizer && tokenizer->vocab_size() > opened.vocab_size) {
     throw UserError("{} has a vocabulary of {}, but the data in {} use {} tokens", weights.string(),
                     opened.vocab_size, options.data, tokenizer->vocab_size());
   }
-  if (gpt2.seq_len > opened.seq_len) {
-    throw UserError("--seq-len {} is beyond the {} positions of {}: lower it", gpt2.seq_len,
+  if (config.seq_len > opened.seq_len) {
+    throw UserError("--seq-len {} is beyond the {} positions of {}: lower it", config.seq_len,
                     opened.seq_len, weights.string());
   }
-  gpt2 = {opened.n_layer, opened.n_head, opened.n_embd, opened.vocab_size,
-          gpt2.seq_len,   opened.bias,   gpt2.dropout,  opened.gelu};
+  config = {opened.n_layer, opened.n_head, opened.n_embd,  opened.vocab_size,
+            config.seq_len, opened.bias,   config.dropout, opened.gelu};
 }
 
 }  // namespace lathe

@@ -1,4 +1,4 @@
-// What a run will be: the options, completed and checked against the data and the weights on disk.
+// The setup of a run: the options, completed and checked against the data and weights on disk.
 #pragma once
 
 #include <filesystem>
@@ -14,12 +14,12 @@
 
 namespace lathe {
 
-// This rank's device: of a host's GPUs the one that its place names, of its cores its share.
+// This rank's device: one of the host's GPUs, chosen by `place`, or its share of the cores.
 std::unique_ptr<Device> make_rank_device(const TrainOptions& options, const Place& place);
 CommunicatorOptions communicator_options(const TrainOptions& options);
 
-// Options completed by what the data and the weights say: vocabulary, sizes of a model taken from
-// --init or the checkpoint. And what the run will need. All ranks make one together.
+// The options, with the vocabulary taken from the data and the model's sizes from --init or the
+// checkpoint, and what the run needs. Constructing one is collective.
 struct Setup {
   Setup(const TrainOptions& options, Device& device, const World& world, const Mesh& mesh);
 
@@ -34,7 +34,7 @@ struct Setup {
 
  private:
   void take_vocabulary();
-  void take_sizes(const std::filesystem::path& weights, const GPT2Config& asked);
+  void take_sizes(const std::filesystem::path& weights, const ModelConfig& asked);
   void take_tokenizer(const std::filesystem::path& weights);
   void plan_memory(Device& device, const Mesh& mesh);
 };

@@ -1,9 +1,9 @@
 #include "src/train/trace.h"
 
 #include <algorithm>
-#include "src/io/json.h"
 
 #include "kernels/device/standard_streams.h"
+#include "src/io/json.h"
 
 namespace lathe {
 
@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kWarmUpSteps = 2, kTracedSteps = 2;
 constexpr int kDeviceRow = 0, kCommunicationRow = 1, kPhaseRow = 2;
 
-// One event of the format that Chrome's tracing reads: microseconds. `more` holds further members.
+// One event in the format of Chrome's tracing, in microseconds. `more`: further members.
 std::string event(std::string_view name, int rank, int row, double start_ms, double ms,
                   std::string_view more) {
   return fmt::format(R"({{"name":"{}","ph":"X","pid":{},"tid":{},"ts":{:.3f},"dur":{:.3f}{}}})"
@@ -26,20 +26,20 @@ std::string label(std::string_view what, int rank, int row, std::string_view nam
                      what, rank, row, name);
 }
 
-// What an operation or a part is, and what it costs.
-std::string members_of(const TracingOps::Stretch& stretch) {
+// Kind, cost and shape of an operation or a part.
+std::string members_of(const TracingOps::Interval& interval) {
   std::string text =
       fmt::format(R"(,"cat":"{}","args":{{"flops":{:.0f},"bytes":{:.0f},"shape":"{}")",
-                  stretch.part ? "part" : "operation", stretch.cost.flops, stretch.cost.bytes,
-                  times_text(stretch.sizes));
-  if (stretch.layer != kNoLayer) text += fmt::format(R"(,"layer":{})", stretch.layer);
+                  interval.part ? "part" : "operation", interval.cost.flops, interval.cost.bytes,
+                  times_text(interval.sizes));
+  if (interval.layer != kNoLayer) text += fmt::format(R"(,"layer":{})", interval.layer);
   return text + "}";
 }
 
 }  // namespace
 
 void TracingOps::clear() {
-  stretches_.clear();
+  intervals_.clear();
   marked_ = 0;
   parts_ = 0;
 }
@@ -52,28 +52,28 @@ int TracingOps::mark() const {
 }
 
 bool TracingOps::before(const Call& call) const {
-  operation_ = stretches_.size();
+  operation_ = intervals_.size();
   splitting_ = parts_ < kMostParts;
-  stretches_.push_back({call.name, call.sizes, call.cost, layer_, false, mark(), 0});
+  intervals_.push_back({call.name, call.sizes, call.cost, layer_, false, mark(), 0});
   return true;
 }
 
-// The first part begins with its operation; when another begins, the one before it ends.
+// The first part begins with its operation. Each further part ends the part before it.
 void TracingOps::part(std::string_view name, const Shape& sizes, const OpCost& cost) {
   if (!splitting_) return;
-  const bool first = stretches_.size() == operation_ + 1;
-  const int from = first ? stretches_[operation_].from : mark();
-  if (!first) stretches_.back().to = from;
-  stretches_.push_back({name, sizes, cost, layer_, true, from, 0});
+  const bool first = intervals_.size() == operation_ + 1;
+  const int from = first ? intervals_[operation_].from : mark();
+  if (!first) intervals_.back().to = from;
+  intervals_.push_back({name, sizes, cost, layer_, true, from, 0});
   ++parts_;
 }
 
 void TracingOps::after(const Call&) const {
   const int end = mark();
-  stretches_[operation_].to = end;
-  stretches_.back().to = end;
-  // A single part is the operation.
-  if (stretches_.size() == operation_ + 2) stretches_.pop_back(), --parts_;
+  intervals_[operation_].to = end;
+  intervals_.back().to = end;
+  // A single part is the whole operation.
+  if (intervals_.size() == operation_ + 2) intervals_.pop_back(), --parts_;
 }
 
 StepTrace::StepTrace(Run& run, const std::string& file)
@@ -81,10 +81,10 @@ StepTrace::StepTrace(Run& run, const std::string& file)
       plain_(run.trainer.ops()),
       ops_(plain_, run.trainer.device),
       traced_step_(file.empty() ? -1 : run.first_step + kWarmUpSteps + kTracedSteps - 1) {
-  // A run that is taken up again with the same flags may have less to do than that.
+  // A run that is resumed with the same flags may have fewer than four steps left.
   if (traced_step_ >= run.options().steps) {
     if (run.mesh().leads())
-      say(fmt::format("train: --trace {}: the fourth step is traced, and there are {}", file,
+      say(fmt::format("train: --trace {}: only the fourth step is traced, and there are {}", file,
                       std::max<int64_t>(0, run.options().steps - run.first_step)));
     traced_step_ = -1;
   }
@@ -116,7 +116,7 @@ void StepTrace::end(int64_t step, int slot) {
   file_->commit();
 }
 
-// What was run, and on what (rank 0's device), so that the file speaks for itself.
+// The model, the step's sizes and rank 0's device, so that the file needs no context.
 std::string StepTrace::about() const {
   const TrainOptions& o = run_.options();
   const StepShape& shape = run_.setup().shape;
@@ -125,7 +125,7 @@ std::string StepTrace::about() const {
                                 {"dtype", std::string(name_of(o.dtype))},
                                 {"tf32", o.cuda.tf32},
                                 {"model", o.model},
-                                {"layers", o.gpt2.n_layer},
+                                {"layers", o.model_config.n_layer},
                                 {"batch_size", shape.batch_size},
                                 {"seq_len", shape.seq_len},
                                 {"micro_steps", shape.micro_steps},
@@ -134,7 +134,7 @@ std::string StepTrace::about() const {
       .dump();
 }
 
-// Times count from the step's beginning on each rank.
+// Times count from the beginning of the step on each rank.
 std::string StepTrace::events(int slot) const {
   const StepClock& clock = run_.trainer.clocks[static_cast<size_t>(slot)];
   const int rank = run_.mesh().world().rank(), origin = clock.first_mark();
@@ -148,8 +148,8 @@ std::string StepTrace::events(int slot) const {
   };
   for (const StepClock::Part& phase : clock.parts())
     add(name_of(phase.phase), kPhaseRow, phase.from, phase.to, R"(,"cat":"phase")");
-  for (const TracingOps::Stretch& stretch : ops_.stretches())
-    add(stretch.name, kDeviceRow, stretch.from, stretch.to, members_of(stretch));
+  for (const TracingOps::Interval& interval : ops_.intervals())
+    add(interval.name, kDeviceRow, interval.from, interval.to, members_of(interval));
   if (run_.mesh().ranks() == 1) return text;
   text += label("thread_name", rank, kCommunicationRow, name_of(run_.mesh().world().kind()));
   for (const Span& span : run_.trainer.parameters->spans(slot)) {

@@ -1,6 +1,6 @@
-// --trace FILE: what one training step did and when, for chrome://tracing or ui.perfetto.dev: a row
-// for each line (device, communication) of each rank. Operations and their parts carry what they
-// cost, so that profiling/roofline.py can hold their times against what the device can do.
+// --trace FILE: a timeline of one training step for chrome://tracing or ui.perfetto.dev, with rows
+// for the device, the phases and the communication of each rank. Operations and their parts carry
+// their costs, so that profiling/roofline.py can compare their times with the device's peak.
 #pragma once
 
 #include <optional>
@@ -14,13 +14,13 @@
 
 namespace lathe {
 
-// A table of operations that marks when each begins and ends, and when each of its parts begins.
+// A table of operations that marks when each operation begins and ends, and when each part begins.
 class TracingOps final : public ObservedOps, public PartObserver {
  public:
   TracingOps(const Ops& real, Device& device) : ObservedOps(real), device_(device) {}
 
-  // An operation, or a part of the operation before it; it lies between two marks.
-  struct Stretch {
+  // An operation, or a part of the operation before it. It lies between two marks.
+  struct Interval {
     std::string_view name;
     Shape sizes;
     OpCost cost;
@@ -28,11 +28,11 @@ class TracingOps final : public ObservedOps, public PartObserver {
     bool part = false;
     int from = 0, to = 0;
   };
-  const std::vector<Stretch>& stretches() const { return stretches_; }
+  const std::vector<Interval>& intervals() const { return intervals_; }
   void clear();
 
-  // Each part is a mark, on a GPU an event in the recording of the step (about a microsecond). An
-  // operation that begins after so many of them is not split.
+  // Each part adds a mark: on a GPU an event in the recording of the step (about a microsecond).
+  // After this many parts, operations are not split any more.
   static constexpr size_t kMostParts = 2000;
 
   void enter_layer(int64_t layer) const override { layer_ = layer; }
@@ -46,32 +46,34 @@ class TracingOps final : public ObservedOps, public PartObserver {
   int mark() const;
 
   Device& device_;
-  mutable std::vector<int> marks_;  // that it has taken of the device
-  mutable size_t marked_ = 0;       // of these, since clear()
-  mutable std::vector<Stretch> stretches_;
+  mutable std::vector<int> marks_;  // taken from the device
+  mutable size_t marked_ = 0;       // of these, used since clear()
+  mutable std::vector<Interval> intervals_;
   mutable int64_t layer_ = kNoLayer;
   mutable size_t parts_ = 0;        // of all operations
-  mutable size_t operation_ = 0;    // the one under way
-  mutable bool splitting_ = false;  // the one under way
+  mutable size_t operation_ = 0;    // the current one
+  mutable bool splitting_ = false;  // the current one
 };
 
-// The fourth step of a run is traced: by then matrix products are tuned, and the third has been run
-// with the marks, so that a device that records steps has recorded the fourth as any other.
+// Traces the fourth step of a run. By then matrix products are tuned, and the third step has
+// already run with the marks, so a device that records steps replays the fourth like any other.
 class StepTrace {
  public:
-  // Does nothing if `file` is empty, or if the run ends before that step, which is said. UserError
-  // if it cannot be written.
+  // Does nothing if `file` is empty. If the run ends before the fourth step, prints that and does
+  // nothing. UserError if the file cannot be written.
   StepTrace(Run& run, const std::string& file);
   ~StepTrace() { run_.trainer.device.observe_parts(nullptr); }
   StepTrace(const StepTrace&) = delete;
   StepTrace& operator=(const StepTrace&) = delete;
 
-  // Before a step is enqueued, and the key that it is to be recorded under.
+  // Call it before a step is enqueued.
   void begin(int64_t step);
+  // The key under which the step is recorded.
   int key(int otherwise) const {
     return tracing_ ? static_cast<int>(Trainer::kTracedStep) : otherwise;
   }
-  // When the results of `step`, which was in `slot`, are here; all ranks. Rank 0 writes the file.
+  // Call it when the results of `step`, which used `slot`, have arrived. Collective; rank 0 writes
+  // the file.
   void end(int64_t step, int slot);
 
  private:

@@ -8,7 +8,7 @@ namespace lathe {
 
 namespace {
 
-std::vector<Activations> allocate_activations(const GPT2Config& config, const StepShape& s,
+std::vector<Activations> allocate_activations(const ModelConfig& config, const StepShape& s,
                                               int64_t count, Arena& arena) {
   std::vector<Activations> sets;
   for (int64_t i = 0; i < count; ++i)
@@ -18,7 +18,7 @@ std::vector<Activations> allocate_activations(const GPT2Config& config, const St
 
 }  // namespace
 
-Trainer::Trainer(const GPT2Config& config, const OptimizerConfig& optimizer_config,
+Trainer::Trainer(const ModelConfig& config, const OptimizerConfig& optimizer_config,
                  const StepShape& s, Device& on, const Mesh& ranks, Arena& arena)
     : shape(s),
       device(on),
@@ -44,7 +44,8 @@ int64_t Trainer::tokens_per_step() const {
   return shape.batch_size * shape.seq_len * shape.micro_steps * mesh.dp().size();
 }
 
-// Sequence s of a step is the same whichever rank and micro-step has it.
+// Numbers the sequences of a step, so that results do not depend on which rank and micro-step has
+// one.
 void Trainer::begin(const StepStart& start) {
   for (size_t m = 0; m < step_inputs_.size(); ++m) {
     const int64_t before = mesh.dp().rank() * shape.micro_steps + static_cast<int64_t>(m);
@@ -114,19 +115,19 @@ void Trainer::compare_replicas() {
   if (mesh.dp().size() == 1) return;
   parameters->gather_weights();
   std::string digest = digest_of(device, parameters->weights().flat);
-  // Masters that every rank has show all of their bits; bf16 weights show half of them.
+  // If every rank has all masters, compare them too: bf16 weights show only half of their bits.
   const bool replicated = optimizer.masters().elements() == parameters->layout().elements;
   if (replicated && optimizer.masters().data != parameters->weights().flat.data)
     digest += digest_of(device, optimizer.masters());
   require_same(mesh.dp(), "the weights", digest,
-               "a device or the network has computed something wrong; continue from the last "
+               "a device or the network has computed wrong results; continue from the last "
                "checkpoint without that host");
 }
 
 namespace {
 
-// Rows are counted in 32 bits by the matmul libraries, bytes in 64 by everyone.
-void refuse_overflow(const GPT2Config& config, const StepShape& shape) {
+// The matmul libraries count rows in 32 bits; bytes are counted in 64.
+void refuse_overflow(const ModelConfig& config, const StepShape& shape) {
   const double tokens = static_cast<double>(shape.batch_size) * static_cast<double>(shape.seq_len);
   const double per_token = 32.0 * static_cast<double>(config.n_embd * config.n_layer) +
                            4.0 * static_cast<double>(config.padded_vocab_size());
@@ -138,7 +139,7 @@ void refuse_overflow(const GPT2Config& config, const StepShape& shape) {
 
 }  // namespace
 
-MemoryPlan plan_training(const GPT2Config& config, const OptimizerConfig& optimizer,
+MemoryPlan plan_training(const ModelConfig& config, const OptimizerConfig& optimizer,
                          const StepShape& shape, Device& real, const Mesh& mesh) {
   refuse_overflow(config, shape);
   return count_memory(real, [&](Device& device, Arena& arena) {
@@ -146,8 +147,8 @@ MemoryPlan plan_training(const GPT2Config& config, const OptimizerConfig& optimi
   });
 }
 
-// Each chunk of logits reads and writes all of the embeddings' gradient.
-MemoryPlan plan_training_within(size_t memory, const GPT2Config& config,
+// More logits at once are faster: each chunk reads and writes the whole gradient of the embeddings.
+MemoryPlan plan_training_within(size_t memory, const ModelConfig& config,
                                 const OptimizerConfig& optimizer, StepShape& shape, Device& device,
                                 const Mesh& mesh) {
   constexpr int64_t kMost = int64_t{1} << 30, kLeast = int64_t{1} << 26;

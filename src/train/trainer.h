@@ -1,6 +1,6 @@
-// What a training step needs: model, optimizer, the state of the step, its batches, and what the
-// ranks do together. The program, the tests, the benchmarks and the memory plan all build this one
-// class; src/train.cpp has the step itself.
+// What a training step needs: model, optimizer, parameters, the state of the step and its batches.
+// The program, the tests, the benchmarks and the memory plan all build this one class;
+// src/train.cpp has the step itself.
 #pragma once
 
 #include <array>
@@ -12,8 +12,8 @@
 
 #include "kernels/device/arena.h"
 #include "src/model/decoder.h"
-#include "src/model/gpt2.h"
 #include "src/model/optimizer.h"
+#include "src/model/transformer.h"
 #include "src/parallel/data_parallel.h"
 #include "src/parallel/mesh.h"
 #include "src/parallel/schedule.h"
@@ -35,7 +35,7 @@ struct StepShape {
   int64_t logits_at_once = 0;                            // about; 0: the device's choice
 };
 
-// What the host tells the device about a step.
+// What the host passes to the device for a step.
 struct StepStart {
   uint64_t seed = 0;
   int64_t step = 0;
@@ -46,39 +46,41 @@ struct StepStart {
 
 class Trainer {
  public:
-  // Takes all memory of a training run from the arena. The ranks of the mesh share each step.
-  Trainer(const GPT2Config& config, const OptimizerConfig& optimizer, const StepShape& shape,
+  // Allocates all memory of a training run from the arena. The ranks of the mesh share each step.
+  Trainer(const ModelConfig& config, const OptimizerConfig& optimizer, const StepShape& shape,
           Device& device, const Mesh& mesh, Arena& arena);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
   int64_t tokens_per_step() const;  // of all ranks
 
-  // Starts a step (or an evaluation): the loss is `first_loss`.
+  // Starts a step or an evaluation: sets the loss to `first_loss`.
   void begin(const StepStart& start);
   // Copies B x T tokens and targets to the device as micro-step m's.
   void upload(int64_t micro_step, const int32_t* tokens, const int32_t* targets);
-  // Where micro-step m's are, in every step.
+  // The device memory of micro-step m's batch, the same in every step.
   MicroBatch batch(int64_t micro_step) const;
 
-  // Runs on another table from here on: one that observes the device's.
+  // From now on uses another table of operations, which observes the device's.
   void use(const Ops& ops);
   const Ops& ops() const { return model.ops(); }
 
-  // Rank 0 fills all masters (or the weights, if they are the masters), the others get them.
+  // Rank 0 fills all masters (or the weights, if they are the masters) and sends them to the
+  // others.
   using Fill = std::function<void(const Tensor& all)>;
   void set_masters(const Fill& fill);
-  // All masters on every rank. If ranks share them they lie in the gradients, which are lost.
+  // All masters, on every rank. If each rank owns a share, gathers them into the gradients' memory,
+  // which overwrites the gradients.
   Tensor gathered_masters();
-  // Makes the weights from the masters, rounded as in the last update; `seed`: of the run.
+  // Computes the weights from the masters, rounded as in the last update. `seed`: of the run.
   void round_weights(uint64_t seed);
-  // Throws UserError if the ranks' weights are no longer the same.
+  // Throws UserError if the ranks' weights differ.
   void compare_replicas();
 
-  // Two steps may be under way; each has a slot for what is read after it is done.
+  // Two steps may be in flight; each has a slot for its results, times and spans.
   static constexpr int kSlots = kStepSlots;
 
-  // What the device may record (Device::replay): a step of each slot, and these.
+  // Keys of the device's recordings (Device::replay): one for the step of each slot, and these.
   enum RecordingKey : int { kEvaluation = kSlots, kTracedStep };
 
   const StepShape shape;
@@ -87,8 +89,8 @@ class Trainer {
   StepState state;
   const std::unique_ptr<ParameterStore> parameters;
   const std::vector<Action> schedule;  // of a step
-  std::vector<Activations> in_flight;  // of the micro-steps between their two passes
-  GPT2 model;
+  std::vector<Activations> in_flight;  // of micro-steps between forward and backward
+  Transformer model;
   Optimizer optimizer;
   std::array<StepClock, kSlots> clocks;
   std::optional<Decoder> decoder;  // if decode_len > 0
@@ -98,14 +100,14 @@ class Trainer {
   std::vector<StepInputs> step_inputs_;
 };
 
-// The bytes, by category, of a Trainer with these arguments: it is built on memory that nobody
-// backs. UserError if the sizes are beyond what a micro-step can hold.
-MemoryPlan plan_training(const GPT2Config& config, const OptimizerConfig& optimizer,
+// The bytes, by category, of a Trainer with these arguments, which it builds without allocating
+// memory. UserError if the sizes exceed what a micro-step can hold.
+MemoryPlan plan_training(const ModelConfig& config, const OptimizerConfig& optimizer,
                          const StepShape& shape, Device& device, const Mesh& mesh);
 
-// The same with as many logits at once as `memory` bytes allow, 2^26 to 2^30, if the shape leaves
-// that open (0) and memory is known (not 0); the shape then says how many.
-MemoryPlan plan_training_within(size_t memory, const GPT2Config& config,
+// The same. If shape.logits_at_once is 0 and `memory` is known (not 0), also sets it to as many as
+// `memory` bytes allow, 2^26 to 2^30.
+MemoryPlan plan_training_within(size_t memory, const ModelConfig& config,
                                 const OptimizerConfig& optimizer, StepShape& shape, Device& device,
                                 const Mesh& mesh);
 

@@ -353,7 +353,7 @@ TEST(Rendezvous, RanksWithAnotherTokenAreToldOf) {
     one_got = one->got();
     if (zero_got.find("showed") != std::string::npos) break;
   }
-  expect_contains(zero_got, "rank 1 did not come");
+  expect_contains(zero_got, "rank 1 did not arrive");
   expect_contains(zero_got, "showed another LATHE_RENDEZVOUS_TOKEN, the last from 127.0.0.1:");
   expect_contains(one_got, "rank 0 did not answer within");
 }
@@ -440,7 +440,7 @@ TEST(Rendezvous, WhatCannotWorkIsSaidAtOnce) {
     Place several_hosts = place_of(rank, 4);
     several_hosts.local_size = 2;
     expect_contains(outcome(Rendezvous(several_hosts, Port().at("localhost"), 1e6), rank),
-                    "2 of 4 ranks are on this one");
+                    "just 2 of 4 ranks run on it");
   }
   expect_contains(outcome(Rendezvous(place_of(0, 2), Port().at("198.51.100.7"), 1e6), 0),
                   "is not an address of the machine that rank 0 runs on");
@@ -453,9 +453,9 @@ TEST(Rendezvous, OtherAddressesAreRefused) {
   const struct {
     const char *address, *words;
   } cases[] = {
-      {"", "meet at HOST:PORT, at file:PATH"},
-      {"file:", "meet at HOST:PORT, at file:PATH"},
-      {"somewhere", "meet at HOST:PORT, at file:PATH"},
+      {"", "meet at HOST:PORT, file:PATH"},
+      {"file:", "meet at HOST:PORT, file:PATH"},
+      {"somewhere", "meet at HOST:PORT, file:PATH"},
       {":1234", "neither HOST:PORT nor [IPV6]:PORT"},
       {"[]:1234", "neither HOST:PORT nor [IPV6]:PORT"},
       {"[host]:1234", "neither HOST:PORT nor [IPV6]:PORT"},
@@ -467,7 +467,7 @@ TEST(Rendezvous, OtherAddressesAreRefused) {
       {"host:0", "the port is '0'"},
       {"host:-1", "the port is '-1'"},
       {"host:12x", "the port is '12x'"},
-      {"host:65536", "the port is '65536', and should be a number from 1 to 65535"},
+      {"host:65536", "the port is '65536', but must be a number from 1 to 65535"},
       {"[::1]:99999999999999999999", "the port is '99999999999999999999'"},
   };
   for (const auto& [address, words] : cases)
@@ -540,14 +540,15 @@ TEST(Rendezvous, FilesOfAnotherUserAreNotBelieved) {
   const std::string path = scratch / "meeting";
   write_text(path + ".1", std::string(16, 'y'));
   ASSERT_EQ(::chown((path + ".1").c_str(), 65534, 65534), 0);
-  expect_contains(meet(2, "file:" + path, 1, 0.3, 1)[0], "rank 1 did not come");
+  expect_contains(meet(2, "file:" + path, 1, 0.3, 1)[0], "rank 1 did not arrive");
 }
 
 TEST(Rendezvous, AFolderThatCannotBeWrittenIsSaidAtOnce) {
   const TempDir scratch;
   for (int rank = 0; rank < 2; ++rank) {
     const Rendezvous nowhere(place_of(rank, 2), "file:" + (scratch / "none/meeting").string(), 1e6);
-    expect_contains(outcome(nowhere, rank), "name a folder that all ranks see and may write to");
+    expect_contains(outcome(nowhere, rank),
+                    "name a file in a folder that all ranks see and can write to");
     const Rendezvous folder(place_of(rank, 2), "file:" + scratch.path().string(), 1e6);
     expect_contains(outcome(folder, rank), "that is a directory; name a file in it");
   }
@@ -559,7 +560,7 @@ TEST(Rendezvous, WhoDoesNotComeIsNamed) {
   const TempDir scratch;
   for (const std::string& address :
        {"file:" + (scratch.path() / "meeting").string(), Port().at("localhost")}) {
-    EXPECT_NE(meet(3, address, 1, 0.3, 2)[0].find("rank 2 did not come"), std::string::npos);
+    EXPECT_NE(meet(3, address, 1, 0.3, 2)[0].find("rank 2 did not arrive"), std::string::npos);
     EXPECT_NE(meet(3, address, 1, 0.3, 0)[1].find("rank 0 did not"), std::string::npos);
   }
 }

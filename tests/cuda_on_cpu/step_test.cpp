@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/cuda_on_cpu/runtime.h"
+#include "src/train.h"
 #include "tests/model/harness.h"
 
 namespace lathe::testing {
@@ -17,27 +18,27 @@ constexpr int kSteps = 3;  // run, recorded, replayed
 
 struct Case {
   const char* name;
-  GPT2Config config;
+  ModelConfig config;
   DType dtype;
   Recompute recompute;
 };
 
-const GPT2Config kBiased{.n_layer = 1,
-                         .n_head = 2,
-                         .n_embd = 32,
-                         .vocab_size = 61,
-                         .seq_len = 9,
-                         .bias = true,
-                         .dropout = 0.2f,
-                         .gelu = Gelu::tanh};
-const GPT2Config kUnbiased{.n_layer = 2,
-                           .n_head = 1,
-                           .n_embd = 24,
-                           .vocab_size = 33,
-                           .seq_len = 5,
-                           .bias = false,
-                           .dropout = 0,
-                           .gelu = Gelu::exact};
+const ModelConfig kBiased{.n_layer = 1,
+                          .n_head = 2,
+                          .n_embd = 32,
+                          .vocab_size = 61,
+                          .seq_len = 9,
+                          .bias = true,
+                          .dropout = 0.2f,
+                          .gelu = Gelu::tanh};
+const ModelConfig kUnbiased{.n_layer = 2,
+                            .n_head = 1,
+                            .n_embd = 24,
+                            .vocab_size = 33,
+                            .seq_len = 5,
+                            .bias = false,
+                            .dropout = 0,
+                            .gelu = Gelu::exact};
 
 std::vector<char> bytes_of(Device& device, const Tensor& tensor) {
   std::vector<char> bytes(tensor.bytes());
@@ -51,8 +52,7 @@ struct Outcome {
   bool operator==(const Outcome&) const = default;
 };
 
-// Trains as src/train.cpp does: uploads all that a step needs, enqueues the step, and collects the
-// results of the step before.
+// Uploads all that a step needs, enqueues the step, and collects the results of the step before.
 Outcome train(const Case& c, uint64_t seed, int64_t* waits = nullptr, int64_t* launches = nullptr) {
   cuda_on_cpu::set_seed(seed);
   Harness h(c.config, {.dtype = c.dtype,
@@ -60,13 +60,6 @@ Outcome train(const Case& c, uint64_t seed, int64_t* waits = nullptr, int64_t* l
                        .seq_len = c.config.seq_len,
                        .micro_steps = kMicroSteps,
                        .recompute = c.recompute});
-  const auto body = [&] {
-    for (int64_t m = 0; m < kMicroSteps; ++m) {
-      h.model.forward(h.batch(m), true);
-      h.model.loss_and_backward(h.batch(m), 1e-2, h.state.device_results(), m > 0);
-    }
-    h.optimizer.step(h.model.ops(), h.state);
-  };
   Outcome outcome;
   for (uint32_t step = 0; step < kSteps; ++step) {
     const cuda_on_cpu::Counters before = cuda_on_cpu::counters();
@@ -78,7 +71,8 @@ Outcome train(const Case& c, uint64_t seed, int64_t* waits = nullptr, int64_t* l
     }
     h.state.begin(h.model.ops(), h.inputs);
     h.random_batch(5);
-    h.device->replay(0, body);
+    h.trainer.clocks[0].begin();
+    h.device->replay(0, [&h] { enqueue_step(h.trainer, 0); });
     h.state.request_results();
     const cuda_on_cpu::Counters after = cuda_on_cpu::counters();
     if (waits) *waits = after.host_synchronizations - before.host_synchronizations;

@@ -251,7 +251,7 @@ TEST_F(PrepareTest, NeitherSplitIsEmptyUnlessAskedFor) {
   o.val_fraction = 0.6;
   expect_contains(said(o), "leaves none of 2 characters to train on");
   o.val_fraction = 1e-17;
-  expect_contains(said(o), "--val-fraction 1e-17 of 2 characters is none");
+  expect_contains(said(o), "--val-fraction 1e-17 of 2 characters is less than one");
   o.val_fraction = 0.5;
   EXPECT_EQ(prepare(o).val_tokens, 1);
 }

@@ -552,7 +552,7 @@ TEST(LoadTokenizer, RefusesDamagedOrForeignJson) {
        "the added token \"<x>\" with lstrip"},
       {R"({"added_tokens": [{"id": 556, "content": "<x>", "special": false, "rstrip": true}]})",
        "the added token \"<x>\" with rstrip"},
-      {R"({"added_tokens": [{"id": 94, "content": "\u00a1"}]})", "means other bytes"},
+      {R"({"added_tokens": [{"id": 94, "content": "\u00a1"}]})", "uses for other bytes"},
       {R"({"post_processor": {"type": "TemplateProcessing", "single": [
            {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]}})",
        "its post_processor adds tokens"},

@@ -11,7 +11,7 @@
 namespace lathe::testing {
 namespace {
 
-const GPT2Config kConfig{.n_layer = 3, .n_head = 3, .n_embd = 48, .vocab_size = 61, .seq_len = 24};
+const ModelConfig kConfig{.n_layer = 3, .n_head = 3, .n_embd = 48, .vocab_size = 61, .seq_len = 24};
 
 // Logits after each prefix of `tokens`, fed in pieces of `piece` tokens.
 template <typename T>

@@ -54,9 +54,9 @@ inline void set_values(Device& device, const Tensor& tensor, const std::vector<d
 }
 
 struct Harness {
-  Harness(const GPT2Config& config, const StepShape& shape, uint64_t seed = 7)
+  Harness(const ModelConfig& config, const StepShape& shape, uint64_t seed = 7)
       : Harness(config, shape, make_test_device(shape.dtype), seed) {}
-  Harness(const GPT2Config& config, const StepShape& shape, std::unique_ptr<Device> on,
+  Harness(const ModelConfig& config, const StepShape& shape, std::unique_ptr<Device> on,
           uint64_t seed = 7)
       : device(std::move(on)),
         self(make_self_communicator(*device)),
@@ -121,7 +121,7 @@ struct Harness {
   Arena arena;
   Trainer trainer;
   ParameterStore& parameters;
-  GPT2& model;
+  Transformer& model;
   Optimizer& optimizer;
   StepState& state;
   Tensor tokens, targets;

@@ -15,14 +15,14 @@
 namespace lathe::testing {
 namespace {
 
-const GPT2Config kConfig{.n_layer = 3,
-                         .n_head = 2,
-                         .n_embd = 24,
-                         .vocab_size = 40,
-                         .seq_len = 9,
-                         .bias = true,
-                         .dropout = 0.1f,
-                         .gelu = Gelu::tanh};
+const ModelConfig kConfig{.n_layer = 3,
+                          .n_head = 2,
+                          .n_embd = 24,
+                          .vocab_size = 40,
+                          .seq_len = 9,
+                          .bias = true,
+                          .dropout = 0.1f,
+                          .gelu = Gelu::tanh};
 constexpr int64_t kBatch = 2, kMicroSteps = 3;
 
 // Everything is always available, as in LocalStore.
@@ -193,7 +193,7 @@ struct Step {
   StepState state;
   Store store;
   Activations kept;
-  GPT2 model;
+  Transformer model;
   Tensor tokens, targets;
 };
 

@@ -17,7 +17,7 @@ Tensor imagined(DType dtype, Shape shape) {
   return Tensor{reinterpret_cast<void*>(kArenaAlignment), dtype, shape};
 }
 
-int64_t flat_elements(const GPT2Config& config) {
+int64_t flat_elements(const ModelConfig& config) {
   const auto rounded = [](int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; };
   const auto aligned = [&](int64_t n) { return rounded(n, kParameterAlignment); };
   const int64_t c = config.n_embd;
@@ -32,7 +32,7 @@ int64_t flat_elements(const GPT2Config& config) {
 }
 
 // The scratch of the operation that needs most, each at the largest size in a step.
-size_t training_workspace(const GPT2Config& config, const StepShape& shape, const Ops& ops) {
+size_t training_workspace(const ModelConfig& config, const StepShape& shape, const Ops& ops) {
   const DType dtype = shape.dtype, acc = accumulator_of(dtype);
   const int64_t b = shape.batch_size, t = shape.seq_len, c = config.n_embd, n = b * t;
   const Tensor x = imagined(dtype, {b, t, c}), x_nc = imagined(dtype, {n, c});
@@ -134,7 +134,7 @@ size_t training_workspace(const GPT2Config& config, const StepShape& shape, cons
   return most;
 }
 
-size_t decoding_workspace(const GPT2Config& config, DType dtype, int64_t capacity, int64_t t,
+size_t decoding_workspace(const ModelConfig& config, DType dtype, int64_t capacity, int64_t t,
                           const Ops& ops) {
   const DType acc = accumulator_of(dtype);
   const int64_t c = config.n_embd;
@@ -184,7 +184,7 @@ size_t decoding_workspace(const GPT2Config& config, DType dtype, int64_t capacit
   return most;
 }
 
-void add_decoder(MemoryPlan& plan, const GPT2Config& config, DType dtype, int64_t capacity,
+void add_decoder(MemoryPlan& plan, const ModelConfig& config, DType dtype, int64_t capacity,
                  int64_t chunk, const Ops& ops) {
   const int64_t c = config.n_embd;
   const auto cache = [&](DType type, int64_t elements, int64_t count = 1) {
@@ -202,7 +202,7 @@ void add_decoder(MemoryPlan& plan, const GPT2Config& config, DType dtype, int64_
 }
 
 // For a training run on rank 0 of `ranks`.
-MemoryPlan expected_training(const GPT2Config& config, const StepShape& shape, int64_t ranks,
+MemoryPlan expected_training(const ModelConfig& config, const StepShape& shape, int64_t ranks,
                              const Ops& ops) {
   const bool sharded = shape.zero_stage >= 1 && ranks > 1;
   const bool reduce_bf16 = shape.reduce_bf16 && ranks > 1;
@@ -262,14 +262,15 @@ MemoryPlan expected_training(const GPT2Config& config, const StepShape& shape, i
 }
 
 // For sampling alone.
-MemoryPlan expected_decoding(const GPT2Config& config, DType dtype, int64_t chunk, const Ops& ops) {
+MemoryPlan expected_decoding(const ModelConfig& config, DType dtype, int64_t chunk,
+                             const Ops& ops) {
   MemoryPlan plan;
   plan.add(MemoryCategory::weights, dtype, flat_elements(config));
   add_decoder(plan, config, dtype, config.seq_len, chunk, ops);
   return plan;
 }
 
-const GPT2Config kConfigs[] = {
+const ModelConfig kConfigs[] = {
     {.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 2, .seq_len = 1},
     {.n_layer = 3,
      .n_head = 3,
@@ -286,14 +287,14 @@ const GPT2Config kConfigs[] = {
      .gelu = Gelu::exact}};
 
 // The plan of rank 0 of `ranks`, on the device under test.
-MemoryPlan plan_of(const GPT2Config& config, const StepShape& shape, int ranks = 1) {
+MemoryPlan plan_of(const ModelConfig& config, const StepShape& shape, int ranks = 1) {
   const auto device = make_test_device(shape.dtype);
   Schedule ignored;
   AbsentRanks others(ranks, ignored);
   return plan_training(config, {.weight_decay = 0}, shape, *device, Mesh(others));
 }
 
-void expect_agreement(const GPT2Config& config, const StepShape& shape, int ranks) {
+void expect_agreement(const ModelConfig& config, const StepShape& shape, int ranks) {
   const auto device = make_test_device(shape.dtype);
   const MemoryPlan plan = plan_of(config, shape, ranks);
   const MemoryPlan expected = expected_training(config, shape, ranks, device->ops(shape.dtype));
@@ -304,7 +305,7 @@ TEST(Plan, IsWhatTheFormulasSay) {
   for (DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
     for (Recompute recompute :
          {Recompute::none, Recompute::gelu, Recompute::layernorm, Recompute::block}) {
-      for (const GPT2Config& config : kConfigs) {
+      for (const ModelConfig& config : kConfigs) {
         SCOPED_TRACE(fmt::format("{} {}", name_of(dtype), name_of(recompute)));
         expect_agreement(config,
                          {.dtype = dtype,
@@ -375,7 +376,7 @@ TEST(Plan, EachLevelOfRecomputationKeepsLess) {
 }
 
 TEST(Plan, NoWeightDecayTakesTheSameMemory) {
-  const ParameterLayout layout(GPT2Config{.n_layer = 2, .n_head = 1, .n_embd = 16, .seq_len = 8});
+  const ParameterLayout layout(ModelConfig{.n_layer = 2, .n_head = 1, .n_embd = 16, .seq_len = 8});
   const auto all = layout.shard(0, true);
   const auto none = layout.segments(0, all), some = layout.segments(0.1f, all);
   ASSERT_EQ(none.size(), some.size());
@@ -389,7 +390,7 @@ TEST(Plan, NoWeightDecayTakesTheSameMemory) {
 // The last buckets to be reduced are small, because the step waits for them, but not too small.
 TEST(Layout, BucketsBecomeSmallerTowardsTheEnd) {
   const int64_t least = int64_t{4} << 20;
-  const std::vector<Bucket> buckets = ParameterLayout(GPT2Config{}, {4, least}).buckets;
+  const std::vector<Bucket> buckets = ParameterLayout(ModelConfig{}, {4, least}).buckets;
   ASSERT_EQ(buckets.size(), 20u);
   EXPECT_EQ(buckets[0].name, "embeddings");
   EXPECT_EQ(buckets[1].name, "h.0.ln_1 to h.0.attn.c_attn");
@@ -404,14 +405,14 @@ TEST(Layout, BucketsBecomeSmallerTowardsTheEnd) {
     EXPECT_TRUE(b <= 2 || buckets[b].elements() >= least) << buckets[b].name;
   }
   // In a small model everything but the embeddings is one message.
-  const GPT2Config small{.n_layer = 4, .n_head = 4, .n_embd = 64, .vocab_size = 65, .seq_len = 64};
+  const ModelConfig small{.n_layer = 4, .n_head = 4, .n_embd = 64, .vocab_size = 65, .seq_len = 64};
   EXPECT_EQ(ParameterLayout(small, {4, least}).buckets.size(), 2u);
   EXPECT_EQ(ParameterLayout(small, {4, 0}).buckets.size(), 17u);
 }
 
 TEST(Plan, AnArenaThatIsTooSmallIsAnError) {
   const auto device = make_test_device(DType::fp32);
-  const GPT2Config config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 20, .seq_len = 8};
+  const ModelConfig config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 20, .seq_len = 8};
   const MemoryPlan plan = plan_of(config, {.batch_size = 1, .seq_len = 8});
   Arena arena(*device, plan.bytes[static_cast<int>(MemoryCategory::weights)]);
   EXPECT_THROW(LocalStore(config, device->ops(DType::fp32), arena), CheckError);
@@ -421,7 +422,7 @@ TEST(Plan, AnArenaThatIsTooSmallIsAnError) {
 // of partial products, so a matrix that is split by rows has a bias that is not split.
 TEST(Layout, ParametersSayHowTheySplit) {
   constexpr int64_t kRanks = 4;
-  const GPT2Config config{.n_layer = 1, .n_head = 4, .n_embd = 64, .vocab_size = 128};
+  const ModelConfig config{.n_layer = 1, .n_head = 4, .n_embd = 64, .vocab_size = 128};
   int64_t of_a_rank = 0, whole = 0;
   for (const ParameterSpec& spec : parameter_specs(config)) {
     SCOPED_TRACE(spec.name);
@@ -444,12 +445,12 @@ TEST(Layout, ParametersSayHowTheySplit) {
 }
 
 TEST(Plan, ParameterCountsOfTheKnownModels) {
-  const auto counts = [](GPT2Config config) { return count_parameters(config); };
+  const auto counts = [](ModelConfig config) { return count_parameters(config); };
   EXPECT_EQ(counts({}).total, 124439808);
   EXPECT_EQ(counts({.n_layer = 24, .n_head = 16, .n_embd = 1024}).total, 354823168);
   EXPECT_EQ(counts({.n_layer = 36, .n_head = 20, .n_embd = 1280}).total, 774030080);
   EXPECT_EQ(counts({.n_layer = 48, .n_head = 25, .n_embd = 1600}).total, 1557611200);
-  const GPT2Config talk{.vocab_size = 65, .bias = false};
+  const ModelConfig talk{.vocab_size = 65, .bias = false};
   EXPECT_EQ(counts(talk).without_position_embeddings, 85003776);
   int64_t decayed = 0, undecayed = 0, decayed_tensors = 0, undecayed_tensors = 0;
   for (const ParameterSpec& spec : parameter_specs(talk)) {

@@ -13,7 +13,7 @@ constexpr Recompute kLevels[] = {Recompute::gelu, Recompute::layernorm, Recomput
 
 struct Case {
   const char* name;
-  GPT2Config config;
+  ModelConfig config;
   int64_t batch_size, micro_steps;
 };
 std::ostream& operator<<(std::ostream& out, const Case& c) {
@@ -77,8 +77,8 @@ TEST_P(RecomputeTest, EveryLevelGivesTheSameBits) {
   }
 }
 
-constexpr GPT2Config sizes(int64_t n_layer, int64_t n_head, int64_t n_embd, int64_t seq_len,
-                           bool bias, float dropout, Gelu gelu) {
+constexpr ModelConfig sizes(int64_t n_layer, int64_t n_head, int64_t n_embd, int64_t seq_len,
+                            bool bias, float dropout, Gelu gelu) {
   return {.n_layer = n_layer,
           .n_head = n_head,
           .n_embd = n_embd,
@@ -114,7 +114,7 @@ INSTANTIATE_TEST_SUITE_P(
         kDTypes),
     name_of_case);
 
-OpCost cost_of_a_micro_step(const GPT2Config& config, int64_t batch_size, Recompute recompute) {
+OpCost cost_of_a_micro_step(const ModelConfig& config, int64_t batch_size, Recompute recompute) {
   Harness h(config, {.batch_size = batch_size, .seq_len = config.seq_len, .recompute = recompute});
   const RecordingOps recorder(h.model.ops());
   h.model.use(recorder);
@@ -124,7 +124,7 @@ OpCost cost_of_a_micro_step(const GPT2Config& config, int64_t batch_size, Recomp
 }
 
 TEST(Recompute, OnlyBlockAddsProducts) {
-  const GPT2Config config = sizes(4, 3, 33, 17, true, 0.1f, Gelu::tanh);
+  const ModelConfig config = sizes(4, 3, 33, 17, true, 0.1f, Gelu::tanh);
   const int64_t b = 3;
   const OpCost none = cost_of_a_micro_step(config, b, Recompute::none);
   const OpCost gelu = cost_of_a_micro_step(config, b, Recompute::gelu);

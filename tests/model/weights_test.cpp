@@ -50,12 +50,12 @@ void write_tensors(const fs::path& path, const FileTensors& tensors,
   file.finish();
 }
 
-GPT2Config small(bool bias) {
+ModelConfig small(bool bias) {
   return {.n_layer = 2, .n_head = 2, .n_embd = 8, .vocab_size = 11, .seq_len = 6, .bias = bias};
 }
 
 struct SavedModel : Harness {
-  explicit SavedModel(const GPT2Config& config)
+  explicit SavedModel(const ModelConfig& config)
       : Harness(config, {.dtype = DType::fp32, .batch_size = 1, .seq_len = config.seq_len}) {}
 
   fs::path save(const std::string& name, std::optional<int32_t> end_of_text = {}) {

@@ -14,29 +14,29 @@
 namespace lathe::testing {
 namespace {
 
-const GPT2Config kConfig{.n_layer = 3,
-                         .n_head = 2,
-                         .n_embd = 24,
-                         .vocab_size = 61,
-                         .seq_len = 7,
-                         .bias = true,
-                         .dropout = 0.1f};
+const ModelConfig kConfig{.n_layer = 3,
+                          .n_head = 2,
+                          .n_embd = 24,
+                          .vocab_size = 61,
+                          .seq_len = 7,
+                          .bias = true,
+                          .dropout = 0.1f};
 
 // As little as has four buckets (layer 0 is cut in two) and dropout: it is trained hundreds of
 // times.
-const GPT2Config kLeast{.n_layer = 2,
-                        .n_head = 1,
-                        .n_embd = 8,
-                        .vocab_size = 17,
-                        .seq_len = 4,
-                        .bias = false,
-                        .dropout = 0.1f};
+const ModelConfig kLeast{.n_layer = 2,
+                         .n_head = 1,
+                         .n_embd = 8,
+                         .vocab_size = 17,
+                         .seq_len = 4,
+                         .bias = false,
+                         .dropout = 0.1f};
 
 struct Options {
   DType dtype = DType::bf16;
   bool sharded = false, reduce_bf16 = false;
   int64_t micro_steps = 1;
-  GPT2Config config = kConfig;
+  ModelConfig config = kConfig;
   int64_t bucket_elements = 0;
 };
 
@@ -128,7 +128,7 @@ struct Rank {
 
   Ranks& ranks;
   Device& device;
-  GPT2Config config;
+  ModelConfig config;
   StepShape shape;
   MemoryPlan plan;
   Arena arena;

@@ -12,13 +12,13 @@
 namespace lathe::testing {
 namespace {
 
-constexpr GPT2Config kGpt2{
+constexpr ModelConfig kGpt2{
     .n_layer = 12, .n_head = 12, .n_embd = 768, .vocab_size = 50257, .seq_len = 1024};
-constexpr GPT2Config kSmall{
+constexpr ModelConfig kSmall{
     .n_layer = 5, .n_head = 2, .n_embd = 32, .vocab_size = 61, .seq_len = 16};
 
 struct Case {
-  GPT2Config config = kSmall;
+  ModelConfig config = kSmall;
   int64_t batch_size = 2, micro_steps = 1;
   int ranks = 4;
   bool sharded = false, reduce_bf16 = false;
@@ -50,7 +50,7 @@ Schedule schedule_of(const Case& c) {
 
 // The operation that writes the last gradient of a bucket: the backward pass of its first matrix or
 // LayerNorm. Layer l has four linear_backward, and two layernorm_backward behind the head's one.
-int64_t last_gradient(const Schedule& s, const GPT2Config& config, const Bucket& bucket) {
+int64_t last_gradient(const Schedule& s, const ModelConfig& config, const Bucket& bucket) {
   if (bucket.first_layer < 0) return s.only("embedding_backward");
   const std::string first = bucket.name.substr(0, bucket.name.find(' '));
   const size_t above = static_cast<size_t>(config.n_layer - 1 - bucket.first_layer);

@@ -30,11 +30,11 @@ import gpu_check_archive as archive  # noqa: E402
 import gpu_check_machine  # noqa: E402
 
 SKIPPED = 77
-TESTS = "^(cuda_on_cpu_test|cuda_device_test|cuda_gpt2_test)$"
+TESTS = "^(cuda_on_cpu_test|cuda_device_test|cuda_transformer_test)$"
 REPOSITORY = "/srv/lathe"
 # One file for each dependency of a build: CLI11 and fmt; cuBLASLt's header; NCCL's; a kernel for
 # nvcc.
-SAMPLES = ["src/CMakeFiles/lathe_options.dir/options.cpp.o", "kernels/cuda/CMakeFiles/lathe_cuda.dir/matmul.cpp.o",
+SAMPLES = ["src/io/CMakeFiles/lathe_io.dir/flags.cpp.o", "kernels/cuda/CMakeFiles/lathe_cuda.dir/matmul.cpp.o",
            "src/comm/CMakeFiles/lathe_comm.dir/nccl_communicator.cpp.o",
            "kernels/cuda/CMakeFiles/lathe_cuda.dir/cast.cu.o"]
 
@@ -70,7 +70,7 @@ def gpu_check(machine, *arguments, **environment):
 def lend_stand_in(machine, build):
     """The libraries that CUDA on the CPU links with here."""
     found = set()
-    for program in ("train", "tests/cuda_gpt2_test", "tests/cuda_on_cpu_test"):
+    for program in ("train", "tests/cuda_transformer_test", "tests/cuda_on_cpu_test"):
         output = subprocess.run(["ldd", build / program], capture_output=True, text=True, check=True).stdout
         found |= {path for name, path in re.findall(r"^\s*(\S+?)\.so\S* => (/\S+)", output, re.MULTILINE)
                   if name not in archive.SYSTEM_LIBRARIES}

@@ -310,7 +310,7 @@ TEST_F(NothingLost, DataOfAnotherTokenizerAreRefused) {
     if (more.contains("init"))
       for (const char* size : {"n-layer", "n-head", "n-embd"}) flags.erase(size);
     expect_refusal(train(flags), 2, "train",
-                   {"step-00000004", other.string(), "another tokenizer"});
+                   {"step-00000004", other.string(), "a different tokenizer"});
   }
   EXPECT_EQ(checkpoints(out), std::vector<std::string>{"step-00000004"});
 }

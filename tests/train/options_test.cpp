@@ -44,9 +44,9 @@ TEST_F(Options, NumbersAreDecimal) {
   EXPECT_EQ(parse({"--out", "o", "--keep", "3000000000"}).keep, 3000000000);
   EXPECT_EQ(parse({"--lr", "1e-3"}).lr, 1e-3);
   EXPECT_EQ(parse({"--lr", "00.1"}).lr, 0.1);
-  EXPECT_EQ(parse({"--dropout", "0.1"}).gpt2.dropout, 0.1f);
-  EXPECT_TRUE(parse({"--bias", "on"}).gpt2.bias);
-  EXPECT_FALSE(parse({"--bias", "0"}).gpt2.bias);
+  EXPECT_EQ(parse({"--dropout", "0.1"}).model_config.dropout, 0.1f);
+  EXPECT_TRUE(parse({"--bias", "on"}).model_config.bias);
+  EXPECT_FALSE(parse({"--bias", "0"}).model_config.bias);
   EXPECT_TRUE(parse_file("tf32 = true\n").cuda.tf32);
   EXPECT_FALSE(parse_file("tf32 = false\n").cuda.tf32);
 }
@@ -172,7 +172,8 @@ TEST_F(Options, TheConfigurationHoldsEveryFlagAsItIs) {
   EXPECT_EQ(read.seed, UINT64_MAX);
   EXPECT_EQ(read.optimizer.grad_clip, 0.30000000000000004);
   EXPECT_EQ(read.optimizer.eps, 3e-9f);
-  EXPECT_TRUE(read.optimizer.stochastic_rounding && read.cuda.deterministic && read.gpt2.bias);
+  EXPECT_TRUE(read.optimizer.stochastic_rounding && read.cuda.deterministic &&
+              read.model_config.bias);
   EXPECT_FALSE(read.cuda.autotune || read.cuda.tf32);
 }
 
@@ -185,7 +186,7 @@ TEST_F(Options, ConfigurationFilesAreToml) {
   EXPECT_EQ(o.out, "C:\\x#y");
   EXPECT_EQ(o.lr, 1e-4);
   EXPECT_EQ(o.data, "ä \"#\" \\");
-  EXPECT_FALSE(o.gpt2.bias);
+  EXPECT_FALSE(o.model_config.bias);
   for (const auto& [text, part] : std::map<std::string, std::string>{
            {"\ngelu = tanh\n", "line 2: --gelu is \"tanh\": a text needs quotes"},
            {"steps = 1\n\nsteps = 2\n", "line 3: --steps is in line 1 already"},
@@ -280,7 +281,7 @@ TEST_F(Options, EnumerationsAreReadByName) {
   const TrainOptions o = parse({"--gelu", "exact", "--recompute", "block", "--schedule", "wsd",
                                 "--dtype", "bf16", "--sampling", "sequential", "--device", "cuda",
                                 "--comm", "nccl", "--lr-scale", "sqrt", "--reader", "mpi-io"});
-  EXPECT_EQ(o.gpt2.gelu, Gelu::exact);
+  EXPECT_EQ(o.model_config.gelu, Gelu::exact);
   EXPECT_EQ(o.recompute, Recompute::block);
   EXPECT_EQ(o.schedule, Schedule::wsd);
   EXPECT_EQ(o.dtype, DType::bf16);

@@ -161,7 +161,7 @@ TEST_F(Survival, ASignalToOneRankSavesAll) {
     ::kill(ranks[2], signal);
     const ProcessResult result = mpirun->wait();
     EXPECT_EQ(result.exit_code, 0) << result.err;
-    EXPECT_NE(result.out.find("stopped; --resume auto goes on from here"), std::string::npos);
+    EXPECT_NE(result.out.find("stopped; --resume auto continues from here"), std::string::npos);
     const std::string saved = last_checkpoint(out);
     ASSERT_FALSE(saved.empty());
     // Where it stopped is where an undisturbed run would be.

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "src/train.h"
 #include "tests/model/harness.h"
 
 namespace {
@@ -68,20 +69,14 @@ struct Count {
 
 // Of steps 3 to 5, each of two micro-steps.
 Count count_of_steps(DType dtype) {
-  const GPT2Config config{
+  const ModelConfig config{
       .n_layer = 2, .n_head = 4, .n_embd = 64, .vocab_size = 300, .seq_len = 40, .dropout = 0.1f};
   Harness run(config, {.dtype = dtype, .batch_size = 3, .seq_len = 40, .micro_steps = 2});
   run.random_batch(1);
   const auto step = [&run] {
     run.state.begin(run.model.ops(), run.inputs);
-    run.device->replay(0, [&run] {
-      for (int m = 0; m < 2; ++m) {
-        run.device->mark(m);
-        run.model.forward(run.batch(m), true);
-        run.model.loss_and_backward(run.batch(m), 1e-3, run.state.device_results(), m > 0);
-      }
-      run.optimizer.step(run.model.ops(), run.state);
-    });
+    run.trainer.clocks[0].begin();
+    run.device->replay(0, [&run] { enqueue_step(run.trainer, 0); });
     run.state.request_results();
     return run.state.collect_results();
   };

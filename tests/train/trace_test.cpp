@@ -42,7 +42,7 @@ TEST(TracingOps, PartsFillTheirOperationAndShareTheirMarks) {
   t.call(3);
   t.tracing.enter_layer(kNoLayer);
   t.call(0);
-  const auto& s = t.tracing.stretches();
+  const auto& s = t.tracing.intervals();
   ASSERT_EQ(s.size(), 5u);
   const auto expect = [&](size_t i, bool part, int from, int to, int64_t layer) {
     EXPECT_EQ(s[i].part, part) << i;
@@ -58,16 +58,16 @@ TEST(TracingOps, PartsFillTheirOperationAndShareTheirMarks) {
   EXPECT_EQ(s[0].name, "cast");
   EXPECT_EQ(s[0].cost.bytes, 8);
   EXPECT_EQ(s[2].sizes, Shape{1});
-  for (const auto& stretch : s)
-    EXPECT_GE(t.device->milliseconds_between(stretch.from, stretch.to), 0);
+  for (const auto& interval : s)
+    EXPECT_GE(t.device->milliseconds_between(interval.from, interval.to), 0);
 }
 
 TEST(TracingOps, OnePartIsTheWhole) {
   Traced t;
   t.call(1);
-  ASSERT_EQ(t.tracing.stretches().size(), 1u);
-  EXPECT_FALSE(t.tracing.stretches()[0].part);
-  EXPECT_EQ(t.tracing.stretches()[0].to, 8);
+  ASSERT_EQ(t.tracing.intervals().size(), 1u);
+  EXPECT_FALSE(t.tracing.intervals()[0].part);
+  EXPECT_EQ(t.tracing.intervals()[0].to, 8);
 }
 
 TEST(TracingOps, StartsAnewWithEachStep) {
@@ -75,8 +75,8 @@ TEST(TracingOps, StartsAnewWithEachStep) {
   t.call(2);
   t.tracing.clear();
   t.call(2);
-  ASSERT_EQ(t.tracing.stretches().size(), 3u);
-  EXPECT_EQ(t.tracing.stretches()[0].from, 7);
+  ASSERT_EQ(t.tracing.intervals().size(), 3u);
+  EXPECT_EQ(t.tracing.intervals()[0].from, 7);
 }
 
 // An operation is split as a whole or not at all.
@@ -85,11 +85,11 @@ TEST(TracingOps, SplitsNoMoreThanItMay) {
   constexpr int kParts = 300;
   for (int i = 0; i < 10; ++i) t.call(kParts);
   size_t parts = 0;
-  for (const auto& stretch : t.tracing.stretches()) parts += stretch.part;
+  for (const auto& interval : t.tracing.intervals()) parts += interval.part;
   EXPECT_EQ(parts, 7u * kParts);  // the seventh begins before there are kMostParts
   EXPECT_GE(parts, TracingOps::kMostParts);
-  EXPECT_FALSE(t.tracing.stretches().back().part);
-  EXPECT_EQ(t.tracing.stretches().size(), parts + 10);
+  EXPECT_FALSE(t.tracing.intervals().back().part);
+  EXPECT_EQ(t.tracing.intervals().size(), parts + 10);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "src/model/gpt2.h"
+#include "src/model/transformer.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -22,7 +22,7 @@ struct Golden {
       : file(std::filesystem::path(located("LATHE_GOLDEN_DIR", LATHE_GOLDEN_DIR)) /
              (name + ".safetensors")) {}
 
-  GPT2Config config() const {
+  ModelConfig config() const {
     const auto number = [&](const char* key) { return std::stoll(file.metadata().at(key)); };
     return {.n_layer = number("n_layer"),
             .n_head = number("n_head"),
@@ -161,7 +161,7 @@ INSTANTIATE_TEST_SUITE_P(PyTorch, GoldenTest,
 
 struct Case {
   const char* name;
-  GPT2Config config;
+  ModelConfig config;
   int64_t batch_size, seq_len;
 };
 std::ostream& operator<<(std::ostream& out, const Case& c) {
@@ -210,8 +210,8 @@ TEST_P(FiniteDifferences, AgreeWithBackward) {
   }
 }
 
-constexpr GPT2Config small(int64_t n_head, int64_t head_size, int64_t vocab_size, int64_t seq_len,
-                           bool bias, float dropout, Gelu gelu) {
+constexpr ModelConfig small(int64_t n_head, int64_t head_size, int64_t vocab_size, int64_t seq_len,
+                            bool bias, float dropout, Gelu gelu) {
   return {.n_layer = 2,
           .n_head = n_head,
           .n_embd = n_head * head_size,
@@ -234,8 +234,8 @@ INSTANTIATE_TEST_SUITE_P(
 
 // Two micro-steps of half the batch equal one of the whole batch: the same masks, and the same sums
 // up to rounding.
-TEST(GPT2, AccumulationEqualsOneBatch) {
-  const GPT2Config config = small(2, 16, 40, 9, true, 0.25f, Gelu::tanh);
+TEST(Transformer, AccumulationEqualsOneBatch) {
+  const ModelConfig config = small(2, 16, 40, 9, true, 0.25f, Gelu::tanh);
   Harness whole(config, {.dtype = DType::fp64, .batch_size = 4, .seq_len = 9});
   whole.random_batch(3);
   const double loss = whole.forward_backward();
@@ -258,8 +258,8 @@ TEST(GPT2, AccumulationEqualsOneBatch) {
   for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-14) << i;
 }
 
-TEST(GPT2, ThePaddedVocabularyIsNeverPredictedAndGetsNoGradient) {
-  const GPT2Config config = small(2, 16, 17, 9, true, 0, Gelu::tanh);
+TEST(Transformer, ThePaddedVocabularyIsNeverPredictedAndGetsNoGradient) {
+  const ModelConfig config = small(2, 16, 17, 9, true, 0, Gelu::tanh);
   ASSERT_GT(config.padded_vocab_size(), config.vocab_size);
   Harness h(config, {.dtype = DType::fp32, .batch_size = 2, .seq_len = 9});
   h.random_batch(3);
@@ -272,8 +272,8 @@ TEST(GPT2, ThePaddedVocabularyIsNeverPredictedAndGetsNoGradient) {
   EXPECT_EQ(h.forward_backward(), loss);
 }
 
-TEST(GPT2, TwoStepsAreBitwiseEqual) {
-  const GPT2Config config = small(3, 40, 65, 33, false, 0.1f, Gelu::exact);
+TEST(Transformer, TwoStepsAreBitwiseEqual) {
+  const ModelConfig config = small(3, 40, 65, 33, false, 0.1f, Gelu::exact);
   for (DType dtype : {DType::fp32, DType::bf16}) {
     std::vector<double> first;
     for (int run = 0; run < 2; ++run) {
@@ -288,8 +288,8 @@ TEST(GPT2, TwoStepsAreBitwiseEqual) {
   }
 }
 
-TEST(GPT2, ABadStepTouchesNothing) {
-  const GPT2Config config = small(2, 16, 40, 9, true, 0, Gelu::tanh);
+TEST(Transformer, ABadStepTouchesNothing) {
+  const ModelConfig config = small(2, 16, 40, 9, true, 0, Gelu::tanh);
   Harness h(config, {.dtype = DType::bf16, .batch_size = 2, .seq_len = 9});
   h.random_batch(3);
   const auto masters = values_of(*h.device, h.optimizer.masters());

@@ -1,4 +1,4 @@
-#include "src/model/gpt2.h"
+#include "src/model/transformer.h"
 
 #include <utility>
 
@@ -6,8 +6,9 @@
 
 namespace lathe {
 
-GPT2::GPT2(const GPT2Config& config, ParameterStore& parameters, const Activations& like,
-           Device& device, Arena& arena, int64_t logits_at_once)
+Transformer::Transformer(const ModelConfig& config, ParameterStore& parameters,
+                         const Activations& like, Device& device, Arena& arena,
+                         int64_t logits_at_once)
     : config_(config),
       logits_at_once_(logits_at_once),
       parameters_(parameters),
@@ -28,7 +29,7 @@ GPT2::GPT2(const GPT2Config& config, ParameterStore& parameters, const Activatio
 
 // The workspace must fit the operation that needs the most scratch memory. To find it, the step
 // runs once with a table that computes nothing.
-void GPT2::allocate_workspace(const Activations& like, Arena& arena) {
+void Transformer::allocate_workspace(const Activations& like, Arena& arena) {
   const RecordingOps recorder(*ops_);
   const Ops* real = std::exchange(ops_, &recorder);
   StepResults results;
@@ -43,17 +44,17 @@ void GPT2::allocate_workspace(const Activations& like, Arena& arena) {
                               {static_cast<int64_t>(recorder.workspace())});
 }
 
-void GPT2::enter(Pass pass, int64_t unit) {
+void Transformer::enter(Pass pass, int64_t unit) {
   ops_->enter_layer(unit);
   parameters_.need(pass, unit);
 }
 
-void GPT2::leave(Pass pass, int64_t unit) {
+void Transformer::leave(Pass pass, int64_t unit) {
   parameters_.release(pass, unit);
   ops_->enter_layer(kNoLayer);
 }
 
-void GPT2::forward(const MicroBatch& batch, bool training) {
+void Transformer::forward(const MicroBatch& batch, bool training) {
   const Activations& kept = *batch.kept;
   enter(Pass::forward, kEmbeddings);
   ops_->run(EmbeddingForward{.x_btc = kept.embedded,
@@ -77,14 +78,14 @@ void GPT2::forward(const MicroBatch& batch, bool training) {
   leave(Pass::forward, config_.n_layer);
 }
 
-Dropout GPT2::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
-                      bool training) const {
+Dropout Transformer::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
+                             bool training) const {
   return {training ? config_.dropout : 0, static_cast<uint32_t>(layer), site, batch.inputs};
 }
 
 // What the first LayerNorm of a unit normalises: the MLP output of the layer below is still to be
 // added.
-Residual GPT2::input_of(int64_t unit, const MicroBatch& batch, bool training) const {
+Residual Transformer::input_of(int64_t unit, const MicroBatch& batch, bool training) const {
   if (unit == 0) return {.stream = batch.kept->embedded};
   const LayerActivations& below = batch.kept->layers[unit - 1];
   return {.stream = below.residual_mid,
@@ -94,7 +95,8 @@ Residual GPT2::input_of(int64_t unit, const MicroBatch& batch, bool training) co
 }
 
 // From the layer's input to projection_.
-void GPT2::attention_block(int64_t l, const Residual& in, const MicroBatch& batch, bool training) {
+void Transformer::attention_block(int64_t l, const Residual& in, const MicroBatch& batch,
+                                  bool training) {
   const LayerActivations& a = batch.kept->layers[l];
   const auto attend = [&] {
     ops_->run(AttentionForward{.out_btc = a.attention,
@@ -108,7 +110,7 @@ void GPT2::attention_block(int64_t l, const Residual& in, const MicroBatch& batc
 }
 
 // From projection_ to gelu.
-void GPT2::mlp_block(int64_t l, const MicroBatch& batch, bool training) {
+void Transformer::mlp_block(int64_t l, const MicroBatch& batch, bool training) {
   const LayerActivations& a = batch.kept->layers[l];
   blocks().mlp(weights_.layers[l], a,
                {.stream = batch.kept->layer_input(l),
@@ -120,9 +122,9 @@ void GPT2::mlp_block(int64_t l, const MicroBatch& batch, bool training) {
 
 // What layer l did not keep (src/model/activations.h). The sums of the residual stream are stored,
 // so here a LayerNorm has nothing to add.
-void GPT2::recompute(int64_t l, const MicroBatch& batch) {
+void Transformer::recompute(int64_t l, const MicroBatch& batch) {
   if (l + 1 == config_.n_layer) return;  // the shared tensors still hold the last layer's
-  const GPT2Layer& w = weights_.layers[l];
+  const LayerParameters& w = weights_.layers[l];
   const LayerActivations& a = batch.kept->layers[l];
   const Residual in{.stream = batch.kept->layer_input(l)};
   switch (batch.kept->recompute) {
@@ -142,7 +144,8 @@ void GPT2::recompute(int64_t l, const MicroBatch& batch) {
 }
 
 // The head's products count as the last LayerNorm's unit; its weights are the embeddings.
-LinearCrossEntropy GPT2::head(const MicroBatch& batch, double scale, StepResults* results) const {
+LinearCrossEntropy Transformer::head(const MicroBatch& batch, double scale,
+                                     StepResults* results) const {
   return {.losses_n = batch.kept->losses_n,
           .x_nc = Blocks::rows(batch.kept->ln_f),
           .wte_vc = weights_.wte,
@@ -153,15 +156,15 @@ LinearCrossEntropy GPT2::head(const MicroBatch& batch, double scale, StepResults
           .results = results};
 }
 
-void GPT2::loss(const MicroBatch& batch, double scale, StepResults* results) {
+void Transformer::loss(const MicroBatch& batch, double scale, StepResults* results) {
   ops_->enter_layer(config_.n_layer);
   parameters_.need(Pass::forward, kEmbeddings);
   ops_->run(head(batch, scale, results), workspace_);
   leave(Pass::forward, kEmbeddings);
 }
 
-void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults* results,
-                             bool accumulate) {
+void Transformer::loss_and_backward(const MicroBatch& batch, double scale, StepResults* results,
+                                    bool accumulate) {
   const int64_t last = config_.n_layer - 1, final = config_.n_layer;
   const Activations& kept = *batch.kept;
   ops_->enter_layer(final);
@@ -208,15 +211,15 @@ void GPT2::loss_and_backward(const MicroBatch& batch, double scale, StepResults*
                               .accumulate = accumulate},
             workspace_);
   ops_->enter_layer(kNoLayer);
-  parameters_.gradients_final(GPT2Parameters::kWteSlot);
+  parameters_.gradients_final(ModelParameters::kWteSlot);
 }
 
-void GPT2::backward(LinearBackward args, bool accumulate) {
+void Transformer::backward(LinearBackward args, bool accumulate) {
   args.accumulate = accumulate;
   ops_->run(args, workspace_);
 }
 
-void GPT2::backward(LayerNormBackward args, bool accumulate) {
+void Transformer::backward(LayerNormBackward args, bool accumulate) {
   args.d_residual_btc = d_residual_;
   args.dout_btc = d_c_;
   args.accumulate = accumulate;
@@ -226,8 +229,8 @@ void GPT2::backward(LayerNormBackward args, bool accumulate) {
 // residual_out = residual_mid + mlp_proj(gelu(fc(ln_2(residual_mid)))). d_residual_ holds the
 // gradient of residual_out on entry and of residual_mid on exit. The operation that computes the
 // gradient of a sum also computes the gradient of the bias in that sum.
-void GPT2::mlp_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
-  const GPT2Layer &w = weights_.layers[l], &g = gradients_.layers[l];
+void Transformer::mlp_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
+  const LayerParameters &w = weights_.layers[l], &g = gradients_.layers[l];
   const LayerActivations& a = batch.kept->layers[l];
   backward(LinearBackward{.dx_ni = d_4c_,
                           .dweight_io = g.mlp_proj_weight,
@@ -260,8 +263,8 @@ void GPT2::mlp_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
 
 // residual_mid = residual_in + attn_proj(attention(qkv(ln_1(residual_in)))). d_residual_ holds the
 // gradient of residual_in on exit.
-void GPT2::attention_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
-  const GPT2Layer &w = weights_.layers[l], &g = gradients_.layers[l];
+void Transformer::attention_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
+  const LayerParameters &w = weights_.layers[l], &g = gradients_.layers[l];
   const LayerActivations& a = batch.kept->layers[l];
   Tensor d_qkv = d_4c_;
   d_qkv.shape = a.qkv.shape;

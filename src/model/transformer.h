@@ -1,4 +1,4 @@
-// GPT-2 (Radford et al., 2019): pre-LayerNorm transformer with learned positions and tied
+// The model of Radford et al., 2019: a pre-LayerNorm transformer with learned positions and tied
 // embeddings. Forward and backward of one micro-batch, written with the operations of
 // kernels/ops.h.
 #pragma once
@@ -20,13 +20,13 @@ struct MicroBatch {
   const Activations* kept = nullptr;   // what its forward pass keeps for its backward pass
 };
 
-class GPT2 {
+class Transformer {
  public:
   // Allocates the gradients of activations and the workspace from the arena, for micro-batches with
   // activations of the same shapes as `like`. About `logits_at_once` logits exist at a time; 0: the
   // device chooses.
-  GPT2(const GPT2Config& config, ParameterStore& parameters, const Activations& like,
-       Device& device, Arena& arena, int64_t logits_at_once = 0);
+  Transformer(const ModelConfig& config, ParameterStore& parameters, const Activations& like,
+              Device& device, Arena& arena, int64_t logits_at_once = 0);
 
   // Everything up to the final LayerNorm. Dropout only if `training`.
   void forward(const MicroBatch& batch, bool training);
@@ -42,7 +42,7 @@ class GPT2 {
   // Uses another table of operations from here on, such as one that observes the device's.
   void use(const Ops& ops) { ops_ = &ops; }
 
-  const GPT2Config& config() const { return config_; }
+  const ModelConfig& config() const { return config_; }
   const Ops& ops() const { return *ops_; }
 
  private:
@@ -65,11 +65,11 @@ class GPT2 {
   // The branch's share of the residual gradient: a copy with the dropout mask, or the same tensor.
   const Tensor& branch_gradient() const { return config_.dropout > 0 ? d_branch_ : d_residual_; }
 
-  GPT2Config config_;
+  ModelConfig config_;
   int64_t logits_at_once_;
   ParameterStore& parameters_;
   const Ops* ops_;
-  const GPT2Parameters &weights_, &gradients_;  // the store's
+  const ModelParameters &weights_, &gradients_;  // the store's
 
   Tensor projection_;  // output of either projection, until the next LayerNorm adds it
   Tensor d_residual_, d_branch_, d_c_, d_4c_;
