@@ -2,7 +2,7 @@
 // that waiting takes no core from those that work.
 //
 //   LATHE_CUDA_PATIENCE=SECONDS   how long nothing may move before a wait counts as a deadlock
-//                                 (default: never, as on a real device)
+//                                 (default: forever, as on a real device)
 #pragma once
 
 #include <sched.h>

@@ -43,7 +43,7 @@ bool is_capturing();
 // if no queued work is ready to run or waits for other processes.
 bool make_progress();
 
-// Pretends that the calling work took so much longer: events show it, nobody waits.
+// Pretends that the calling work took this much longer: events show it, but nothing waits.
 void pretend_to_take(double milliseconds);
 
 // From here on everything is drawn with this seed.

@@ -21,7 +21,7 @@ struct Watched {
   bool algorithms = true;  // whether any are found
   uint64_t fast = 0;       // this algorithm is fast and all others slow; 0: no change
   uint64_t fails = 0;      // this algorithm is refused when it is run
-  int slow_at_first = 0;   // so many runs of the fast algorithm are slow at first
+  int slow_at_first = 0;   // the fast algorithm's first so many runs are slow, too
   int slow_products = 0;   // the first so many products take twice as long
   uint64_t unsteady = 0;   // this algorithm gives other bits each time
   int32_t schemes = 0;     // the scheme that split algorithms report; 0: the true one
