@@ -72,7 +72,7 @@ class CpuDevice final : public Device {
     void* memory = bytes > available ? nullptr : map(bytes);
     if (memory == nullptr) {
       throw UserError(
-          "{:.1f} GiB of memory wanted and {:.1f} GiB available: lower --batch-size, "
+          "{:.1f} GiB of memory are needed and {:.1f} GiB available: lower --batch-size, "
           "--seq-len or the size of the model",
           gibibytes(bytes), gibibytes(available));
     }

@@ -253,7 +253,7 @@ std::string Execution::describe_deadlock() const {
     const Fiber& fiber = fibers_[i];
     if (fiber.finished) continue;
     return fmt::format(
-        "kernel {}, block ({}, {}, {}), thread ({}, {}, {}) waits for ever at {}, {}:{}: {} of {} "
+        "kernel {}, block ({}, {}, {}), thread ({}, {}, {}) waits forever at {}, {}:{}: {} of {} "
         "threads have ended, {} wait for the block",
         function_name(launch_->kernel), blockIdx.x, blockIdx.y, blockIdx.z, fiber.index.x,
         fiber.index.y, fiber.index.z, fiber.waits_for,
@@ -346,7 +346,7 @@ void Execution::perform(const CopyAsync& copy) {
 void Execution::copy_async(const CopyAsync& copy) {
   if (reinterpret_cast<uintptr_t>(copy.shared) % 16 ||
       reinterpret_cast<uintptr_t>(copy.global) % 16)
-    fail("cp.async: an address that is no multiple of 16");
+    fail("cp.async: an address is not a multiple of 16");
   if (!is_shared(copy.shared, 16)) fail("cp.async: the destination is not in shared memory");
   if (copy.valid && is_shared(copy.global, 16)) fail("cp.async: the source is in shared memory");
   if (copies_late_) {

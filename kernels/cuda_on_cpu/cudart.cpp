@@ -222,7 +222,7 @@ class Runtime {
       return true;
     }
     if (step == Step::kIdle) {
-      if (!backoff_.idle()) fail("nothing moves any more: " + names_of(able));
+      if (!backoff_.idle()) fail("no progress: " + names_of(able));
       return true;
     }
     backoff_.moved();

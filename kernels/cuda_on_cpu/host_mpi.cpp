@@ -62,7 +62,7 @@ void wait_until(const char* what, const std::function<bool()>& reached) {
     } else if (!backoff.idle()) {
       int rank = 0;
       PMPI_Comm_rank(MPI_COMM_WORLD, &rank);
-      fmt::print(stderr, "rank {} waits for ever in {}\n", rank, what);
+      fmt::print(stderr, "rank {} waits forever in {}\n", rank, what);
       PMPI_Abort(MPI_COMM_WORLD, 1);
     }
   }

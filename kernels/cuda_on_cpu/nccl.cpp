@@ -679,7 +679,7 @@ ncclResult_t Library::call(Description what, const void* send, void* recv, ncclC
                            cudaStream_t stream) {
   const Comm comm = find(handle);
   if (!comm) return refuse(ncclInvalidArgument, "not a communicator, or one that was destroyed");
-  if (comm->error != ncclSuccess) return refuse(comm->error, "the communicator has failed before");
+  if (comm->error != ncclSuccess) return refuse(comm->error, "the communicator has already failed");
   const Call call{what, static_cast<const std::byte*>(send), static_cast<std::byte*>(recv),
                   comm->rank, comm->ranks};
   const std::string wrong = wrong_with(call);
@@ -741,7 +741,7 @@ ncclResult_t check(const ncclConfig_t* config) {
 // The real call waits until the last such graph is destroyed, for both destroy and abort.
 ncclResult_t refuse_graphs(const ncclComm& comm, const char* call) {
   if (comm.graphs.use_count() == 1) return ncclSuccess;
-  fail(fmt::format("{} waits for ever: graphs hold collectives of the communicator", call));
+  fail(fmt::format("{} waits forever: graphs hold collectives of the communicator", call));
   return library().refuse(ncclInvalidUsage, "graphs hold collectives of the communicator");
 }
 
