@@ -24,23 +24,23 @@ inline bool is_planned(const Tensor& tensor) {
 inline void check_matrix(const Tensor& tensor, DType dtype, int64_t rows, int64_t columns,
                          const char* name) {
   LATHE_CHECK(tensor || rows * columns == 0, "{} is absent", name);
-  LATHE_CHECK(tensor.dtype == dtype, "{} is {}, wanted {}", name, name_of(tensor.dtype),
+  LATHE_CHECK(tensor.dtype == dtype, "{} is {}, expected {}", name, name_of(tensor.dtype),
               name_of(dtype));
-  LATHE_CHECK(columns_of(tensor) == columns && rows_of(tensor) == rows, "{} is {}, wanted {} x {}",
-              name, to_string(tensor.shape), rows, columns);
+  LATHE_CHECK(columns_of(tensor) == columns && rows_of(tensor) == rows,
+              "{} is {}, expected {} x {}", name, to_string(tensor.shape), rows, columns);
 }
 
 // `tensor` is present and has this type and this number of elements, in any shape.
 inline void check_vector(const Tensor& tensor, DType dtype, int64_t elements, const char* name) {
   LATHE_CHECK(tensor || elements == 0, "{} is absent", name);
-  LATHE_CHECK(tensor.dtype == dtype, "{} is {}, wanted {}", name, name_of(tensor.dtype),
+  LATHE_CHECK(tensor.dtype == dtype, "{} is {}, expected {}", name, name_of(tensor.dtype),
               name_of(dtype));
-  LATHE_CHECK(tensor.elements() == elements, "{} is {}, wanted {} elements", name,
+  LATHE_CHECK(tensor.elements() == elements, "{} is {}, expected {} elements", name,
               to_string(tensor.shape), elements);
 }
 
 inline void check_workspace(const Tensor& workspace, size_t bytes) {
-  LATHE_CHECK(workspace.bytes() >= bytes, "workspace of {} bytes, {} wanted", workspace.bytes(),
+  LATHE_CHECK(workspace.bytes() >= bytes, "workspace has {} bytes, expected {}", workspace.bytes(),
               bytes);
 }
 

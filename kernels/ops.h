@@ -28,7 +28,7 @@ struct StepInputs {
   uint32_t step = 0;            // training step, from 0; a word of the Philox counter
   float learning_rate = 0;
   double stop_vote = 0;   // 1: this rank was asked to end the run after the step
-  double first_loss = 0;  // the loss starts here; NaN: the step must not update anything
+  double first_loss = 0;  // initial value of the loss; NaN: the step must not update anything
 };
 
 // What the device knows of the current step. Lives in device memory, survives from step to step.
@@ -182,8 +182,7 @@ struct GeluBackward {
 };
 
 // Causal self-attention over blocks, never storing T x T (Dao et al., FlashAttention, 2022/2023).
-// qkv holds q, k, v one after another, each [H, C/H]. Scores are scaled by 1/sqrt(C/H). Mask
-// element
+// qkv holds q, then k, then v, each [H, C/H]. Scores are scaled by 1/sqrt(C/H). Mask element
 // (((first_sequence + b) H + h) T + query) T + key, applied to the normalised probabilities.
 struct AttentionForward {
   static constexpr std::string_view kName = "attention_forward";
@@ -293,8 +292,8 @@ struct ClipScale {
 };
 
 // Elements [begin, end) of AdamW's tensors share a weight decay. Element e of the tensors is
-// element e + shift of the whole model's flat parameters; shift is not 0 if a rank holds only a
-// part. Shifts are multiples of 4, and so are the boundaries between different shifts.
+// element e + shift of the whole model's flat parameters; shift may differ from 0 if a rank holds
+// only a part. Shifts are multiples of 4, and so are the boundaries between different shifts.
 struct OptimizerSegment {
   int64_t begin = 0, end = 0;
   float weight_decay = 0;

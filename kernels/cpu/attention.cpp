@@ -8,7 +8,7 @@ namespace {
 using namespace attention;  // NOLINT: this file is the rest of that namespace
 
 constexpr int64_t kItemQueries = 4 * kBlock;  // queries that share one pass over keys and values
-constexpr double kParallelWork = 1e5;         // fewer multiply-adds are faster on one thread
+constexpr double kParallelWork = 1e5;         // with fewer multiply-adds, one thread is faster
 
 // One head of one sequence. Query q is at position past + q and sees keys 0 .. past + q.
 template <typename T>

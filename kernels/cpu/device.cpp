@@ -62,7 +62,7 @@ class CpuDevice final : public Device {
                        cpu::max_threads() == 1 ? "" : "s", cpu::matmul_backend_name());
   }
 
-  // No CPU reports its clock while all its vector or matrix units are busy.
+  // Unknown: no CPU reports the clock that it keeps with all its vector or matrix units busy.
   double peak_flops(DType) const override { return 0; }
 
   // The system overcommits and would kill the run later, so refuse here what cannot fit.
@@ -72,7 +72,7 @@ class CpuDevice final : public Device {
     void* memory = bytes > available ? nullptr : map(bytes);
     if (memory == nullptr) {
       throw UserError(
-          "{:.1f} GiB of memory wanted and {:.1f} GiB available: lower --batch-size, "
+          "{:.1f} GiB of memory are needed and {:.1f} GiB available: lower --batch-size, "
           "--seq-len or the size of the model",
           gibibytes(bytes), gibibytes(available));
     }

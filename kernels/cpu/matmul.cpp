@@ -131,7 +131,7 @@ void MatmulContext::Impl::run(const MatmulArgs<T, TOut>& args) {
 
 MatmulContext::MatmulContext(MatmulBackend backend) : impl_(std::make_unique<Impl>()) {
   LATHE_CHECK(matmul_backend_available(backend),
-              "this machine or build lacks the matmul asked for");
+              "this machine or build lacks the requested matmul");
   impl_->forced = backend;
   impl_->has_onednn = matmul_backend_available(MatmulBackend::onednn);
   impl_->onednn_bf16 = impl_->has_onednn && OneDnnMatmul::supports_bf16();

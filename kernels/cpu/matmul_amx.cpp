@@ -35,7 +35,7 @@ constexpr int64_t kBlockK = 1024;  // longest k packed at a time: A must stay in
 constexpr int64_t kSliceK = 512;   // longest k summed in registers: a slice of B stays in L1
 constexpr int64_t kBlockN = 1024;  // columns whose sums are kept between blocks of k
 
-constexpr int64_t kDirectN = 512;  // up to so many columns, A is not worth packing
+constexpr int64_t kDirectN = 512;  // with at most this many columns, A is not worth packing
 
 // The length of equal parts of k, in whole tiles, each at most `longest`.
 int64_t even_parts(int64_t k, int64_t longest) {

@@ -37,7 +37,7 @@ std::unique_ptr<Ops> make_cpu_ops(DType dtype, MatmulContext& matmul) {
     case DType::fp64:
       return std::make_unique<CpuOps<double>>(matmul);
     default:
-      LATHE_CHECK(false, "no operations on {}", name_of(dtype));
+      LATHE_CHECK(false, "no operations for {}", name_of(dtype));
   }
   return nullptr;
 }

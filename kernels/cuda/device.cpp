@@ -43,22 +43,22 @@ cudaDeviceProp open_gpu(int index) {
     throw UserError("--device cuda: no NVIDIA driver is installed here; use --device cpu");
   if (driver / 1000 < runtime / 1000) {
     throw UserError(
-        "--device cuda: the NVIDIA driver knows CUDA {}, and lathe was built with {}; update the "
-        "driver, or use --device cpu",
+        "--device cuda: the NVIDIA driver supports CUDA {}, but lathe was built with {}; "
+        "update the driver, or use --device cpu",
         version_text(driver), version_text(runtime));
   }
   if (error != cudaSuccess || count == 0) {
-    throw UserError("--device cuda: no GPU answers ({}); use --device cpu",
+    throw UserError("--device cuda: no usable GPU ({}); use --device cpu",
                     error == cudaSuccess ? "none found" : cudaGetErrorString(error));
   }
   if (index >= count)
-    throw UserError("--device cuda: GPU {} is wanted, and there are {}", index, count);
+    throw UserError("--device cuda: there is no GPU {}, only {} of them", index, count);
   cudaDeviceProp properties{};
   check_cuda(cudaSetDevice(index), "GPU");
   check_cuda(cudaGetDeviceProperties(&properties, index), "GPU");
   if (properties.major < kOldestMajor) {
     throw UserError(
-        "--device cuda: {} has compute capability {}.{}, and lathe's kernels need 8.0 or newer; "
+        "--device cuda: {} has compute capability {}.{}, but lathe's kernels need 8.0 or newer; "
         "use --device cpu",
         properties.name, properties.major, properties.minor);
   }
@@ -105,7 +105,7 @@ class CudaDevice final : public Device {
       size_t available = 0, total = 0;
       cudaMemGetInfo(&available, &total);
       throw UserError(
-          "{:.1f} GiB of the GPU's memory wanted and {:.1f} GiB of {:.1f} available: lower "
+          "{:.1f} GiB of GPU memory are needed and {:.1f} GiB of {:.1f} available: lower "
           "--batch-size, --seq-len or the size of the model",
           gibibytes(bytes), gibibytes(available), gibibytes(total));
     }

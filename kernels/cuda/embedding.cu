@@ -13,7 +13,7 @@
 // rows. A pass over 8 bits is three small kernels, over all multiprocessors: each block counts the
 // digits of a tile of rows; the counts become places; each block writes its tile there. Then each
 // block sums a stretch of kStretch sorted rows, whatever their tokens: vocabularies of 65 and of
-// 50,257 make the same amount of work. A token whose rows lie within one stretch is added to dwte
+// 50,257 cause the same amount of work. A token whose rows lie within one stretch is added to dwte
 // at once. Sums that cross a border go to the workspace, and a second kernel adds them in order,
 // for each token at the stretch where its rows begin. So the order of every sum depends on the
 // tokens alone.

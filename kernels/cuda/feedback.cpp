@@ -18,7 +18,7 @@ Feedback::~Feedback() {
 
 void Feedback::read_back(int slot_number, const Tensor& source) {
   Slot& slot = slots_.at(static_cast<size_t>(slot_number));
-  LATHE_CHECK(source.bytes() <= kSlotBytes, "{} bytes are no small tensor", source.bytes());
+  LATHE_CHECK(source.bytes() <= kSlotBytes, "{} bytes are too many to read back", source.bytes());
   if (slot.pinned == nullptr) {
     check_cuda(cudaHostAlloc(&slot.pinned, kSlotBytes, cudaHostAllocDefault), "pinned memory");
     check_cuda(cudaEventCreateWithFlags(&slot.arrived, cudaEventDisableTiming), "event");

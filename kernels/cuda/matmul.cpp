@@ -285,8 +285,8 @@ MatmulPlan& Matmul::Impl::plan_of(const MatmulKey& key, const MatmulArgs& args,
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check_cuda(cudaStreamIsCapturing(stream, &capture), "stream");
   LATHE_CHECK(capture == cudaStreamCaptureStatusNone,
-              "the product {} is met first while a graph is captured, and cuBLASLt cannot plan "
-              "then: run it once before",
+              "the first call of the product {} is in a graph capture, where cuBLASLt cannot plan "
+              "it: run it once before",
               name(key));
   MatmulPlan plan = describe(key);
   // The heuristic derives the alignment from the pointer.

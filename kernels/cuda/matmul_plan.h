@@ -1,5 +1,4 @@
-// How cuBLASLt computes products of one shape: the key of a plan, the choice, and both
-// as text.
+// How cuBLASLt computes products of one shape: the key of a plan, the choice, and both as text.
 #pragma once
 
 #include <cublasLt.h>

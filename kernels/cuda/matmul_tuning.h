@@ -58,8 +58,8 @@ class MatmulTuner {
 
   // Fills in the candidates' times and returns the index of the best. The first is the library's
   // own choice; another must be clearly faster, so that noise does not decide. All are timed once,
-  // then the fastest in turns. Each candidate's minimum counts, so that a clock that changes
-  // meanwhile favours none. Waits for the stream.
+  // then the fastest ones again, in turns. A candidate's minimum counts, so that a change of the
+  // clock favours none. Waits for the stream.
   size_t fastest(std::vector<MatmulCandidate>& candidates, const Run& run, cudaStream_t stream);
 
  private:

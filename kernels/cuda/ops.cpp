@@ -34,7 +34,7 @@ std::unique_ptr<Ops> make_cuda_ops(DType dtype, const Context& context) {
     case DType::bf16:
       return std::make_unique<CudaOps<__nv_bfloat16>>(context);
     default:
-      LATHE_CHECK(false, "no operations on {} on a GPU", name_of(dtype));
+      LATHE_CHECK(false, "no GPU operations for {}", name_of(dtype));
   }
   return nullptr;
 }

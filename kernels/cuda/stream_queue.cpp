@@ -48,7 +48,7 @@ Ticket StreamQueue::end() {
 void StreamQueue::after_device() {
   const bool begins = recording() && !is_recording(stream_);
   LATHE_CHECK(!begins || joined_ == last_,
-              "a recording begins, but entry {} of a queue was not joined before", last_);
+              "a recording begins before entry {} of a queue was joined", last_);
   was_recorded_ |= begins;
   check_cuda(cudaEventRecord(device_event_, device_stream_), "queue");
   check_cuda(cudaStreamWaitEvent(stream_, device_event_, 0), "queue");
@@ -68,7 +68,7 @@ cudaEvent_t StreamQueue::event_of(Ticket ticket) const {
 }
 
 void StreamQueue::wait(Ticket ticket) {
-  LATHE_CHECK(!recording(), "the host waits while a recording is made");
+  LATHE_CHECK(!recording(), "the host must not wait while recording");
   Backoff backoff(std::numeric_limits<double>::infinity());
   const auto look = [&] {
     // Recorded entries have no events outside the recording, but the device waits for them.

@@ -1,8 +1,8 @@
-// What to do while waiting for other processes: gives way to them at once, and sleeps where nothing
-// comes for longer, so that waiting takes no core from those who work.
+// Waiting for other processes: yields to them at once, and sleeps if nothing happens for longer, so
+// that waiting takes no core from those that work.
 //
 //   LATHE_CUDA_PATIENCE=SECONDS   how long nothing may move before a wait counts as a deadlock
-//                                 (default: for ever, as a real device waits)
+//                                 (default: forever, as on a real device)
 #pragma once
 
 #include <sched.h>
@@ -16,7 +16,7 @@ namespace lathe::cuda_on_cpu {
 class Backoff {
  public:
   void moved() { idle_ = 0; }
-  // False where it has been idle for longer than patience allows.
+  // False if it has been idle for longer than patience allows.
   bool idle() {
     constexpr int kYields = 200;
     constexpr std::chrono::microseconds kSleep(50);

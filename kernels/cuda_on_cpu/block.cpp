@@ -35,7 +35,7 @@ constexpr size_t kStackBytes = 256 * 1024, kGuardBytes = 4096;
 constexpr size_t kCanaryBytes = 256;
 constexpr unsigned char kPoison = 0xff, kCanary = 0xa5;
 
-// One of several groups of lanes that may be waiting for each other.
+// A group of lanes that wait for each other; a warp may have several.
 struct Meeting {
   unsigned mask = 0, arrived = 0;
   const char* what = nullptr;
@@ -76,7 +76,7 @@ class ReadyList {
   unsigned head_ = 0, tail_ = 0;
 };
 
-// All that a running kernel has; there is one, for one OS thread runs all kernels.
+// The state of a running kernel. There is only one, because one OS thread runs all kernels.
 class Execution {
  public:
   static Execution& instance() {
@@ -125,8 +125,8 @@ class Execution {
   std::vector<Meeting> meetings_;  // kMeetings a warp
   static constexpr int kMeetings = 4;
   ReadyList ready_;
-  bool last_first_ = false;   // a warp runs as far as it can before the next one
-  bool copies_late_ = false;  // cp.async arrives when it is waited for
+  bool last_first_ = false;   // a warp runs as far as it can before the next
+  bool copies_late_ = false;  // cp.async copies when it is waited for
   int threads_ = 0, live_ = 0, at_barrier_ = 0;
   Site barrier_;
   int current_ = -1;  // -1: the scheduler
@@ -156,7 +156,7 @@ void Execution::prepare_fibers(int count) {
   }
 }
 
-// After an error fibers stand in the middle of a kernel; nothing will unwind them.
+// After an error fibers are in the middle of a kernel, and nothing will unwind them.
 void Execution::abandon_fibers() {
   for (Fiber& fiber : fibers_) munmap(fiber.stack, kStackBytes);
   fibers_.clear();
@@ -202,13 +202,13 @@ void Execution::run_block() {
   }
   ready_.clear();
   release(0, threads_, 0);
-  switch_to_next();  // comes back when no fiber can go on
+  switch_to_next();  // returns when no fiber can continue
   if (error_.empty() && live_ > 0) error_ = describe_deadlock();
   if (error_.empty()) error_ = check_shared();
 }
 
-// Exactly the bytes that the launch asked for, poisoned, between canaries; under AddressSanitizer
-// an allocation of its own for each block.
+// Exactly the bytes that the launch requested, poisoned, between canaries. Under AddressSanitizer
+// each block gets an allocation of its own.
 void Execution::allocate_shared() {
   const size_t bytes = launch_->shared_bytes;
 #if defined(__SANITIZE_ADDRESS__)
@@ -253,7 +253,7 @@ std::string Execution::describe_deadlock() const {
     const Fiber& fiber = fibers_[i];
     if (fiber.finished) continue;
     return fmt::format(
-        "kernel {}, block ({}, {}, {}), thread ({}, {}, {}) waits for ever at {}, {}:{}: {} of {} "
+        "kernel {}, block ({}, {}, {}), thread ({}, {}, {}) waits forever at {}, {}:{}: {} of {} "
         "threads have ended, {} wait for the block",
         function_name(launch_->kernel), blockIdx.x, blockIdx.y, blockIdx.z, fiber.index.x,
         fiber.index.y, fiber.index.z, fiber.waits_for,
@@ -263,7 +263,7 @@ std::string Execution::describe_deadlock() const {
   return "";
 }
 
-// Makes `count` fibers from `first` runnable (those in `mask`, where that is not 0), in a drawn
+// Makes `count` fibers from `first` runnable (only those in `mask`, unless it is 0), in a drawn
 // order.
 void Execution::release(int first, int count, unsigned mask) {
   static constexpr int kStrides[] = {1, 7, 11, 1021};
@@ -346,7 +346,7 @@ void Execution::perform(const CopyAsync& copy) {
 void Execution::copy_async(const CopyAsync& copy) {
   if (reinterpret_cast<uintptr_t>(copy.shared) % 16 ||
       reinterpret_cast<uintptr_t>(copy.global) % 16)
-    fail("cp.async: an address that is no multiple of 16");
+    fail("cp.async: an address is not a multiple of 16");
   if (!is_shared(copy.shared, 16)) fail("cp.async: the destination is not in shared memory");
   if (copy.valid && is_shared(copy.global, 16)) fail("cp.async: the source is in shared memory");
   if (copies_late_) {
@@ -370,19 +370,19 @@ void Execution::wait_here(const char* what, const Site& site) {
   switch_to_next();
 }
 
-// Nothing unwinds the fiber that calls this, so nothing may be left on its stack to be freed.
+// Nothing unwinds the fiber that calls this, so its stack must hold nothing that needs freeing.
 void Execution::fail(std::string what) {
   error_ = where() + ": " + std::exchange(what, {});
   ready_.clear();
   switch_to_next();
-  std::abort();  // an abandoned fiber is never taken up again
+  std::abort();  // an abandoned fiber is never resumed
 }
 
 void Execution::switch_to_next() {
   switch_to(ready_.empty() ? -1 : last_first_ ? ready_.take_last() : ready_.take_first());
 }
 
-// Goes on with another fiber, or with the scheduler (-1).
+// Continues with another fiber, or with the scheduler (-1).
 void Execution::switch_to(int next) {
   const int before = current_;
   if (next == before) return;
@@ -401,7 +401,7 @@ void Execution::switch_to(int next) {
   }
 #endif
   const fcontext_t to = context_of(next);
-  // The callee stores where it was left from: see finish_switch.
+  // The callee stores the context that was left: see finish_switch.
   int from = before;
   const transfer_t back = jump_fcontext(to, &from);
   context_of(*static_cast<int*>(back.data)) = back.fctx;
@@ -421,7 +421,7 @@ void Execution::finish_switch([[maybe_unused]] void* fake_stack) {
 #endif
 }
 
-// A fiber lives on from block to block: it runs a thread, then waits to be the next one.
+// A fiber is reused from block to block: it runs a thread, then waits to become the next one.
 void Execution::entry(transfer_t transfer) {
   Execution& e = instance();
   const int from = *static_cast<int*>(transfer.data);

@@ -1,4 +1,4 @@
-// Runs the blocks of a kernel, one after the other, their threads as fibers.
+// Runs the blocks of a kernel one after another, with their threads as fibers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,9 +17,10 @@ struct KernelLaunch {
   std::function<void()> thread_body;
 };
 
-// Runs every block, in an order drawn from `random`. Returns what went wrong, or an empty string:
-// a meeting that not all threads reach, a write past the shared memory. Addresses out of range are
-// left to AddressSanitizer, whose report is preceded by a line that names the thread.
+// Runs every block, in an order drawn from `random`. Returns an error or an empty string. Errors
+// are a synchronization that not all threads reach, or a write past the shared memory.
+// AddressSanitizer detects other addresses out of range; before its report, a line names the
+// thread.
 std::string run_kernel(const KernelLaunch& launch, Random& random);
 
 // The demangled name of a function, from the program's symbol table.

@@ -1,16 +1,16 @@
 // The stand-in for libcublasLt: the functions that lathe calls, against the real header's types.
 //
-// It is as strict as the real library where that is known, and stricter where a mistake would go
+// It is as strict as the real library if that is known, and stricter if a mistake would go
 // unnoticed: attributes have exactly the size that the header gives; layouts are checked when they
-// are used, as the real ones are; matrices, vectors and workspace must lie in device memory as a
-// whole and may not overlap where one is written; an algorithm insists on its alignment and on the
-// workspace that it asked for, which it overwrites with garbage first.
+// are used, as in the real one; matrices, vectors and workspace must each lie entirely in device
+// memory and must not overlap if one is written; an algorithm requires its alignment and the
+// workspace that it requested, and first overwrites the workspace with garbage.
 //
-// LATHE_CUBLASLT_FAST=N makes algorithm N + OMPI_COMM_WORLD_RANK fast and all others slow, by what
-// events tell: what ranks that tune by themselves may find.
+// LATHE_CUBLASLT_FAST=N makes algorithm N + OMPI_COMM_WORLD_RANK fast and all others slow, as
+// measured by events, as if ranks that tune separately found different results.
 //
-// Work is enqueued on the stream. Sums are taken in fp32 and rounded once. Algorithms differ in the
-// order of their sums, so that a change of plan changes bits, as on a GPU.
+// Work is enqueued on the stream. Sums are in fp32 and rounded once. Algorithms differ in the order
+// of their sums, so a change of plan changes bits, as on a GPU.
 #include <cublasLt.h>
 
 #include <algorithm>
@@ -35,7 +35,7 @@ namespace {
 constexpr uint64_t kAlive = 0x6c74'6861'6e64'6c65, kAlgorithmMark = 0x6c74'616c'676f'0001;
 constexpr uint64_t kMostInt32 = 0x7fffffff;
 
-// What the opaque descriptors hold: each is the opaque type with memory of its own behind it.
+// The content of the opaque descriptors: each is the opaque type with lathe's fields after it.
 struct Layout : cublasLtMatrixLayoutOpaque_t {
   cudaDataType type;
   uint64_t rows, columns;
@@ -58,12 +58,12 @@ struct Preference : cublasLtMatmulPreferenceOpaque_t {
   uint32_t align_a = 256, align_b = 256, align_c = 256, align_d = 256;
 };
 
-// An algorithm: `chunk` is how many products are summed before the sum joins the total, `splits`
-// how many parts of k are summed apart, and joined as `scheme` says.
+// An algorithm sums `chunk` products before it adds them to the total. It sums `splits` parts of k
+// separately and combines them as `scheme` says.
 struct Algorithm {
   uint32_t id, chunk, splits, scheme;
   uint32_t alignment;  // of pointers and columns, in bytes
-  size_t scratch;      // workspace it wants beside what splits need
+  size_t scratch;      // workspace in addition to that of the splits
 };
 constexpr size_t kTileBytes = kTile * sizeof(float);
 constexpr Algorithm kAlgorithms[] = {
@@ -82,7 +82,7 @@ uint64_t checksum(const Algorithm& algorithm) {
 cublasLtMatmulAlgo_t pack(const Algorithm& algorithm) {
   return {{kAlgorithmMark, algorithm.id, algorithm.splits, algorithm.scheme, checksum(algorithm)}};
 }
-// Nothing where the bytes are no algorithm of this library.
+// Empty if the bytes are no algorithm of this library.
 std::optional<Algorithm> unpack(const cublasLtMatmulAlgo_t* packed) {
   if (packed == nullptr || packed->data[0] != kAlgorithmMark) return {};
   for (const Algorithm& algorithm : kAlgorithms)
@@ -92,7 +92,7 @@ std::optional<Algorithm> unpack(const cublasLtMatmulAlgo_t* packed) {
   return {};
 }
 
-// One product as it is asked for, checked.
+// A requested product, checked.
 struct Request {
   const Description* description;
   const Layout *a, *b, *c, *d;
@@ -154,7 +154,7 @@ bool is_aligned(const void* pointer, uint32_t alignment) {
   return reinterpret_cast<uintptr_t>(pointer) % alignment == 0;
 }
 
-// Whether the algorithm can serve this product at all, whatever the pointers.
+// Whether the algorithm can compute this product, for any pointers.
 bool serves(const Algorithm& algorithm, const Request& r) {
   for (const Layout* layout : {r.a, r.b, r.d})
     if (static_cast<size_t>(layout->ld) * layout->element() % algorithm.alignment != 0)
@@ -207,7 +207,8 @@ cublasStatus_t check_operands(const Request& r, const Algorithm& algorithm, cons
   return CUBLAS_STATUS_SUCCESS;
 }
 
-// The enqueued work; everything by value, as descriptors may be gone or changed when it runs.
+// The enqueued work. Everything is by value, because descriptors may be gone or changed when it
+// runs.
 struct Work {
   Algorithm algorithm;
   Product product;
@@ -217,7 +218,7 @@ struct Work {
   uint32_t epilogue = 0;
   void* vector = nullptr;
   float alpha = 0, beta = 0;
-  size_t workspace_bytes = 0;  // wanted
+  size_t workspace_bytes = 0;  // required
 
   float* tile() const { return static_cast<float*>(operands.workspace); }
   char* partials() const { return static_cast<char*>(operands.workspace) + algorithm.scratch; }
@@ -263,7 +264,7 @@ struct Work {
   void finish(int64_t row, int64_t column, float sum) const {
     float value = alpha * sum;
     const int64_t at = column * ld_d + row;
-    if (beta != 0) value += beta * load(operands.d, bf16_out, at);  // not read otherwise
+    if (beta != 0) value += beta * load(operands.d, bf16_out, at);  // d is not read if beta is 0
     if (epilogue == CUBLASLT_EPILOGUE_BIAS) value += load(vector, bf16_out, row);
     store(operands.d, bf16_out, at, value);
   }
@@ -287,7 +288,7 @@ cublasStatus_t assign(Value& to, const void* from, size_t bytes) {
   return CUBLAS_STATUS_SUCCESS;
 }
 
-// Of the algorithms, the one that is fast by LATHE_CUBLASLT_FAST; 0: all are as fast as they are.
+// The algorithm that LATHE_CUBLASLT_FAST makes fast; 0: no algorithm's time is changed.
 uint64_t fast_algorithm() {
   const auto number = [](const char* name) {
     const char* value = std::getenv(name);
@@ -297,7 +298,7 @@ uint64_t fast_algorithm() {
   return first == 0 ? 0 : first + number("OMPI_COMM_WORLD_RANK");
 }
 
-// The likeliest first: split sums where k is long, then by number.
+// Likeliest first: split sums if k is long, then by number.
 std::vector<Algorithm> ranked(const Request& r) {
   std::vector<Algorithm> order(std::begin(kAlgorithms), std::end(kAlgorithms));
   if (r.k >= 4 * std::max(r.m, r.n))
@@ -441,7 +442,7 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(
     cublasLtMatmulPreference_t preference, int requested, cublasLtMatmulHeuristicResult_t results[],
     int* returned) {
   *returned = 0;
-  if (on_cpu::is_capturing()) return CUBLAS_STATUS_INTERNAL_ERROR;  // as CUDA 13.3's does
+  if (on_cpu::is_capturing()) return CUBLAS_STATUS_INTERNAL_ERROR;  // like CUDA 13.3
   on_cpu::Request request{};
   const cublasStatus_t status = on_cpu::make_request(handle, description, a, b, c, d, request);
   if (status != CUBLAS_STATUS_SUCCESS) return status;
@@ -512,7 +513,7 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmul(
 
   const on_cpu::Description& how = *request.description;
   if (on_cpu::WorkListener* const listener = on_cpu::listener()) {
-    // Column-major here, so that d's rows are the columns of those who ask.
+    // Column-major here: d's rows are the caller's columns.
     listener->product({.m = request.n,
                        .n = request.m,
                        .k = request.k,

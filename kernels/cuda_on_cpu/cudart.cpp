@@ -1,5 +1,5 @@
-// The stand-in for libcudart: memory, streams, events, graphs. See runtime.h for what it promises.
-// It implements what lathe calls; a call that it lacks does not link.
+// The stand-in for libcudart: memory, streams, events, graphs; runtime.h describes its behaviour.
+// It implements only what lathe calls; any other call does not link.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
 #include <fmt/format.h>
@@ -28,9 +28,9 @@
 
 // The opaque types of the runtime's interface.
 struct CUevent_st {
-  uint64_t recorded = 0, reached = 0;  // how often
-  double milliseconds = 0;             // when reached last
-  CUgraph_st* graph = nullptr;         // recorded while capturing: the nodes that it stands for
+  uint64_t recorded = 0, reached = 0;  // counts
+  double milliseconds = 0;             // when last reached
+  CUgraph_st* graph = nullptr;         // if recorded in a capture: stands for `nodes`
   std::vector<int> nodes;
 };
 
@@ -41,7 +41,7 @@ struct CUgraph_st {
     std::vector<int> after;  // nodes that come first
   };
   std::vector<Node> nodes;
-  bool broken = false;  // by a call that capture forbids
+  bool broken = false;  // by a call that a capture forbids
 };
 
 struct CUgraphExec_st {
@@ -57,7 +57,7 @@ constexpr unsigned char kPoison = 0xff, kRed = 0xa5;
 
 enum class Step { kIdle, kMoved, kDone };
 
-// A piece of work in a stream. step() does some of it, or finds that it must wait for others.
+// A piece of work in a stream. step() does some of it, or reports that it must wait for others.
 class Work {
  public:
   virtual ~Work() = default;
@@ -66,7 +66,7 @@ class Work {
   virtual std::string name() const = 0;
 };
 
-// Something that is begun and then asked whether it is done.
+// Work that is started and then polled until it is done.
 class Call final : public Work {
  public:
   Call(std::string name, Start start) : name_(std::move(name)), start_(std::move(start)) {}
@@ -97,14 +97,14 @@ class WaitEvent final : public Work {
   uint64_t recorded_;
 };
 
-// Runs the nodes of a graph in an order drawn among all that their dependences allow.
+// Runs the nodes of a graph in a random order that respects their dependences.
 class LaunchGraph final : public Work {
  public:
   explicit LaunchGraph(const std::vector<CUgraph_st::Node>& nodes)
       : nodes_(nodes), waits_for_(nodes.size()) {
     for (CUgraph_st::Node& node : nodes_) {
       calls_.emplace_back(node.name, node.enqueued());
-      node.enqueued = nullptr;  // is the graph's
+      node.enqueued = nullptr;  // belongs to the graph
     }
     for (size_t i = 0; i < nodes.size(); ++i) {
       waits_for_[i] = static_cast<int>(nodes[i].after.size());
@@ -144,7 +144,7 @@ struct CUstream_st {
   std::deque<std::unique_ptr<lathe::cuda_on_cpu::Work>> queue;
   CUgraph_st* capture = nullptr;
   bool origin = false;     // of the capture
-  std::vector<int> after;  // nodes of the capture that come before what is enqueued next
+  std::vector<int> after;  // nodes of the capture that the next one depends on
 };
 
 namespace lathe::cuda_on_cpu {
@@ -163,7 +163,7 @@ class Runtime {
     return runtime;
   }
 
-  // ---- Errors stay until somebody takes them, as a failed kernel's do.
+  // ---- Errors stay until somebody takes them, as after a real kernel's error.
   cudaError_t error() const { return sticky_.empty() ? cudaSuccess : cudaErrorLaunchFailure; }
   const std::string& message() const { return sticky_; }
   std::string take_error() { return std::exchange(sticky_, {}); }
@@ -171,7 +171,7 @@ class Runtime {
     if (!sticky_.empty()) return;
     sticky_ = what;
     fmt::print(stderr, "CUDA on the CPU: {}\n", what);
-    if (!running_) forget_work();  // else what runs would lose itself
+    if (!running_) forget_work();  // else the running work would be destroyed
   }
 
   // ---- Streams.
@@ -199,14 +199,14 @@ class Runtime {
   }
   void push(cudaStream_t stream, std::unique_ptr<Work> work) {
     stream->queue.push_back(std::move(work));
-    // Now and then the device is quick.
+    // Sometimes the device is quick.
     if (random_.below(16) == 0) run_some();
   }
   static int add_node(CUgraph_st& graph, CUgraph_st::Node node) {
     graph.nodes.push_back(std::move(node));
     return static_cast<int>(graph.nodes.size()) - 1;
   }
-  // Does one piece of work of a stream drawn among those that can go on.
+  // Does one piece of work of a stream drawn among those that are ready.
   bool run_some() {
     if (running_) return false;
     std::vector<CUstream_st*> able;
@@ -222,7 +222,7 @@ class Runtime {
       return true;
     }
     if (step == Step::kIdle) {
-      if (!backoff_.idle()) fail("nothing moves any more: " + names_of(able));
+      if (!backoff_.idle()) fail("no progress: " + names_of(able));
       return true;
     }
     backoff_.moved();
@@ -249,7 +249,7 @@ class Runtime {
                          [](const CUstream_st* s) { return s->queue.empty(); });
     });
   }
-  // A wait of the host is counted, and not possible while a stream is being captured.
+  // Counts a wait of the host, which is forbidden while a stream is being captured.
   bool may_wait() {
     ++counters_.host_synchronizations;
     for (CUstream_st* stream : streams_) {
@@ -265,8 +265,8 @@ class Runtime {
                        [](const CUstream_st* s) { return s->capture != nullptr; });
   }
 
-  // What may not be called by the thread that captures, in any mode but the relaxed one: it ends
-  // the capture. (One OS thread runs all that a test does with the device.)
+  // For calls that the capturing thread may make only in the relaxed mode: they end the capture.
+  // (One OS thread does everything that a test does with the device.)
   cudaError_t unsafe_while_capturing() {
     for (CUstream_st* stream : streams_) {
       if (!stream->capture) continue;
@@ -290,7 +290,7 @@ class Runtime {
       std::ofstream(log, std::ios::app) << line << "\n";
   }
 
-  // ---- Memory between red zones, poisoned.
+  // ---- Memory, poisoned, between red zones.
   cudaError_t allocate(void** memory, size_t bytes, bool device) {
     ++counters_.allocations;
     const size_t room = room_of(bytes);
@@ -310,7 +310,7 @@ class Runtime {
   static size_t room_of(size_t bytes) {
     return (bytes + kAlignment - 1) / kAlignment * kAlignment + 2 * kRedZone;
   }
-  // If work is only listed, addresses that need no memory before they are written to.
+  // If work is only listed, reserves addresses that take no memory until they are written to.
   void* pages(size_t room) const {
     void* start = nullptr;
     if (!listener_) return posix_memalign(&start, kAlignment, room) == 0 ? start : nullptr;
@@ -333,7 +333,7 @@ class Runtime {
     allocations_.erase(found);
     return cudaSuccess;
   }
-  // AddressSanitizer sees who steps into a red zone; elsewhere the damage is found afterwards.
+  // AddressSanitizer detects the access to a red zone; other builds find the damage afterwards.
 #if defined(__SANITIZE_ADDRESS__)
   static void guard(char* block, size_t bytes) {
     ASAN_POISON_MEMORY_REGION(block - kRedZone, kRedZone);
@@ -358,7 +358,7 @@ class Runtime {
     }
   }
 #endif
-  // The allocation that holds [memory, memory + bytes): 1 the device's, 0 pinned, -1 none.
+  // The allocation that holds [memory, memory + bytes): 1 on the device, 0 pinned, -1 none.
   int owner(const void* memory, size_t bytes) const {
     auto after = allocations_.upper_bound(static_cast<char*>(const_cast<void*>(memory)));
     if (after == allocations_.begin()) return -1;
@@ -446,7 +446,7 @@ Runtime& runtime() {
   return Runtime::instance();
 }
 
-// What a machine answers that cannot run CUDA programs.
+// The error of a machine that cannot run CUDA programs.
 cudaError_t fault() {
   const std::string word = environment("LATHE_CUDA_FAULT");
   if (word == "no-driver") return cudaErrorInsufficientDriver;
@@ -464,7 +464,7 @@ cudaError_t enqueue_copy(void* to, const void* from, size_t bytes, cudaMemcpyKin
   if (to_device && r.owner(to, bytes) < 0) return cudaErrorInvalidValue;
   if (from_device && r.owner(from, bytes) < 0) return cudaErrorInvalidValue;
   if (r.listener()) return r.error();
-  // From pageable memory the copy may be staged at once, or read later.
+  // A copy from pageable memory may be staged at once or read later.
   if (!from_device && r.owner(from, bytes) < 0 && r.random().below(2) == 1) {
     std::vector<char> staged(static_cast<const char*>(from),
                              static_cast<const char*>(from) + bytes);
@@ -616,8 +616,8 @@ cudaError_t CUDARTAPI cudaDeviceSynchronize() {
   return runtime().may_wait() ? runtime().drain() : cudaErrorStreamCaptureUnsupported;
 }
 
-// ---- Profiler. Real ones let a start follow a start; here that is an error, for then nobody knows
-// what was watched.
+// ---- Profiler. A real one accepts a second start; here that is an error, because then the
+// recorded range is unclear.
 
 cudaError_t CUDARTAPI cudaProfilerStart() {
   return runtime().profile(true);
@@ -677,7 +677,7 @@ cudaError_t CUDARTAPI cudaMallocManaged(void** memory, size_t bytes, unsigned) {
 cudaError_t CUDARTAPI cudaFree(void* memory) {
   if (const cudaError_t unsafe = runtime().unsafe_while_capturing(); unsafe != cudaSuccess)
     return unsafe;
-  const cudaError_t error = runtime().drain();  // as the real one waits
+  const cudaError_t error = runtime().drain();  // the real one waits, too
   const cudaError_t released = runtime().release(memory);
   return error == cudaSuccess ? released : error;
 }
@@ -752,7 +752,7 @@ cudaError_t CUDARTAPI cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event
         stream->after.push_back(node);
     return cudaSuccess;
   }
-  if (stream->capture) {  // a graph cannot depend on what is outside of it
+  if (stream->capture) {  // a graph cannot depend on work outside it
     stream->capture->broken = true;
     return cudaErrorStreamCaptureInvalidated;
   }
@@ -847,7 +847,7 @@ cudaError_t CUDARTAPI cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* gra
       joined &= followed;
     }
     other->capture = nullptr;
-    if (other != stream) other->after.clear();  // nodes of this graph, and of no later one
+    if (other != stream) other->after.clear();  // they are nodes of this graph only
   }
   for (CUevent_st* event : runtime().events())
     if (event->graph == captured) event->graph = nullptr;

@@ -1,10 +1,10 @@
 // The CUDA execution model on the CPU: what a kernel sees when g++ compiles it. The build includes
-// this file before every .cu (-include), so that the sources themselves know nothing of it.
+// this file before every .cu (-include), so the sources do not mention it.
 //
 // Each thread of a block is a fiber; one OS thread runs all of them, block after block. Fibers
-// change only where CUDA lets threads meet: barriers, warp intrinsics, the end. Which one goes on
-// is drawn from a seed. A meeting that cannot happen is an error that names kernel, block, thread
-// and line.
+// switch only where CUDA synchronizes threads (barriers, warp intrinsics) and at their end. A seed
+// determines which runs next. A synchronization that cannot happen is an error that names kernel,
+// block, thread and line.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -23,8 +23,8 @@ namespace lathe::cuda_on_cpu {
 
 using Site = std::source_location;
 
-// Lanes of a warp meet: each lane of `mask` calls this with a record of its own. The last to come
-// runs combine(records, mask), records[lane] being that lane's, before any goes on.
+// Synchronizes lanes of a warp: each lane of `mask` calls this with a record of its own. The last
+// to arrive runs combine(records, mask), where records[lane] is that lane's, before any continues.
 using Combine = void (*)(void* const* records, unsigned mask);
 void meet_warp(unsigned mask, const char* what, void* record, Combine combine, const Site& site);
 void meet_block(const Site& site);  // __syncthreads
@@ -34,12 +34,12 @@ unsigned char* shared_memory();
 // Whether [address, address + bytes) lies in the block's shared memory.
 bool is_shared_memory(const void* address, size_t bytes);
 
-// cp.async: done at once or when it is waited for, by seed.
+// cp.async: copies at once or when it is waited for, depending on the seed.
 void copy_async(void* shared, const void* global, bool valid);
 void copy_async_commit();
 void copy_async_wait(int pending);
 
-// Puts a kernel into its stream's queue.
+// Puts a kernel into its stream.
 cudaError_t enqueue_kernel(const cudaLaunchConfig_t& config, const void* kernel,
                            std::function<void()> thread_body);
 cudaError_t allow_shared_memory(const void* kernel, cudaFuncAttribute attribute, int value);
@@ -47,7 +47,7 @@ cudaError_t allow_shared_memory(const void* kernel, cudaFuncAttribute attribute,
 template <typename... Parameters, typename... Args>
 cudaError_t launch_kernel(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                           Args&&... args) {
-  // The arguments are copied now, as a launch does.
+  // The arguments are copied now, as in a real launch.
   return enqueue_kernel(*config, reinterpret_cast<const void*>(kernel),
                         [kernel, copies = std::tuple<Parameters...>(std::forward<Args>(args)...)] {
                           std::apply(kernel, copies);
@@ -65,7 +65,7 @@ struct Exchange {
       if (!(mask >> lane & 1)) continue;
       auto* mine = static_cast<Exchange*>(records[lane]);
       auto* theirs = static_cast<Exchange*>(records[mine->source & 31]);
-      // What a lane outside the mask would give is undefined: poison.
+      // A value from a lane outside the mask is undefined: poison.
       if (theirs) {
         mine->received = theirs->value;
       } else {
@@ -114,7 +114,7 @@ int lane_of_thread();
 
 }  // namespace lathe::cuda_on_cpu
 
-// What the compiler of kernels provides.
+// What the kernels' compiler provides.
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 inline constexpr int warpSize = 32;
@@ -179,7 +179,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate,
   lathe::cuda_on_cpu::meet_warp(mask, "vote", &vote, lathe::cuda_on_cpu::Vote::combine, site);
   return vote.ballot;
 }
-// The lanes of `mask` that give the same integer.
+// The lanes of `mask` that pass the same integer.
 template <typename T>
 unsigned __match_any_sync(unsigned mask, T value,
                           const std::source_location& site = std::source_location::current()) {
@@ -197,7 +197,7 @@ inline int __all_sync(unsigned mask, int predicate,
   return __ballot_sync(mask, predicate, site) == mask;
 }
 
-// ---- Atomics and fences: between two meetings one thread runs alone.
+// ---- Atomics and fences: between two synchronizations only one thread runs.
 
 template <typename T>
 T atomicAdd(T* address, T value) {
@@ -228,7 +228,7 @@ inline unsigned atomicInc(unsigned* address, unsigned limit) {
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
-// ---- Arithmetic that g++ does not know by these names.
+// ---- Arithmetic for which g++ has other names.
 
 template <typename T>
 T __ldg(const T* address) {
@@ -261,8 +261,8 @@ inline float __int_as_float(int x) {
 
 namespace lathe::cuda_on_cpu {
 
-// As wrong as NVIDIA's manuals allow the fast units to be, within `ulps`: which way, the bits of
-// the result decide. Powers of two are exact, and what is not normal is zero.
+// As inexact as NVIDIA's manuals allow the fast units to be, within `ulps`; the result's bits
+// decide the direction. Powers of two are exact, and results that are not normal become zero.
 inline float approximated(float exact, uint32_t ulps) {
   const uint32_t bits = std::bit_cast<uint32_t>(exact), mantissa = bits & 0x7fffff;
   if (std::fabs(exact) < 0x1p-126f) return std::copysign(0.0f, exact);

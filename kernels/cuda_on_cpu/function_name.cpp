@@ -1,5 +1,5 @@
-// Names of kernels for messages: from the symbol table of the program itself, for kernels are local
-// to their files and no dynamic linker knows them.
+// Names of kernels for messages, from the program's own symbol table: kernels are local to their
+// files, so the dynamic linker does not know them.
 #include <cxxabi.h>
 #include <elf.h>
 #include <fmt/format.h>
@@ -40,7 +40,7 @@ std::map<uintptr_t, FunctionSymbol> read_symbols() {
     if (sections[i].sh_type != SHT_SYMTAB) continue;
     const auto* symbols = reinterpret_cast<const Elf64_Sym*>(elf.data() + sections[i].sh_offset);
     const char* strings = elf.data() + sections[sections[i].sh_link].sh_offset;
-    std::string source;  // comes before the symbols that are local to it
+    std::string source;  // precedes the symbols local to it
     for (size_t s = 0; s < sections[i].sh_size / sizeof(Elf64_Sym); ++s) {
       const bool local = ELF64_ST_BIND(symbols[s].st_info) == STB_LOCAL;
       if (ELF64_ST_TYPE(symbols[s].st_info) == STT_FILE) source = strings + symbols[s].st_name;

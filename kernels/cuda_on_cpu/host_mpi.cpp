@@ -22,7 +22,7 @@ bool on_main_thread() {
   return main_thread;
 }
 
-// Waits for one request; the call's own result where it could not be begun.
+// Waits for one request; returns the call's own result if it could not be started.
 int finish(const char* what, int begun, MPI_Request* request, MPI_Status* status) {
   if (begun != MPI_SUCCESS) return begun;
   int result = MPI_SUCCESS;
@@ -34,14 +34,14 @@ int finish(const char* what, int begun, MPI_Request* request, MPI_Status* status
   return result;
 }
 
-// A collective call, once all ranks are in it.
+// Runs a collective call once all ranks have entered it.
 template <typename Call>
 int together(const char* what, MPI_Comm comm, const Call& call) {
   if (on_main_thread()) meet(what, comm);
   return call();
 }
 
-// A duplicate whose errors come back as results.
+// A duplicate of MPI_COMM_WORLD that returns errors as results.
 void make_world() {
   PMPI_Comm_dup(MPI_COMM_WORLD, &stand_in_world());
   PMPI_Comm_set_errhandler(stand_in_world(), MPI_ERRORS_RETURN);
@@ -62,7 +62,7 @@ void wait_until(const char* what, const std::function<bool()>& reached) {
     } else if (!backoff.idle()) {
       int rank = 0;
       PMPI_Comm_rank(MPI_COMM_WORLD, &rank);
-      fmt::print(stderr, "rank {} waits for ever in {}\n", rank, what);
+      fmt::print(stderr, "rank {} waits forever in {}\n", rank, what);
       PMPI_Abort(MPI_COMM_WORLD, 1);
     }
   }
@@ -94,7 +94,7 @@ int MPI_Init_thread(int* argc, char*** argv, int required, int* provided) {
   return result;
 }
 int MPI_Finalize() {
-  // Others may need this rank's streams to come to their end.
+  // Others may need this rank's streams to finish.
   lathe::cuda_on_cpu::meet("MPI_Finalize", MPI_COMM_WORLD);
   PMPI_Comm_free(&lathe::cuda_on_cpu::stand_in_world());
   return PMPI_Finalize();
@@ -138,7 +138,7 @@ int MPI_Probe(int from, int tag, MPI_Comm comm, MPI_Status* status) {
   return result;
 }
 
-// ---- Requests. Whoever asks in a loop of his own must see the device go on, too.
+// ---- Requests. A caller that polls in a loop of its own must see the device make progress.
 
 int MPI_Wait(MPI_Request* request, MPI_Status* status) {
   return finish("MPI_Wait", MPI_SUCCESS, request, status);

@@ -1,21 +1,21 @@
 // The stand-in for NCCL, over MPI: one process is one rank and one device.
 //
-// A call puts an exchange of messages into its stream. It begins when the stream comes to it, and
-// when all that the host gave to the same communicator before has begun, in whatever stream, for
-// that is NCCL's order and pairs the messages. It reads the send buffer when it begins, poisons the
-// receive buffer, and writes the result when all messages are there. The calls of a group begin
-// together, so that sends and receives among them cannot wait for each other.
+// A call puts an exchange of messages into its stream. The exchange begins when the stream reaches
+// it and everything that the host gave to the same communicator before, in any stream, has begun:
+// that is NCCL's order, and it pairs the messages. The exchange reads the send buffer when it
+// begins, poisons the receive buffer, and writes the result when all messages have arrived. The
+// calls of a group begin together, so that sends and receives among them cannot block each other.
 //
 // Every rank sends a description of its call before its data. Ranks that disagree about operation,
 // count, type or root get an error that names both calls; NCCL would hang or compute nonsense.
 //
-// Numbers: a reduction takes the ranks' values in rank order, ((x0 + x1) + x2) + ..., each sum
-// rounded to the type, as a ring would that begins at rank 0; on every rank, so that an all-reduce
-// has the bits of a reduce-scatter and an all-gather. Integers wrap. The average multiplies
-// floating-point values by 1 / ranks, rounded, before it adds them, and divides the sum of integers
-// afterwards, as NCCL does. Maximum and minimum pass over NaN.
+// Numbers: a reduction adds the ranks' values in rank order, ((x0 + x1) + x2) + ..., and rounds
+// each sum to the type, like a ring that begins at rank 0. All ranks use this order, so an
+// all-reduce has the bits of a reduce-scatter and an all-gather. Integers wrap. As in NCCL, the
+// average multiplies floating-point values by 1 / ranks, rounded, before it adds them, and divides
+// the sum of integers afterwards. Maximum and minimum ignore NaN.
 //
-// Left out, and refused: communicators that do not block (ncclConfig_t), one communicator on
+// Not supported, and refused: communicators that do not block (ncclConfig_t), one communicator on
 // several streams within a group, two ranks in a process.
 #include <fmt/format.h>
 #include <mpi.h>
@@ -46,12 +46,12 @@ class Operation;
 
 // The opaque type of NCCL's interface.
 struct ncclComm {
-  MPI_Comm mpi = MPI_COMM_NULL;  // none for a single rank
+  MPI_Comm mpi = MPI_COMM_NULL;  // null for a single rank
   int rank = 0, ranks = 1;
   ncclResult_t error = ncclSuccess;
   bool destroyed = false;
   std::deque<std::weak_ptr<lathe::cuda_on_cpu::Operation>> waiting;   // for their turn to begin
-  std::vector<std::shared_ptr<lathe::cuda_on_cpu::Operation>> begun;  // and not done
+  std::vector<std::shared_ptr<lathe::cuda_on_cpu::Operation>> begun;  // but not done
   // Shared with every graph that holds a collective of several ranks.
   std::shared_ptr<int> graphs = std::make_shared<int>();
 };
@@ -176,7 +176,7 @@ void reduce(std::byte* result, const std::vector<const std::byte*>& sources, siz
   }
 }
 
-// ---- One call, and what it moves.
+// ---- One call, and the data it moves.
 
 enum class Kind : int32_t {
   kAllReduce,
@@ -195,7 +195,7 @@ const char* name_of(Kind kind) {
   return kNames[static_cast<int>(kind)];
 }
 
-// What ranks tell each other of a call.
+// The description of a call that ranks send each other.
 struct Description {
   Kind kind;
   ncclDataType_t type;
@@ -236,14 +236,14 @@ struct Call {
     if (what.kind == Kind::kSend || (what.kind == Kind::kReduce && !is_root())) return 0;
     return what.kind == Kind::kAllGather ? block() * static_cast<size_t>(ranks) : block();
   }
-  // Whether this rank and `peer` send each other messages at all.
+  // Whether this rank sends messages to `peer`; whether it receives any from it.
   bool tells(int peer) const {
     return point_to_point() ? what.kind == Kind::kSend && peer == what.root : peer != rank;
   }
   bool hears(int peer) const {
     return point_to_point() ? what.kind == Kind::kRecv && peer == what.root : peer != rank;
   }
-  // The part of the send buffer that `peer` gets, and the bytes that it sends.
+  // The part of the send buffer for `peer`, and the bytes that `peer` sends.
   Slice outgoing(int peer) const {
     switch (what.kind) {
       case Kind::kReduceScatter:
@@ -273,13 +273,13 @@ struct Call {
     }
   }
   bool has_root() const { return what.kind >= Kind::kBroadcast; }
-  // The part of the receive buffer that an operation in place leaves as it is.
+  // The part of the receive buffer that an in-place operation leaves unchanged.
   Slice kept() const {
     if (what.kind == Kind::kAllGather && send == in_place())
       return {block() * static_cast<size_t>(rank), block()};
     return {0, what.kind == Kind::kBroadcast && is_root() && send == recv ? block() : 0};
   }
-  // Where the buffers may overlap: exactly so.
+  // The only address of the send buffer that may overlap the receive buffer.
   const std::byte* in_place() const {
     const size_t offset = block() * static_cast<size_t>(rank);
     if (what.kind == Kind::kAllGather) return recv + offset;
@@ -289,7 +289,7 @@ struct Call {
   }
 };
 
-// ---- A call that runs.
+// ---- A running call.
 
 class Exchange {
  public:
@@ -304,7 +304,7 @@ class Exchange {
     }
   }
 
-  // True when it is done or has failed; `error` says how.
+  // True when it is done or has failed; `error` says why.
   bool advance(std::string& error) {
     if (finished_) return true;
     if (!agreed_) {
@@ -319,7 +319,7 @@ class Exchange {
     return true;
   }
 
-  // Gives up what has not come. False where MPI may still touch the memory.
+  // Gives up messages that have not arrived. False if MPI may still touch the memory.
   bool abandon() {
     bool free = true;
     for (std::vector<MPI_Request>* requests : {&descriptions_, &data_}) {
@@ -333,7 +333,7 @@ class Exchange {
 
  private:
   int tag() const { return call_.point_to_point() ? kPointToPointTag : kCollectiveTag; }
-  // NCCL writes the receive buffer at any time from now on.
+  // From now on NCCL may write the receive buffer at any time.
   void poison() {
     const Slice kept = call_.kept();
     const size_t after = kept.offset + kept.bytes;
@@ -416,7 +416,7 @@ class Exchange {
 
   const Call call_;
   MPI_Comm comm_;
-  Bytes sent_;                      // the send buffer as it was when this began
+  Bytes sent_;                      // a copy of the send buffer from the beginning
   std::vector<Description> heard_;  // by rank
   std::vector<Bytes> received_;     // by rank
   std::vector<MPI_Request> descriptions_, data_;
@@ -429,7 +429,7 @@ class Operation : public std::enable_shared_from_this<Operation> {
   Operation(Comm comm, std::shared_ptr<const std::vector<Call>> calls)
       : comm_(std::move(comm)), calls_(std::move(calls)) {}
 
-  // Does what can be done now; true when nothing is left to do.
+  // Does what can be done now; true when all is done.
   bool advance() {
     if (comm_->destroyed || comm_->error != ncclSuccess) return true;
     if (!begun_) {
@@ -448,7 +448,7 @@ class Operation : public std::enable_shared_from_this<Operation> {
     if (done) std::erase(comm_->begun, shared_from_this());
     return done;
   }
-  // False where MPI may still touch the memory.
+  // False if MPI may still touch the memory.
   bool abandon() {
     return std::all_of(exchanges_.begin(), exchanges_.end(),
                        [](const auto& exchange) { return exchange->abandon(); });
@@ -474,7 +474,7 @@ class Operation : public std::enable_shared_from_this<Operation> {
   bool begun_ = false;
 };
 
-// ---- Communicators find their ranks: each sends a hello to all of MPI_COMM_WORLD.
+// ---- Communicators find their ranks: each rank sends a hello to all of MPI_COMM_WORLD.
 
 struct Identity {
   char magic[16];
@@ -543,7 +543,7 @@ class Library {
 
   std::map<ncclComm_t, Comm> comms_;
   std::string last_error_;
-  int depth_ = 0;  // of groups within groups
+  int depth_ = 0;  // of nested groups
   ncclResult_t group_result_ = ncclSuccess;
   std::vector<Pending> group_;
   std::map<Identity, std::vector<Hello>> hellos_;
@@ -561,7 +561,7 @@ void Library::say_hello(const Hello& hello) {
     if (peer == hello.world_rank) continue;
     MPI_Request request = MPI_REQUEST_NULL;
     PMPI_Isend(&said_.back(), sizeof(Hello), MPI_BYTE, peer, kHelloTag, world, &request);
-    PMPI_Request_free(&request);  // who is not of this communicator never hears it
+    PMPI_Request_free(&request);  // ranks outside this communicator never receive it
   }
   hellos_[hello.id].push_back(hello);
 }
@@ -625,7 +625,7 @@ ncclResult_t Library::join(ncclComm_t* made, int ranks, const Identity& id, int 
   MPI_Comm mpi = MPI_COMM_NULL;
   PMPI_Comm_group(world, &everyone);
   PMPI_Group_incl(everyone, ranks, world_ranks.data(), &group);
-  // All of them have said hello and are here, or will be without waiting for a stream.
+  // All ranks have said hello and are here, or will be without waiting for a stream.
   PMPI_Comm_create_group(world, group, kCreateTag, &mpi);
   PMPI_Group_free(&group);
   PMPI_Group_free(&everyone);
@@ -679,7 +679,7 @@ ncclResult_t Library::call(Description what, const void* send, void* recv, ncclC
                            cudaStream_t stream) {
   const Comm comm = find(handle);
   if (!comm) return refuse(ncclInvalidArgument, "not a communicator, or one that was destroyed");
-  if (comm->error != ncclSuccess) return refuse(comm->error, "the communicator has failed before");
+  if (comm->error != ncclSuccess) return refuse(comm->error, "the communicator has already failed");
   const Call call{what, static_cast<const std::byte*>(send), static_cast<std::byte*>(recv),
                   comm->rank, comm->ranks};
   const std::string wrong = wrong_with(call);
@@ -738,14 +738,15 @@ ncclResult_t check(const ncclConfig_t* config) {
   return ncclSuccess;
 }
 
-// The real one waits until the last such graph is destroyed, whether it ends well or is aborted.
+// The real call waits until the last such graph is destroyed, for both destroy and abort.
 ncclResult_t refuse_graphs(const ncclComm& comm, const char* call) {
   if (comm.graphs.use_count() == 1) return ncclSuccess;
-  fail(fmt::format("{} waits for ever: graphs hold collectives of the communicator", call));
+  fail(fmt::format("{} waits forever: graphs hold collectives of the communicator", call));
   return library().refuse(ncclInvalidUsage, "graphs hold collectives of the communicator");
 }
 
-// Nothing waits for its turn, and what has begun is done, or was forgotten by a device that failed.
+// No operation waits for its turn, and all that began are done or were dropped when the device
+// failed.
 bool is_idle(ncclComm& comm) {
   while (!comm.waiting.empty() && comm.waiting.front().expired()) comm.waiting.pop_front();
   return comm.waiting.empty() &&

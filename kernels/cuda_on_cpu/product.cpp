@@ -10,7 +10,7 @@ namespace lathe::cuda_on_cpu {
 
 namespace {
 
-// The compiler makes of it what the machine has.
+// The compiler maps it to the machine's vectors.
 using Lanes [[gnu::vector_size(64)]] = float;
 constexpr int kLanes = 16, kRegisters = kTileRows / kLanes, kColumnsAtOnce = 4;
 
@@ -62,7 +62,7 @@ void multiply(const float* a, const float* b, int64_t k0, int64_t k1, Sums& sum)
   }
 }
 
-// Adds the sums over `depth` k, taken in registers, to the tile's columns.
+// Adds the sums over `depth` k, computed in registers, to the tile's columns.
 void add_block(const float* a, const float* b, int64_t depth, float* tile) {
   Sums sum = {};
   multiply(a, b, 0, depth, sum);
@@ -71,7 +71,7 @@ void add_block(const float* a, const float* b, int64_t depth, float* tile) {
       for (int i = 0; i < kLanes; ++i) tile[j * kTileRows + r * kLanes + i] += sum[j][r][i];
 }
 
-// The same as tensor cores do it, `step` k at a time.
+// The same as tensor cores add, `step` k at a time.
 void add_steps(const float* a, const float* b, int64_t depth, int64_t step, float* tile) {
   for (int64_t k = 0; k < depth; k += step) {
     Sums sum = {};
@@ -85,7 +85,7 @@ void add_steps(const float* a, const float* b, int64_t depth, int64_t step, floa
   }
 }
 
-// Memory for packed operands, kept from call to call, aligned for Lanes.
+// Memory for packed operands, reused from call to call, aligned for Lanes.
 struct Packed {
   std::vector<Lanes> memory;
   float* of(int64_t floats) {

@@ -1,4 +1,4 @@
-// Column-major matrix products in plain C++: what the stand-in for cuBLASLt computes with.
+// Column-major matrix products in plain C++, for the stand-in for cuBLASLt.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,7 +7,7 @@
 
 namespace lathe::cuda_on_cpu {
 
-// A column-major matrix of fp32 or bf16, perhaps to be read as its transpose.
+// A column-major matrix of fp32 or bf16, to be read as its transpose if `transpose` is set.
 struct MatrixView {
   const void* data = nullptr;
   int64_t ld = 0;
@@ -27,7 +27,7 @@ inline constexpr int64_t kTileRows = 32, kTileColumns = 128;
 inline constexpr int64_t kTile = kTileRows * kTileColumns;
 
 // The sums over k0 <= k < k1 of the tile at (row, column), column-major in `tile`, which has room
-// for kTile floats with leading dimension kTileRows. Whatever lies outside of d is garbage.
+// for kTile floats with leading dimension kTileRows. Elements outside d are garbage.
 void product_tile(const Product& product, int64_t row, int64_t column, int64_t k0, int64_t k1,
                   float* tile);
 

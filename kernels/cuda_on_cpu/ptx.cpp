@@ -21,10 +21,10 @@ void load_matrices(void* const* records, unsigned) {
   for (int lane = 0; lane < 32; ++lane) {
     const auto& record = *static_cast<LoadMatrix*>(records[lane]);
     if (reinterpret_cast<uintptr_t>(record.row) % 16 != 0) {
-      cuda_on_cpu::fail_kernel("ldmatrix: an address that is no multiple of 16");
+      cuda_on_cpu::fail_kernel("ldmatrix: an address is not a multiple of 16");
     }
     if (!cuda_on_cpu::is_shared_memory(record.row, 16)) {
-      cuda_on_cpu::fail_kernel("ldmatrix: an address that is not in shared memory");
+      cuda_on_cpu::fail_kernel("ldmatrix: an address is not in shared memory");
     }
     std::memcpy(matrices[lane / 8][lane % 8], record.row, 16);
   }

@@ -1,7 +1,7 @@
-// How tensor cores add: the products of a few k at a time (4 on a V100, 8 on an A100, 16 on an
-// H100) to a sum in fp32, which is not rounded then, but cut off. Over many k it errs towards zero,
-// and by more than a sum that rounds after each product. Fasi, Higham, Mikaitis and Pranesh,
-// "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science, 2021.
+// How tensor cores add: they add the products of a few k at a time (4 on a V100, 8 on an A100, 16
+// on an H100) to a sum in fp32, which they truncate instead of rounding. Over many k the sum errs
+// towards zero, and by more than one that is rounded after each product. Fasi, Higham, Mikaitis and
+// Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science, 2021.
 #pragma once
 
 #include <bit>

@@ -54,7 +54,7 @@ Tensor Arena::allocate(MemoryCategory category, DType dtype, Shape shape) {
   Tensor tensor{nullptr, dtype, shape};
   const size_t bytes = round_up(tensor.bytes(), kArenaAlignment);
   LATHE_CHECK(offset_ + bytes <= capacity_,
-              "the memory plan is too small: {} bytes, and {} more {} wanted after {}", capacity_,
+              "the memory plan of {} bytes is too small for {} more of {} after {}", capacity_,
               bytes, name_of(category), offset_);
   if (bytes > 0) {
     if (kSeparateAllocations) {

@@ -34,9 +34,9 @@ struct Failure {
 };
 Failure current_failure();  // inside a catch block
 
-// Opens the standard streams and runs the body of a program's main. Errors like those above, and
-// output that could not be written, become a line on stderr and an exit code. Returns that code, or
-// else body's.
+// Opens the standard streams and runs the body of a program's main. Turns exceptions, and output
+// that could not be written, into a line on stderr and an exit code. Returns that code, or else
+// body's.
 int run_main(const char* program, const std::function<int()>& body);
 
 }  // namespace lathe

@@ -4,8 +4,7 @@
 namespace lathe {
 
 std::unique_ptr<Device> make_cuda_device(const CudaDeviceOptions&) {
-  throw UserError(
-      "--device cuda: this build knows no GPU; use --device cpu, or build where nvcc is found");
+  throw UserError("--device cuda: this build has no CUDA; use --device cpu, or build with nvcc");
 }
 
 int cuda_device_count() {

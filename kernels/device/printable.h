@@ -18,8 +18,8 @@ Character character_at(std::string_view text);  // the first of a nonempty text
 
 bool is_control(int32_t code);  // the 33 of ASCII and the 32 of C1
 
-// Replaces broken UTF-8 by U+FFFD, and control characters except newline and tab by '?', so that
-// the text cannot control the terminal.
+// Replaces broken UTF-8 with U+FFFD, and control characters except newline and tab with '?', so
+// that the text cannot control the terminal.
 std::string printable(std::string_view text);
 
 // The text if it has at most `most_bytes`; else its beginning and its end with " ... " between.

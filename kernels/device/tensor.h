@@ -56,8 +56,8 @@ struct Tensor {
 
   template <typename T>
   T* as() const {
-    LATHE_CHECK(data == nullptr || dtype == dtype_of<T>, "tensor is {}, wanted {}", name_of(dtype),
-                name_of(dtype_of<T>));
+    LATHE_CHECK(data == nullptr || dtype == dtype_of<T>, "tensor is {}, expected {}",
+                name_of(dtype), name_of(dtype_of<T>));
     return static_cast<T*>(data);
   }
 

@@ -11,7 +11,7 @@ std::atomic<long> allocations{0};
 
 }  // namespace
 
-// glibc's own entry points, under which the counted ones lie.
+// glibc's own entry points, which the counting versions call.
 extern "C" {
 void* __libc_malloc(size_t);
 void* __libc_calloc(size_t, size_t);
@@ -46,7 +46,7 @@ namespace {
 
 TEST(Allocations, AreCounted) {
   const long before = allocations;
-  void* volatile memory = std::malloc(1);  // volatile, or the compiler takes the pair away
+  void* volatile memory = std::malloc(1);  // volatile, so that the compiler keeps the pair
   std::free(memory);
   EXPECT_GT(allocations, before);
 }

@@ -1,4 +1,4 @@
-// What only the CPU promises of attention; the operation itself is tested in tests/ops.
+// CPU-only promises of attention; tests/ops tests the operation itself.
 #include <gtest/gtest.h>
 
 #include <algorithm>

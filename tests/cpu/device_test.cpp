@@ -85,7 +85,8 @@ TEST(CpuDevice, HasTablesForTheFloatingTypes) {
 }
 
 TEST(Costs, CountTheWorkThatTheModelAsksFor) {
-  // N C tokens-times-channels through one linear: 2 FLOPs a weight and token, twice that backward.
+  // N C tokens-times-channels through one linear: 2 FLOPs per weight and token, twice that
+  // backward.
   float some = 0;
   const auto tensor = [&](Shape shape) { return Tensor{&some, DType::fp32, shape}; };
   LinearForward forward;
@@ -100,9 +101,9 @@ TEST(Costs, CountTheWorkThatTheModelAsksFor) {
   const double bytes = backward.cost().bytes;
   backward.dx_sums_i = tensor({20});
   EXPECT_EQ(backward.cost().bytes, bytes + 4.0 * 20);
-  backward.accumulate = true;  // dweight and the sums are read as well
+  backward.accumulate = true;  // also reads dweight and the sums
   EXPECT_EQ(backward.cost().bytes, bytes + 4.0 * (2 * 20 + 20 * 30));
-  // The causal half of attention: 2 C T a token forward, 6 C T in all.
+  // The causal half of attention: 2 C T per token forward, 6 C T in all.
   AttentionForward attention;
   attention.out_btc = tensor({2, 8, 6}), attention.qkv_bt3c = tensor({2, 8, 18});
   attention.logsumexp_bht = tensor({2, 3, 8});

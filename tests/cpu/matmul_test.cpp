@@ -30,7 +30,7 @@ double gelu(Activation kind, double x) {
   return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
 }
 
-// One product with random operands and everything it takes to judge the result.
+// One product with random operands and everything needed to judge the result.
 template <typename T, typename TOut>
 struct Problem {
   using Acc = Accumulator<T>;
@@ -139,7 +139,7 @@ struct Problem {
         actual.push_back(result.c[i * args.ldc + j]);
         if (e.keep) actual_z.push_back(result.z[i * args.ldc + j]);
       }
-      for (int64_t j = n; j < args.ldc; ++j)  // the gap between rows is left alone
+      for (int64_t j = n; j < args.ldc; ++j)  // the gap between rows is unchanged
         ASSERT_EQ(0,
                   std::memcmp(&result.c[i * args.ldc + j], &start[i * args.ldc + j], sizeof(TOut)));
     }
@@ -223,7 +223,7 @@ TEST_P(Matmul, BlocksAreRight) {
   }
 }
 
-// The same bits whether the pre-activation is kept or not, and C is the activation of what is kept.
+// The bits do not depend on whether the pre-activation is kept, and C is its activation.
 TEST_P(Matmul, ActivationReadsTheRoundedValue) {
   MatmulContext context(GetParam());
   const Problem<bf16, bf16> problem({65, 97, 130}, false, false);
@@ -250,7 +250,7 @@ TEST_P(Matmul, SecondCallAllocatesNothing) {
   const size_t owned = context.owned_workspace_bytes(), before = testing::allocated_bytes();
   context.run(x), context.run(y);
   EXPECT_EQ(owned, context.owned_workspace_bytes());
-  // oneDNN keeps books of its own during an execution; everything else must be silent.
+  // oneDNN allocates bookkeeping during an execution; all others must allocate nothing.
   const size_t allowance = context.backend_for(y) == MatmulBackend::onednn ? 8192 : 0;
   EXPECT_LE(testing::allocated_bytes() - before, allowance);
 }

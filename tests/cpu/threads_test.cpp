@@ -30,7 +30,7 @@ void compare() {
   const auto own = result<T>(1, false);
   for (int threads : {2, 3, 7})
     expect_same_bits(own, result<T>(threads, false), std::to_string(threads) + " threads");
-  for (int threads : {1, 2})  // products may depend on the number of threads, but on nothing else
+  for (int threads : {1, 2})  // products may depend on nothing but this number
     expect_same_bits(result<T>(threads, true), result<T>(threads, true), "twice the same");
 }
 TEST(Threads, AnyNumberGivesTheSameBits) {

@@ -12,7 +12,7 @@
 namespace lathe::cpu {
 namespace {
 
-// The vectorised loop, as the kernels write it.
+// A vectorised loop, as in the kernels.
 template <typename Function>
 [[gnu::noinline]] void apply(Function f, const std::vector<float>& x, std::vector<float>& y) {
 #pragma omp simd
@@ -21,7 +21,7 @@ template <typename Function>
 
 constexpr uint64_t kStep = 1021;  // a prime, so that the low bits of the samples differ
 
-// Largest error over one float in 1021 of all there are, in units that `unit` gives for (x, exact).
+// Largest error over one in 1021 of all floats, in the unit that `unit` gives for (x, exact).
 template <typename Function>
 double worst_error(Function f, const std::function<double(double)>& exact,
                    const std::function<double(double, double)>& unit) {
@@ -74,8 +74,8 @@ TEST(VecMath, GeluAndItsGradient) {
   EXPECT_LE(worst_error([](float x) { return gelu_exact_grad(x); }, exact_grad, above_one), 3e-7);
 }
 
-// The double versions, which the float ones are judged by, against the textbook formulas and their
-// central differences.
+// The double versions, the reference for the float ones, against the textbook formulas and central
+// differences.
 TEST(VecMath, DoubleFollowsTheFormulas) {
   for (double x = -12; x <= 12; x += 0.037) {
     const double u = std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);

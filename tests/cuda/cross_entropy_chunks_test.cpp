@@ -1,4 +1,4 @@
-// Linear + cross-entropy over more rows than one chunk holds, without logits by the million.
+// Linear + cross-entropy over more rows than one chunk holds, without millions of logits.
 #include <gtest/gtest.h>
 
 #include "kernels/cuda/matmul.h"
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kRows = 300, kChannels = 24, kVocabulary = 37, kPadded = 48;
 
-// One call with its operands, which T's device addresses.
+// One call with its operands, at T's device addresses.
 template <typename T>
 struct Call {
   using A = Accumulator<T>;

@@ -1,4 +1,4 @@
-// The two kernels of cross_entropy_rows: the same bits, and those of a softmax.
+// The two kernels of cross_entropy_rows give the same bits, and those of a softmax.
 #include "kernels/cuda/cross_entropy.h"
 
 #include <gtest/gtest.h>
@@ -28,7 +28,7 @@ size_t shared_bytes_of_gpu() {
 std::vector<float> random_logits(const Sizes& s, double magnitude) {
   return random_values<float>(s.rows * s.padded, 1, magnitude);
 }
-// All over the vocabulary, ignored ones among them.
+// All over the vocabulary, with some ignored.
 std::vector<int32_t> targets_of(const Sizes& s) {
   std::vector<int32_t> targets = random_tokens(s.rows, 2, s.vocabulary);
   targets[0] = static_cast<int32_t>(s.vocabulary - 1);
@@ -36,7 +36,7 @@ std::vector<int32_t> targets_of(const Sizes& s) {
   return targets;
 }
 
-// What the device holds before and after.
+// The device's data before and after.
 template <typename KernelT>
 struct Call {
   Sizes s;
@@ -84,7 +84,7 @@ void expect_the_same_bits(const Sizes& s, const std::vector<float>& logits,
   expect_same_bits(alone.logits.values(), logits, "logits without gradient");
 }
 
-// More rows than blocks, so that a row follows another in shared memory; whole rounds, and
+// More rows than blocks, so that rows follow one another in shared memory; whole rounds, and
 // vocabularies that end within a round, a vector, or the padding; the longest row that fits.
 const Sizes kLong[] = {{7, 50257, 50304}, {4, 16384, 16384}, {5, 24577, 32768},
                        {2, 16383, 16388}, {4, 58001, 58096}, {1, 40961, 40964}};
@@ -133,7 +133,7 @@ TEST(CrossEntropyRows, TheSameBitsWhereValuesAreNotFinite) {
   }
 }
 
-// An A100 holds rows of up to 41,712 logits, a block without opt-in none of these.
+// An A100 holds rows of up to 41,712 logits; without opt-in a block holds none of these.
 TEST(CrossEntropyRows, AreResidentWhereTheyFit) {
   const auto resident = [](int64_t padded, size_t shared_bytes, size_t offset = 0,
                            bool gradient = true) {
@@ -153,7 +153,7 @@ TEST(CrossEntropyRows, AreResidentWhereTheyFit) {
   EXPECT_FALSE(resident(50304, kHopper, 0, false));
 }
 
-// Softmax and loss of one row in A, as a plain implementation takes them.
+// Softmax and loss of one row in A, by a plain implementation.
 template <typename A>
 void plain_row(const float* logits, int32_t target, const Sizes& s, A* loss, A* gradient) {
   A top = -INFINITY, sum = 0;

@@ -1,4 +1,4 @@
-// How cuBLASLt is looked for, and what is said where it is not found. No GPU is needed.
+// The search for cuBLASLt, and the messages if it is not found. Needs no GPU.
 #include "kernels/cuda/cublaslt_library.h"
 
 #include <gtest/gtest.h>
@@ -14,7 +14,7 @@ class CublasLtLibrary : public ::testing::Test {
  protected:
   ~CublasLtLibrary() override { unsetenv("LATHE_CUBLASLT"); }
 
-  // What is said where LATHE_CUBLASLT has this value.
+  // The message if LATHE_CUBLASLT has this value.
   static std::string complaint(const char* value) {
     setenv("LATHE_CUBLASLT", value, 1);
     try {

@@ -1,4 +1,4 @@
-// Memory of the GPU and a stream, for tests of what kernels/cuda is made of.
+// Memory of the GPU and a stream, for tests of the parts of kernels/cuda.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -26,8 +26,8 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-// Copies and waits: a copy from memory that is not pinned may otherwise be under way when a kernel
-// of another stream begins.
+// Copies and waits: otherwise a copy from unpinned memory may still be in progress when a kernel of
+// another stream begins.
 inline void copy_and_wait(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   static const Stream stream;
   cuda::check_cuda(cudaMemcpyAsync(to, from, bytes, kind, stream), "copy");
@@ -35,8 +35,8 @@ inline void copy_and_wait(void* to, const void* from, size_t bytes, cudaMemcpyKi
 }
 
 // `count` elements in the device's memory, `offset` elements after an aligned address; T is float
-// or bf16. The host sees them by values(). (On the CPU that plays a GPU data() is the host's
-// memory, too: tests that run there alone use it as such.)
+// or bf16. values() copies them to the host. (With CUDA on the CPU, data() is host memory, too;
+// tests that run only there use it directly.)
 template <typename T>
 class DeviceArray {
  public:
@@ -66,7 +66,7 @@ class DeviceArray {
   void* memory_ = nullptr;
 };
 
-// uint8, aligned as an operation's workspace is.
+// uint8, aligned like an operation's workspace.
 class Workspace {
  public:
   explicit Workspace(size_t bytes) : memory_(bytes) {

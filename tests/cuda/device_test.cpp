@@ -1,4 +1,4 @@
-// The CUDA device itself: memory, recordings, and what it refuses.
+// The CUDA device itself: memory, recordings, and refusals.
 #include "kernels/device/device.h"
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// The order in which embedding_backward adds: dwte bit for bit, from rows in the order of their
-// tokens and, of equal tokens, in their own.
+// The order in which embedding_backward adds: checks dwte bit for bit. Rows are in the order of
+// their tokens; rows of equal tokens stay in their own order.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -20,7 +20,7 @@ struct Sizes {
   int64_t rows, channels, vocabulary;
 };
 
-// Rows by token, those outside the vocabulary left out.
+// Rows by token, without those outside the vocabulary.
 std::vector<int64_t> sorted_rows(const std::vector<int32_t>& tokens, int64_t vocabulary) {
   std::vector<int64_t> rows(tokens.size());
   std::iota(rows.begin(), rows.end(), int64_t{0});
@@ -31,8 +31,8 @@ std::vector<int64_t> sorted_rows(const std::vector<int32_t>& tokens, int64_t voc
   return rows;
 }
 
-// The rows of a token that lie within a stretch are added first, then these parts, then the total
-// to dwte.
+// First adds the rows of a token within each stretch, then these parts, then adds the total to
+// dwte.
 void add_in_order(const Sizes& s, const std::vector<int32_t>& tokens, const std::vector<float>& dx,
                   std::vector<float>* dwte) {
   const std::vector<int64_t> rows = sorted_rows(tokens, s.vocabulary);
@@ -51,7 +51,7 @@ void add_in_order(const Sizes& s, const std::vector<int32_t>& tokens, const std:
   }
 }
 
-// So far apart in magnitude that the order of a sum is in its bits.
+// So far apart in magnitude that the order of a sum changes its bits.
 std::vector<float> spread_values(int64_t count) {
   std::vector<float> values = random_values<float>(count, 1);
   for (size_t i = 0; i < values.size(); ++i)
@@ -85,7 +85,7 @@ void expect_the_order(const Sizes& s, const std::vector<int32_t>& tokens) {
   expect_same_bits(device_dwte(s, tokens, dx, start), expected, "dwte");
 }
 
-// u^power of the vocabulary: the higher, the more frequent are the frequent.
+// u^power of the vocabulary: with a higher power, frequent tokens are more frequent.
 std::vector<int32_t> tokens_of(const Sizes& s, double power) {
   std::vector<int32_t> tokens(static_cast<size_t>(s.rows));
   for (size_t i = 0; i < tokens.size(); ++i) {
@@ -95,8 +95,8 @@ std::vector<int32_t> tokens_of(const Sizes& s, double power) {
   return tokens;
 }
 
-// Rows that fill no tile of the sort, one, one and a bit, and many; tokens of one to three digits
-// and of just one more.
+// Rows that fill less than a tile of the sort, exactly one, slightly more, and many; tokens of one
+// to three digits, and of just one more.
 const Sizes kSizes[] = {{1, 3, 2},      {33, 2, 300},     {1024, 2, 65},    {1025, 8, 255},
                         {3000, 2, 256}, {5000, 8, 50257}, {4500, 2, 70000}, {2100, 1, 1 << 16}};
 
@@ -139,7 +139,7 @@ TEST(EmbeddingOrder, HoldsInTheLargestVocabularies) {
   expect_the_order(s, tokens_of(s, 1));
 }
 
-// Else the tests above would not know an order from another.
+// Otherwise the tests above could not distinguish orders.
 TEST(EmbeddingOrder, ChangesBits) {
   const Sizes s{3000, 4, 50};
   const std::vector<float> dx = spread_values(s.rows * s.channels);

@@ -1,4 +1,4 @@
-// Matrix products on the GPU against double, on every layout, and their plans.
+// Matrix products on the GPU against double, in every layout, and their plans.
 #include "kernels/cuda/matmul.h"
 
 #include <gtest/gtest.h>
@@ -27,7 +27,7 @@ struct Sizes {
   int64_t m, n, k, padding = 0;  // padding: of every leading dimension
   bool transpose_a = false, transpose_b = false;
   bool accumulate = false, bias = false;
-  // Elements by which a, b, c and the bias miss an aligned address.
+  // Elements from an aligned address to a, b, c and the bias.
   size_t offset_a = 0, offset_b = 0, offset_c = 0, offset_bias = 0;
 };
 
@@ -69,7 +69,7 @@ struct Case {
     return args;
   }
   void run(Matmul& matmul) {
-    static const Workspace workspace(Matmul::kWorkspaceBytes);  // large: not made anew each time
+    static const Workspace workspace(Matmul::kWorkspaceBytes);  // large, so reused
     matmul.run(args(), workspace.tensor, stream);
     stream.wait();
   }
@@ -84,7 +84,7 @@ struct Case {
     const int64_t at = s.transpose_b ? j * columns_b + l : l * columns_b + j;
     return static_cast<A>(b_values[static_cast<size_t>(at)]);
   }
-  // In A, rounding to R wherever a separate operation would.
+  // In A, rounded to R wherever a separate operation would round.
   template <typename A, typename R>
   std::vector<R> expected() const {
     std::vector<R> result;
@@ -163,7 +163,7 @@ TEST_F(MatmulTest, AgreesWithDoubleWhereItIsTuned) {
   all_layouts<bf16, bf16>(matmul);
 }
 
-// One at a time, and all: each decides which algorithms can be had.
+// One at a time, and all: each affects which algorithms are available.
 TEST_F(MatmulTest, ServesOperandsThatAreNotAligned) {
   Matmul matmul(kUntuned);
   for (Sizes s : kSizes)
@@ -202,14 +202,14 @@ TEST_F(MatmulTest, PlansComeBackAsTheyWere) {
   }
   Matmul matmul;
   matmul.load_plans(records);
-  EXPECT_EQ(matmul.plans(), records);  // before its shape is met, too
+  EXPECT_EQ(matmul.plans(), records);  // even before the first call with its shape
   Case<bf16, bf16> c(s);
   c.run(matmul);
   expect_same_bits(first, c.out.values(), "by a loaded plan");
   EXPECT_EQ(matmul.plans(), records);
 }
 
-// Whatever is damaged is found by its checksum, before the library sees it.
+// The checksum reveals any damage before the library sees the plan.
 TEST_F(MatmulTest, PassesOverPlansThatAreNone) {
   const Sizes s{48, 64, 256};
   std::vector<MatmulPlanRecord> good;
@@ -240,7 +240,7 @@ TEST_F(MatmulTest, PassesOverPlansThatAreNone) {
   }
 }
 
-// It is tried on a copy: c itself is added to once.
+// Trials run on a copy: c itself is added to once.
 TEST_F(MatmulTest, AccumulatingIsTunedToo) {
   Sizes s{48, 64, 256};
   s.transpose_a = true;

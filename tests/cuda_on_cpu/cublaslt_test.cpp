@@ -1,5 +1,5 @@
-// The stand-in for cuBLASLt is strict: what the real library refuses, or would get wrong in
-// silence, it refuses.
+// The stand-in for cuBLASLt is strict: it refuses what the real library refuses, and what that
+// would silently get wrong.
 #include <cublasLt.h>
 #include <dlfcn.h>
 #include <gtest/gtest.h>
@@ -15,7 +15,7 @@ namespace {
 
 constexpr size_t kWorkspace = size_t{8} << 20;
 
-// A product of column-major [m, k] and [k, n] that is all right, to be spoilt.
+// A correct product of column-major [m, k] and [k, n], which tests then spoil.
 class CublasLtTest : public ::testing::Test {
  protected:
   CublasLtTest() : a_(m_ * k_), b_(k_ * n_), d_(m_ * n_), workspace_(kWorkspace) {
@@ -148,7 +148,7 @@ TEST_F(CublasLtTest, RefusesLayoutsThatDoNotFit) {
   };
   spoilt(a_layout_, layout(CUDA_R_16BF, m_, k_, m_ - 1));     // rows overlap
   spoilt(a_layout_, layout(CUDA_R_16BF, m_, k_ - 8, m_));     // another k
-  spoilt(b_layout_, layout(CUDA_R_16BF, n_, k_, n_));         // transposed, unsaid
+  spoilt(b_layout_, layout(CUDA_R_16BF, n_, k_, n_));         // transposed without the attribute
   spoilt(d_layout_, layout(CUDA_R_32F, m_, n_ + 1, m_));      // another n
   spoilt(d_layout_, layout(CUDA_R_32F, 0, 0, 0));             // nothing
   a_layout_ = layout(CUDA_R_16BF, m_, k_, int64_t{1} << 40);  // beyond the allocation
@@ -244,8 +244,8 @@ TEST_F(CublasLtTest, RefusesADeadHandle) {
   EXPECT_EQ(multiply(algorithm), CUBLAS_STATUS_NOT_INITIALIZED);
 }
 
-// The real library, where it is installed, answers the same without a GPU: which sizes each
-// attribute that lathe sets may have.
+// If the real library is installed, it accepts the same sizes for each attribute that lathe sets.
+// This needs no GPU.
 TEST(CublasLt, AttributesHaveTheSizesOfTheRealLibrary) {
   const std::string name = "libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR);
   void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -1,5 +1,5 @@
-// The execution model and the lazy streams: that they compute what CUDA would, and that every
-// planted mistake is found.
+// The execution model and the lazy streams: they compute what CUDA would, and find every planted
+// mistake.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -62,7 +62,7 @@ class CudaOnCpu : public ::testing::Test {
       if (values[i] != static_cast<float>(255 - i)) return false;
     return true;
   }
-  // What the device says after the work in the stream.
+  // The device's error after the work in the stream.
   std::string error_of_work() {
     EXPECT_EQ(cudaStreamSynchronize(stream_), cudaErrorLaunchFailure);
     return take_error();
@@ -107,7 +107,7 @@ TEST_F(CudaOnCpu, FindsAMissingWaitForAnAsynchronousCopy) {
   EXPECT_GT(wrong, kSeeds / 4);
 }
 
-// A GPU takes an address of global memory for one of shared memory, and reads or writes elsewhere.
+// A GPU would use an address of global memory as one of shared memory, and read or write elsewhere.
 TEST_F(CudaOnCpu, NamesGlobalMemoryTakenForShared) {
   launch_matrix_of(x_, stream_);
   EXPECT_THAT(error_of_work(), AllOf(HasSubstr("matrix_of"), HasSubstr("ldmatrix"),
@@ -121,7 +121,7 @@ TEST_F(CudaOnCpu, NamesGlobalMemoryTakenForShared) {
 TEST_F(CudaOnCpu, NamesADivergentBarrier) {
   launch_divergent_barrier(stream_);
   EXPECT_THAT(error_of_work(),
-              AllOf(HasSubstr("divergent_barrier"), HasSubstr("waits for ever at __syncthreads"),
+              AllOf(HasSubstr("divergent_barrier"), HasSubstr("waits forever at __syncthreads"),
                     HasSubstr("planted.cu:"), HasSubstr("28 of 128 threads have ended")));
 }
 
@@ -133,7 +133,7 @@ TEST_F(CudaOnCpu, NamesTwoBarriersThatAreNotTheSame) {
 TEST_F(CudaOnCpu, NamesADivergentShuffle) {
   launch_divergent_shuffle(y_, stream_);
   EXPECT_THAT(error_of_work(), AllOf(HasSubstr("divergent_shuffle"), HasSubstr("thread ("),
-                                     HasSubstr("waits for ever at __shfl_xor_sync")));
+                                     HasSubstr("waits forever at __shfl_xor_sync")));
 }
 
 #if !defined(__SANITIZE_ADDRESS__)
@@ -183,7 +183,8 @@ TEST_F(CudaOnCpu, MemoryComesPoisoned) {
   cudaFree(fresh);
 }
 
-// One stream writes, another reads: with the event always right, without it wrong for some seeds.
+// One stream writes, another reads. With the event the result is always right; without it, it is
+// wrong for some seeds.
 TEST_F(CudaOnCpu, FindsAMissingEventWait) {
   std::set<bool> with, without;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
@@ -205,7 +206,7 @@ TEST_F(CudaOnCpu, FindsAMissingEventWait) {
   EXPECT_TRUE(without.contains(false));
 }
 
-// A pinned buffer that the host writes again before its copy has run.
+// The host writes a pinned buffer again before its copy has run.
 TEST_F(CudaOnCpu, FindsAUseBeforeTheCopy) {
   void* pinned = nullptr;
   check_cuda(cudaHostAlloc(&pinned, 64, 0), "pinned");
@@ -280,7 +281,7 @@ TEST_F(CudaOnCpu, CountsWaitsOfTheHost) {
   EXPECT_EQ(cuda_on_cpu::counters().host_synchronizations, before + 1);
 }
 
-// Work that takes its time, in a stream and in a graph, where it begins once per launch.
+// Work that takes time, in a stream and in a graph, where it begins once per launch.
 TEST_F(CudaOnCpu, RunsAsynchronousWork) {
   std::vector<int> log;
   int polls = 0;
@@ -310,7 +311,7 @@ TEST_F(CudaOnCpu, RunsAsynchronousWork) {
   cudaGraphExecDestroy(executable);
 }
 
-// The order in which the host gave work away is known, whatever order the streams take.
+// The order in which the host enqueued the work is known, whatever order the streams take.
 TEST_F(CudaOnCpu, TellsWorkItsTurn) {
   std::vector<int> given;
   const auto enqueue = [&](cudaStream_t stream, int which) {
@@ -344,13 +345,13 @@ TEST_F(CudaOnCpu, TellsWorkItsTurn) {
   cudaGraphExecDestroy(executable);
 }
 
-// What others must do and never do.
+// Waits for work of others that is never done.
 TEST_F(CudaOnCpu, NamesWorkThatNeverEnds) {
   setenv("LATHE_CUDA_PATIENCE", "0.05", 1);
   check_cuda(
       cuda_on_cpu::enqueue_asynchronous(stream_, "endless", [] { return [] { return false; }; }),
       "enqueue");
-  EXPECT_THAT(error_of_work(), AllOf(HasSubstr("nothing moves any more"), HasSubstr("endless")));
+  EXPECT_THAT(error_of_work(), AllOf(HasSubstr("no progress"), HasSubstr("endless")));
   unsetenv("LATHE_CUDA_PATIENCE");
 }
 

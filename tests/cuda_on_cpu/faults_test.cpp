@@ -1,4 +1,4 @@
-// What a user reads on a machine that cannot run on its GPU: one sentence, exit code 2.
+// The message on a machine that cannot run on its GPU: one sentence, exit code 2.
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
@@ -20,10 +20,10 @@ TEST_F(CudaFaults, EachHasItsSentence) {
   };
   for (const auto& [environment, parts] : std::vector<Fault>{
            {"LATHE_CUDA_FAULT=no-driver", {"no NVIDIA driver", "--device cpu"}},
-           {"LATHE_CUDA_FAULT=old-driver", {"driver knows CUDA 11.4", "update the driver"}},
-           {"LATHE_CUDA_FAULT=no-device", {"no GPU answers", "--device cpu"}},
+           {"LATHE_CUDA_FAULT=old-driver", {"driver supports CUDA 11.4", "update the driver"}},
+           {"LATHE_CUDA_FAULT=no-device", {"no usable GPU", "--device cpu"}},
            {"LATHE_CUDA_FAULT=old-architecture", {"compute capability 7.0", "8.0 or newer"}},
-           {"LATHE_CUDA_MEMORY=100000", {"of the GPU's memory wanted", "--batch-size"}}}) {
+           {"LATHE_CUDA_MEMORY=100000", {"of GPU memory are needed", "--batch-size"}}}) {
     SCOPED_TRACE(environment);
     expect_refusal(train("cuda", environment, scratch / "out"), 2, "train", parts);
     EXPECT_FALSE(std::filesystem::exists(scratch / "out"));

@@ -1,5 +1,5 @@
-// What Matmul asks of cuBLASLt, seen from the library's side: nothing is rebuilt or allocated once
-// a plan is there, the fastest candidate wins, and what the library cannot do is done otherwise.
+// The calls of Matmul to cuBLASLt, seen from the library's side: with a plan nothing is rebuilt or
+// allocated, the fastest candidate wins, and Matmul works around what the library cannot do.
 #include <gtest/gtest.h>
 
 #include "kernels/cuda/cublaslt_library.h"
@@ -11,21 +11,21 @@
 namespace lathe::testing {
 namespace {
 
-// A library in front of the stand-in, which counts, and spoils what it is told to.
+// Wraps the stand-in's functions: counts calls, and misbehaves as these members say.
 struct Watched {
   int made = 0;  // descriptors, layouts, preferences
   int heuristics = 0;
   int products = 0;
-  bool compute = true;     // or the product is only counted
+  bool compute = true;     // false: only count the product
   bool biases = true;      // whether the epilogue that adds a bias finds algorithms
-  bool algorithms = true;  // whether there are any
-  uint64_t fast = 0;       // this algorithm is fast and all others slow, 0: as they are
-  uint64_t fails = 0;      // this algorithm is refused when it is to run
-  int slow_at_first = 0;   // so many runs of the fast algorithm are slow, too
-  int slow_products = 0;   // so many products take twice as long as those after them
+  bool algorithms = true;  // whether any are found
+  uint64_t fast = 0;       // this algorithm is fast and all others slow; 0: no change
+  uint64_t fails = 0;      // this algorithm is refused when it is run
+  int slow_at_first = 0;   // the fast algorithm's first so many runs are slow, too
+  int slow_products = 0;   // the first so many products take twice as long
   uint64_t unsteady = 0;   // this algorithm gives other bits each time
-  int32_t schemes = 0;     // what split algorithms say of their reduction, 0: the truth
-  uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;  // set last
+  int32_t schemes = 0;     // the scheme that split algorithms report; 0: the true one
+  uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;  // the last one set
 };
 Watched watched;
 
@@ -105,7 +105,7 @@ cublasStatus_t watching_matmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t des
 }  // namespace
 }  // namespace lathe::testing
 
-// Instead of cublaslt_linked.cpp, which the linker leaves in the library therefore.
+// Replaces cublaslt_linked.cpp: with this definition the linker does not take it from the library.
 lathe::cuda::CublasLt lathe::cuda::load_cublaslt() {
   return {cublasLtCreate,
           cublasLtDestroy,
@@ -131,7 +131,7 @@ namespace {
 using cuda::Matmul;
 using cuda::MatmulArgs;
 
-// c = a b (+ bias) of ones and twos, [16, 1024] x [1024, 24], so that every order gives the same.
+// c = a b (+ bias) of ones and twos, [16, 1024] x [1024, 24], exact in any order of the sums.
 class MatmulCalls : public ::testing::Test {
  protected:
   MatmulCalls()
@@ -152,7 +152,7 @@ class MatmulCalls : public ::testing::Test {
   void expect_all(const DeviceArray<float>& array, float value) {
     for (float element : array.values()) ASSERT_EQ(element, value);
   }
-  // The number of the one plan's algorithm, and how many parts its sums are in.
+  // The number of the only plan's algorithm, and into how many parts it splits sums.
   static std::pair<uint64_t, uint64_t> algorithm_of(const Matmul& matmul) {
     const auto plans = matmul.plans();
     EXPECT_EQ(plans.size(), 1u);
@@ -176,7 +176,7 @@ TEST_F(MatmulCalls, NothingIsRebuiltOrAllocatedOncePlanned) {
       Matmul matmul({.autotune = autotune});
       run(matmul);
       EXPECT_GE(watched.heuristics, 1);
-      watched = {.compute = false};  // what the stand-in allocates is not of interest
+      watched = {.compute = false};  // the stand-in's own allocations do not matter
       const size_t before = allocated_bytes();
       for (int i = 0; i < 3; ++i) matmul.run(args_, workspace_.tensor, stream_);
       EXPECT_EQ(allocated_bytes(), before);
@@ -208,7 +208,7 @@ TEST_F(MatmulCalls, ACandidateThatFailsIsPassedOver) {
   EXPECT_NE(algorithm_of(matmul).first, 3u);
 }
 
-// At so long a k the heuristic prefers to split the sum, and to keep its parts in the type of c.
+// For such a long k the heuristic prefers to split the sum, and to keep its parts in the type of c.
 TEST_F(MatmulCalls, PartsOfASumMeetInFp32) {
   Matmul matmul({.autotune = false});
   run(matmul);
@@ -233,7 +233,7 @@ TEST_F(MatmulCalls, PassesOverThePlansOfAnotherVersion) {
   }
 }
 
-// Sums in parts that are added in order are taken where they give the same bits three times.
+// Accepts sums in parts that are added in order, if they give the same bits three times.
 TEST_F(MatmulCalls, DeterministicSplitsWhatRepeatsAndMeasuresNothing) {
   for (const bool accumulate : {false, true}) {
     watched = {};
@@ -256,7 +256,7 @@ TEST_F(MatmulCalls, DeterministicPassesOverWhatDoesNotRepeat) {
   expect_all(c_, 2048);
 }
 
-// Parts that are added in place, whoever comes first.
+// Parts that are added in place, in the order in which they finish.
 TEST_F(MatmulCalls, DeterministicRefusesALoadedPlanOfNoFixedOrder) {
   watched = {.schemes = CUBLASLT_REDUCTION_SCHEME_INPLACE};
   std::vector<cuda::MatmulPlanRecord> records;
@@ -274,7 +274,7 @@ TEST_F(MatmulCalls, DeterministicRefusesALoadedPlanOfNoFixedOrder) {
   }
 }
 
-// What is met already takes a loaded plan, too.
+// A shape that was planned before also uses a loaded plan.
 TEST_F(MatmulCalls, LoadedPlansReplaceThoseAtHand) {
   std::vector<cuda::MatmulPlanRecord> records;
   {
@@ -301,12 +301,12 @@ TEST_F(MatmulCalls, TheFirstRunOfACandidateDoesNotCount) {
   EXPECT_EQ(algorithm_of(matmul).first, 3u);
 }
 
-// A clock that rises while candidates are timed favours nobody.
+// A clock that rises while candidates are timed favours none of them.
 TEST_F(MatmulCalls, CandidatesAreTimedInTurns) {
   watched = {.slow_products = 12};
   Matmul matmul;
   run(matmul);
-  EXPECT_EQ(algorithm_of(matmul).first, 5u);  // the heuristic's first, as none is faster
+  EXPECT_EQ(algorithm_of(matmul).first, 5u);  // the heuristic's first, because none is faster
   EXPECT_NE(matmul.tuning_log().find("\tchosen\n"), std::string::npos) << matmul.tuning_log();
 }
 

@@ -1,4 +1,4 @@
-// NCCL's stand-in, under several ranks: every call computes what it should whatever order the
+// The stand-in for NCCL, on several ranks: every call computes the right result whatever order the
 // streams take on each rank, pairs its messages as NCCL does, and every planted mistake is found.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -60,7 +60,7 @@ ncclComm_t make_comm(int rank, int ranks) {
   return comm;
 }
 
-// Whether it holds on every rank; on any.
+// Whether it holds on every rank, and on any.
 bool on_all(bool holds) {
   int mine = holds, all = 0;
   MPI_Allreduce(&mine, &all, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
@@ -76,7 +76,7 @@ void* allocate(size_t bytes) {
   return memory;
 }
 
-// Values in the device's memory. What is read comes through the stream.
+// Values in the device's memory. take() reads them in stream order.
 template <typename T>
 class Device {
  public:
@@ -105,8 +105,8 @@ class Device {
   T* data_;
 };
 
-// Two streams and an event; each rank draws from another seed. MPI calls begin and end each test
-// together.
+// Two streams and an event; each rank has its own seed. MPI calls synchronize the beginning and end
+// of each test.
 class NcclTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -130,7 +130,7 @@ class NcclTest : public ::testing::Test {
   void synchronize(cudaStream_t stream) {
     check_cuda(cudaStreamSynchronize(stream), "synchronize");
   }
-  // `later` goes on when `earlier` has come so far.
+  // `later` continues when `earlier` has reached this point.
   void after(cudaStream_t later, cudaStream_t earlier) {
     check_cuda(cudaEventRecord(event_, earlier), "record");
     check_cuda(cudaStreamWaitEvent(later, event_, 0), "wait");
@@ -154,7 +154,7 @@ constexpr ncclDataType_t type_of() {
   if constexpr (std::is_same_v<T, uint8_t>) return ncclUint8;
 }
 
-// What rank `rank` sends: values whose sums are rounded, and depend on their order.
+// The values that a rank sends: their sums are rounded, and depend on their order.
 template <typename T>
 std::vector<T> values_of(int rank, size_t count, uint64_t seed) {
   cuda_on_cpu::Random random(1000 * seed + static_cast<uint64_t>(rank));
@@ -199,7 +199,7 @@ class NcclCalls : public NcclTest {
  protected:
   static constexpr ncclDataType_t kType = type_of<T>();
   static constexpr size_t kCounts[] = {1, 7, 300};
-  // By rank: `count` values each.
+  // Per rank: `count` values.
   std::vector<std::vector<T>> inputs(size_t count, uint64_t seed) const {
     std::vector<std::vector<T>> all;
     for (int rank = 0; rank < ranks_; ++rank) all.push_back(values_of<T>(rank, count, seed));
@@ -214,7 +214,7 @@ class NcclCalls : public NcclTest {
     }
     return result;
   }
-  // Under every seed, for every count.
+  // For every seed and every count.
   void for_each_case(const std::function<void(size_t count, uint64_t seed)>& run) {
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
       for (size_t count : kCounts) {
@@ -326,7 +326,7 @@ TYPED_TEST(NcclCalls, Reduce) {
   });
 }
 
-// Around a ring in a group, where nobody need come first; then down a chain, one after the other.
+// Around a ring in a group, where nobody need be first; then down a chain, one after another.
 TYPED_TEST(NcclCalls, SendAndReceive) {
   this->for_each_case([this](size_t count, uint64_t seed) {
     const auto inputs = this->inputs(count, seed);
@@ -386,7 +386,7 @@ TEST_F(NcclTest, KnowsItsRanks) {
   int version = 0, count = 0, rank = -1;
   check_nccl(ncclGetVersion(&version));
   EXPECT_EQ(version, NCCL_VERSION_CODE);
-  // In another order than MPI's.
+  // In an order other than MPI's.
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   ncclComm_t turned = nullptr;
   check_nccl(ncclCommInitRankConfig(&turned, ranks_, shared_id(), ranks_ - 1 - rank_, &config));
@@ -403,8 +403,8 @@ TEST_F(NcclTest, KnowsItsRanks) {
   EXPECT_EQ(ncclCommDestroy(turned), ncclSuccess);
 }
 
-// Two communicators of disjoint ranks, found by their ids, at the same time; one of them a single
-// rank. Who is in none goes on.
+// Two communicators of disjoint ranks, found by their ids, at the same time; one of them has a
+// single rank. Ranks in none continue.
 TEST_F(NcclTest, SmallerGroupsFindEachOther) {
   ncclUniqueId ids[2] = {shared_id(), shared_id()};
   const int part = rank_ % 2, size = (ranks_ + 1 - part) / 2;
@@ -433,7 +433,7 @@ TEST_F(NcclTest, Splits) {
   check_nccl(ncclCommCount(even_odd, &count));
   check_nccl(ncclCommUserRank(even_odd, &rank));
   EXPECT_EQ(count, (ranks_ + 1 - rank_ % 2) / 2);
-  EXPECT_EQ(rank, count - 1 - rank_ / 2);  // by key, which is turned round
+  EXPECT_EQ(rank, count - 1 - rank_ / 2);  // by key, which is reversed
   const Device<int32_t> x(1);
   x.put({rank_}, stream_);
   check_nccl(ncclBroadcast(x.get(), x.get(), 1, ncclInt32, 0, even_odd, stream_));
@@ -449,7 +449,7 @@ TEST_F(NcclTest, RefusesRanksThatCannotBe) {
   EXPECT_EQ(ncclCommInitRank(&comm, ranks_, shared_id(), ranks_), ncclInvalidArgument);
   EXPECT_EQ(ncclCommInitRank(&comm, ranks_, shared_id(), 0), ncclInvalidArgument);
   EXPECT_THAT(ncclGetLastError(nullptr), HasSubstr("exists twice"));
-  if (ranks_ == 3) {  // the two others may find each other first
+  if (ranks_ == 3) {  // the other two may find each other first
     const ncclResult_t result = ncclCommInitRank(&comm, rank_ == 0 ? 3 : 2, shared_id(), rank_ % 2);
     EXPECT_TRUE(result == ncclInvalidArgument || rank_ > 0);
     if (result == ncclSuccess) check_nccl(ncclCommAbort(comm));
@@ -518,7 +518,7 @@ TEST_F(NcclTest, RefusesWhatMakesNoSense) {
   EXPECT_THAT(take_error(), HasSubstr("default stream"));
 }
 
-// Nothing of a group runs where one of its calls is wrong.
+// Nothing of a group runs if one of its calls is wrong.
 TEST_F(NcclTest, RefusesAWholeGroup) {
   const Device<float> x(4);
   x.put({1, 2, 3, 4}, stream_);
@@ -578,7 +578,7 @@ TEST_F(NcclTest, NamesSendsThatWaitForEachOther) {
   check_nccl(ncclRecv(y.get(), 4, ncclFloat32, (rank_ + ranks_ - 1) % ranks_, comm_, stream_));
   EXPECT_EQ(cudaStreamSynchronize(stream_), cudaErrorLaunchFailure);
   setenv("LATHE_CUDA_PATIENCE", patience.c_str(), 1);
-  EXPECT_THAT(take_error(), AllOf(HasSubstr("nothing moves any more"), HasSubstr("ncclSend")));
+  EXPECT_THAT(take_error(), AllOf(HasSubstr("no progress"), HasSubstr("ncclSend")));
   check_nccl(ncclCommAbort(comm_));
   comm_ = make_comm(rank_, ranks_);
 }
@@ -586,7 +586,7 @@ TEST_F(NcclTest, NamesSendsThatWaitForEachOther) {
 TEST_F(NcclTest, AbortForgetsWhatIsQueued) {
   const Device<float> x(4);
   x.put({1, 2, 3, 4}, stream_);
-  if (rank_ == 0)  // the others never come
+  if (rank_ == 0)  // the others never call it
     check_nccl(ncclAllReduce(x.get(), x.get(), 4, ncclFloat32, ncclSum, comm_, stream_));
   check_nccl(ncclCommAbort(comm_));
   synchronize(stream_);
@@ -595,8 +595,8 @@ TEST_F(NcclTest, AbortForgetsWhatIsQueued) {
 
 // ---- Streams, groups, graphs.
 
-// Independent collectives on two streams and three communicators, given in the same order by all
-// hosts. The streams come to them in other orders on each rank.
+// Independent collectives on two streams and three communicators. All hosts enqueue them in the
+// same order; the streams reach them in different orders on each rank.
 TEST_F(NcclTest, PairsCallsInTheHostsOrder) {
   ncclComm_t second = make_comm(rank_, ranks_), part = nullptr;
   check_nccl(ncclCommSplit(comm_, rank_ % 2, rank_, &part, nullptr));
@@ -628,8 +628,8 @@ TEST_F(NcclTest, PairsCallsInTheHostsOrder) {
   check_nccl(ncclCommDestroy(second));
 }
 
-// All to all by sends and receives, in an order that would be a deadlock one by one, with a
-// collective of the same communicator and one of another among them.
+// All to all by sends and receives, in an order that would deadlock without a group, mixed with a
+// collective of the same communicator and one of another.
 TEST_F(NcclTest, Groups) {
   ncclComm_t second = make_comm(rank_, ranks_);
   const Device<int32_t> x(index(ranks_)), y(index(ranks_)), sum(1), most(1);
@@ -661,8 +661,8 @@ TEST_F(NcclTest, Groups) {
   check_nccl(ncclCommDestroy(second));
 }
 
-// From its beginning to its end a call may write all of the receive buffer, but for what it sends
-// from there; whoever reads it meanwhile gets poison.
+// From its beginning to its end a call may write all of the receive buffer, except what it sends
+// from there; a read meanwhile returns poison.
 TEST_F(NcclTest, PoisonsTheReceiveBufferWhileItRuns) {
   const Device<float> x(index(ranks_)), y(index(ranks_));
   x.put(std::vector<float>(index(ranks_), 1.0f), stream_);
@@ -718,11 +718,11 @@ TEST_F(NcclTest, ReplaysInGraphs) {
     EXPECT_EQ(z.take(stream_), std::vector<float>(256, value + static_cast<float>(ranks_ - 1)));
     EXPECT_EQ(eager.take(other_), std::vector<float>(256, sum(value)));
   }
-  // It cannot go before the graph.
+  // It cannot be destroyed before the graph.
   EXPECT_EQ(ncclCommDestroy(comm_), ncclInvalidUsage);
-  EXPECT_THAT(take_error(), HasSubstr("ncclCommDestroy waits for ever"));
+  EXPECT_THAT(take_error(), HasSubstr("ncclCommDestroy waits forever"));
   EXPECT_EQ(ncclCommAbort(comm_), ncclInvalidUsage);
-  EXPECT_THAT(take_error(), HasSubstr("ncclCommAbort waits for ever"));
+  EXPECT_THAT(take_error(), HasSubstr("ncclCommAbort waits forever"));
   cudaGraphExecDestroy(executable);
   check_nccl(ncclCommDestroy(comm_));
   comm_ = make_comm(rank_, ranks_);
@@ -848,7 +848,7 @@ TEST_F(NcclTest, HostCallsComputeWhatMpiDoes) {
   EXPECT_EQ(all, expected);
 }
 
-// Another rank's work is not held up by one that only asks, or frees memory.
+// A rank that only queries, or frees memory, does not block the work of other ranks.
 TEST_F(NcclTest, QueriesAndFreesGoOn) {
   const Device<int32_t> x(1);
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
@@ -864,14 +864,14 @@ TEST_F(NcclTest, QueriesAndFreesGoOn) {
   }
 }
 
-// ---- Mistakes. Each is made under many seeds; done right, the number is always right.
+// ---- Mistakes. Each is made with many seeds; without the mistake, the result is always right.
 
 class NcclMistakes : public NcclTest {
  protected:
   static constexpr uint64_t kTries = 20;
   static constexpr int64_t kCount = 256;
   // Runs `attempt` with and without the mistake. Without it the result is `value` for all seeds and
-  // ranks; with it some rank sees something else for some seed.
+  // ranks; with it some rank gets another result for some seed.
   void expect_found(const std::function<std::vector<float>(bool mistake, float value)>& attempt) {
     int found = 0;
     for (uint64_t seed = 0; seed < kTries; ++seed) {
@@ -919,7 +919,7 @@ TEST_F(NcclMistakes, SendBufferWrittenTooEarly) {
     after(other_, stream_);
     check_nccl(ncclAllReduce(x_.get(), y_.get(), kCount, ncclFloat32, ncclSum, comm_, other_));
     if (!mistake) after(stream_, other_);
-    launch_fill(x_.get(), kCount, -1.0f, stream_);  // the next step's
+    launch_fill(x_.get(), kCount, -1.0f, stream_);  // of the next step
     return y_.take(other_);
   });
 }
@@ -938,7 +938,7 @@ TEST_F(NcclMistakes, SendBufferWrittenByTheHost) {
   cudaFree(managed);
 }
 
-// The receive buffer still in use by a kernel that was given earlier to another stream.
+// A kernel enqueued earlier on another stream still uses the receive buffer.
 TEST_F(NcclMistakes, ReceiveBufferUsedMeanwhile) {
   const Device<float> old(kCount);
   expect_found([&](bool mistake, float value) {

@@ -1,6 +1,6 @@
-// A profiler in place of Nsight: NVTX loads it if NVTX_INJECTION64_PATH names it. It adds a line
-// for each range to the file of LATHE_CUDA_PROFILE, in which the stand-in for the CUDA runtime
-// tells of cudaProfilerStart and Stop (runtime.h): "push NAME" or "push NAME | FLOPs bytes", and
+// A profiler that replaces Nsight: NVTX loads it if NVTX_INJECTION64_PATH names it. It adds a line
+// per range to the file of LATHE_CUDA_PROFILE, to which the stand-in for the CUDA runtime writes
+// cudaProfilerStart and Stop (runtime.h): "push NAME" or "push NAME | FLOPs bytes", and
 // "pop".
 #include <nvtx3/nvToolsExt.h>
 #include <nvtx3/nvToolsExtPayload.h>

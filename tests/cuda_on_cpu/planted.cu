@@ -1,4 +1,4 @@
-// Kernels with a mistake each, and one without: what the execution model must tell apart.
+// Kernels with one mistake each, and one without, which the execution model must tell apart.
 #include "tests/cuda_on_cpu/planted.h"
 
 #include "kernels/cuda/launch.h"
@@ -17,7 +17,7 @@ __global__ void block_sum(float* sums, const float* x) {
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// Turns 256 values round through shared memory.
+// Rotates 256 values through shared memory.
 template <bool kBarrier>
 __global__ void reverse(float* y, const float* x) {
   auto* values = reinterpret_cast<float*>(ptx::shared_memory());
@@ -37,7 +37,7 @@ __global__ void reverse_async(float* y, const float* x) {
   y[threadIdx.x] = values[255 - threadIdx.x];
 }
 
-// ldmatrix of global memory, and cp.async into it or out of shared memory.
+// ldmatrix of global memory, and cp.async into it or from shared memory.
 __global__ void matrix_of(const float* x) {
   uint32_t r[4];
   ptx::ldmatrix_x4(r, x + 4 * (threadIdx.x % 8));

@@ -16,7 +16,7 @@ class CudaProfile : public TrainTest {
     return with(with(tiny(out), {{"device", "cuda"}, {"dtype", "bf16"}, {"deterministic", ""}}),
                 more);
   }
-  // What the profiler was told during the run.
+  // The lines that the profiler received during the run.
   Lines told(const Flags& flags, const std::string& recorder = LATHE_NVTX_RECORDER) {
     const std::filesystem::path log = scratch / "told";
     std::filesystem::remove(log);
@@ -32,10 +32,11 @@ class CudaProfile : public TrainTest {
   ProcessResult result;
 };
 
-// The names of the ranges that lie in `outer` and in no other, and of those that a line opens.
+// The name of the range that a line opens.
 std::string name_in(const std::string& line) {
   return line.substr(5, line.find(" (") - 5);
 }
+// The names of the ranges directly within ranges named `outer`.
 Lines children_of(const std::string& outer, const Lines& lines) {
   Lines children;
   int depth = 0, inside = -1;
@@ -57,7 +58,7 @@ TEST_F(CudaProfile, BracketsItsStepsAndRecordsNone) {
   ASSERT_GE(lines.size(), 2u);
   EXPECT_TRUE(lines.front().starts_with("start ")) << lines.front();
   EXPECT_TRUE(lines.back().starts_with("stop ")) << lines.back();
-  // Steps 0 and 1 run as they are, 2 to 4 from recordings; 5 and 6 from none.
+  // Steps 0 and 1 run without recordings, 2 to 4 from recordings; 5 and 6 without.
   EXPECT_EQ(number_after(lines.front(), "graphs "), 3);
   EXPECT_EQ(number_after(lines.back(), "graphs "), 3);
   EXPECT_GT(number_after(lines.back(), "launches "), number_after(lines.front(), "launches ") + 40);
@@ -88,13 +89,13 @@ TEST_F(CudaProfile, NamesPhasesLayersOperationsAndParts) {
   });
   ASSERT_NE(backward, lines.end());
   const Lines parts = children_of(name_in(*backward), lines);
-  ASSERT_EQ(parts.size(), 6u);  // of both layers
+  ASSERT_EQ(parts.size(), 6u);  // three per layer
   EXPECT_TRUE(parts[0].starts_with("weight gradient ")) << parts[0];
   EXPECT_TRUE(parts[1].starts_with("input gradient ")) << parts[1];
   EXPECT_TRUE(parts[2].starts_with("GELU backward ")) << parts[2];
 }
 
-// Whatever computes is in the range of an operation, which is in that of a phase.
+// Everything that computes is in the range of an operation, and that in the range of a phase.
 TEST_F(CudaProfile, EveryKernelLiesInAnOperation) {
   const Lines lines = told(flags(
       scratch / "out", {{"profile", "3:4"}, {"eval-interval", "0"}, {"total-batch-size", "32"}}));
@@ -144,7 +145,7 @@ TEST_F(CudaProfile, ChangesNoBit) {
   EXPECT_FALSE(told(flags(scratch / "profiled", {{"profile", "2:5"}})).empty());
   EXPECT_TRUE(told(flags(scratch / "plain", {})).empty());
   expect_same_run(scratch / "plain", scratch / "profiled");
-  // Without a profiler there is nobody to tell of ranges.
+  // Without a profiler no ranges are recorded.
   for (const std::string& line : told(flags(scratch / "alone", {{"profile", "2:5"}}), ""))
     EXPECT_FALSE(line.starts_with("push ")) << line;
   expect_same_run(scratch / "plain", scratch / "alone");

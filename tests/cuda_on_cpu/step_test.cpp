@@ -1,5 +1,5 @@
-// Whole training steps of small models on the CUDA device, under a hundred orders of everything
-// that a GPU may do in another order: the same bits each time, and no wait of the host in between.
+// Whole training steps of small models on the CUDA device, in a hundred orders of everything that a
+// GPU may reorder: the same bits each time, and the host never waits in between.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint64_t kSeeds = 100;
 constexpr int64_t kMicroSteps = 2;
-constexpr int kSteps = 3;  // run as it is, recorded, replayed
+constexpr int kSteps = 3;  // run, recorded, replayed
 
 struct Case {
   const char* name;

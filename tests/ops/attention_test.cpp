@@ -32,7 +32,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 
 constexpr StepInputs kInputs{.seed = 0x1234567890abcdef, .first_sequence = 3, .step = 11};
 
-// Dropout with its inputs, where the device can read them.
+// Dropout with its inputs in memory that the device can read.
 class AttentionDropout {
  public:
   explicit AttentionDropout(double p, const StepInputs& inputs = kInputs) : inputs_(inputs) {
@@ -79,7 +79,7 @@ Results<T> attend(const Sizes& s, const std::vector<T>& qkv_values,
 }
 
 // ---- The plain implementation: one T x T matrix per head, sums in A, and every step's result
-// rounded to T, as separate operations would.
+// rounded to T, as by separate operations.
 
 template <typename T, typename A>
 struct PlainResults {
@@ -180,7 +180,7 @@ PlainResults<T, Accumulator<T>> plain(const Sizes& s, const std::vector<T>& qkv,
   return Plain<T, Accumulator<T>>(s, qkv, dout, dropout).run();
 }
 
-// In long double, so that double itself is under the rule.
+// In long double, so that the tolerance rule applies to double, too.
 template <typename T>
 PlainResults<long double, long double> reference(const Sizes& s, const std::vector<T>& qkv,
                                                  const std::vector<T>& dout,
@@ -214,8 +214,8 @@ void check_against_plain(const Sizes& s, double p, std::vector<T> qkv = {}) {
   expect_column_sums<T>(r.sums, r.dqkv, what + " sums");
 }
 
-// Around blocks of 32, 64 and 128; T that four divides and not; every padded head size and what
-// lies between them.
+// Around blocks of 32, 64 and 128; T divisible by four or not; every padded head size and sizes in
+// between.
 const Sizes kShapes[] = {{2, 1, 1, 16},    {1, 2, 3, 40},  {2, 17, 3, 64},   {1, 65, 5, 80},
                          {1, 65, 1, 128},  {2, 64, 4, 32}, {1, 130, 2, 16},  {1, 150, 1, 64},
                          {1, 5, 1, 256},   {2, 33, 2, 3},  {1, 127, 1, 112}, {1, 129, 1, 96},
@@ -231,14 +231,14 @@ TYPED_TEST(AttentionOf, AgreesWithPlain) {
     for (double p : {0.0, 0.3}) check_against_plain<TypeParam>(s, p);
 }
 
-// bf16 alone: it has kernels of its own, and they are fast where one pretends to be a GPU.
+// bf16 alone: its kernels are separate, and fast even with CUDA on the CPU.
 TEST(Attention, AgreesWithPlainOnLongSequences) {
   check_against_plain<bf16>({1, 2048, 1, 32}, 0);
   check_against_plain<bf16>({1, 1000, 1, 64}, 0.1);
   check_against_plain<bf16>({1, 515, 1, 128}, 0.1);
 }
 
-// Scores up to about 1e3, and scores that are all alike.
+// Scores up to about 1e3, and scores that are all equal.
 TYPED_TEST(AttentionOf, AgreesWithPlainOnAnyMagnitude) {
   const Sizes s{1, 100, 2, 64};
   for (double deviation : {1e-20, 1e-3, 16.0})
@@ -251,7 +251,7 @@ TYPED_TEST(AttentionOf, AgreesWithPlainOnSharpScores) {
   check_against_plain<TypeParam>(s, 0.1, normal_values<TypeParam>(s.T * 3 * s.C(), 22, 3));
 }
 
-// The running maximum of every row moves from block to block.
+// The running maximum of every row grows from block to block.
 TYPED_TEST(AttentionOf, AgreesWithPlainOnRisingScores) {
   using A = Accumulator<TypeParam>;
   const Sizes s{1, 300, 1, 32};
@@ -329,7 +329,7 @@ TEST(Attention, GradientsAreFiniteDifferences) {
 // ---- Dropout.
 
 // With equal scores and one-hot values the result is the matrix of kept probabilities; with
-// one-hot gradients dv is its transpose. Where T > D only the last D keys (queries) are so marked.
+// one-hot gradients dv is its transpose. If T > D, only the last D keys (queries) are one-hot.
 template <typename T>
 void check_masks(const Sizes& s, const StepInputs& inputs, double p) {
   const AttentionDropout dropout(p, inputs);
@@ -413,7 +413,7 @@ TYPED_TEST(AttentionOf, TheFutureChangesNothing) {
     const auto rows = static_cast<size_t>(t * s.C());
     EXPECT_EQ(std::memcmp(a.out.data(), b.out.data(), rows * sizeof(T)), 0) << t;
     EXPECT_NE(std::memcmp(a.out.data() + rows, b.out.data() + rows, s.C() * sizeof(T)), 0) << t;
-    for (int64_t q = 0; q < t; ++q) {  // dq of the past as well
+    for (int64_t q = 0; q < t; ++q) {  // dq of the past, too
       const auto at = static_cast<size_t>(q * 3 * s.C());
       ASSERT_EQ(std::memcmp(&a.dqkv[at], &b.dqkv[at], s.C() * sizeof(T)), 0) << t << " " << q;
       ASSERT_EQ(a.logsumexp[static_cast<size_t>(q)], b.logsumexp[static_cast<size_t>(q)]);
@@ -529,7 +529,7 @@ TYPED_TEST(AttentionOf, WrongShapesAreRefused) {
     EXPECT_THROW(testing::run(ops<T>(), args), CheckError);
   };
   refuses({out.tensor, logsumexp.tensor, qkv.tensor, 3, {}});        // 16 columns, three heads
-  refuses({longer.tensor, logsumexp.tensor, qkv.tensor, 2, {}});     // out has a row too many
+  refuses({longer.tensor, logsumexp.tensor, qkv.tensor, 2, {}});     // out has one row too many
   refuses({out.tensor, out.tensor, qkv.tensor, 2, {}});              // no logsumexp
   refuses({out.tensor, logsumexp.tensor, qkv.tensor, 2, {.p = 1}});  // nothing would be kept
 }
@@ -592,7 +592,7 @@ TYPED_TEST(AttentionOf, CachedAgreesWithPlainOnAnyMagnitude) {
   }
 }
 
-// One query over all that a cache may hold: its row of the scores in plain loops.
+// One query over all positions of a cache: its row of the scores in plain loops.
 template <typename A, typename T>
 std::vector<A> attend_to_cache(const Buffer<T>& qkv, const Buffer<T>& keys, const Buffer<T>& values,
                                int64_t positions, int64_t D) {
@@ -624,7 +624,7 @@ TYPED_TEST(AttentionOf, CachedAgreesWithPlainOnLongSequences) {
     const Buffer<T> values({1, positions, D}, normal_values<T>(positions * D, 29));
     testing::run(ops<T>(), AttentionCached{out.tensor, keys.tensor, values.tensor, qkv.tensor, 1,
                                            positions - 1});
-    // Its own key and value are in the cache by now.
+    // By now the cache holds its own key and value.
     expect_close<T>(
         out.values(),
         converted<double>(attend_to_cache<long double>(qkv, keys, values, positions, D)),

@@ -85,7 +85,7 @@ TEST(LinearCrossEntropy, AddsToTheLossAndTheGradient) {
   adds<bf16>();
 }
 
-// Separate operations: logits and their gradient rounded to T.
+// As by separate operations: logits and their gradient are rounded to T.
 template <typename T>
 struct Plain {
   using A = Accumulator<T>;
@@ -162,7 +162,7 @@ TEST(LinearCrossEntropy, ObeysTheToleranceRule) {
   compare<float>(tall), compare<bf16>(tall);
   compare<float>(wide), compare<bf16>(wide);
 }
-// From logits that are all alike to those of which one is everything.
+// From logits that are all equal to logits dominated by one.
 TEST(LinearCrossEntropy, ObeysTheToleranceRuleAtAnyMagnitude) {
   for (const Sizes& s : kFew) {
     for (double magnitude : {1e-20, 1e-3, 30.0, 1e4}) {
@@ -177,7 +177,7 @@ TEST(LinearCrossEntropy, ObeysTheToleranceRuleWhereNothingIsAligned) {
     compare<bf16>(s, 1, true);
   }
 }
-// More rows than one chunk of logits holds.
+// More rows than fit into one chunk of logits.
 TEST(LinearCrossEntropy, ObeysTheToleranceRuleOverChunks) {
   compare<float>({200, 4, 50257, 50304});
   compare<bf16>({200, 4, 50257, 50304});

@@ -1,4 +1,4 @@
-// A GPU as the device under test; or the CPU that plays one.
+// A GPU as the device under test, or CUDA on the CPU.
 #include <cuda_runtime.h>
 
 #include <cstdlib>
@@ -18,7 +18,7 @@ Device& device_under_test() {
 
 namespace {
 
-constexpr size_t kBlockAlignment = 256;  // as cudaMalloc's, so that twins are aligned alike
+constexpr size_t kBlockAlignment = 256;  // as for cudaMalloc, so that twins have equal alignment
 
 struct Block {
   size_t bytes = 0;
@@ -26,13 +26,13 @@ struct Block {
   size_t first_copied = 0, copied = 0;
 };
 
-// By the address of the host's memory.
+// By host address.
 std::map<char*, Block>& blocks() {
   static std::map<char*, Block> all;
   return all;
 }
 
-// The block that holds an address, or the end.
+// The block that holds an address, or end().
 std::map<char*, Block>::iterator block_of(void* address) {
   auto after = blocks().upper_bound(static_cast<char*>(address));
   if (after == blocks().begin()) return blocks().end();
@@ -90,7 +90,7 @@ void copy_only(void* first, size_t bytes) {
   block->second.first_copied = static_cast<size_t>(static_cast<char*>(first) - block->first);
   block->second.copied = bytes;
 #else
-  static_cast<void>(first), static_cast<void>(bytes);  // guards come back to be looked at
+  static_cast<void>(first), static_cast<void>(bytes);  // guards are copied back and checked
 #endif
 }
 

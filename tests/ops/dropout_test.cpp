@@ -1,4 +1,4 @@
-// Dropout as operations apply it: an embedding of ones shows its mask.
+// Dropout as operations apply it: an embedding of ones reveals its mask.
 #include "tests/ops/ops_testing.h"
 
 namespace lathe::testing {

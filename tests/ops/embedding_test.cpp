@@ -10,7 +10,7 @@ struct Sizes {
 const Sizes kSizes[] = {{1, 1, 1, 2, 1, 0},         {2, 2, 7, 2, 5, 0.5f},
                         {3, 17, 65, 65, 20, 0.2f},  {2, 65, 33, 97, 65, 0},
                         {4, 65, 384, 11, 70, 0.1f}, {1, 2048, 5, 9, 2048, 0.1f}};
-// Tokens whose rows are many, none, or all; vocabularies of one and of four digits of a radix sort.
+// Tokens with many rows, none, or all rows; vocabularies of one and of four radix sort digits.
 const Sizes kSpread[] = {{9, 70, 8, 2, 70, 0},
                          {5, 129, 24, 1, 129, 0.1f},
                          {3, 33, 16, 50257, 40, 0},
@@ -50,7 +50,7 @@ struct Case {
   }
 };
 
-// Separate operations: the sum, then the dropout, each rounded.
+// As by separate operations: the sum, then the dropout, each rounded.
 template <typename T>
 std::vector<T> plain_forward(const Case<T>& c) {
   using A = Accumulator<T>;
@@ -119,7 +119,7 @@ void compare_backward(Case<T>& c) {
   c.backward(false);
   expect_close<A>(c.dwte.values(), dwte_exact, dwte, "dwte");
   expect_close<A>(c.dwpe.values(), dwpe_exact, dwpe, "dwpe");
-  c.backward(true);  // both add now
+  c.backward(true);  // now both accumulate
   for (std::vector<A>* once : {&dwte, &dwpe})
     for (A& g : *once) g += g;
   for (std::vector<double>* once : {&dwte_exact, &dwpe_exact})

@@ -19,7 +19,7 @@ TEST(Gelu, GradientByFiniteDifferences) {
   }
 }
 
-// Written with the standard library, in the accumulator type.
+// By the standard library, in the accumulator type.
 template <typename A>
 A plain_gelu(A x, Gelu gelu) {
   if (gelu == Gelu::exact) return x * A(0.5) * (1 + std::erf(x / std::sqrt(A(2))));
@@ -96,7 +96,7 @@ struct Summed {
     run(ops<T>(), GeluBackward{dx.tensor, to, dy.tensor, x.tensor, gelu, accumulate});
   }
 };
-// Odd sizes, few rows and many, more columns than a block has.
+// Odd sizes, few and many rows, more columns than a block has.
 template <typename T>
 void sums_columns() {
   using A = Accumulator<T>;
@@ -138,7 +138,7 @@ TEST(Gelu, RefusesSumsOfAnotherWidth) {
   EXPECT_THROW(c.backward(Gelu::tanh), CheckError);
 }
 
-// Far from zero it is x or nothing, and its slope 1 or 0, however far.
+// Far from zero GELU is x or 0, and its slope 1 or 0, however far.
 template <typename T>
 void reaches_its_limits() {
   using A = Accumulator<T>;

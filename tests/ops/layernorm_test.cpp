@@ -11,7 +11,7 @@ struct Sizes {
 const Sizes kSizes[] = {{1, 1, 2, true, true, 0},      {2, 2, 7, true, false, 0.5f},
                         {3, 17, 65, true, true, 0.2f}, {2, 65, 33, false, true, 0},
                         {2, 65, 128, true, false, 0},  {1, 65, 384, true, true, 0.1f}};
-// Widths for which a GPU takes other instances of its kernels, and other numbers of rows a block.
+// Widths for which a GPU uses other instances of its kernels, and other numbers of rows per block.
 const Sizes kWide[] = {
     {1, 7, 256, true, true, 0},     {3, 7, 768, true, true, 0.1f},  {1, 3, 2560, true, true, 0},
     {1, 3, 5120, true, true, 0},    {1, 3, 5128, true, true, 0},    {1, 5, 520, true, true, 0.1f},
@@ -24,7 +24,7 @@ template <typename T>
 struct Case {
   using A = Accumulator<T>;
   Sizes s;
-  double magnitude;  // of what is normalised, and of the gradients
+  double magnitude;  // of the values to normalise, and of the gradients
   int64_t rows = s.B * s.T, elements = rows * s.C;
   Shape btc{s.B, s.T, s.C};
   Visible<StepInputs> inputs{{.seed = 99, .first_sequence = 7, .step = 11}};
@@ -51,7 +51,7 @@ struct Case {
     run(ops<T>(), a);
   }
   const Buffer<T>& normalised() const { return s.residual ? residual_out : residual_in; }
-  // What the layer below got, as it was stored: the gradient of what was added.
+  // The gradient of x, the added value, as stored.
   const Buffer<T>& added() const { return s.p > 0 ? dx : d_residual; }
   void backward(bool fresh, bool accumulate, bool sums = true) {
     LayerNormBackward a;
@@ -203,7 +203,7 @@ struct Plain {
   }
 };
 
-// `offset` is added to what is normalised.
+// `offset` is added to the values to normalise.
 template <typename T>
 void compare(std::span<const Sizes> sizes, double magnitude = 1, double offset = 0,
              bool misaligned = false) {
@@ -253,7 +253,7 @@ TEST(LayerNorm, Bf16ObeysTheToleranceRule) {
 
 const Sizes kFew[] = {
     {2, 17, 16, true, true, 0.2f}, {1, 33, 33, false, true, 0}, {1, 17, 1032, true, true, 0.2f}};
-// From where epsilon is all of the variance to where it is nothing of it.
+// From a variance that is negligible beside epsilon to one beside which epsilon is negligible.
 TEST(LayerNorm, ObeysTheToleranceRuleAtAnyMagnitude) {
   for (double magnitude : {1e-30, 1e-10, 3e-3, 1e5, 1e15}) {
     compare<float>(kFew, magnitude);

@@ -96,8 +96,8 @@ TEST(Linear, AccumulatesItsWeights) {
   accumulates<bf16>();
 }
 
-// Each operation in plain loops, from what the one before really gave, every result rounded to T
-// where a separate operation would round it; gradients of weights in A. For double it is exact.
+// Each operation in plain loops, from the actual results of the one before. Every result is rounded
+// to T if a separate operation would round it; weight gradients are in A. For double it is exact.
 template <typename A, typename T>
 class Plain {
  public:

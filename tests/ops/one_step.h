@@ -1,5 +1,5 @@
-// Every operation of a training step on one set of tensors, for the tests that look at all of them:
-// the same bits from run to run and at any number of threads, no allocations.
+// Every operation of a training step on one set of tensors, for tests that cover all operations:
+// the same bits from run to run and for any number of threads, no allocations.
 #pragma once
 
 #include "kernels/device/arena.h"
@@ -142,7 +142,7 @@ class OneStep {
   Tensor gradient(Shape shape, int64_t offset) const {
     return gradients_.rows(offset, shape.elements()).reshaped(shape);
   }
-  // Behind all the others.
+  // After all the others.
   Tensor sums(Shape shape, int64_t offset) const { return gradient(shape, 13 * C * C + offset); }
 
   Arena arena_;

@@ -1,4 +1,4 @@
-// What the tests of operations share: the device under test, deterministic values, tensors between
+// Shared by the tests of operations: the device under test, deterministic values, tensors between
 // canaries, workspaces that are poisoned before and checked after, and finite differences.
 #pragma once
 
@@ -22,23 +22,23 @@
 
 namespace lathe::testing {
 
-// The device whose float and bf16 operations a binary tests: linked from device_cpu.cpp or
-// device_cuda.cpp. So one source holds the CPU to double, and a GPU to the CPU's double.
+// The device whose float and bf16 operations a binary tests, linked from device_cpu.cpp or
+// device_cuda.cpp. One source thus compares the CPU with double, and a GPU with the CPU's double.
 Device& device_under_test();
-// Memory of the host with a twin in the memory of the device under test, which may be the same; not
-// initialised. run() copies what an operation is handed there and back.
+// Host memory with a twin in the memory of the device under test, which may be the same memory; not
+// initialised. run() copies an operation's operands to the twin and back.
 void* allocate_visible(size_t bytes);
 void release_visible(void* memory) noexcept;
-// The twin of an address in such memory, any other as it is; and copies between the blocks that
-// hold these addresses and their twins.
+// twin_of returns the twin of an address in such memory, and any other address unchanged. The
+// copies are between the blocks that hold these addresses and their twins.
 void* twin_of(void* address);
 void copy_to_device(const std::vector<void*>& addresses);
 void copy_to_host(const std::vector<void*>& addresses);
-// Under AddressSanitizer only these bytes of a block are copied from here on: of the rest, which is
-// poisoned, nobody may read or write any.
+// Under AddressSanitizer, later copies of a block copy only these bytes: the rest is poisoned and
+// must not be read or written.
 void copy_only(void* first, size_t bytes);
-// Whether operations look at tokens, targets and segments before they run, and throw where one is
-// out of bounds. A GPU would have to wait for that: there the row of such a token becomes NaN.
+// Whether operations check tokens, targets and segments before they run, and throw if one is out of
+// bounds. A GPU would have to wait for such a check; it sets that row to NaN instead.
 bool looks_at_values();
 
 inline Device& cpu() {
@@ -86,15 +86,15 @@ struct ReleaseVisible {
   void operator()(void* memory) const { release_visible(memory); }
 };
 
-// An operation's arguments as the device sees them: what points into visible memory points into its
-// twin, into which the values have been copied. They are copied back at the end of its life, when
-// the device is done.
+// An operation's arguments as the device sees them: pointers into visible memory become pointers
+// into its twin, to which the values are copied. The destructor waits for the device and copies the
+// values back.
 template <typename Args>
 class OnDevice {
  public:
   OnDevice(const Args& args, const Tensor& workspace) : there{args, workspace} {
     static_assert(std::is_trivially_copyable_v<Both> && sizeof(Both) % sizeof(void*) == 0);
-    __builtin_clear_padding(&there);  // what a former pointer left there is none
+    __builtin_clear_padding(&there);  // stale bytes there must not look like a pointer
     void* words[sizeof(Both) / sizeof(void*)];
     std::memcpy(words, &there, sizeof(there));
     for (void*& word : words) {
@@ -122,7 +122,7 @@ class OnDevice {
   std::vector<void*> here_;
 };
 
-// A value that operations are handed the address of.
+// A value whose address operations receive.
 template <typename T>
 class Visible {
  public:
@@ -136,12 +136,12 @@ class Visible {
   std::unique_ptr<T, ReleaseVisible> memory_;
 };
 
-// A tensor with memory of its own between two canaries, which are checked when it dies, and which
-// nobody may even read under AddressSanitizer.
+// A tensor with memory of its own between two canaries. The destructor checks them; under
+// AddressSanitizer they must not even be read.
 template <typename T>
 class Buffer {
  public:
-  // Filled with NaN (or -1): whoever reads what nobody wrote is found out.
+  // Filled with NaN (or -1), so that a read of an unwritten element shows.
   explicit Buffer(Shape shape) : Buffer(shape, garbage(shape.elements())) {}
   Buffer(Shape shape, const std::vector<T>& values) : count_(values.size()) {
     EXPECT_EQ(shape.elements(), static_cast<int64_t>(count_));
@@ -165,7 +165,7 @@ class Buffer {
     }
   }
 
-  // Moves the values to where only an element is aligned, no vector of them.
+  // Moves the values so that only elements are aligned, not vectors of them.
   void misalign() {
     static_assert(sizeof(T) <= kRoom);
     unguard();
@@ -186,7 +186,7 @@ class Buffer {
     std::memset(&value, 0xff, sizeof(T));  // NaN in every floating type
     return std::vector<T>(static_cast<size_t>(count), value);
   }
-  // The device's memory is guarded, which is the host's if there is no other.
+  // Guards the device's memory, which is the host's if the device has none.
   void guard() const {
     copy_only(tensor.data, count_ * sizeof(T));
     const auto* data = static_cast<const unsigned char*>(twin_of(tensor.data));
@@ -208,13 +208,13 @@ void misalign(Buffers&... buffers) {
   (buffers.misalign(), ...);
 }
 
-// Exactly the bytes that an operation asks for, poisoned.
+// A poisoned workspace of exactly the bytes that an operation requests.
 template <typename Args>
 Buffer<uint8_t> workspace_for(const Ops& table, const Args& args) {
   return Buffer<uint8_t>(Shape{static_cast<int64_t>(table.workspace_bytes(args))});
 }
 
-// Runs an operation of the CPU's table, or of the device under test's, and waits for it.
+// Runs an operation of the CPU's table, or of the table of the device under test, and waits for it.
 template <typename Args>
 void run(const Ops& table, const Args& args, const Tensor& workspace) {
   if (&table == &cpu().ops(table.dtype())) return table.run(args, workspace);

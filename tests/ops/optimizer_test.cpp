@@ -45,7 +45,7 @@ struct State {
   }
 };
 
-// The norm of a gradient as an optimizer takes it.
+// Computes the norm of a gradient as an optimizer does.
 void measure(const Ops& table, const Tensor& gradients, double clip, StepResults* results) {
   Buffer<double> sums({norm_blocks(gradients.elements())});
   run(table, SquareSums{sums.tensor, gradients});
@@ -96,7 +96,7 @@ TEST(AdamW, FollowsTheFormula) {
     compare_formula<double>(count);
   }
 }
-// From gradients that epsilon drowns to those whose squares fp32 just holds.
+// From gradients that are negligible beside epsilon to those whose squares just fit into fp32.
 TEST(AdamW, FollowsTheFormulaAtAnyMagnitude) {
   for (double magnitude : {1e-15, 1e-8, 1e5, 1e18}) {
     compare_formula<float>(101, magnitude);
@@ -175,14 +175,14 @@ TEST(AdamW, SkipsWhatIsNotFinite) {
   }
 }
 
-// A stochastically rounded weight is one of the two neighbours of its master, and which is drawn by
-// the definition; over many draws the mean is the master, which lies between them.
+// A stochastically rounded weight is one of the two neighbours of its master, drawn as the contract
+// defines. Over many draws the mean is the master, which lies between them.
 TEST(AdamW, RoundsStochasticallyWithoutBias) {
   constexpr int64_t kCount = 4096;
   constexpr int kUpdates = 64;
   State<bf16> s(kCount);
   s.stochastic_rounding = true;
-  s.inputs->learning_rate = 0;  // masters stay, weights are drawn anew in each update
+  s.inputs->learning_rate = 0;  // masters stay, each update draws weights again
   s.inputs->seed = 0x123456789abcdef0;
   const std::vector<float> masters = s.masters.values();
   std::vector<double> sums(kCount);
@@ -197,7 +197,7 @@ TEST(AdamW, RoundsStochasticallyWithoutBias) {
     }
   }
   expect_same_bits(s.masters.values(), masters, "masters");
-  double total = 0, deviations = 0;  // of the errors, in units of what rounding may lose
+  double total = 0, deviations = 0;  // of the errors, in units of the rounding interval
   for (size_t i = 0; i < kCount; ++i) {
     const double ulp = ulp_at<bf16>(static_cast<double>(masters[i]));
     if (ulp == 0) continue;
@@ -223,7 +223,7 @@ TEST(AdamW, RoundsStochasticallyOnlyWhereAsked) {
   EXPECT_THROW(fp32.step(), CheckError);
 }
 
-// What a resumed run does: the weights again, from masters, seed and the number of updates.
+// As in a resumed run: recomputes the weights from masters, seed and the number of updates.
 TEST(Cast, RoundsAsAdamWDid) {
   State<bf16> s(9999);
   s.stochastic_rounding = true;
@@ -285,7 +285,7 @@ TEST(GlobalNorm, LargeGradientsDoNotOverflow) {
   EXPECT_EQ(results->skip, 0);
 }
 
-// The order of the sums is the contract's own, whatever the device.
+// The contract defines the order of the sums, for any device.
 TEST(GlobalNorm, HasTheSameBitsOnEveryDevice) {
   for (int64_t count : {int64_t{33}, 7 * kNormBlock + 77, 4609 * kNormBlock - 5}) {
     Buffer<float> gradients({count});
@@ -305,7 +305,7 @@ TEST(GlobalNorm, HasTheSameBitsOnEveryDevice) {
   }
 }
 
-// A rank that holds every other block gets the bits of one that holds all, from the sums of both.
+// A rank with every other block gets the bits of a rank with all blocks, from the sums of both.
 TEST(GlobalNorm, OfPartsIsThatOfTheWhole) {
   constexpr int64_t kBlocks = 37;
   Buffer<float> gradients({kBlocks * kNormBlock}, random_values<float>(kBlocks * kNormBlock, 4));
@@ -323,7 +323,7 @@ TEST(GlobalNorm, OfPartsIsThatOfTheWhole) {
   EXPECT_EQ(whole->clip_scale, parts->clip_scale);
 }
 
-// A rank that holds two pieces of the parameters rounds them as one that holds all.
+// A rank with two pieces of the parameters rounds them like a rank with all of them.
 TEST(AdamW, RoundsStochasticallyByPlaceInTheModel) {
   State<bf16> whole(4000), part(2000);
   for (State<bf16>* s : {&whole, &part}) s->stochastic_rounding = true;
@@ -345,7 +345,7 @@ TEST(AdamW, RoundsStochasticallyByPlaceInTheModel) {
   }
 }
 
-// Beside random numbers: halves between neighbours, denormals, what overflows, infinities.
+// Besides random numbers: halves between neighbours, denormals, overflowing values, infinities.
 std::vector<float> values_to_round(int64_t count, double magnitude) {
   std::vector<float> values = random_values<float>(count, 1, magnitude);
   const uint32_t special[] = {0x00000000, 0x80000000, 0x3f808000, 0x3f818000,

@@ -3,7 +3,7 @@
 namespace lathe::testing {
 namespace {
 
-// Planning sees shapes without memory, and must come to the same number of bytes.
+// Planning has shapes without memory, and must get the same number of bytes.
 TEST(Workspace, IsAFunctionOfShapes) {
   float some = 0;
   const auto tensor = [&](Shape shape, bool real) {

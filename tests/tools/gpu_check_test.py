@@ -35,7 +35,7 @@ while [[ $# -gt 0 ]]; do
   shift
 done
 if [[ $batch -gt ${LARGEST_BATCH:-1000} ]]; then
-  echo "train: 99.0 GiB of the GPU's memory wanted: lower --batch-size, --seq-len or the model" >&2; exit 2
+  echo "train: 99.0 GiB of GPU memory are needed: lower --batch-size, --seq-len or the model" >&2; exit 2
 fi
 [[ -z $trace ]] || { echo '{}' >"$trace"; exit 0; }
 if [[ -n $benchmark ]]; then

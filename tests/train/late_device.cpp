@@ -111,7 +111,7 @@ class LateDevice final : public Device {
     queue_.push([this, destination, source] { cpu_->copy(destination, source); });
   }
   void synchronize() override {
-    LATHE_CHECK(!queue_.recording(), "the host waits while a recording is made");
+    LATHE_CHECK(!queue_.recording(), "the host must not wait while recording");
     queue_.run_until(queue_.pushed());
   }
 

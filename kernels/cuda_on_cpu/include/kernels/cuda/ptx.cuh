@@ -1,4 +1,4 @@
-// The twin of kernels/cuda/ptx.cuh, which says what each function does: the same instructions in
+// The counterpart of kernels/cuda/ptx.cuh, which describes each function: the same instructions in
 // plain C++ over the 32 lanes of a warp.
 #pragma once
 
