@@ -30,7 +30,7 @@ function(lathe_default_architectures result)
       return()
     endif()
     if(code GREATER_EQUAL 90)
-      string(APPEND code a)  # with the features of this generation alone
+      string(APPEND code a)  # with the features that only this generation has
     endif()
     list(APPEND architectures ${code}-real)
   endforeach()

@@ -16,7 +16,7 @@ void share_plans(Run& run) {
   const std::vector<std::string> differ = communicator.exchange_text(shared == mine ? "" : "x");
   if (std::ranges::all_of(differ, &std::string::empty)) return;
   if (shared != mine) device.load_plans(shared);
-  // Every rank must do this: a recorded collective must not meet one that is enqueued anew.
+  // Every rank must do this: a recorded collective must not meet one that is not.
   device.forget_recordings();
 }
 

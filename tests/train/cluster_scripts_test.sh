@@ -61,7 +61,7 @@ interrupted() {  # SIGNAL LOG COMMAND...
     sleep 0.1
   done
   kill "-$signal" $job
-  wait $job || fail "a job that was told to stop ended with $?"
+  wait $job || fail "a job that was signalled to stop ended with $?"
 }
 
 mpirun -n 2 "$LATHE_TRAIN" "${flags[@]}" --out "$scratch/whole" >"$scratch/whole.log" 2>&1 ||
@@ -101,4 +101,4 @@ interrupted TERM "$scratch/pbs.log" "$scripts/pbs.sh"
 [[ ! -d $out/step-00004000 ]] || fail "pbs.sh: the run was over before the signal came"
 "$scripts/pbs.sh" >>"$scratch/pbs.log" 2>&1 || fail "pbs.sh: the second job"
 [[ $(weights "$out") == $(weights "$scratch/whole") ]] || fail "pbs.sh: other weights"
-echo "pbs.sh: saved, went on"
+echo "pbs.sh: saved, resumed"

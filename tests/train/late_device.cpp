@@ -81,7 +81,7 @@ class LateDevice final : public Device {
  public:
   explicit LateDevice(int threads) : cpu_(make_cpu_device(threads)) {}
   ~LateDevice() override {
-    std::cout << fmt::format("late device: at most {} steps under way\n", most_read_backs_);
+    std::cout << fmt::format("late device: at most {} steps in flight\n", most_read_backs_);
   }
 
   DeviceKind kind() const override { return DeviceKind::cpu; }

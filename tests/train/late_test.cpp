@@ -40,7 +40,7 @@ TEST_F(Late, TheRunIsThatOfACpu) {
     const ProcessResult result = late(with(tiny(runs / "late"), more));
     expect_same_run(runs / "cpu", runs / "late");
     expect_contains(result.out,
-                    fmt::format("at most {} steps under way", name.starts_with("a step") ? 1 : 2));
+                    fmt::format("at most {} steps in flight", name.starts_with("a step") ? 1 : 2));
   }
 }
 

@@ -120,7 +120,7 @@ TEST_F(NonFinite, ALateDeviceStopsAtTheSameStep) {
     expect_refusal(result, 1, "train", {std::string(most) + " steps in a row"});
     expect_same_run(out, late);
     expect_contains(result.out,
-                    std::string("at most ") + (*most == '1' ? "1" : "2") + " steps under way");
+                    std::string("at most ") + (*most == '1' ? "1" : "2") + " steps in flight");
     const auto state = [](const fs::path& run) {
       return parse_json(read_text(run / last_checkpoint(run) / "trainer.json"));
     };
