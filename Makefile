@@ -1,24 +1,24 @@
-# What people type. CMake describes the build (CMakeLists.txt, CMakePresets.json); this file drives it.
-#   make          installs what is missing, builds into build/
+# The commands of the project. CMake describes the build (CMakeLists.txt, CMakePresets.json).
+#   make          installs missing packages, builds into build/
 #   make demo     trains a small GPT-2 on the embedded corpus, draws its loss, prints a sample
-#   make test     what a build must hold to be trusted: test-format, test-bits, test-cuda-on-cpu
+#   make test     the tests that show a build can be trusted: test-format, test-bits, test-cuda-on-cpu
 #   make test-all everything: test, test-long, test-asan, test-tsan, test-plain, test-fuzz
-#   make test-cpu, make test-mpi  for a machine without CUDA's headers: the tests of the CPU, in build/
-#   make cuda-on-cpu  the programs with the CUDA device, which runs on the CPU: build/cuda-on-cpu/train --device cuda
+#   make test-cpu, make test-mpi  the tests of the CPU, in build/, for a machine without CUDA's headers
+#   make cuda-on-cpu  builds the programs with CUDA on the CPU: build/cuda-on-cpu/train --device cuda
 #   make tidy     clang-tidy over kernels, src and tools
-#   make coverage what the tests execute of the CUDA device
-#   make docs     docs/flags.md, from the table of flags
-#   make kernel-report  what every kernel takes of a GPU and what a step should take, and what changed; no GPU needed
-#   make bench    operations and whole steps against what this machine can do
-#   make gpu-check  tests and measures on this machine's GPU, and writes a report; GPU_CHECK_ARGS="--help" tells more
-#   make gpu-binaries   deps/ with finished binaries and all that a build needs, to be carried to a GPU
-#   make gpu-rehearsal  gpu-check with those, in a chroot that has next to nothing (many minutes)
-#   make fuzz     the parsers under libFuzzer, FUZZ_SECONDS each (default 600)
+#   make coverage the tests' coverage of the CUDA device
+#   make docs     writes docs/flags.md from the table of flags
+#   make kernel-report  each kernel's use of GPU resources, predicted step times, and what changed; needs no GPU
+#   make bench    times operations and whole steps, compared with this machine's peak
+#   make gpu-check  tests and measures on this machine's GPU, writes a report; GPU_CHECK_ARGS="--help" shows options
+#   make gpu-binaries   fills deps/ with binaries and all dependencies of a build, to copy to a machine with a GPU
+#   make gpu-rehearsal  runs gpu-check with those in an almost empty chroot (many minutes)
+#   make fuzz     runs the parsers under libFuzzer, FUZZ_SECONDS each (default 600)
 
 SHELL := /bin/bash
 FUZZ_SECONDS ?= 600
 CTEST := ctest --output-on-failure -j 2 --test-dir
-# Carried sources take the place of the system's packages: tools/carry_deps.sh.
+# If deps/ exists, its sources replace the system's packages (tools/carry_deps.sh).
 export LATHE_DEPS ?= $(if $(wildcard deps/include),$(CURDIR)/deps)
 
 .PHONY: all build cuda-on-cpu demo test test-all test-bits test-cuda-on-cpu test-long test-cpu test-mpi coverage tidy test-asan test-tsan test-plain test-fuzz test-format docs kernel-report bench gpu-check gpu-binaries gpu-rehearsal fuzz format clean
@@ -42,19 +42,19 @@ test: test-format test-bits test-cuda-on-cpu
 
 test-all: test test-long test-asan test-tsan test-plain test-fuzz
 
-# The programs of build/, as one runs them, against the bits that are recorded.
+# Compares the results of the programs in build/ with the recorded bits.
 test-bits:
 	@tools/setup.sh test
 	@tools/build.sh release programs
 	$(CTEST) build -R '^bits_test$$'
 
-# All tests but the long ones, with both devices: the CUDA device, kernels and host code alike, on the CPU.
+# All tests except the long ones, on both devices. The CUDA device, kernels and host code, runs on the CPU.
 test-cuda-on-cpu:
 	@tools/setup.sh test
 	@tools/build.sh cuda-on-cpu
 	$(CTEST) build/cuda-on-cpu -LE long
 
-# And the long ones; the registers of kernels are those of build/, if it has nvcc.
+# The long tests. The test of the kernels' registers needs nvcc, so it runs in build/.
 test-long:
 	@tools/setup.sh test
 	@tools/build.sh release programs
@@ -73,7 +73,7 @@ test-mpi:
 	@tools/build.sh release
 	$(CTEST) build -L mpi
 
-# All tests of the CUDA device but one, which runs the same steps a hundred times.
+# All tests of the CUDA device except one, which runs the same steps a hundred times.
 coverage:
 	@tools/setup.sh test
 	@tools/build.sh coverage programs cuda_tests
@@ -81,20 +81,20 @@ coverage:
 	$(CTEST) build/coverage -L cuda -E '^cuda_step_test$$'
 	@tools/coverage.py build/coverage
 
-# The tests of the CPU but the long ones, and the operations of the CUDA device on the CPU, under
+# The tests of the CPU except the long ones, and the CUDA device's operations on the CPU, under
 # AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan:
 	@tools/setup.sh test
 	@tools/build.sh asan
 	$(CTEST) build/asan -LE '^(long|cuda)$$'
 
-# Whatever has threads of its own (loaders, tokenizers) under ThreadSanitizer.
+# The code that starts threads (loaders, tokenizers) under ThreadSanitizer.
 test-tsan:
 	@tools/setup.sh test
 	@tools/build.sh tsan data_test
 	GTEST_FILTER='LoaderTest*:Prepare*' $(CTEST) build/tsan -R '^data_test'
 
-# Without MPI and oneDNN: plain code takes over.
+# The build without MPI and oneDNN, which uses plain code instead.
 test-plain:
 	@tools/setup.sh test
 	@tools/build.sh plain train ops_test transformer_test
@@ -109,7 +109,7 @@ test-format:
 	@tools/setup.sh test
 	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -P 2 -n 40 clang-format --dry-run --Werror
 
-# By the build whose CUDA sources are C++: clang knows no flags of nvcc's.
+# Uses the build that compiles the CUDA sources as C++, because clang does not know nvcc's flags.
 tidy:
 	@tools/setup.sh tidy
 	@tools/build.sh cuda-on-cpu programs
@@ -120,7 +120,7 @@ docs:
 	@tools/build.sh release flags_page
 	@build/flags_page >docs/flags.md
 
-# Compiles the kernels by the commands of build/, and asks the launchers of the build for the CPU.
+# Compiles the kernels with the commands of build/ and lists launches with build/cuda-on-cpu.
 # KERNEL_REPORT_ARGS="--nvdisasm PROGRAM" counts instructions if nvdisasm is not on the PATH.
 kernel-report:
 	@tools/setup.sh test
@@ -133,7 +133,7 @@ bench:
 	@tools/build.sh release step_profile bench_device bench_matmul bench_attention
 	@tools/bench.sh
 
-# Offline where LATHE_DEPS names carried sources, or nothing is missing; in eight minutes.
+# Works offline if LATHE_DEPS names a folder of dependencies or nothing is missing. Takes eight minutes.
 gpu-check:
 	@[[ -f deps/binaries.tar.xz ]] || tools/setup.sh gpu
 	@python3 tools/gpu_check.py $(GPU_CHECK_ARGS)

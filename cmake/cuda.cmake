@@ -1,14 +1,14 @@
 # CUDA: nvcc for GPUs, or g++ and the stand-ins of kernels/cuda_on_cpu (LATHE_CUDA_ON_CPU).
 #
-# lathe_cuda_flags        what a target needs that includes CUDA's headers
-# lathe_cuda_sources(T F...)  compiles the .cu files F of target T for whichever of the two
-option(LATHE_CUDA "Build the CUDA device where nvcc is found" ON)
-option(LATHE_CUDA_REQUIRED "Without nvcc there is nothing to build" OFF)
+# lathe_cuda_flags        for targets that include CUDA's headers
+# lathe_cuda_sources(T F...)  compiles the .cu files F of target T with nvcc or g++
+option(LATHE_CUDA "Build the CUDA device if nvcc is found" ON)
+option(LATHE_CUDA_REQUIRED "Fail if nvcc is not found" OFF)
 option(LATHE_CUDA_ON_CPU "Build the CUDA device to run on the CPU" OFF)
-option(LATHE_COVERAGE "Count what is executed of kernels/cuda (with LATHE_CUDA_ON_CPU)" OFF)
+option(LATHE_COVERAGE "Measure the coverage of kernels/cuda (with LATHE_CUDA_ON_CPU)" OFF)
 
-# The architecture of this machine's GPU, for kernels take minutes to compile for two: that of each, if
-# nvcc knows them all. "80-real;90a-real" where there is no GPU to ask.
+# The architectures of this machine's GPUs, if nvcc knows them all; each more takes minutes to compile.
+# "80-real;90a-real" if there is no GPU.
 function(lathe_default_architectures result)
   set(${result} 80-real 90a-real PARENT_SCOPE)
   find_program(LATHE_NVIDIA_SMI nvidia-smi)
@@ -30,16 +30,16 @@ function(lathe_default_architectures result)
       return()
     endif()
     if(code GREATER_EQUAL 90)
-      string(APPEND code a)  # with what only this generation has
+      string(APPEND code a)  # with the features that only this generation has
     endif()
     list(APPEND architectures ${code}-real)
   endforeach()
-  message(STATUS "lathe: GPU architectures ${architectures}, as nvidia-smi says")
+  message(STATUS "lathe: GPU architectures ${architectures}, from nvidia-smi")
   set(${result} ${architectures} PARENT_SCOPE)
 endfunction()
 
-# What "release" stands for with this nvcc. Code for X.0 runs on X.1 and later, so the first of each
-# generation serves it; the newest one's PTX is for GPUs that are still to come.
+# The architectures that "release" means with this nvcc. Code for X.0 also runs on X.1 and later, so
+# the first of each generation suffices. The newest one's PTX is for future GPUs.
 function(lathe_release_architectures result)
   execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE codes
                   RESULT_VARIABLE failed ERROR_QUIET)
@@ -65,8 +65,8 @@ function(lathe_release_architectures result)
   set(${result} ${architectures} PARENT_SCOPE)
 endfunction()
 
-# lathe_cuda_header(RESULT HEADER): the folder with a header of CUDA's libraries, which nvcc need not
-# have beside its own: the toolkit's, that of LATHE_DEPS, the system's or a Python package's.
+# lathe_cuda_header(RESULT HEADER): the folder with a header of CUDA's libraries. nvcc may come without
+# them, so this looks in the toolkit, LATHE_DEPS, the system and Python packages.
 function(lathe_cuda_header result header)
   set(packages "")
   foreach(prefix "$ENV{VIRTUAL_ENV}" "$ENV{CONDA_PREFIX}" "$ENV{HOME}/.local" /usr/local /usr)
@@ -91,7 +91,7 @@ if(LATHE_CUDA_ON_CPU)
   target_link_libraries(lathe_cuda_flags INTERFACE lathe_cuda_on_cpu)
 
   function(lathe_cuda_sources target)
-    # The twin of ptx.cuh comes before the original.
+    # Our own ptx.cuh must be found before the original.
     target_include_directories(${target} BEFORE PRIVATE ${PROJECT_SOURCE_DIR}/kernels/cuda_on_cpu/include)
     set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
       "-include;${PROJECT_SOURCE_DIR}/kernels/cuda_on_cpu/execution.h;-ftrivial-auto-var-init=pattern;-Wno-maybe-uninitialized;-Wno-unknown-pragmas;-Wno-attributes;$<$<CONFIG:Release>:-O2>;$<$<CONFIG:RelWithDebInfo>:-O1>;$<$<CONFIG:Release>:-march=${LATHE_MARCH}>")
@@ -114,7 +114,7 @@ elseif(LATHE_CUDA)
     enable_language(CUDA)
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)  # CMake 3.25 does not know it for nvcc 13
     set(LATHE_HAS_CUDA ON)
-    # Not by FindCUDAToolkit: it asks for more than nvcc brings along (the shared runtime).
+    # Not with FindCUDAToolkit: it requires more than nvcc brings along (the shared runtime).
     find_path(LATHE_CUDA_INCLUDE cuda_runtime.h HINTS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
     find_library(LATHE_CUDART cudart_static
                  HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} ${CMAKE_CUDA_HOST_IMPLICIT_LINK_DIRECTORIES})
@@ -131,15 +131,14 @@ elseif(LATHE_CUDA)
 
     set(LATHE_NVCC_ERRORS $<$<BOOL:${LATHE_WERROR}>:-Werror=all-warnings;-Xptxas=-Werror>)
     function(lathe_cuda_sources target)
-      # A kernel that spills registers does not compile.
-      # fmt's format strings are checked by g++; nvcc's front end stumbles over how. Header-only, fmt
-      # names long double (20208), which no kernel uses.
+      # A kernel that spills registers does not compile. g++ checks fmt's format strings, because nvcc's
+      # front end fails on the check. Header-only fmt mentions long double (20208), which no kernel uses.
       set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS
         "--expt-relaxed-constexpr;-lineinfo;-diag-suppress=20208;-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers;-Xptxas=-warn-spills,-warn-lmem-usage;${LATHE_NVCC_ERRORS};-DFMT_USE_CONSTEXPR=1;-DFMT_CONSTEVAL=")
     endfunction()
   elseif(LATHE_CUDA_REQUIRED)
     message(FATAL_ERROR "nvcc not found: put it into PATH, or name it in CUDACXX")
   else()
-    message(STATUS "lathe: no nvcc, the programs know no GPU")
+    message(STATUS "lathe: no nvcc, so the programs cannot use GPUs")
   endif()
 endif()

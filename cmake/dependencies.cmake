@@ -1,4 +1,4 @@
-# Every library that lathe uses, found once: as a system package, or in the folder LATHE_DEPS.
+# Finds every library that lathe uses, as a system package or in the folder LATHE_DEPS.
 #
 # LATHE_DEPS/include holds headers (CLI/, nlohmann/, fmt/, xxhash.h, utf8proc.h, ...),
 # LATHE_DEPS/cuda/include those of CUDA's libraries (cublasLt.h, nccl.h, ...), LATHE_DEPS/lib static
@@ -22,10 +22,10 @@ endfunction()
 lathe_header_only(cli11 CLI/CLI.hpp libcli11-dev)
 lathe_header_only(json nlohmann/json.hpp nlohmann-json3-dev)
 lathe_header_only(xxhash xxhash.h libxxhash-dev)
-target_compile_definitions(lathe_xxhash INTERFACE XXH_INLINE_ALL  # and -Og inlines less than it asks for
+target_compile_definitions(lathe_xxhash INTERFACE XXH_INLINE_ALL  # -Og inlines less than its hints demand
                            $<$<NOT:$<CONFIG:Release>>:XXH_NO_INLINE_HINTS=1>)
 lathe_header_only(fmt fmt/format.h libfmt-dev)
-if(NOT LATHE_DEPS)  # a carried header needs no library, and the system's may be of another version
+if(NOT LATHE_DEPS)  # its header needs no library, and the system's may have another version
   find_library(LATHE_FMT_LIBRARY fmt)
 endif()
 if(LATHE_FMT_LIBRARY)
@@ -46,19 +46,19 @@ if(LATHE_OPENMP)
   find_package(OpenMP COMPONENTS CXX)
 endif()
 if(NOT OpenMP_CXX_FOUND)
-  message(STATUS "lathe: no OpenMP, the CPU kernels run on one thread")
+  message(STATUS "lathe: no OpenMP, so the CPU kernels run on one thread")
 endif()
 
 if(LATHE_MPI)
-  set(MPI_CXX_SKIP_MPICXX ON)  # the C interface alone
+  set(MPI_CXX_SKIP_MPICXX ON)  # only the C interface
   find_package(MPI COMPONENTS CXX)
 endif()
 if(NOT MPI_CXX_FOUND)
-  message(STATUS "lathe: no MPI, a run has one rank")
+  message(STATUS "lathe: no MPI, so a run has one rank")
 endif()
 
-# oneDNN 2: found by header and library. The package's own CMake file asks for OpenCL's headers, which
-# neither the package nor lathe needs.
+# Finds oneDNN 2 by its header and library, because the package's CMake file requires OpenCL's headers,
+# which neither the package nor lathe needs.
 if(LATHE_ONEDNN)
   find_path(LATHE_ONEDNN_INCLUDE oneapi/dnnl/dnnl_version.h)
   find_library(LATHE_ONEDNN_LIBRARY NAMES dnnl)
@@ -72,13 +72,13 @@ if(LATHE_ONEDNN_MAJOR)
   target_include_directories(lathe_onednn SYSTEM INTERFACE ${LATHE_ONEDNN_INCLUDE})
   target_link_libraries(lathe_onednn INTERFACE ${LATHE_ONEDNN_LIBRARY})
 else()
-  message(STATUS "lathe: no oneDNN 2, matmuls run on lathe's plain code")
+  message(STATUS "lathe: no oneDNN 2, so matmuls use lathe's plain code")
 endif()
 
 if(EXISTS "${LATHE_DEPS}/googletest/CMakeLists.txt")
   set(INSTALL_GTEST OFF)
   add_subdirectory(${LATHE_DEPS}/googletest ${CMAKE_BINARY_DIR}/googletest EXCLUDE_FROM_ALL)
-  if(NOT TARGET GTest::gtest_main)  # older ones give no such name
+  if(NOT TARGET GTest::gtest_main)  # older versions lack this name
     add_library(GTest::gtest_main ALIAS gtest_main)
   endif()
   set(GTest_FOUND TRUE)

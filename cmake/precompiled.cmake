@@ -1,8 +1,8 @@
-# Headers that are parsed once per set of flags, not once per source.
+# Precompiled headers: parsed once per set of flags, not once per source.
 #
-# They hide a missing #include, so only builds that test have them (CMakePresets.json), and `make tidy`
-# goes without. GCC takes a precompiled header only with the flags that it
-# was compiled with, and -Winvalid-pch says so if not.
+# They hide a missing #include, so only the builds for tests use them (CMakePresets.json), and `make
+# tidy` does not. GCC uses a precompiled header only with the flags that it was compiled with;
+# otherwise -Winvalid-pch warns.
 option(LATHE_PRECOMPILE "Precompile the headers of libraries, for builds that only test" OFF)
 
 set(LATHE_PRECOMPILED_STANDARD
@@ -11,7 +11,7 @@ set(LATHE_PRECOMPILED_STANDARD
     <iostream> <limits> <map> <memory> <mutex> <new> <numeric> <optional> <random> <set> <span> <sstream>
     <stdexcept> <string> <string_view> <thread> <tuple> <type_traits> <unordered_map> <utility> <vector>)
 
-# lathe_precompiled(NAME HEADERS ... LIBS ...): the headers, for targets that lathe_precompile(T NAME) names.
+# lathe_precompiled(NAME HEADERS ... LIBS ...) compiles the headers; lathe_precompile(TARGET NAME) uses them.
 function(lathe_precompiled name)
   cmake_parse_arguments(HEADER "" "" "HEADERS;LIBS" ${ARGN})
   file(CONFIGURE OUTPUT precompiled.cpp CONTENT "")
@@ -24,7 +24,7 @@ endfunction()
 function(lathe_precompile target name)
   if(TARGET lathe_precompiled_${name})
     target_precompile_headers(${target} REUSE_FROM lathe_precompiled_${name})
-    # Sources with flags of their own.
+    # Not for sources that have flags of their own.
     get_target_property(sources ${target} SOURCES)
     get_target_property(directory ${target} SOURCE_DIR)
     foreach(source IN LISTS sources)
@@ -37,8 +37,8 @@ function(lathe_precompile target name)
   endif()
 endfunction()
 
-# Everything under these folders that is compiled with the flags of libraries; kernels and tests have
-# flags of their own.
+# Applies to all targets under these folders that are compiled with the flags of libraries. Kernels and
+# tests have flags of their own.
 function(lathe_precompile_folders)
   foreach(folder IN LISTS ARGN)
     get_property(targets DIRECTORY ${folder} PROPERTY BUILDSYSTEM_TARGETS)
@@ -56,7 +56,7 @@ function(lathe_precompile_folders)
   endforeach()
 endfunction()
 
-if(LATHE_DEPS)  # a carried fmt is compiled with a definition that not all targets have
+if(LATHE_DEPS)  # its fmt is compiled with a definition that not all targets have
   set(LATHE_PRECOMPILE OFF)
 endif()
 if(LATHE_PRECOMPILE)

@@ -1,11 +1,11 @@
-# What the recipes share; read by them with `source`, not run by itself.
-# LATHE_PREPARE names another prepare than the one in build/.
+# Functions that the recipes share. They read it with `source`; it is not run by itself.
+# LATHE_PREPARE: the prepare program to use instead of the one in build/.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 prepare=${LATHE_PREPARE:-$root/build/prepare}
 
-# A user's mistake: one sentence, exit code 2.
+# Reports a user's mistake in one sentence and exits with code 2.
 fail() { echo "$(basename "$0"): $1" >&2; exit 2; }
 
 # checksum FILE: its SHA-256.
@@ -19,11 +19,11 @@ checksum() {
 verify() {
   local found
   found=$(checksum "$1")
-  [[ $found == "$2" ]] || fail "$1 has the SHA-256 $found, expected $2; remove it or get it anew"
+  [[ $found == "$2" ]] || fail "$1 has the SHA-256 $found, expected $2; remove it or get it again"
 }
 
-# download URL FILE SHA256: FILE appears only when it is whole and its checksum is right. A file
-# that is already there is checked and kept.
+# download URL FILE SHA256: creates FILE only if the download is complete and its checksum is right. If
+# FILE exists already, checks and keeps it.
 download() {
   local url=$1 file=$2 sha256=$3 found
   if [[ -e $file ]]; then verify "$file" "$sha256"; return; fi
@@ -50,6 +50,6 @@ readable() {
 
 # run_prepare ARGUMENTS...
 run_prepare() {
-  [[ -x $prepare ]] || fail "$prepare is not there; build it first with: make"
+  [[ -x $prepare ]] || fail "$prepare does not exist; build it first with: make"
   "$prepare" "$@"
 }

@@ -5,7 +5,7 @@
 
 namespace lathe::testing {
 
-// Bytes that operator new has handed out so far in this process, libraries included.
+// Bytes that operator new has returned so far in this process, libraries included.
 size_t allocated_bytes();
 
 }  // namespace lathe::testing

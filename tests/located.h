@@ -1,4 +1,4 @@
-// Where a test finds the programs and files that were built or written with it.
+// Locates the programs and files that were built with a test.
 #pragma once
 
 #include <cstdlib>
@@ -6,8 +6,8 @@
 
 namespace lathe::testing {
 
-// `built`, a path that the build wrote into the test; or what the environment's `variable` names,
-// if the tests were carried to another machine (tools/carry_binaries.sh).
+// Returns the environment's `variable` if it is set, because the tests were copied to another
+// machine (tools/carry_binaries.sh); else `built`, the path that the build compiled into the test.
 inline std::string located(const char* variable, const char* built) {
   const char* carried = std::getenv(variable);
   return carried != nullptr ? carried : built;

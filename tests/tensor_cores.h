@@ -1,4 +1,4 @@
-// Sums of products as a plain implementation takes them, on the CPU or on tensor cores.
+// Sums of products as a plain implementation computes them, on the CPU or on tensor cores.
 #pragma once
 
 #include <type_traits>
@@ -7,8 +7,8 @@
 
 namespace lathe::testing {
 
-// A sum of products as a plain implementation takes it: one after the other; or, in fp32 and of
-// bf16, as the tensor cores of an A100 do.
+// A sum of products as a plain implementation computes it: one product after the other; or in fp32
+// of bf16 factors, in the order of an A100's tensor cores.
 template <typename A>
 class PlainSum {
  public:

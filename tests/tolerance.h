@@ -1,7 +1,7 @@
-// The one tolerance rule of the tests, FlashAttention's: the error against a reference in double is
-// at most twice the error of a plain implementation in the same number type, which rounds to the
-// storage type wherever separate operations would. Both the largest error over the tensor and the
-// root mean square must obey; the floor is 8 ulp (fp32, fp64) or 1 ulp (bf16) of the reference's
+// The one tolerance rule of the tests, taken from FlashAttention: the error against a reference in
+// double is at most twice the error of a plain implementation in the same number type, which rounds
+// to the storage type after each operation. The rule holds for the largest error over the tensor
+// and for the root mean square. The floor is 8 ulp (fp32, fp64) or 1 ulp (bf16) of the reference's
 // largest magnitude.
 #pragma once
 
@@ -18,7 +18,7 @@
 
 namespace lathe::testing {
 
-// Distance between neighbouring values of T around `magnitude`; 0 for 0.
+// The distance between adjacent values of T around `magnitude`; 0 for 0.
 template <typename T>
 double ulp_at(double magnitude) {
   constexpr int kMantissaBits = dtype_of<T> == DType::bf16   ? 7
@@ -30,10 +30,10 @@ double ulp_at(double magnitude) {
 
 struct ErrorNorms {
   double max = 0, rms = 0;
-  size_t worst = 0;  // where the largest error is
+  size_t worst = 0;  // index of the largest error
 };
 
-// A NaN against a number (or the other way round) is an infinite error; equal infinities are none.
+// A NaN where the other value is a number is an infinite error. Equal infinities are no error.
 template <typename T>
 ErrorNorms error_norms(std::span<const T> values, std::span<const double> reference) {
   ErrorNorms norms;

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs what a build needs and is missing; says nothing and takes milliseconds when nothing is.
+# Installs the packages that a build needs. If none is missing, prints nothing and takes milliseconds.
 # usage: tools/setup.sh build|cuda-on-cpu|gpu|test|tidy|bench|fuzz
-# Where installing is not allowed (neither root nor sudo, or LATHE_NO_INSTALL=1) it names what is
-# missing in one line and lets CMake decide: it is CMake that knows which of these are optional.
+# If installing is not allowed (neither root nor sudo, or LATHE_NO_INSTALL=1), prints the missing
+# packages in one line and continues: CMake knows which of them are optional.
 set -euo pipefail
 
 packages="g++ cmake ninja-build libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev
@@ -18,7 +18,7 @@ case "${1:-build}" in
   *) echo "setup.sh: unknown part '$1'; one of build, cuda-on-cpu, gpu, test, tidy, bench, fuzz" >&2; exit 2 ;;
 esac
 
-# A folder of carried sources and headers takes the place of the system's packages.
+# LATHE_DEPS replaces the system's packages.
 [[ -n "${LATHE_DEPS:-}" ]] && exit 0
 
 if ! command -v dpkg-query >/dev/null; then

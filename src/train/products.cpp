@@ -16,7 +16,8 @@ void share_plans(Run& run) {
   const std::vector<std::string> differ = communicator.exchange_text(shared == mine ? "" : "x");
   if (std::ranges::all_of(differ, &std::string::empty)) return;
   if (shared != mine) device.load_plans(shared);
-  // Every rank must do this: a recorded collective must not meet one that is enqueued anew.
+  // On every rank: a collective replayed on one rank must not meet one enqueued directly on
+  // another.
   device.forget_recordings();
 }
 

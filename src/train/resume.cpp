@@ -106,8 +106,8 @@ fs::path checkpoint_to_resume(const TrainOptions& options) {
   const fs::path newest = options.writes() ? newest_checkpoint(options) : fs::path{};
   if (newest.empty() || (!chosen.empty() && fs::equivalent(chosen, newest))) return chosen;
   throw UserError(
-      "--out {} holds {}, which --resume {} would leave behind: continue from it with --resume "
-      "auto, or name another --out",
+      "--out {} holds {}, but --resume {} would not continue from it: use --resume auto, or name "
+      "another --out",
       options.out, newest.filename().string(), options.resume);
 }
 

@@ -117,7 +117,7 @@ void restore_checkpoint(Run& run) {
   const std::string difference =
       difference_to(s, now, run.setup().data_fingerprint, run.mesh().ranks(), device);
   if (!difference.empty() && run.mesh().leads()) {
-    say(fmt::format("train: {} {}: the run goes on, but not bit for bit", from.string(),
+    say(fmt::format("train: {} {}: the run continues, but not bit for bit", from.string(),
                     difference));
   }
   if (same_products(s.config, now, device) && s.layout.cpu == device.name())

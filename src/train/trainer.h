@@ -31,7 +31,7 @@ struct StepShape {
   Recompute recompute = Recompute::none;
   int64_t bucket_elements = Sharding().bucket_elements;  // the smallest bucket of gradients
   int64_t zero_stage = 0;                                // 1: ranks share the optimizer's state
-  bool reduce_bf16 = false;                              // gradients cross the network as bf16
+  bool reduce_bf16 = false;                              // reduce gradients in bf16
   int64_t logits_at_once = 0;                            // about; 0: the device's choice
 };
 

@@ -4,13 +4,13 @@
     bits.py check  --build-dir build [--cuda-build-dir build/cuda-on-cpu] [--quick]
     bits.py record --build-dir build [--cuda-build-dir build/cuda-on-cpu]
 
-`record` stores what the runs gave in recorded.json, `check` compares with it. Bits depend on the
-compiler, the vector instructions of the CPU and oneDNN, so the file has an entry for each of
-these; `check` exits with 77 (skipped) if this machine has none. A change that is meant to change
-bits records them anew, and its commit says why.
+`record` stores the results of the runs in recorded.json, `check` compares with them. Bits depend on
+the compiler, the vector instructions of the CPU and oneDNN, so the file has an entry for each
+combination of these. `check` exits with 77 (skipped) if this machine has no entry. A change that
+changes bits on purpose records them again, and its commit says why.
 
-A configuration is one run, or two of which the second resumes the first. Losses and norms come
-from metrics.jsonl, digests from the files of the last checkpoint.
+A configuration is one run, or a run and its continuation. Losses and norms come from metrics.jsonl,
+digests from the files of the last checkpoint.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 
 RECORDED = Path(__file__).with_name("recorded.json")
 
-# Flags of every configuration; those of one replace them. Each rank has one thread.
+# Flags of every configuration, which its own flags override. Each rank has one thread.
 BASE = {
     "model": "shakespeare-cpu", "n-layer": 3, "n-head": 2, "n-embd": 32, "seq-len": 16,
     "batch-size": 2, "total-batch-size": 384, "steps": 8, "warmup-steps": 3, "lr-decay-steps": 8,
@@ -37,8 +37,8 @@ BASE = {
 class Configuration:
     def __init__(self, ranks=1, quick=False, resume_at=0, resume_flags=None, **flags):
         self.ranks = ranks
-        self.quick = quick  # part of the test
-        self.resume_at = resume_at  # the first run ends after so many steps; 0: one run
+        self.quick = quick  # runs with --quick
+        self.resume_at = resume_at  # steps of the first run; 0: only one run
         self.resume_flags = resume_flags or {}
         self.flags = {name.replace("_", "-"): value for name, value in flags.items()}
 
@@ -85,7 +85,7 @@ def configurations():
 
 
 def machine(train, data):
-    """What bits depend on: compiler, the CPU's vector instructions, and oneDNN."""
+    """The combination that bits depend on: compiler, the CPU's vector instructions, and oneDNN."""
     compiler = subprocess.run(["c++", "-dumpfullversion"], capture_output=True, text=True)
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
@@ -97,7 +97,7 @@ def machine(train, data):
 
 
 def run(command):
-    # As root, with more ranks than cores, any rank on any core.
+    # Lets Open MPI run as root, with more ranks than cores and any rank on any core.
     environment = dict(
         os.environ,
         OMP_NUM_THREADS="1",
@@ -125,7 +125,7 @@ def arguments(flags):
 
 
 def bits_of(out):
-    """Losses, norms and digests of the run in `out`."""
+    """The losses, norms and digests of the run in `out`."""
     bits = {"loss": [], "grad_norm": [], "val_loss": [], "files": {}}
     for line in (out / "metrics.jsonl").read_text().splitlines():
         values = json.loads(line)
@@ -150,7 +150,7 @@ def measure(configuration, train, data, out):
 
 
 def differences(found, recorded):
-    """What differs, as lines."""
+    """The differences, one line each."""
     lines = []
     for name in ("loss", "grad_norm", "val_loss"):
         for step, (a, b) in enumerate(zip(found[name], recorded[name])):

@@ -1,4 +1,4 @@
-// libFuzzer: manifest.json and trainer.json. What is read and written again reads the same.
+// libFuzzer: manifest.json and trainer.json. Reading, writing and reading again gives the same.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

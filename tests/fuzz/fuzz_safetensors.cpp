@@ -1,5 +1,5 @@
-// libFuzzer: safetensors headers. Whatever the bytes, parsing ends with a UserError or with entries
-// that lie inside the file.
+// libFuzzer: safetensors headers. For any bytes, parsing gives a UserError or entries inside the
+// file.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -32,7 +32,7 @@ void parse(std::span<const std::byte> file) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   parse(std::as_bytes(std::span(data, size)));
-  // The same bytes as a header of the right length, so that the JSON behind it is reached.
+  // The same bytes after a correct header length, so that the JSON parser runs.
   std::vector<uint8_t> framed(8 + size);
   const uint64_t length = size;
   std::memcpy(framed.data(), &length, 8);

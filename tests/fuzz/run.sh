@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every harness for a while, from the committed seeds and what earlier runs found; an input that
-# fails is left in build/fuzz/corpus/HARNESS. usage: tests/fuzz/run.sh [SECONDS each]
+# Runs every harness for a while, from the committed seeds and the inputs that earlier runs found. An
+# input that fails stays in build/fuzz/corpus/HARNESS. usage: tests/fuzz/run.sh [SECONDS each]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cmake --preset fuzz >/dev/null

@@ -1,5 +1,4 @@
-// A shard of any bytes opens or is refused with a UserError, and every token it says it has is
-// there.
+// A shard of any bytes opens or gives a UserError. If it opens, all its tokens can be read.
 #include "src/data/shard.h"
 
 #include <sys/mman.h>

@@ -1,5 +1,5 @@
-// Text of any bytes: valid UTF-8 comes back from BPE as it was, and in two parts where it may be
-// cut; invalid UTF-8 is refused. Tokens in any order print as valid UTF-8.
+// Text of any bytes: BPE reproduces valid UTF-8, also if it is cut where that is allowed, and
+// refuses invalid UTF-8. Tokens in any order print as valid UTF-8.
 #include "src/data/tokenizer.h"
 #include "src/data/utf8.h"
 

@@ -1,8 +1,9 @@
-// Tokenizer files of any bytes open or are refused with a UserError. What opens decodes what it
-// encodes, and its own tokenizer.json opens again as the same.
+// Tokenizer files of any bytes open or give a UserError. An opened tokenizer decodes what it
+// encodes, and writes a tokenizer.json that opens as the same tokenizer.
 #include "src/data/tokenizer.h"
 
-// Bytes up to a NUL are the vocabulary and the rest the merges; without a NUL, a tokenizer.json.
+// Bytes up to a NUL are the vocabulary, the rest are the merges. Without a NUL, all bytes are a
+// tokenizer.json.
 static std::unique_ptr<lathe::Tokenizer> parse(std::string_view input) {
   const size_t end = input.find('\0');
   if (end == std::string_view::npos) return lathe::parse_tokenizer_json(input, "fuzz");

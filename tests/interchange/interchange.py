@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Takes models from lathe to transformers and back, and compares losses on the way.
+"""Moves models from lathe to transformers and back, and compares the losses.
 
 usage: PYTHON tests/interchange/interchange.py [--build build] [--keep DIR]
 
@@ -8,11 +8,11 @@ PYTHON is an interpreter that has torch, transformers, tokenizers and safetensor
     python3 -m venv oracle && oracle/bin/pip install torch transformers tokenizers safetensors
     oracle/bin/python tests/interchange/interchange.py
 
-With LATHE_ORACLE_PYTHON=oracle/bin/python any python3 hands over to it; so ctest's interchange_test
-does. If something is missing, that is said and the exit code is 77. Needs no network, and a minute or
-two. Written with torch 2.15 and tokenizers 0.23 or 0.22, and transformers 5.24 or 4.57.
+If LATHE_ORACLE_PYTHON=oracle/bin/python is set, any python3 starts that interpreter, as ctest's
+interchange_test does. If a package is missing, it prints that and exits with 77. Needs no network and
+takes a minute or two. Written for torch 2.15, tokenizers 0.23 or 0.22, and transformers 5.24 or 4.57.
 
-A loss of lathe's may be off from PyTorch's in double by twice what PyTorch's own in fp32 is, or by 8 ulp.
+A loss of lathe may differ from PyTorch's in double by 8 ulp or twice as much as PyTorch's in fp32 does.
 """
 import argparse
 import importlib.util
@@ -28,7 +28,7 @@ import tempfile
 PACKAGES = ["torch", "transformers", "tokenizers", "safetensors"]
 SIZES = {"n-layer": 2, "n-head": 2, "n-embd": 32, "seq-len": 32, "batch-size": 4}
 ADAMW = {"lr": 1e-3, "weight-decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "grad-clip": 1.0}
-STEPS = 20  # of a continuation
+STEPS = 20  # of each continuation
 
 
 def skip(reason):
@@ -37,7 +37,7 @@ def skip(reason):
 
 
 class Checks:
-    """Counts what holds and what does not."""
+    """Counts checks that passed and failed."""
 
     def __init__(self):
         self.passed = self.failed = 0
@@ -51,7 +51,7 @@ class Checks:
         self.that(found == expected, what, "" if found == expected else f"{found!r}, not {expected!r}")
 
     def close(self, lathe, double, single, what):
-        """Lists of losses: lathe's, PyTorch's in double and in fp32."""
+        """Compares lists of losses: lathe's, PyTorch's in double and in fp32."""
         error = max(abs(a - b) for a, b in zip(lathe, double, strict=True))
         own = max(abs(a - b) for a, b in zip(single, double, strict=True))
         ulp = max(float(numpy.spacing(numpy.float32(loss))) for loss in double)
@@ -60,7 +60,7 @@ class Checks:
 
 
 class Lathe:
-    """The programs of a build, and a folder to work in."""
+    """The programs of a build, and a folder for their files."""
 
     def __init__(self, build, work):
         self.build, self.work = build, work
@@ -81,7 +81,7 @@ class Lathe:
         return data
 
     def train(self, data, out, flags, expect=0):
-        """The checkpoint that a run ends with, and its metrics."""
+        """Runs a training; returns its last checkpoint and its metrics."""
         flags = {"model": "shakespeare-cpu", "data": data, "out": out, "threads": 1, "warmup-steps": 0,
                  **SIZES, **flags}
         result = self.run("train", flags, expect)
@@ -92,13 +92,13 @@ class Lathe:
         return steps[-1], lines
 
     def validation_loss(self, weights, data):
-        """Of a model directory, with all digits."""
+        """The validation loss of a model directory, with all digits."""
         out = pathlib.Path(tempfile.mkdtemp(dir=self.work))
         _, lines = self.train(data, out, {"init": weights, "steps": 1, "eval-interval": 1, "eval-batches": 0})
         return next(line["val_loss"] for line in lines if "val_loss" in line and line["step"] == 0)
 
     def refusal(self, weights, data):
-        """What --init and sample say, each in one sentence, to a directory that they refuse."""
+        """The messages, one sentence each, with which --init and sample refuse a directory."""
         out = self.work / "refused"
         said = self.train(data, out, {"init": weights, "steps": 1}, expect=2).stderr
         if out.exists():
@@ -108,7 +108,7 @@ class Lathe:
 
 
 def tokens_of(data, split):
-    """The tokens of a data directory's shards: llm.c's format."""
+    """The tokens of a data directory's shards, which have llm.c's format."""
     tokens = []
     for path in sorted(data.glob(f"{split}_*.bin")):
         tokens.append(numpy.frombuffer(path.read_bytes()[1024:], dtype="<u2").astype(numpy.int64))
@@ -121,7 +121,7 @@ def write_shard(path, tokens):
 
 
 def opened(path, dtype=None):
-    """A model directory in transformers, with nothing missing and nothing left over."""
+    """Opens a model directory in transformers; no weight may be missing or unexpected."""
     model, info = transformers.GPT2LMHeadModel.from_pretrained(path, output_loading_info=True)
     odd = {key: list(value) for key, value in info.items() if value}
     if odd:
@@ -135,7 +135,7 @@ def loss_of(model, inputs, targets):
 
 
 def validation_loss(model, tokens):
-    """Disjoint windows from the first token on; each token but the first is a target once."""
+    """Disjoint windows from the first token on. Each token except the first is a target once."""
     length, targets = SIZES["seq-len"], len(tokens) - 1
     whole = targets // length * length
     with torch.no_grad():
@@ -146,7 +146,7 @@ def validation_loss(model, tokens):
 
 
 def optimizer_of(model):
-    """AdamW as lathe has it: matrices and embeddings decay, biases and LayerNorms do not."""
+    """AdamW like lathe's: matrices and embeddings decay, biases and LayerNorms do not."""
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     return torch.optim.AdamW(
@@ -155,7 +155,7 @@ def optimizer_of(model):
 
 
 def train_in_torch(model, windows):
-    """One step on each window; the losses before each."""
+    """Takes one step on each window; returns the loss before each."""
     optimizer, losses = optimizer_of(model), []
     for window in windows:
         optimizer.zero_grad()
@@ -168,7 +168,7 @@ def train_in_torch(model, windows):
 
 
 def train_bpe(work, name, special):
-    """A byte-level BPE from the stories, as its users train one."""
+    """Trains a byte-level BPE on the stories, as users of tokenizers do."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -208,7 +208,7 @@ class Case:
 
     def check_tokenizer(self, directory, what):
         if json.loads((directory / "tokenizer.json").read_text()).get("type") == "char":
-            print(f"---- {self.name}: tokenizer.json is of lathe's own kind, which AutoTokenizer does not open")
+            print(f"---- {self.name}: tokenizer.json has lathe's own format, which AutoTokenizer cannot open")
             return
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         vocabulary = json.loads((self.checkpoint / "config.json").read_text())["vocab_size"]
@@ -223,7 +223,7 @@ class Case:
         self.checks.equal(tokenizer(decoded)["input_ids"], ids, f"{self.name}: its ids are prepare's")
 
     def check_continuation(self):
-        """Trained on in transformers, saved, imported; then the same steps in lathe and in PyTorch."""
+        """Trains on in transformers, saves, imports; then takes the same steps in lathe and in PyTorch."""
         length = SIZES["seq-len"]
         train = tokens_of(self.data, "train")
         model = opened(self.checkpoint, torch.float32).train()
@@ -241,7 +241,7 @@ class Case:
         self.compare(saved, loss, "a continuation by transformers, imported again")
         self.lathe.run("sample", {"checkpoint": saved, "tokens": 20, "prompt": "The"})
 
-        # Data of a single window: both train on the same tokens in each step.
+        # Data of a single window, so that both train on the same tokens in each step.
         one = self.lathe.work / f"{self.name}-one"
         shutil.copytree(self.data, one)
         for path in one.glob("train_*.bin"):
@@ -261,7 +261,7 @@ class Case:
 
 
 def check_files(lathe, checks, case):
-    """Files that others write: read as they are meant, or refused by name."""
+    """Files of other programs: lathe reads them correctly, or refuses them and names the file."""
     model = opened(case.checkpoint, torch.float32)
     names = iter(range(100))
 
@@ -306,7 +306,7 @@ def check_files(lathe, checks, case):
         values["lm_head.weight"][3, 5] += 1
     refused(directory(lambda path: tensors(path, other_head)), "lm_head.weight differs from transformer.wte.weight")
 
-    def alone(path):  # tied tensors are saved once, under the name that comes first
+    def alone(path):  # saves tied tensors once, under the first name
         safetensors.torch.save_model(model, str(path / "model.safetensors"), metadata={"format": "pt"})
     only_head = directory(alone)
     names_in_file = safetensors.torch.load_file(only_head / "model.safetensors").keys()

@@ -1,4 +1,5 @@
-// Training steps of several ranks: gradients, loss, norm and weights are those of the whole batch.
+// Training steps with several ranks: gradients, loss, norm and weights equal those of the whole
+// batch.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -22,8 +23,8 @@ const ModelConfig kConfig{.n_layer = 3,
                           .bias = true,
                           .dropout = 0.1f};
 
-// As little as has four buckets (layer 0 is cut in two) and dropout: it is trained hundreds of
-// times.
+// The smallest model with four buckets (layer 0 is cut in two) and dropout, because it is trained
+// hundreds of times.
 const ModelConfig kLeast{.n_layer = 2,
                          .n_head = 1,
                          .n_embd = 8,
@@ -40,7 +41,7 @@ struct Options {
   int64_t bucket_elements = 0;
 };
 
-// Writes a NaN into the gradients behind the first backward pass of a LayerNorm.
+// Writes a NaN into the gradients after the first backward pass of a LayerNorm.
 class PoisonOps final : public ObservedOps {
  public:
   explicit PoisonOps(const Trainer& trainer)
@@ -62,7 +63,7 @@ class PoisonOps final : public ObservedOps {
   mutable bool done_ = false;
 };
 
-// A rank in the middle of training. Sequence s of a step is the same whoever has it.
+// A rank in the middle of training. Sequence s of a step is the same on whichever rank it is.
 struct Rank {
   Rank(Ranks& on, const Options& options)
       : ranks(on),
@@ -89,7 +90,7 @@ struct Rank {
     device.forget_recordings();  // they use this rank's memory
   }
 
-  // `vote`: of this rank; `poison`: a gradient of this rank is NaN.
+  // `vote`: this rank votes to stop; `poison`: a gradient of this rank is NaN.
   void enqueue(uint32_t step, bool vote = false, bool poison = false) {
     const int64_t sequences = shape.batch_size, micro_steps = shape.micro_steps;
     for (int64_t m = 0; m < micro_steps; ++m) {
@@ -159,7 +160,7 @@ Outcome train(Ranks& ranks, const Options& options, int steps = 3) {
   return outcome;
 }
 
-// Of communicators, each once.
+// The kinds of communicators, each once.
 std::vector<CommKind> kinds_under_test() {
   std::vector<CommKind> kinds;
   for (const Variant& variant : variants_under_test()) {
@@ -186,7 +187,7 @@ TEST_P(DataParallelTest, EveryRankHasTheSameWeights) {
   }
 }
 
-// One bit on one rank: all ranks learn whose it is.
+// One bit differs on one rank: all ranks report that rank.
 TEST_P(DataParallelTest, AReplicaThatDiffersIsNamed) {
   Ranks ranks(GetParam());
   if (ranks.comm->size() == 1) GTEST_SKIP() << "nothing to differ from";
@@ -207,7 +208,7 @@ TEST_P(DataParallelTest, AReplicaThatDiffersIsNamed) {
   }
 }
 
-// ranks micro-steps on one rank are one micro-step on each of them.
+// One micro-step on each of n ranks equals n micro-steps on one rank.
 TEST_P(DataParallelTest, IsAccumulation) {
   Ranks ranks(GetParam());
   const Outcome together = train(ranks, {.dtype = DType::fp32});
@@ -262,7 +263,7 @@ TEST_P(DataParallelTest, OneVoteStopsAll) {
   EXPECT_EQ(rank.trainer.state.collect_results().stop_votes, 0);
 }
 
-// Masters and moments of a rank are its part of all, padding apart, and the plan says so.
+// A rank holds only its share of masters and moments, plus padding, as the plan predicts.
 TEST_P(DataParallelTest, OptimizerMemoryIsShared) {
   Ranks ranks(GetParam());
   for (DType dtype : {DType::fp32, DType::bf16}) {
@@ -280,7 +281,8 @@ TEST_P(DataParallelTest, OptimizerMemoryIsShared) {
   }
 }
 
-// Whatever order a GPU runs things in, and however far ahead of another.
+// The results do not depend on the order in which a GPU runs its streams, or on how far it is
+// ahead.
 TEST_P(DataParallelTest, IsTheSameInEveryOrderOfStreams) {
   Ranks ranks(GetParam());
   if (ranks.device->kind() == DeviceKind::cpu) GTEST_SKIP() << "no streams";

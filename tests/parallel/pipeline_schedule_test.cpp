@@ -1,5 +1,5 @@
-// The step as data: each action once, no stage starves, and no more in flight than there is memory
-// for.
+// The step as data: each action occurs once, no stage starves, and no more micro-steps are in
+// flight than the memory allows.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -26,8 +26,8 @@ TEST(OneForwardOneBackward, OfTwoStagesOverlaps) {
   EXPECT_EQ(one_forward_one_backward(1, 2, 3), one_forward_one_backward(0, 1, 3));
 }
 
-// A forward needs that of the stage before, a backward that of the stage behind; both take a slot
-// of time. All stages are done after 2 (M + S - 1) slots.
+// A forward needs that of the previous stage, a backward that of the next stage. Each takes one
+// time slot. All stages are done after 2 (M + S - 1) slots.
 TEST(OneForwardOneBackward, RunsWithoutStarvingAndInTheKnownTime) {
   for (const int64_t stages : {1, 2, 3, 4, 8, 16}) {
     for (const int64_t micro_steps : {1, 2, 3, 8, 16, 64}) {

@@ -1,5 +1,5 @@
-// When a step communicates, and what waits for it: read from the order of the calls, with a device
-// that computes nothing and ranks that are not there.
+// When a step communicates, and what waits for it, read from the order of the calls. The device
+// computes nothing, and the other ranks do not exist.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -49,7 +49,7 @@ Schedule schedule_of(const Case& c) {
 }
 
 // The operation that writes the last gradient of a bucket: the backward pass of its first matrix or
-// LayerNorm. Layer l has four linear_backward, and two layernorm_backward behind the head's one.
+// LayerNorm. Each layer has four linear_backward and two layernorm_backward, after the head's one.
 int64_t last_gradient(const Schedule& s, const ModelConfig& config, const Bucket& bucket) {
   if (bucket.first_layer < 0) return s.only("embedding_backward");
   const std::string first = bucket.name.substr(0, bucket.name.find(' '));
@@ -79,7 +79,7 @@ TEST(Schedule, EachBucketIsReducedWhenItsLastGradientIsThere) {
                                  "attention_backward", "embedding_backward", "square_sums"))
             << bucket.name;
       }
-      // Every one of them begins when the device is through with what it was given before.
+      // Each collective starts after everything that was enqueued on the device before it.
       for (const auto& [at, entry] : s.collectives())
         EXPECT_GT(s.ordered_after(at), s.operation_before(at)) << entry.kind << " " << entry.what;
     }
@@ -97,7 +97,7 @@ TEST(Schedule, AdamWWaitsForAllGradientsAndNothingElseDoes) {
   for (bool sharded : {false, true}) {
     const Schedule s = schedule_of({.sharded = sharded});
     const int64_t last_gradient = s.only("reduce_scatter", "embeddings");
-    // The first wait of the device behind the gathers is the one before the norm.
+    // The device's first wait after the backward pass is the one before the norm.
     const int64_t wait = s.next(s.only("embedding_backward"), "device_after");
     EXPECT_EQ(s.at(wait).ticket, s.at(last_gradient).ticket);
     EXPECT_LT(wait, s.first("square_sums"));
@@ -111,7 +111,7 @@ TEST(Schedule, AdamWWaitsForAllGradientsAndNothingElseDoes) {
     EXPECT_GT(norm, s.all("square_sums").back());
     EXPECT_EQ(s.at(s.next(norm, "device_after")).ticket, s.at(norm).ticket);
     EXPECT_LT(s.next(norm, "device_after"), s.only("clip_scale"));
-    // Stage 0: the layers are updated while the embeddings' sums come together.
+    // Stage 0: the layers are updated while the embeddings' sums are gathered.
     const std::vector<int64_t> updates = s.all("adamw");
     ASSERT_EQ(updates.size(), sharded ? 1u : 2u);
     if (sharded) continue;
@@ -123,19 +123,19 @@ TEST(Schedule, AdamWWaitsForAllGradientsAndNothingElseDoes) {
   }
 }
 
-// ZeRO-1: all gathers are under way before the forward pass begins, in the order in which it needs
-// them, and each layer waits for its own alone.
+// ZeRO-1: all gathers are enqueued before the forward pass, in the order in which it needs them,
+// and each layer waits only for its own.
 TEST(Schedule, LayersWaitForTheirOwnWeights) {
   const Schedule s = schedule_of({.sharded = true});
   const std::vector<int64_t> gathers = s.all("all_gather");
-  ASSERT_EQ(gathers.size(), 21u);  // four parts a layer
+  ASSERT_EQ(gathers.size(), 21u);  // four parts per layer
   EXPECT_LT(gathers.back(), s.first("embedding_forward"));
   const std::vector<int64_t> waits = s.all("device_after");
   for (size_t l = 0; l <= 5; ++l) EXPECT_EQ(s.at(waits[l]).ticket, s.at(gathers[4 * l]).ticket);
   EXPECT_EQ(s.at(gathers[0]).what, "embeddings");
   EXPECT_EQ(s.at(gathers[4]).what, "h.0.mlp.c_proj");
   EXPECT_EQ(s.at(gathers[20]).what, "h.4.mlp.c_proj to ln_f");
-  // Embedding, then of each layer the first LayerNorm.
+  // The embedding, then the first LayerNorm of each layer.
   EXPECT_EQ(s.next(waits[0]), s.first("embedding_forward"));
   const std::vector<int64_t> norms = s.all("layernorm_forward");
   for (size_t l = 0; l < 5; ++l) EXPECT_EQ(s.next(waits[l + 1]), norms[2 * l]);
@@ -154,7 +154,7 @@ TEST(Schedule, OneRankIsSilent) {
   EXPECT_TRUE(s.all("device_after").empty());
 }
 
-// Half a million tokens a step, as GPT-2 was trained with (and as llm.c reproduces it), on four
+// Half a million tokens per step, as in the training of GPT-2 and in llm.c's reproduction, on four
 // H100.
 TEST(Schedule, OfGpt2HidesWhatItSends) {
   for (const auto& [sharded, reduce_bf16] :

@@ -1,5 +1,5 @@
-// A step as it is enqueued: operations and collectives in the order of the calls; and how long it
-// would take on a machine of given rates.
+// A step as it is enqueued: operations and collectives in the order of the calls. Predicts how long
+// it takes on a machine with given rates.
 #pragma once
 
 #include <fmt/format.h>
@@ -21,9 +21,9 @@ class Schedule {
     std::string kind;  // the operation, the collective, "after_device" or "device_after"
     std::string what;  // of a collective
     bool collective = false;
-    Ticket ticket = 0;  // its own; of device_after the one that is waited for
+    Ticket ticket = 0;  // its own; of device_after: the awaited one
     OpCost cost;        // of an operation
-    double bytes = 0;   // of a collective: of the whole tensor
+    double bytes = 0;   // of a collective's whole tensor
   };
   void add(Entry entry) { entries_.push_back(std::move(entry)); }
   const std::vector<Entry>& entries() const { return entries_; }
@@ -43,7 +43,7 @@ class Schedule {
     return places.empty() ? -1 : places.front();
   }
   int64_t first(const std::string& kind) const { return all(kind).at(0); }
-  // The next entry behind a place that has one of these kinds; any operation without one.
+  // The next entry after `place` of one of these kinds; without kinds, the next entry.
   template <typename... Kinds>
   int64_t next(int64_t place, const Kinds&... kinds) const {
     for (size_t i = static_cast<size_t>(place) + 1; i < entries_.size(); ++i) {
@@ -59,7 +59,7 @@ class Schedule {
     }
     return found;
   }
-  // The last operation of the device before a collective; -1: none.
+  // The device's last operation before a collective; -1: none.
   int64_t operation_before(int64_t place) const {
     for (int64_t i = place; i-- > 0;) {
       const Entry& entry = at(i);
@@ -68,7 +68,7 @@ class Schedule {
     }
     return -1;
   }
-  // The last after_device before it; -1: none.
+  // The last after_device before a collective; -1: none.
   int64_t ordered_after(int64_t place) const {
     for (int64_t i = place; i-- > 0;) {
       if (at(i).kind == "after_device") return i;
@@ -80,7 +80,7 @@ class Schedule {
   std::vector<Entry> entries_;
 };
 
-// Operations that are noted and not done.
+// Operations that are recorded but not run.
 class ScheduleOps final : public ObservedOps {
  public:
   ScheduleOps(const Ops& real, Schedule& schedule) : ObservedOps(real), schedule_(schedule) {}
@@ -95,7 +95,7 @@ class ScheduleOps final : public ObservedOps {
   Schedule& schedule_;
 };
 
-// Rank 0 of a job whose other ranks do not exist: what it asks for is noted and not done.
+// Rank 0 of a job whose other ranks do not exist: collectives are recorded but not run.
 class AbsentRanks final : public Communicator {
  public:
   AbsentRanks(int size, Schedule& schedule) : size_(size), schedule_(schedule) {}
@@ -154,8 +154,8 @@ class AbsentRanks final : public Communicator {
   Ticket last_ = 0;
 };
 
-// What a GPU reaches of its peaks in practice: an operation takes the longer of its FLOPs and its
-// bytes.
+// The rates that a GPU reaches in practice. An operation takes the time of its FLOPs or of its
+// bytes, whichever is longer.
 struct Gpu {
   double flops_per_s, bytes_per_s;
 };
@@ -164,9 +164,10 @@ struct Network {
   double bytes_per_s;  // that each rank sends, and receives, at the same time
   double latency_s;    // of a collective
 };
-// Rates of 60 % of the dense bf16 peak of 989 TFLOP/s and 80 % of 3.35 TB/s make an optimistic GPU,
-// which is the pessimistic case for what hides behind it. NVLink 4: 450 GB/s a direction, of which
-// collectives reach some 75 %. 200 Gb/s InfiniBand for each GPU, 90 %.
+// 60 % of the dense bf16 peak of 989 TFLOP/s and 80 % of 3.35 TB/s are optimistic rates of a GPU,
+// and so pessimistic for the communication that its work must hide. NVLink 4: 450 GB/s per
+// direction, of which collectives reach about 75 %. InfiniBand: 200 Gb/s per GPU, of which they
+// reach 90 %.
 inline constexpr Gpu kH100{0.6 * 989e12, 0.8 * 3.35e12};
 inline constexpr Network kNvlink{"NVLink", 0.75 * 450e9, 20e-6};
 inline constexpr Network kInfiniband200{"200 Gb/s", 0.9 * 25e9, 40e-6};
@@ -180,15 +181,15 @@ struct StepTimes {
   }
 };
 
-// Two lines, each in its order, and the waits between them.
+// Simulates the two queues, each in its order, and the waits between them.
 inline StepTimes model_of(const Schedule& schedule, const Gpu& gpu, const Network& network,
                           int ranks) {
   StepTimes t;
-  double device = 0, line = 0;  // when each is through with what it has been given
-  std::vector<double> ends{0};  // of the collectives
+  double device = 0, queue = 0;  // when each finishes the work enqueued so far
+  std::vector<double> ends{0};   // of the collectives
   for (const Schedule::Entry& entry : schedule.entries()) {
     if (entry.kind == "after_device") {
-      line = std::max(line, device);
+      queue = std::max(queue, device);
     } else if (entry.kind == "device_after") {
       const double end = ends.at(static_cast<size_t>(entry.ticket));
       t.exposed_s += std::max(0.0, end - device);
@@ -197,9 +198,9 @@ inline StepTimes model_of(const Schedule& schedule, const Gpu& gpu, const Networ
       const double rounds = entry.kind == "all_reduce" ? 2 : 1;
       const double seconds =
           network.latency_s + rounds * (ranks - 1) / ranks * entry.bytes / network.bytes_per_s;
-      line += seconds;
+      queue += seconds;
       t.communication_s += seconds;
-      ends.push_back(line);
+      ends.push_back(queue);
     } else {
       const double seconds =
           std::max(entry.cost.flops / gpu.flops_per_s, entry.cost.bytes / gpu.bytes_per_s);

@@ -139,7 +139,7 @@ def rehearse_compiled(machine, toolkit, complete):
         print(done.stdout)
     else:
         notes = compile_samples(machine)
-    require("no MPI, a run has one rank" in notes and not any("NCCL" in note or "GoogleTest" in note for note in notes),
+    require("no MPI, so a run has one rank" in notes and not any("NCCL" in note or "GoogleTest" in note for note in notes),
             f"CMake found other things than the machine has: {notes}")
 
 

@@ -1,5 +1,5 @@
-// Whatever is wrong with what a user gives: one sentence that names it, the right exit code, and
-// nothing that was there is lost.
+// Bad input of every kind gives one sentence that names it and the right exit code, and loses no
+// file.
 #include <unistd.h>
 
 #include <cstring>
@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 struct Bad {
   std::string name;
   Command command;
-  std::vector<std::string> parts;  // of the sentence: the file or flag
+  std::vector<std::string> parts;  // of the message: the file or flag
   int exit_code = 2;
   long max_file_bytes = 0;
 };
@@ -42,7 +42,7 @@ class BadInput : public TrainTest {
     checkpoint = scratch / "run/step-00000002";
   }
 
-  // Runs them all; every program must refuse, and all files must be as they were.
+  // Runs them all. Every program must refuse, and all files must stay unchanged.
   void expect_refused(const std::vector<Bad>& table) {
     const auto before = contents(scratch.path()), data_before = contents(data());
     for (const Bad& bad : table) {
@@ -83,7 +83,7 @@ class BadInput : public TrainTest {
     }
     return copy;
   }
-  // A model directory as from elsewhere, without a manifest.
+  // A model directory of another program, without a manifest.
   fs::path model_with(const std::string& name, const std::string& weights) {
     const fs::path model = scratch / ("model " + name);
     fs::create_directory(model);
@@ -181,7 +181,7 @@ TEST_F(BadInput, Flags) {
       {"no value", {LATHE_TRAIN, "--steps"}, {"--steps"}},
       {"a word", {LATHE_TRAIN, "word"}, {"word"}},
   };
-  if (cuda_device_count() == 0) {  // no such build, no driver or no GPU
+  if (cuda_device_count() == 0) {  // built without CUDA, no driver or no GPU
     table.push_back(flag("device", "cuda"));
     table.push_back(sample("device cuda", {{"device", "cuda"}}, {"--device cuda", "--device cpu"}));
   }
@@ -193,7 +193,8 @@ TEST_F(BadInput, Flags) {
   expect_refused(table);
 }
 
-// A model of --init has its sizes: who says others, or what has no say beside it, is told.
+// The model of --init determines the sizes: flags that contradict it, or have no effect, are
+// refused.
 TEST_F(BadInput, WhatContradictsAModel) {
   std::vector<Bad> table;
   for (const auto& [flag, value] : Flags{{"n-layer", "2"},
@@ -214,7 +215,8 @@ TEST_F(BadInput, WhatContradictsAModel) {
   flags.erase("n-layer");
   table.push_back({"in a file", train_command(flags), {"--n-layer is 3", checkpoint.string()}});
   expect_refused(table);
-  // What --init overrides of a file does not contradict it, and the model's own sizes never do.
+  // --init overrides sizes in a file without an error, and the model's own sizes never contradict
+  // it.
   write_text(scratch / "both.toml", "n-layer = 3\n");
   expect_success(run(train_command(with(flags, {{"init", checkpoint}, {"steps", "1"}}))));
 }
@@ -357,7 +359,7 @@ TEST_F(BadInput, ARunIsNotBegunAnewOverADamagedOne) {
   const auto before = contents(out);
   const ProcessResult result = run(train_command(tiny(out)));
   EXPECT_EQ(result.exit_code, 2);
-  expect_contains(result.err, "trainer.json");  // why the checkpoint was passed over
+  expect_contains(result.err, "trainer.json");  // why the checkpoint was skipped
   expect_contains(result.err, "\ntrain: --out ");
   expect_contains(result.err, out.string() + " holds no valid checkpoint");
   EXPECT_TRUE(contents(out) == before);
@@ -436,8 +438,8 @@ TEST_F(BadInput, ModelsInOtherFiles) {
   expect_refused(table);
 }
 
-// save_pretrained() into a checkpoint: config.json and model.safetensors are transformers' then,
-// the manifest is of what was there.
+// After save_pretrained() into a checkpoint, config.json and model.safetensors are those of
+// transformers, but the manifest lists the old files.
 TEST_F(BadInput, ACheckpointThatTransformersHasSavedOver) {
   const fs::path copy = scratch / "copy" / "step-00000002";
   fs::create_directory(copy.parent_path());
@@ -457,7 +459,7 @@ TEST_F(BadInput, ACheckpointThatTransformersHasSavedOver) {
   EXPECT_EQ(result.exit_code, 2);
   expect_contains(result.err, parts[0]);
   expect_contains(result.err, "\ntrain: --out ");
-  // What the sentence says helps.
+  // The advice in the message works.
   fs::remove(copy / "manifest.json");
   expect_success(run(train_command(with(tiny(scratch / "out"), {{"init", copy}}))));
   expect_success(run(sample_command({{"checkpoint", copy}, {"tokens", "2"}})));
@@ -523,7 +525,7 @@ TEST_F(BadInput, AFullDiskIsTheMachines) {
   full.exit_code = 1;
   full.max_file_bytes = 8192;
   expect_refused({full});
-  // A disk that is full for the next save keeps the one before.
+  // If the disk is full at the next save, the previous checkpoint stays.
   const fs::path out = scratch / "run";
   const auto before = contents(checkpoint);
   const ProcessResult result = run(train_command(tiny(out)), {.max_file_bytes = 8192});
@@ -533,7 +535,7 @@ TEST_F(BadInput, AFullDiskIsTheMachines) {
   EXPECT_EQ(last_checkpoint(out), "step-00000012");
 }
 
-// What no machine holds is planned or refused, and never overflows.
+// Sizes beyond any machine's memory are planned or refused, and never overflow.
 TEST_F(BadInput, AbsurdSizesInADryRun) {
   const auto dry = [&](const Flags& more) {
     Flags flags = with({{"dry-run", ""}, {"vocab-size", "65536"}, {"n-head", "1024"}}, more);

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The job scripts of tools/cluster, where Slurm and PBS are pretended and the ranks are real: a job
-# whose time is over saves, is queued again where it can be, and goes on to the end of the run, which is
-# that of a job with time enough, bit for bit.
+# The job scripts of tools/cluster with simulated Slurm and PBS and real ranks. A job whose time is over
+# saves and is queued again if possible. Resumed, its run ends bit for bit like that of a job with enough
+# time.
 # usage: cluster_scripts_test.sh TRAIN CORPUS PREPARE MPIEXEC SCRIPTS
 set -euo pipefail
 corpus=$2 prepare=$3 mpiexec=$4 scripts=$5
@@ -10,8 +10,8 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 "$mpiexec" --version 2>/dev/null | grep -qE 'Open MPI|OpenRTE' || { echo "skipped: no Open MPI"; exit 77; }
 
-# srun --mpi=KIND PROGRAM ... : two ranks, by MPI or as a step of Slurm's alone. scontrol notes what it
-# is asked for.
+# srun --mpi=KIND PROGRAM ... : starts two ranks, with MPI or only as a step of Slurm. scontrol records
+# its arguments.
 mkdir "$scratch/bin"
 cat >"$scratch/bin/srun" <<'END'
 #!/usr/bin/env bash
@@ -33,7 +33,7 @@ chmod +x "$scratch"/bin/*
 PATH=$scratch/bin:$(dirname "$mpiexec"):$PATH
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none OMP_NUM_THREADS=1
-export ASAN_OPTIONS=detect_leaks=0  # MPI keeps memory to the end
+export ASAN_OPTIONS=detect_leaks=0  # MPI keeps memory until the end
 export NOTES=$scratch SLURM_JOB_ID=4711 SLURM_NTASKS_PER_NODE=2 SLURM_JOB_NODELIST=localhost
 export PBS_O_WORKDIR=$scratch PBS_NODEFILE=$scratch/nodes
 printf 'localhost\nlocalhost\n' >"$PBS_NODEFILE"
@@ -50,7 +50,7 @@ fail() {
 }
 weights() { sha256sum <"$1/step-00004000/model.safetensors"; }
 
-# Starts a job, sends it a signal when it has trained a while, and waits for its end.
+# Starts a job, sends it a signal after it has trained for a while, and waits for its end.
 interrupted() {  # SIGNAL LOG COMMAND...
   local signal=$1 log=$2 job
   shift 2
@@ -61,7 +61,7 @@ interrupted() {  # SIGNAL LOG COMMAND...
     sleep 0.1
   done
   kill "-$signal" $job
-  wait $job || fail "a job that was told to stop ended with $?"
+  wait $job || fail "a job that was signalled to stop ended with $?"
 }
 
 mpirun -n 2 "$LATHE_TRAIN" "${flags[@]}" --out "$scratch/whole" >"$scratch/whole.log" 2>&1 ||
@@ -77,13 +77,13 @@ for launch in pmix mpirun; do
   "$scripts/slurm.sh" "${flags[@]}" --out "$out" >>"$log" 2>&1 || fail "$launch: the second job"
   [[ $(<"$scratch/scontrol") == "requeue 4711" ]] || fail "$launch: a run that is done was queued again"
   [[ $(weights "$out") == $(weights "$scratch/whole") ]] || fail "$launch: other weights"
-  echo "slurm.sh, $launch: saved, queued again, went on"
+  echo "slurm.sh, $launch: saved, queued again, resumed"
 done
-# Two ranks that know that they are to meet without MPI; on CPUs that is where they end.
+# Two ranks that must meet without MPI. On CPUs they end with an error.
 LATHE_LAUNCH=none "$scripts/slurm.sh" "${flags[@]}" >"$scratch/none.log" 2>&1 && fail "without MPI"
 grep -q '2 ranks were started without MPI' "$scratch/none.log" || fail "without MPI: other words"
 echo "slurm.sh, none: ranks without MPI know that they are"
-# They get a secret by the environment, not by arguments, which every user of a host can see.
+# They get a secret through the environment, not as an argument, which every user of a host can see.
 token=$(<"$scratch/token")
 [[ $token =~ ^[0-9a-f]{64}$ ]] || fail "without MPI: the token is '$token'"
 grep -q "$token" "$scratch/arguments" && fail "without MPI: the token is among the arguments"
@@ -101,4 +101,4 @@ interrupted TERM "$scratch/pbs.log" "$scripts/pbs.sh"
 [[ ! -d $out/step-00004000 ]] || fail "pbs.sh: the run was over before the signal came"
 "$scripts/pbs.sh" >>"$scratch/pbs.log" 2>&1 || fail "pbs.sh: the second job"
 [[ $(weights "$out") == $(weights "$scratch/whole") ]] || fail "pbs.sh: other weights"
-echo "pbs.sh: saved, went on"
+echo "pbs.sh: saved, resumed"

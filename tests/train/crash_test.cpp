@@ -1,6 +1,6 @@
 // The trainer is killed, or its disk fills up, at every call of a save and at seeded moments of a
-// whole run. Taken up again it ends bit for bit where the undisturbed run does. So is prepare while
-// it replaces data.
+// whole run. The resumed run ends bit for bit like an undisturbed run. prepare is killed while it
+// replaces data.
 #include <csignal>
 #include <map>
 #include <random>
@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 
 class Crash : public TrainTest {
  protected:
-  // What happens to a run in a directory of its own, and its continuation.
+  // Runs the trainer in a directory of its own and disturbs it at call `at`.
   CrashResult crash(const fs::path& out, size_t at, const std::string& when) {
     fs::create_directory(out);
     return run_with_crash(
@@ -34,12 +34,12 @@ class Crash : public TrainTest {
   }
   fs::path whole() { return scratch / "whole"; }
 
-  // The calls of the save after step 10, pruning included: from the fsync of metrics.jsonl on.
+  // The calls of the save after step 10, from the fsync of metrics.jsonl to the end of pruning.
   static std::pair<size_t, size_t> second_save(const std::vector<CrashCall>& calls) {
     size_t first = 0, last = 0;
     for (size_t i = 0; i < calls.size(); ++i) {
       const bool of_save = calls[i].path.find("step-00000010") != std::string::npos;
-      if (of_save && first == 0) first = i;  // counted from 1: the call before
+      if (of_save && first == 0) first = i;  // calls count from 1, so this is the call before
       if (first > 0 && last == 0 && calls[i].path == "metrics.jsonl" && i > first) last = i;
     }
     return {first, last};
@@ -52,7 +52,7 @@ TEST_F(Crash, EveryCallOfASaveComesInTheDurableOrder) {
   for (const std::string& breach : durability_breaches(result.calls, {"metrics.jsonl", "lock"})) {
     ADD_FAILURE() << breach;
   }
-  // Before a save begins, the metrics of its steps are on the disk.
+  // The metrics of its steps are on disk before a save begins.
   bool synced = true;
   int saves = 0;
   for (const CrashCall& call : result.calls) {
@@ -111,7 +111,7 @@ TEST_F(Crash, KilledAtFiftyMomentsOfARun) {
     EXPECT_TRUE(crash(scratch / "out", at, kWhen[random() % 3]).killed);
     expect_recovery(scratch / "out");
   }
-  for (int i = 0; i < 25; ++i) {  // these may fall before the start or after the end of the run
+  for (int i = 0; i < 25; ++i) {  // a moment may be before the start or after the end of the run
     const auto moment = duration * static_cast<int64_t>(random() % 1000) / 1000;
     SCOPED_TRACE("microsecond " + std::to_string(moment.count()));
     Process process(train_command(flags(scratch / "out")));
@@ -140,7 +140,7 @@ class PrepareCrash : public TrainTest {
          .at = at,
          .when = when});
   }
-  // The tokens of both splits, or "mixed" where they are refused as that.
+  // The tokens of both splits, or "mixed" if they are refused for that reason.
   std::string found() {
     try {
       const TokenSet train(out(), "train"), val(out(), "val");
@@ -157,7 +157,8 @@ class PrepareCrash : public TrainTest {
   fs::path out() { return scratch / "data"; }
 };
 
-// A preset of GPT-2 needs no tokenizer beside its data, so a missing tokenizer.json stops nobody.
+// A GPT-2 preset needs no tokenizer beside its data, so a missing tokenizer.json is not what stops
+// the run.
 TEST_F(PrepareCrash, LeavesTheOldDataTheNewOrWhatIsRefused) {
   const std::string before(200, 'a'), after(100, 'b');
   fs::create_directory(out());

@@ -1,5 +1,5 @@
-// The programs on the CUDA device: the same training as on the CPU, checkpoints that go back and
-// forth between the two.
+// The programs on the CUDA device: they train as on the CPU, and either device resumes the other's
+// checkpoints.
 #include <cmath>
 #include <sstream>
 
@@ -28,7 +28,7 @@ double rms_difference(const std::vector<double>& a, const std::vector<double>& b
 }
 
 // Fifty steps from the same weights, windows and dropout masks. fp32 on the CPU is the reference;
-// in bf16 the GPU may be off by twice what the CPU is.
+// in bf16 the GPU's error may be twice the CPU's.
 TEST_F(Cuda, FollowsTheLossCurveOfTheCpu) {
   const Flags more = {{"steps", "50"},           {"lr-decay-steps", "50"}, {"dropout", "0.2"},
                       {"n-layer", "2"},          {"n-embd", "32"},         {"seq-len", "17"},
@@ -48,11 +48,11 @@ TEST_F(Cuda, FollowsTheLossCurveOfTheCpu) {
   const double cpu = rms_difference(curves["cpu-bf16"], reference);
   EXPECT_GT(cpu, 0);
   EXPECT_LE(rms_difference(curves["cuda-bf16"], reference), 2 * cpu);
-  // In fp32 both are within the rounding of sums in another order.
+  // In fp32 they differ only by the rounding of sums in different orders.
   EXPECT_LE(rms_difference(curves["cuda-fp32"], reference), cpu / 10);
 }
 
-// With plans that were found by trying: the checkpoint brings them along.
+// Plans chosen by timing come from the checkpoint.
 TEST_F(Cuda, ResumesBitForBit) {
   for (const Flags& more :
        {Flags{{"dtype", "bf16"}, {"dropout", "0.3"}, {"total-batch-size", "32"}},
@@ -60,7 +60,7 @@ TEST_F(Cuda, ResumesBitForBit) {
     const TempDir runs;
     const Flags flags = with(on("cuda", tiny(runs / "parts")), more);
     expect_success(train(with(flags, {{"steps", "4"}, {"checkpoint-interval", "4"}})));
-    // The rest of the run, twice from the same checkpoint.
+    // Run the rest twice from the same checkpoint.
     fs::copy(runs / "parts", runs / "again", fs::copy_options::recursive);
     expect_success(train(flags));
     expect_success(train(with(flags, {{"out", runs / "again"}})));
@@ -96,8 +96,8 @@ TEST_F(Cuda, EveryLevelOfRecomputationGivesTheSameBits) {
   }
 }
 
-// Each operation with what it costs; those of several kernels with their parts, one after the other
-// from the beginning to the end.
+// A trace has each operation with its cost. The parts of an operation with several kernels fill its
+// time without gaps.
 TEST_F(Cuda, ATraceTellsPartsAndCosts) {
   const std::filesystem::path file = scratch / "trace.json";
   expect_success(train(with(on("cuda", tiny(scratch / "out")),
@@ -111,12 +111,12 @@ TEST_F(Cuda, ATraceTellsPartsAndCosts) {
   std::map<std::string, std::vector<std::string>> parts_of;
   nlohmann::json operation;
   double end = 0, flops = 0;
-  const auto finish = [&] {  // what came last was the last part of `operation`
+  const auto finish = [&] {  // the previous event was the last part of `operation`
     if (operation.is_null() || end == 0) return;
     EXPECT_NEAR(end, operation.at("ts").get<double>() + operation.at("dur").get<double>(),
                 kRounding);
     const double whole = operation.at("args").at("flops").get<double>();
-    EXPECT_GE(flops, whole);  // the head's products have the padding of the vocabulary
+    EXPECT_GE(flops, whole);  // the head's products include the vocabulary's padding
     if (operation.at("name") == "linear_backward") {
       EXPECT_EQ(flops, whole);
     }
@@ -148,8 +148,8 @@ TEST_F(Cuda, ATraceTellsPartsAndCosts) {
   EXPECT_EQ(parts_of.size(), 3u);
 }
 
-// Two ranks that share a GPU, through the host: the losses of one rank, the bits of the other
-// stage, and of a run in two parts.
+// Two ranks share a GPU and communicate through the host. Losses are those of one rank; bits are
+// those of the other ZeRO stage and of a run in two parts.
 TEST_F(Cuda, RanksThatShareAGpuAreOneRun) {
   if (std::string(LATHE_MPIEXEC).empty()) GTEST_SKIP() << "this build has no MPI";
   ProcessOptions options = kRanks;
@@ -179,8 +179,8 @@ TEST_F(Cuda, RanksThatShareAGpuAreOneRun) {
   expect_same_run(scratch / "sharded", scratch / "parts");
 }
 
-// Each rank would find another plan fastest. All take rank 0's, which a checkpoint holds: a run
-// that is taken up again has the bits of the one that went on.
+// Each rank would find a different plan fastest. All use rank 0's, which the checkpoint keeps, so a
+// resumed run has the bits of an uninterrupted one.
 TEST_F(Cuda, RanksShareTheirPlans) {
   if (std::string(LATHE_MPIEXEC).empty()) GTEST_SKIP() << "this build has no MPI";
   ProcessOptions options = kRanks;
@@ -206,7 +206,7 @@ TEST_F(Cuda, RanksShareTheirPlans) {
   EXPECT_TRUE(weights("whole") == weights("parts"));
   const std::string log = read_text(scratch / "tuning.tsv");
   EXPECT_TRUE(log.starts_with("shape\tcandidate\t")) << log;
-  // Rank 0's: the second algorithm, of micro-steps that add as well as of the first.
+  // Rank 0's plans, the second algorithm, for the first micro-step and for those that accumulate.
   expect_contains(log, " added\t");
   std::istringstream lines(log);
   for (std::string line; std::getline(lines, line);) {
@@ -215,7 +215,7 @@ TEST_F(Cuda, RanksShareTheirPlans) {
   }
 }
 
-// Fewer logits at once if memory is short: the plan fits, or the least is planned.
+// If memory is short, fewer logits are computed at once: the plan fits, or it is the smallest.
 TEST_F(Cuda, AsManyLogitsAtOnceAsMemoryAllows) {
   const auto planned = [&](const std::string& memory, const Flags& more) {
     ProcessOptions options;

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Ranks on several hosts: here, network namespaces of one machine, each with a name and an address of
-# its own, that reach each other over a virtual switch. Two hosts with two ranks each train what four
-# ranks on one host train, bit for bit.
+# Ranks on several hosts, which are network namespaces of one machine. Each has its own name and address
+# and reaches the others over a virtual switch. Two hosts with two ranks each give the results of four
+# ranks on one host, bit for bit.
 # usage: hosts_test.sh TRAIN CORPUS PREPARE MPIEXEC
-# Needs root and iproute2; exits with 77 (skipped) where namespaces cannot be made.
+# Needs root and iproute2; exits with 77 (skipped) if namespaces cannot be made.
 set -euo pipefail
 train=$1 corpus=$2 prepare=$3 mpiexec=$4
 scratch=$(mktemp -d)
@@ -39,7 +39,7 @@ for i in 0 1; do
   ip -n "${hosts[$i]}" link set lo up
 done
 
-# What takes the place of ssh: the command runs on the host that has the address.
+# Replaces ssh: runs the command on the host with the address.
 cat >"$scratch/agent" <<AGENT
 #!/usr/bin/env bash
 case \$1 in
@@ -58,7 +58,7 @@ flags=(--model shakespeare-cpu --n-layer 2 --n-head 2 --n-embd 16 --seq-len 8 --
        --data "$scratch/data" --steps 8 --eval-interval 4 --eval-batches 2 --threads 1 --zero-stage 1
        --bucket-mb 0 --device cpu)
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export ASAN_OPTIONS=detect_leaks=0  # MPI keeps memory to the end
+export ASAN_OPTIONS=detect_leaks=0  # MPI keeps memory until the end
 settings=(--bind-to none --oversubscribe --mca mpi_yield_when_idle 1)
 
 "$mpiexec" -n 4 "${settings[@]}" "$train" "${flags[@]}" --out "$scratch/one" >/dev/null

@@ -1,9 +1,9 @@
-// The training program on a device that is late: a CPU that does nothing before somebody waits for
-// it, and then no more than is waited for. It records what it replays, and never asks the host
-// again. What a program reads without waiting, frees or changes too early, or decides on the host
-// while it should be in device memory, gives other numbers than the plain CPU's.
+// The training program on a late device: a CPU that does nothing until the host waits for it, and
+// then only what the host waits for. It replays recordings without calling the host's code again.
+// If the program reads without waiting, frees or changes memory too early, or uses a value of the
+// host that should be in device memory, the numbers differ from the plain CPU's.
 //
-// This file takes the place of kernels/device/make_device.cpp.
+// This file replaces kernels/device/make_device.cpp.
 #include <array>
 #include <chrono>
 #include <cstring>
@@ -20,7 +20,7 @@ namespace {
 
 using Work = std::function<void()>;
 
-// Work in the order in which it was enqueued, and recordings of it.
+// Work in the order of enqueueing, and recordings of it.
 class Queue {
  public:
   void push(Work work) {
@@ -29,7 +29,7 @@ class Queue {
     ++pushed_;
   }
   uint64_t pushed() const { return pushed_; }
-  // Does all that was pushed before `end`.
+  // Runs all that was pushed before `end`.
   void run_until(uint64_t end) {
     while (done_ < end) {
       const Work work = std::move(waiting_.front());
@@ -81,7 +81,7 @@ class LateDevice final : public Device {
  public:
   explicit LateDevice(int threads) : cpu_(make_cpu_device(threads)) {}
   ~LateDevice() override {
-    std::cout << fmt::format("late device: at most {} steps under way\n", most_read_backs_);
+    std::cout << fmt::format("late device: at most {} steps in flight\n", most_read_backs_);
   }
 
   DeviceKind kind() const override { return DeviceKind::cpu; }
@@ -128,13 +128,13 @@ class LateDevice final : public Device {
       cpu_->download(copy.bytes.data(), source);
     });
     copy.end = queue_.pushed();
-    most_read_backs_ = std::max(most_read_backs_, ++under_way_);
+    most_read_backs_ = std::max(most_read_backs_, ++in_flight_);
   }
   void collect(int slot, void* destination) override {
     ReadBack& copy = read_backs_.at(static_cast<size_t>(slot));
     LATHE_CHECK(copy.taken, "nothing was read back");
     copy.taken = false;
-    --under_way_;
+    --in_flight_;
     queue_.run_until(copy.end);
     std::memcpy(destination, copy.bytes.data(), copy.bytes.size());
   }
@@ -147,7 +147,7 @@ class LateDevice final : public Device {
     return std::chrono::duration<double, std::milli>(marks_[to] - marks_[from]).count();
   }
 
-  // Counts the runs that a checkpoint has been through.
+  // Grows by one entry with each resume.
   std::string plans() const override { return "plans of a late device\t" + plans_; }
   void load_plans(const std::string& text) override {
     LATHE_CHECK(marks_.empty(), "plans come before the first step");
@@ -163,14 +163,14 @@ class LateDevice final : public Device {
  private:
   struct ReadBack {
     bool taken = false;
-    uint64_t end = 0;  // what must be done before it is there
+    uint64_t end = 0;  // the work that must be done before it is complete
     std::vector<char> bytes;
   };
 
   std::unique_ptr<Device> cpu_;
   Queue queue_;
   std::array<ReadBack, kReadBacks> read_backs_;
-  int under_way_ = 0, most_read_backs_ = 0;
+  int in_flight_ = 0, most_read_backs_ = 0;
   std::map<int, std::chrono::steady_clock::time_point> marks_;
   std::string plans_;
   std::map<DType, std::unique_ptr<Ops>> tables_;

@@ -1,5 +1,5 @@
-// The loop on a device that lags behind the host (late_device.cpp): the run is the one that the CPU
-// makes, bit for bit, and the device always has a step to go on with.
+// The loop on a device that lags behind the host (late_device.cpp): the run equals the CPU's bit
+// for bit, and the device always has a step in its queue.
 #include <csignal>
 
 #include "src/io/json.h"
@@ -40,7 +40,7 @@ TEST_F(Late, TheRunIsThatOfACpu) {
     const ProcessResult result = late(with(tiny(runs / "late"), more));
     expect_same_run(runs / "cpu", runs / "late");
     expect_contains(result.out,
-                    fmt::format("at most {} steps under way", name.starts_with("a step") ? 1 : 2));
+                    fmt::format("at most {} steps in flight", name.starts_with("a step") ? 1 : 2));
   }
 }
 
@@ -54,7 +54,7 @@ TEST_F(Late, EvaluatesAndTimesAsTheCpuDoes) {
   expect_contains(late(with(tiny(scratch / "none"), {{"benchmark", ""}})).out, "over 12 steps");
 }
 
-// Times are the device's: the host is long done with a step before the device begins it.
+// The times are the device's: the host finishes enqueueing a step long before the device starts it.
 TEST_F(Late, PhasesAreTimedOnTheDevice) {
   late(with(tiny(scratch / "run"), {{"total-batch-size", "64"}}));
   double phases = 0, all = 0;

@@ -1,4 +1,4 @@
-// What the system says that a run took, against what the plan said before.
+// Compares the memory that a run used, as the system reports it, with the plan.
 #include <sstream>
 
 #include "tests/train/harness.h"
@@ -18,8 +18,8 @@ double planned(const std::string& output) {
   return -1;
 }
 
-// Bytes that oneDNN 2 takes for itself while it multiplies in fp32 on CPUs without AVX-512: each of
-// the tests' two threads packs its operands. The plan does not know of them.
+// Bytes that oneDNN 2 allocates while it multiplies in fp32 on CPUs without AVX-512: each of the
+// tests' two threads packs its operands. The plan does not include them.
 double packed_operands() {
   constexpr double kMostOfThread = 16 << 20;
   return __builtin_cpu_supports("avx512f") ? 0 : 2 * kMostOfThread;

@@ -27,9 +27,9 @@ bool all_finite(const fs::path& path) {
 
 class NonFinite : public TrainTest {
  protected:
-  // A text with a rare q in its training part, and a model that gives the q a logit of minus
-  // infinity: two channels of ln_f are held at -1, where only q has weights, 3e38 each. So the loss
-  // is infinite where q is to be predicted, and all is well elsewhere.
+  // A text with a rare q in its training part, and a model whose logit of q is minus infinity: two
+  // channels of ln_f are always -1, and only q has weights for them, 3e38 each. So the loss is
+  // infinite if q is the target, and finite otherwise.
   void SetUp() override {
     const std::string stories = read_text(data().parent_path() / "stories.txt");
     std::string text;
@@ -103,7 +103,7 @@ TEST_F(NonFinite, StepsAreSkippedCountedAndReported) {
     expect_same_run(out, late);
     EXPECT_EQ(parse_json(read_text(late / last.filename() / "trainer.json"))["skipped_steps"],
               skipped);
-    // The count of updates, which AdamW's correction needs, survives a resume.
+    // The count of updates, which AdamW's bias correction needs, survives a resume.
     expect_success(run(train_command(poisoned(parts, {{"dtype", dtype}, {"steps", "20"}}))));
     expect_success(run(train_command(poisoned(parts, {{"dtype", dtype}}))));
     expect_same_run(out, parts);
@@ -120,7 +120,7 @@ TEST_F(NonFinite, ALateDeviceStopsAtTheSameStep) {
     expect_refusal(result, 1, "train", {std::string(most) + " steps in a row"});
     expect_same_run(out, late);
     expect_contains(result.out,
-                    std::string("at most ") + (*most == '1' ? "1" : "2") + " steps under way");
+                    std::string("at most ") + (*most == '1' ? "1" : "2") + " steps in flight");
     const auto state = [](const fs::path& run) {
       return parse_json(read_text(run / last_checkpoint(run) / "trainer.json"));
     };
@@ -137,12 +137,12 @@ TEST_F(NonFinite, TooManyInARowStopWithTheLastGoodState) {
   const int64_t step = parse_json(read_text(last / "trainer.json"))["step"].get<int64_t>();
   EXPECT_GT(step, 1);
   EXPECT_TRUE(all_finite(last / "model.safetensors"));
-  // The weights are those that a run has which ends one step earlier, before the bad one.
+  // The weights are those of a run that ends one step earlier, before the bad one.
   expect_success(
       run(train_command(poisoned(scratch / "good", {{"steps", std::to_string(step - 1)}}))));
   const fs::path good = scratch / "good" / last_checkpoint(scratch / "good");
   EXPECT_TRUE(read_text(good / "model.safetensors") == read_text(last / "model.safetensors"));
-  // And from them the run goes on.
+  // The run resumes from them.
   expect_success(run(train_command(poisoned(out, {{"max-skipped-steps", "20"}}))));
   EXPECT_EQ(last_checkpoint(out), "step-00000040");
 }
@@ -166,7 +166,7 @@ TEST_F(NonFinite, WeightsAreNamedByWhoeverReadsThem) {
   }
 }
 
-// Finite weights whose product is not: the q gets a logit of plus infinity everywhere.
+// The weights are finite, but their product is not: q's logit is plus infinity everywhere.
 TEST_F(NonFinite, LogitsEndAnEvaluationAndASampleButNoTraining) {
   std::string file = read_text(init() / "model.safetensors");
   poke(file, "ln_f.bias", 0, {1, 1});

@@ -1,5 +1,5 @@
-// What befalls a run from outside costs no work: other processes, damaged files, signals, closed
-// pipes, full disks, data that change; and files of others in --out stay.
+// No work is lost to other processes, damaged files, signals, closed pipes, full disks or changed
+// data, and the files of others in --out stay.
 #include <csignal>
 #include <cstring>
 
@@ -16,13 +16,13 @@ using nlohmann::json;
 class NothingLost : public TrainTest {
  protected:
   static ProcessResult train(const Flags& flags) { return run(train_command(flags)); }
-  // "$@" in the script is the command.
+  // The script finds the command in "$@".
   static Command shell(const std::string& script, const Flags& flags) {
     Command command = train_command(flags);
     command.insert(command.begin(), {"/bin/bash", "-c", script, "bash"});
     return command;
   }
-  // So long that a signal finds it at work.
+  // A run long enough that a signal arrives during it.
   static Flags endless(const fs::path& out) {
     return with(tiny(out), {{"steps", "10000000"}, {"lr-decay-steps", "100"}});
   }
@@ -37,7 +37,7 @@ class NothingLost : public TrainTest {
     const std::vector<int64_t> steps = loss_steps(out);
     return steps.empty() ? 0 : steps.back();
   }
-  // A run up to the step that `stopped` has saved, and `more` beyond, in one piece and in two.
+  // Resumes `stopped` for `more` steps and compares it with an uninterrupted run.
   void expect_to_go_on(const fs::path& stopped, const Flags& flags, int more = 5) {
     const std::string last = last_checkpoint(stopped);
     ASSERT_FALSE(last.empty());
@@ -46,7 +46,7 @@ class NothingLost : public TrainTest {
     expect_success(train(with(flags, {{"out", scratch / "whole"}, {"steps", steps}})));
     expect_same_run(scratch / "whole", stopped);
   }
-  // A data directory of its own, with token `at` of a split replaced.
+  // A copy of the data with token `at` of a split replaced.
   fs::path data_with(const std::string& split, size_t at, uint16_t token) {
     const fs::path changed = scratch / ("data-" + split);
     fs::copy(data(), changed, fs::copy_options::recursive | fs::copy_options::overwrite_existing);
@@ -58,7 +58,6 @@ class NothingLost : public TrainTest {
 };
 
 // ---- --out
-// ---------------------------------------------------------------------------------------
 
 TEST_F(NothingLost, ASecondRunInTheSameDirectoryIsRefused) {
   const fs::path out = scratch / "out";
@@ -199,7 +198,6 @@ TEST_F(NothingLost, ADirectoryThatIsRemovedDuringARunIsMadeAgain) {
 }
 
 // ---- signals, pipes, limits
-// ----------------------------------------------------------------------
 
 TEST_F(NothingLost, ASignalEndsAnEvaluation) {
   const fs::path out = scratch / "out";
@@ -208,7 +206,7 @@ TEST_F(NothingLost, ASignalEndsAnEvaluation) {
                                                     {"n-embd", "1024"},
                                                     {"batch-size", "1"},
                                                     {"eval-batches", "0"}})));
-  wait_for_steps(process, out, 0);  // the evaluation before the first step is under way, or is next
+  wait_for_steps(process, out, 0);  // the evaluation before the first step runs or is next
   process.send(SIGTERM);
   const ProcessResult result = process.wait();
   expect_success(result);
@@ -244,7 +242,7 @@ TEST_F(NothingLost, ALostTerminalIsAReasonToSave) {
 
 TEST_F(NothingLost, MetricsThatCannotBeWrittenCostNoStep) {
   const fs::path out = scratch / "out";
-  // 64 KiB are enough for the checkpoint, and for some 250 lines.
+  // 64 KiB are enough for the checkpoint and for about 250 lines.
   const Flags flags = with(endless(out), {{"eval-interval", "0"}});
   expect_refusal(run(shell("ulimit -f 64; exec \"$@\"", flags)), 1, "train",
                  {"metrics.jsonl", "File too large"});
@@ -253,7 +251,6 @@ TEST_F(NothingLost, MetricsThatCannotBeWrittenCostNoStep) {
 }
 
 // ---- data
-// ----------------------------------------------------------------------------------------
 
 TEST_F(NothingLost, ATokenBeyondTheVocabularyCostsNoStep) {
   for (const auto& [program, name] :
@@ -299,7 +296,7 @@ TEST_F(NothingLost, OtherDataAfterAResumeAreSaid) {
 TEST_F(NothingLost, DataOfAnotherTokenizerAreRefused) {
   const fs::path out = scratch / "out", other = scratch / "other";
   expect_success(train(with(tiny(out), {{"steps", "4"}})));
-  // As many characters, and one of them another.
+  // The same number of characters, but one of them differs.
   std::string text = read_text(data().parent_path() / "stories.txt");
   for (size_t at = text.find('e'); at != std::string::npos; at = text.find('e', at))
     text.replace(at, 1, "é");
@@ -316,9 +313,8 @@ TEST_F(NothingLost, DataOfAnotherTokenizerAreRefused) {
 }
 
 // ---- checkpoints that do not fit
-// -----------------------------------------------------------------
 
-// Writes a file of a checkpoint, and its digest into the manifest.
+// Writes a file of a checkpoint and puts its digest into the manifest.
 void replace_file(const fs::path& checkpoint, const std::string& name, const std::string& text) {
   Manifest manifest = read_manifest(checkpoint);
   write_text(checkpoint / name, text);
@@ -330,14 +326,14 @@ TEST_F(NothingLost, OptimizerFilesAreThoseOfTheManifest) {
   const fs::path out = scratch / "out", from = out / "step-00000006";
   expect_success(train(tiny(scratch / "whole")));
   expect_success(train(with(tiny(out), {{"steps", "6"}, {"eval-interval", "12"}})));
-  // Of another rank count, and not this run's.
+  // Stray files of a different number of ranks and another run.
   for (const char* stray :
        {"optimizer-00000-of-00002.safetensors", "optimizer-00001-of-00002.safetensors"})
     fs::copy(scratch / "whole/step-00000012/optimizer-00000-of-00001.safetensors", from / stray);
   expect_success(train(tiny(out)));
   EXPECT_TRUE(read_text(out / "step-00000012/model.safetensors") ==
               read_text(scratch / "whole/step-00000012/model.safetensors"));
-  // A manifest that lists too little.
+  // A manifest with a missing entry.
   for (const char* missing : {"optimizer-00000-of-00001.safetensors", "model.safetensors",
                               "trainer.json", "config.json"}) {
     SCOPED_TRACE(missing);

@@ -1,4 +1,4 @@
-// What build/train understands of its flags and its --config, in one process.
+// How build/train reads its flags and --config, in one process.
 #include "src/train/flags.h"
 
 #include <gtest/gtest.h>
@@ -24,7 +24,7 @@ TrainOptions parse(Words words, int ranks = 1) {
 
 class Options : public ::testing::Test {
  protected:
-  // `text` as --config, with more words behind it.
+  // Parses `text` as --config, followed by more words.
   TrainOptions parse_file(const std::string& text, Words words = {}) {
     words.insert(words.begin(), {"--config", write_text(scratch / "c.toml", text).string()});
     return parse(words);
@@ -240,7 +240,7 @@ TEST_F(Options, AFlagThatDoesNothingIsRefused) {
     SCOPED_TRACE(part);
     expect_contains(user_error([&] { parse(words); }), part);
   }
-  // On another machine, or without the flag that is a mode, the same commands do something.
+  // These flags have an effect on another machine or without a mode like --benchmark: no error.
   parse({"--tf32", "--deterministic", "--device", "cpu"});
   parse({"--zero-stage", "1", "--bucket-mb", "1", "--reduce-dtype", "bf16", "--lr-scale", "sqrt"});
   parse({"--out", "o", "--checkpoint-interval", "5", "--keep", "3", "--resume", "auto",
@@ -248,7 +248,7 @@ TEST_F(Options, AFlagThatDoesNothingIsRefused) {
   parse({"--autotune", "0", "--deterministic"});
   parse({"--resume", "never"});
   parse({"--eval-interval", "0", "--eval-batches", "3"});
-  // config.toml has all keys, and what the command line changes of it need not be all.
+  // config.toml has all keys, so a key that a flag makes idle is no error.
   const std::string all = to_toml(parse({"--out", "o"}));
   parse_file(all, {"--schedule", "constant"});
   parse_file(all, {"--init", "d"});
@@ -262,9 +262,9 @@ TEST_F(Options, ScheduleAndWarmUpFitEachOther) {
   expect_contains(words, "--lr-decay-steps 99 is below --warmup-steps 100");
   user_error([] { parse({"--steps", "9", "--lr-decay-steps", "9"}); });
   parse({"--warmup-steps", "100", "--lr-decay-steps", "100"});
-  // A short trial ends within the warm-up; what it writes reads back.
+  // A short trial ends within the warm-up. Its config.toml can be read again.
   parse_file(to_toml(parse({"--steps", "8"})));
-  // Without a decay there is no lower end of it.
+  // Without a decay, min-lr does not matter.
   EXPECT_EQ(parse({"--schedule", "constant", "--lr", "1e-6"}).lr, 1e-6);
   expect_contains(user_error([] { parse({"--lr", "1e-6"}); }), "--min-lr");
 }
@@ -296,7 +296,7 @@ TEST_F(Options, EnumerationsAreReadByName) {
                   "--recompute: 'all' is none of none, gelu, layernorm, block");
 }
 
-// Every flag reads what it writes, has a help text, and stands in docs/flags.md.
+// Every flag reads what it writes, has a help text, and is in docs/flags.md.
 TEST_F(Options, TheTableIsWhole) {
   TrainOptions options;
   std::set<std::string> names;

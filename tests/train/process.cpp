@@ -21,7 +21,7 @@ namespace fs = std::filesystem;
 namespace {
 
 std::vector<std::string> environment_of(const ProcessOptions& options) {
-  std::vector<std::string> environment = options.environment;  // the first of a name counts
+  std::vector<std::string> environment = options.environment;  // first, so that it overrides
   for (char** variable = environ; *variable; ++variable) environment.emplace_back(*variable);
   return environment;
 }
@@ -39,7 +39,7 @@ std::string slurp(const fs::path& path) {
   return text.str();
 }
 
-// In the child: makes fd lead there.
+// In the child: redirects fd.
 void redirect(int fd, Stream stream, const std::string& file) {
   if (stream == Stream::closed) {
     ::close(fd);

@@ -1,4 +1,4 @@
-// What the programs do beside training: plans, evaluations, benchmarks, configuration files, text.
+// The programs apart from training: plans, evaluations, benchmarks, configuration files, text.
 #include <algorithm>
 #include <csignal>
 #include <sstream>
@@ -68,7 +68,7 @@ TEST_F(Programs, TheSavedConfigurationReproducesTheRun) {
   expect_success(train(with(tiny(a), {{"dropout", "0.1"}, {"bias", "true"}, {"gelu", "tanh"}})));
   expect_success(run({LATHE_TRAIN, "--config", a / "config.toml", "--out", b}));
   expect_same_run(a, b);
-  // It names the run, too: all of it is done.
+  // config.toml also names --out, so the run finds that it is done.
   expect_contains(run({LATHE_TRAIN, "--config", a / "config.toml"}).out,
                   "no step was taken: 12 are done already, and --steps is 12");
 }
@@ -120,7 +120,7 @@ TEST_F(Programs, RandomWeightsAreEvaluatedWhereTheyAreAskedFor) {
       << result.out << first;
 }
 
-// Samples begin with a newline; a text need not have one.
+// Samples begin with a newline, but a text may have none.
 TEST_F(Programs, ATextWithoutNewlinesIsSampled) {
   std::string line;
   for (int i = 0; i < 60; ++i) line += "The fox and the owl. ";
@@ -133,7 +133,7 @@ TEST_F(Programs, ATextWithoutNewlinesIsSampled) {
   EXPECT_EQ(text({{"checkpoint", out / last_checkpoint(out)}, {"tokens", "20"}}).size(), 21u);
 }
 
-// CLI11 would take one text in brackets for a list of texts.
+// CLI11 would read a text in brackets as a list of texts.
 TEST_F(Programs, AnInputIsReadWhateverItsName) {
   write_text(scratch / "y", "wrong");
   for (const std::string name : {"[y]", "[y,y]", "{}", "%%", "a,b"}) {
@@ -150,7 +150,7 @@ TEST_F(Programs, AnEvaluationAloneSaysWhatTheRunSaid) {
   const std::string checkpoint = trained();
   const std::string last = repeatable_metrics(scratch / "run").back();
   const auto before = read_text(scratch / "run/metrics.jsonl");
-  // The very digits, which read back as the same double.
+  // Compare the digits themselves, which read back as the same double.
   const size_t at = last.find(':', last.find("val_loss")) + 1;
   const std::string line = "\nval_loss " + last.substr(at, last.find('}') - at) + "\n";
   for (const Flags& from : {Flags{}, Flags{{"resume", checkpoint}},
@@ -164,7 +164,7 @@ TEST_F(Programs, AnEvaluationAloneSaysWhatTheRunSaid) {
   EXPECT_EQ(read_text(scratch / "run/metrics.jsonl"), before);
 }
 
-// transformers trains biases where lathe had none, and keeps what config.json says of them.
+// transformers trains biases even if lathe had none, but keeps `bias` in config.json unchanged.
 TEST_F(Programs, BiasesFromElsewhereCountWhateverConfigJsonSays) {
   const fs::path checkpoint = trained();
   std::string weights = read_text(checkpoint / "model.safetensors");
@@ -199,7 +199,7 @@ TEST_F(Programs, BiasesFromElsewhereCountWhateverConfigJsonSays) {
   EXPECT_NE(sampled("kept"), sampled("zeros"));
 }
 
-// transformers takes GPT-2's 50256 for granted if it is not told, and adds the token.
+// If the configuration names no end-of-text token, transformers assumes GPT-2's 50256 and adds it.
 TEST_F(Programs, ACheckpointTellsTheTokenThatEndsAText) {
   using nlohmann::json;
   const auto saved = [](const fs::path& out, const char* file) {
@@ -320,7 +320,7 @@ TEST_F(Programs, APromptMayHoldSpecialTokens) {
   const fs::path out = scratch / "run";
   expect_success(train(with(tiny(out), {{"data", scratch / "bytes"}})));
   const Flags flags = {{"checkpoint", out / last_checkpoint(out)}, {"tokens", "20"}};
-  // An empty prompt begins with the end-of-text token. U+FEFF at a file's start is no text.
+  // An empty prompt begins with the end-of-text token. U+FEFF at the start of a file is no text.
   write_text(scratch / "empty", "\xef\xbb\xbf");
   const std::string from_empty =
       text(with(flags, {{"prompt", "@" + (scratch / "empty").string()}}));
@@ -398,8 +398,8 @@ TEST_F(Programs, EndAUsersErrorWithItsExitCodeIfStderrCannotBeWritten) {
   }
 }
 
-// A file that is opened must not become what a closed stream's number names, and nothing that is
-// told beside the work stops it.
+// An opened file must not get the number of a closed standard stream, and output that cannot be
+// printed must not stop the work.
 TEST_F(Programs, DoTheirWorkIfNobodyIsTold) {
   const fs::path out = scratch / "run";
   trained();
@@ -437,7 +437,7 @@ TEST_F(Programs, AWarningThatNobodyCanReadEndsNothing) {
   int steps = 13;
   for (const auto& [stream, reason] : kUnwritable) {
     SCOPED_TRACE(reason);
-    // A damaged checkpoint is passed over, which is told on stderr.
+    // Skips a damaged checkpoint and prints that on stderr.
     const Flags flags = with(tiny(out), {{"steps", std::to_string(steps++)}, {"keep", "9"}});
     expect_success(run(train_command(flags), {.err = stream}));
     fs::remove_all(out / last_checkpoint(out));
@@ -446,7 +446,7 @@ TEST_F(Programs, AWarningThatNobodyCanReadEndsNothing) {
 
 // ---- Terminals.
 
-// What stands in each line in the end: what comes after the last return to its beginning.
+// The final content of each line: what follows the last carriage return.
 std::vector<std::string> lines_on_terminal(const std::string& sent) {
   std::vector<std::string> lines;
   std::istringstream text(sent);
@@ -484,7 +484,7 @@ TEST_F(Programs, OnATerminalOneLineFollowsTheStepsAndFits) {
     EXPECT_EQ(commands, std::string(term) != "TERM=dumb") << result.out;
     return numbers;
   };
-  // The first, those before an evaluation, and the last.
+  // The first step, those before an evaluation, and the last.
   EXPECT_EQ(steps({}, 80, "TERM=xterm"), "1 4 8 12 ");
   EXPECT_EQ(steps({{"eval-interval", "0"}}, 40, "TERM=xterm"), "1 12 ");
   EXPECT_EQ(steps({{"log-interval", "3"}}, 80, "TERM=xterm"), "1 3 4 6 8 9 12 ");

@@ -1,4 +1,4 @@
-// Runs of several ranks whose ranks die, hang, disagree or are told to stop.
+// Runs with several ranks, which die, hang, disagree or receive a signal to stop.
 #include <algorithm>
 #include <csignal>
 #include <cstring>
@@ -27,7 +27,7 @@ class Survival : public TrainTest {
                                  {"eval-batches", "1"}}),
                 more);
   }
-  // So long that a signal finds it at work.
+  // A run long enough that a signal arrives during it.
   static Flags endless(const fs::path& out, const Flags& more = {}) {
     return job(
         out, with({{"steps", "1000000"}, {"lr-decay-steps", "12"}, {"eval-interval", "0"}}, more));
@@ -39,7 +39,7 @@ class Survival : public TrainTest {
     return run(ranks_command(ranks, flags), kRanks);
   }
 
-  // The processes of the ranks, children of mpirun, once so many are there.
+  // The processes of the ranks, children of mpirun. Waits until there are `count`.
   static std::vector<pid_t> ranks_of(const Process& mpirun, size_t count) {
     const auto deadline = steady_clock::now() + std::chrono::seconds(20);
     std::vector<pid_t> found;
@@ -47,7 +47,7 @@ class Survival : public TrainTest {
       found.clear();
       std::ifstream children(fmt::format("/proc/{0}/task/{0}/children", mpirun.pid()));
       for (pid_t child = 0; children >> child;) {
-        std::error_code gone;  // before its exec a child is still mpirun
+        std::error_code gone;  // until its exec a child is still mpirun
         const fs::path program = fs::read_symlink(fmt::format("/proc/{}/exe", child), gone);
         if (program.filename() == "train") found.push_back(child);
       }
@@ -55,7 +55,7 @@ class Survival : public TrainTest {
     }
     return found;
   }
-  // Whether any of them runs: a zombie does not.
+  // Whether any of them runs. A zombie does not count.
   static bool any_lives(const std::vector<pid_t>& processes) {
     for (const pid_t process : processes) {
       std::string line;
@@ -65,7 +65,7 @@ class Survival : public TrainTest {
     }
     return false;
   }
-  // Once the first steps are told.
+  // Waits until the first steps are in metrics.jsonl.
   static void wait_for_steps(Process& process, const fs::path& out) {
     const fs::path metrics = out / "metrics.jsonl";
     std::error_code absent;
@@ -79,8 +79,8 @@ class Survival : public TrainTest {
   }
 };
 
-// Kills one of two ranks `moment` seconds after they started, takes the run up again, and compares
-// it with one that nobody killed.
+// Kills one of two ranks `moment` seconds after they started, resumes the run, and compares it with
+// one that was not killed.
 void Survival::kill_and_resume(double moment, size_t victim, const Flags& flags) {
   SCOPED_TRACE(fmt::format("rank {} after {:.3f} s", victim, moment));
   const fs::path out = flags.at("out");
@@ -91,8 +91,8 @@ void Survival::kill_and_resume(double moment, size_t victim, const Flags& flags)
   if (victim < ranks.size() && mpirun->running()) ::kill(ranks[victim], SIGKILL);
   while (mpirun->running() && any_lives(ranks) && seconds_since(killed) < 60) ::usleep(500);
   EXPECT_LT(seconds_since(killed), 10);
-  // Open MPI 4.1's mpirun now and then waits for itself (a mutex in PMIx_server_finalize) when a
-  // rank dies in MPI_Init: all ranks are gone then, and it stays.
+  // If a rank dies in MPI_Init, Open MPI 4.1's mpirun sometimes deadlocks with itself (a mutex in
+  // PMIx_server_finalize): all ranks are gone, but mpirun stays.
   while (mpirun->running() && seconds_since(killed) < 15) ::usleep(500);
   mpirun->send(SIGKILL);
   mpirun->wait();
@@ -102,7 +102,7 @@ void Survival::kill_and_resume(double moment, size_t victim, const Flags& flags)
 }
 
 TEST_F(Survival, AKilledRankAtThirtyMoments) {
-  constexpr int kJobs = 30, kAtATime = 3;  // they wait for the most part
+  constexpr int kJobs = 30, kAtATime = 3;  // jobs mostly wait
   const Flags saving = {{"checkpoint-interval", "3"}, {"keep", "2"}};
   const auto begin = steady_clock::now();
   expect_success(train(2, job(scratch / "whole", saving)));
@@ -121,7 +121,7 @@ TEST_F(Survival, AKilledRankAtThirtyMoments) {
 }
 
 TEST_F(Survival, ARankThatThrowsEndsAll) {
-  // A token beyond the vocabulary, which one of the ranks meets first.
+  // A token beyond the vocabulary. One of the ranks reads it first.
   const fs::path data_copy = scratch / "data";
   fs::copy(data(), data_copy);
   const fs::path shard = data_copy / "train_000000.bin";
@@ -140,7 +140,7 @@ TEST_F(Survival, ARankThatHangsIsNamed) {
   wait_for_steps(*mpirun, scratch / "out");
   const std::vector<pid_t> ranks = ranks_of(*mpirun, 3);
   ASSERT_EQ(ranks.size(), 3u);
-  // mpirun has started them in the order of their ranks.
+  // mpirun started them in the order of their ranks.
   const auto begin = steady_clock::now();
   ::kill(ranks[1], SIGSTOP);
   const ProcessResult result = mpirun->wait();
@@ -164,7 +164,7 @@ TEST_F(Survival, ASignalToOneRankSavesAll) {
     EXPECT_NE(result.out.find("stopped; --resume auto continues from here"), std::string::npos);
     const std::string saved = last_checkpoint(out);
     ASSERT_FALSE(saved.empty());
-    // Where it stopped is where an undisturbed run would be.
+    // Its state is that of an undisturbed run after the same steps.
     const std::string steps = std::to_string(std::stoll(saved.substr(5)));
     const fs::path whole = scratch / ("whole-" + std::to_string(signal));
     expect_success(train(3, with(endless(whole), {{"steps", steps}})));
@@ -172,7 +172,7 @@ TEST_F(Survival, ASignalToOneRankSavesAll) {
   }
 }
 
-// mpirun passes SIGUSR1 on to the ranks at once.
+// mpirun forwards SIGUSR1 to the ranks at once.
 TEST_F(Survival, SigusrToMpirunSaves) {
   const fs::path out = scratch / "out";
   const auto mpirun = start(2, endless(out));
@@ -182,9 +182,8 @@ TEST_F(Survival, SigusrToMpirunSaves) {
   EXPECT_FALSE(last_checkpoint(out).empty());
 }
 
-// On SIGTERM Open MPI waits for its odls_base_sigkill_timeout (a second, if nothing else is said),
-// then passes SIGTERM on, waits as long again, and kills. Meanwhile it reads nothing of what they
-// print.
+// On SIGTERM Open MPI waits for its odls_base_sigkill_timeout (a second by default), then forwards
+// SIGTERM, waits as long again, and kills the ranks. Meanwhile it does not read their output.
 TEST_F(Survival, SigtermToMpirunSavesWhereItIsGivenTime) {
   const fs::path out = scratch / "out";
   ProcessOptions patient = kRanks;
@@ -198,7 +197,7 @@ TEST_F(Survival, SigtermToMpirunSavesWhereItIsGivenTime) {
   expect_success(train(2, with(endless(out), {{"steps", steps}})));
 }
 
-// The rank that has no batch takes part in the step, and all save what is done.
+// A rank without a batch still takes part in the step, and all save the steps done.
 TEST_F(Survival, DataThatOneRankCannotReadCostNoStep) {
   const fs::path bad = scratch / "bad", out = scratch / "out";
   fs::copy(data(), bad);
@@ -218,7 +217,7 @@ TEST_F(Survival, DataThatOneRankCannotReadCostNoStep) {
   expect_success(train(2, with(flags, more)));
   expect_success(train(2, with(endless(scratch / "whole"), more)));
   expect_same_run(scratch / "whole", out);
-  // In an evaluation, which is the first thing: nothing is done yet, and nobody waits.
+  // The same in an evaluation, which comes first: no step is done yet, and no rank waits.
   const ProcessResult evaluation = train(2, with(flags, {{"data", bad},
                                                          {"out", scratch / "evaluation"},
                                                          {"eval-interval", "1"},
@@ -251,7 +250,7 @@ TEST_F(Survival, ADiskThatIsFullForOneRankLeavesNothingHalfDone) {
     EXPECT_FALSE(entry.path().filename().string().starts_with("step-")) << entry.path();
 }
 
-// Flips a bit of every place in a process's memory that holds these bytes; how many there were.
+// Flips a bit in every place of a process's memory that holds these bytes; returns their number.
 int damage(pid_t process, const std::string& bytes) {
   std::fstream memory(fmt::format("/proc/{}/mem", process),
                       std::ios::binary | std::ios::in | std::ios::out);
@@ -278,7 +277,7 @@ int damage(pid_t process, const std::string& bytes) {
   return found;
 }
 
-// A learning rate of 0 leaves the weights what they were, so that some of them can be found.
+// A learning rate of 0 keeps the weights unchanged, so that some can be found in memory.
 TEST_F(Survival, AReplicaThatChangesIsNamed) {
   for (const char* dtype : {"fp32", "bf16"}) {
     SCOPED_TRACE(dtype);
@@ -294,7 +293,7 @@ TEST_F(Survival, AReplicaThatChangesIsNamed) {
     const std::vector<pid_t> ranks = ranks_of(*mpirun, 3);
     ASSERT_EQ(ranks.size(), 3u);
     const std::string model = read_text(out / last_checkpoint(out) / "model.safetensors");
-    uint64_t header = 0;  // behind it the embeddings
+    uint64_t header = 0;  // its bytes; the embeddings follow it
     std::memcpy(&header, model.data(), sizeof(header));
     if (damage(ranks[2], model.substr(sizeof(header) + header, 64)) == 0) {
       mpirun->send(SIGKILL);
@@ -307,7 +306,7 @@ TEST_F(Survival, AReplicaThatChangesIsNamed) {
   }
 }
 
-// Two programs in one job, as a script with a mistake in it would start them.
+// Starts two programs in one job, as a faulty script might.
 ProcessResult run_two(const Command& a, const Command& b) {
   Command command{LATHE_MPIEXEC, "-n", "1"};
   command.insert(command.end(), a.begin(), a.end());
@@ -340,7 +339,7 @@ TEST_F(Survival, AWrongWorldIsRefused) {
   std::string bytes = read_text(changed / "train_000000.bin");
   bytes[1024] = static_cast<char>(bytes[1024] ^ 1);
   write_text(changed / "train_000000.bin", bytes);
-  // Both are given --data . but stand in different directories.
+  // Both get --data . but run in different directories.
   const auto in = [&](const fs::path& directory) {
     Command command = train_command(with(flags, {{"data", "."}}));
     command.insert(command.begin(), {"/bin/sh", "-c", "cd \"$0\" && exec \"$@\"", directory});
@@ -353,7 +352,7 @@ TEST_F(Survival, AWrongWorldIsRefused) {
         << result.err;
   };
   expect_other_data();
-  // A shard that is too large to be read before the start, and a copy of it that broke off.
+  // A shard that is too large to be read completely at the start, and a truncated copy of it.
   std::string large = read_text(whole / "train_000000.bin");
   while (large.size() < 1000000) large += large.substr(1024);
   const auto tokens = static_cast<int32_t>((large.size() - 1024) / 2);
@@ -364,7 +363,7 @@ TEST_F(Survival, AWrongWorldIsRefused) {
   expect_other_data();
 }
 
-// Found out before the first step, and not by the first save.
+// This is reported before the first step, not at the first save.
 TEST_F(Survival, AnOutOfItsOwnOnSomeRankIsRefused) {
   const auto in = [&](const char* directory) {
     fs::create_directory(scratch / directory);

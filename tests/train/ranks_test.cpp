@@ -1,4 +1,4 @@
-// Several ranks under mpirun train the run that one rank trains.
+// Several ranks under mpirun train the same run as one rank.
 #include <signal.h>
 
 #include <cmath>
@@ -14,8 +14,8 @@ namespace fs = std::filesystem;
 
 class Ranks : public TrainTest {
  protected:
-  // 20 steps of 96 sequences of 8 tokens, whatever the number of ranks; every layer a bucket, so
-  // that there are several.
+  // 20 steps of 96 sequences of 8 tokens, for any number of ranks. Every layer is a bucket, so that
+  // there are several.
   static Flags job(const fs::path& out, int ranks, const Flags& more = {}) {
     const Flags sizes = {{"steps", "20"},
                          {"total-batch-size", "768"},
@@ -32,7 +32,7 @@ class Ranks : public TrainTest {
     return run(ranks_command(ranks, flags), kRanks);
   }
 
-  // What the evaluations said, in order.
+  // The losses of the evaluations, in order.
   static std::vector<double> validations(const fs::path& out) {
     std::vector<double> found;
     std::istringstream lines(read_text(out / "metrics.jsonl"));
@@ -42,7 +42,7 @@ class Ranks : public TrainTest {
     }
     return found;
   }
-  // The samples that a run printed, one after the other.
+  // The samples that a run printed, concatenated.
   static std::string samples(const std::string& output) {
     std::string found;
     for (size_t at = output.find("sample:"); at != std::string::npos;
@@ -90,8 +90,8 @@ TEST_F(Ranks, TheSameLossesAtEveryWorldSize) {
   }
 }
 
-// In bf16, with dropout: by the two-times rule, plain being what another cut into micro-steps does
-// to one rank.
+// In bf16 with dropout, ranks may differ from one rank by twice as much as splitting a step into
+// micro-steps differently changes the losses of one rank.
 TEST_F(Ranks, InBf16AsFarApartAsAccumulationPutsThem) {
   const Flags bf16 = {{"dtype", "bf16"}, {"dropout", "0.1"}};
   expect_success(train(1, job(scratch / "1", 1, bf16)));
@@ -197,7 +197,7 @@ TEST_F(Ranks, ReadThroughMpiIoWhatTheyWouldMap) {
                  {"--reader mpi-io", "mpirun"});
 }
 
-// The trace of a step: both lines of every rank, in a form that its readers take.
+// The trace of a step has the device and the communication of every rank, in the format of viewers.
 TEST_F(Ranks, AStepIsTraced) {
   const fs::path trace = scratch / "trace.json";
   expect_success(train(
@@ -221,11 +221,11 @@ TEST_F(Ranks, AStepIsTraced) {
       EXPECT_TRUE(seen.contains(fmt::format("{} {}", rank, name))) << rank << " " << name;
     }
   }
-  // One rank has operations alone, and a run that is traced is the run that is not.
+  // With one rank there are only operations, and a traced run has the results of an untraced one.
   expect_success(train(1, job(scratch / "one", 1, {{"steps", "6"}})));
   expect_success(train(1, job(scratch / "traced", 1, {{"steps", "6"}, {"trace", trace}})));
   expect_same_run(scratch / "one", scratch / "traced");
-  // A run that goes on with the same flags may have no four steps left.
+  // A run that is resumed with the same flags may have fewer than four steps left.
   const ProcessResult shorter =
       train(2, job(scratch / "short", 2, {{"steps", "3"}, {"trace", scratch / "t"}}));
   expect_success(shorter);
@@ -246,7 +246,7 @@ TEST_F(Ranks, OnlyOneSpeaks) {
   EXPECT_EQ(lines, 1u) << result.out;
   EXPECT_NE(result.out.find("x 4 ranks"), std::string::npos) << result.out;
   EXPECT_NE(result.out.find("ranks: busy"), std::string::npos) << result.out;
-  // Measured, and told in metrics.jsonl.
+  // Communication times are measured and in metrics.jsonl.
   bool measured = false;
   std::istringstream metrics(read_text(scratch / "run" / "metrics.jsonl"));
   for (std::string line; std::getline(metrics, line);) {
@@ -282,7 +282,7 @@ TEST_F(Ranks, LearningRatesGrowWithTheRanks) {
                                  {"eval-interval", "0"}})));
     const auto line = parse_json(read_text(out / "metrics.jsonl"));
     EXPECT_EQ(line.at("lr").get<double>(), 0.0625 * factor) << scale;
-    // What is written down is what was used, and does not grow once more when it is read.
+    // config.toml has the scaled rates, and reading it does not scale them again.
     const fs::path again = scratch / (std::string(scale) + " again");
     expect_success(train(4, {{"config", out / "config.toml"}, {"out", again}}));
     EXPECT_EQ(losses(again), losses(out)) << scale;

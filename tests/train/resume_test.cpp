@@ -1,4 +1,4 @@
-// A run that was stopped and taken up again is the run that was never stopped, bit for bit.
+// A run that is stopped and resumed equals one that never stopped, bit for bit.
 #include <csignal>
 
 #include "tests/train/harness.h"
@@ -96,13 +96,13 @@ TEST_F(Resume, ByTheNameOfACheckpoint) {
     EXPECT_TRUE(read_text(whole / "step-00000012" / file) ==
                 read_text(then / "step-00000012" / file));
   }
-  // Of what an older one would leave behind nothing is touched.
+  // Resuming from an older checkpoint is refused and changes no file.
   const std::string metrics = read_text(first / "metrics.jsonl");
   expect_refusal(train(with(tiny(first), {{"resume", first / "step-00000005"}})), 2, "train",
                  {"step-00000012", "--out", "--resume"});
   EXPECT_EQ(read_text(first / "metrics.jsonl"), metrics);
   EXPECT_EQ(checkpoints(first).size(), 3u);
-  // Another run's checkpoint does not go into this run's directory either.
+  // Resuming another run's checkpoint into this run's directory is refused, too.
   expect_refusal(train(with(tiny(whole), {{"resume", first / "step-00000005"}})), 2, "train",
                  {"step-00000012", "--out"});
   expect_success(train(with(tiny(first), {{"resume", first / "step-00000012"}, {"steps", "14"}})));
@@ -150,7 +150,7 @@ TEST_F(Resume, OnlyWhatLeavesItTheSameRunMayChange) {
                    {"--" + flag, value == "true" ? "1" : value, "step-00000004"});
   }
   EXPECT_EQ(read_text(out / "metrics.jsonl"), metrics);
-  // The former value named again, although it was a default, is no change.
+  // Giving the former value is no change, even if it was a default before.
   expect_success(train(with(tiny(out), {{"steps", "9"},
                                         {"eval-interval", "3"},
                                         {"eval-batches", "1"},
@@ -170,7 +170,7 @@ TEST_F(Resume, OnlyWhatLeavesItTheSameRunMayChange) {
             (std::vector<std::string>{"step-00000006", "step-00000008", "step-00000009"}));
 }
 
-// A trial that ended within its warm-up has used nothing of its decay.
+// A trial that ended within its warm-up never used its decay.
 TEST_F(Resume, AShortTrialGoesOnWithAnyDecay) {
   const fs::path whole = scratch / "whole", parts = scratch / "parts";
   expect_success(train(tiny(whole)));
@@ -191,7 +191,7 @@ TEST_F(Resume, TheScheduleStaysWhereItWas) {
   expect_refusal(train(flags), 2, "train", {"--lr-decay-steps 5", "12", "step-00000005"});
   expect_success(train(with(flags, {{"lr-decay-steps", "5"}})));
   EXPECT_EQ(last_checkpoint(out), "step-00000012");
-  // Where the rate does not fall there is nothing to refuse.
+  // If the rate does not decay, there is nothing to refuse.
   flags["out"] = scratch / "constant";
   flags["schedule"] = "constant";
   expect_success(train(with(flags, {{"steps", "5"}})));
@@ -236,7 +236,7 @@ TEST_F(Resume, AfterASignalIsBitwise) {
 }
 
 TEST_F(Resume, ASecondInterruptEndsAtOnce) {
-  // A step that takes long: the first SIGINT waits for its end.
+  // The step takes long, and the first SIGINT waits for its end.
   Process process(train_command(with(tiny(scratch / "out"), {{"n-layer", "2"},
                                                              {"n-embd", "256"},
                                                              {"seq-len", "256"},

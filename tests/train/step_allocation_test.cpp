@@ -1,5 +1,5 @@
-// A step in steady state takes nothing from the heap: malloc is counted in this binary. What oneDNN
-// asks for itself, scratch for its products on some CPUs, is oneDNN's.
+// A step in steady state allocates no heap memory: this binary counts calls of malloc. oneDNN may
+// allocate scratch memory for its products on some CPUs.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -24,12 +24,12 @@ bool lies_in_one_dnn(const void* caller) {
 void note(size_t bytes, const void* caller) {
   if (lies_in_one_dnn(caller)) return;
   ++allocations;
-  if (bytes > largest) largest = bytes;  // one thread at a time allocates much, if any
+  if (bytes > largest) largest = bytes;  // at most one thread at a time allocates much
 }
 
 }  // namespace
 
-// glibc's own entry points, under which the counted ones lie.
+// glibc's own entry points, which the counting ones call.
 extern "C" {
 void* __libc_malloc(size_t);
 void* __libc_calloc(size_t, size_t);
@@ -67,7 +67,7 @@ struct Count {
   size_t largest;
 };
 
-// Of steps 3 to 5, each of two micro-steps.
+// The allocations of steps 3 to 5, each with two micro-steps.
 Count count_of_steps(DType dtype) {
   const ModelConfig config{
       .n_layer = 2, .n_head = 4, .n_embd = 64, .vocab_size = 300, .seq_len = 40, .dropout = 0.1f};
@@ -89,7 +89,7 @@ Count count_of_steps(DType dtype) {
 
 TEST(StepAllocations, AreCounted) {
   const long before = allocations;
-  void* volatile memory = std::malloc(1);  // volatile, or the compiler takes the pair away
+  void* volatile memory = std::malloc(1);  // volatile, or the compiler removes the pair
   std::free(memory);
   EXPECT_GT(allocations, before);
 }

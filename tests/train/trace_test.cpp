@@ -1,4 +1,5 @@
-// What TracingOps makes of operations and parts, on a device that computes nothing.
+// The intervals that TracingOps records for operations and parts, on a device that computes
+// nothing.
 #include "src/train/trace.h"
 
 #include <gtest/gtest.h>
@@ -6,7 +7,7 @@
 namespace lathe::testing {
 namespace {
 
-// A table whose every operation has so many parts.
+// A table of operations with a given number of parts each.
 class SplitOps final : public ObservedOps {
  public:
   explicit SplitOps(const Ops& real) : ObservedOps(real) {}
@@ -26,7 +27,7 @@ struct Traced {
   TracingOps tracing{split, *device};
 
   Traced() {
-    device->take_marks(7);  // somebody else's
+    device->take_marks(7);  // for another user of the device
     split.observer = &tracing;
   }
   void call(int parts) {
@@ -79,7 +80,7 @@ TEST(TracingOps, StartsAnewWithEachStep) {
   EXPECT_EQ(t.tracing.intervals()[0].from, 7);
 }
 
-// An operation is split as a whole or not at all.
+// An operation is split completely or not at all.
 TEST(TracingOps, SplitsNoMoreThanItMay) {
   Traced t;
   constexpr int kParts = 300;
