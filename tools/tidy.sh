@@ -12,7 +12,7 @@ else
   # cannot parse: kernels, whose execution model needs std::source_location (clang 16), and the
   # CPU's attention, which shuffles GCC's vectors.
   mapfile -t files < <(grep -o '"file": "[^"]*"' "$build/compile_commands.json" | cut -d'"' -f4 |
-    sed "s|^$PWD/||" | grep -E '^(kernels|src|tools)/.*\.cpp$' | grep -v '^kernels/cpu/attention' | sort -u)
+    sed "s|^$PWD/||" | grep -E '^(kernels|src|tools)/.*\.cpp$' | grep -vE '^kernels/(cpu/attention|cuda_on_cpu/)' | sort -u)
 fi
 # The commands of the build without its precompiled headers, which are GCC's.
 commands=$(mktemp -d)

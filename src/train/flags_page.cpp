@@ -49,8 +49,8 @@ given once. Numbers are decimal. The file is flat TOML with the same names: `lr 
 `gelu = "exact"`. The defaults below are those of the preset in the first row.
 
 The last column says what a resumed run may change. "Must stay": a change would make it another run,
-and is refused. "May change": each bit stays as it would have been. "Other bits": the run goes on,
-but not bit for bit, and says so.
+and is refused. "May change": each bit stays as it would have been. "Other bits": the run continues,
+but not bit for bit, and prints that.
 )";
 
 }  // namespace
