@@ -55,7 +55,7 @@ void add_model_flags(TableOfFlags& t, TrainOptions& o) {
 void add_data_flags(TableOfFlags& t, TrainOptions& o) {
   using enum OnResume;
   t.group = "Data";
-  t.add(free, text("data", o.data, "Directory that build/prepare wrote"));
+  t.add(compared, text("data", o.data, "Directory that build/prepare wrote"));
   t.add(same, choice("sampling", o.sampling, {Sampling::random, Sampling::sequential},
                      "Windows at random, or in sequence, shuffled in each epoch"));
   t.add(free, choice("reader", o.reader, {Reader::mmap, Reader::mpi_io},
@@ -96,9 +96,9 @@ void add_machine_flags(TableOfFlags& t, TrainOptions& o) {
   t.group = "Machine";
   t.add(same, choice("dtype", o.dtype, {DType::fp32, DType::bf16},
                      "Number type; bf16 has fp32 masters, moments and sums"));
-  t.add(free, choice("device", o.device, {DeviceKind::any, DeviceKind::cpu, DeviceKind::cuda},
-                     "auto is a GPU if one answers, else the CPU"));
-  t.add(free, number("threads", o.threads, 0, 4096, "0: OMP_NUM_THREADS, or one per core"));
+  t.add(compared, choice("device", o.device, {DeviceKind::any, DeviceKind::cpu, DeviceKind::cuda},
+                         "auto is a GPU if one answers, else the CPU"));
+  t.add(compared, number("threads", o.threads, 0, 4096, "0: OMP_NUM_THREADS, or one per core"));
   t.add(other_bits_on_gpus,
         toggle("tf32", o.cuda.tf32, "GPU: fp32 products may round their inputs to TF32"));
   t.add(other_bits_on_gpus, toggle("deterministic", o.cuda.deterministic,

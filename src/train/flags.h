@@ -15,6 +15,9 @@ namespace lathe {
 enum class OnResume : uint8_t {
   same,  // no: it would be a different run
   free,  // yes: all results stay the same, bit for bit
+  // Yes. The run compares the data themselves, or the device and its threads; if these have
+  // changed, later bits differ.
+  compared,
   // Yes, but later bits differ: always, on GPUs, with several ranks, with several ranks on GPUs.
   other_bits,
   other_bits_on_gpus,

@@ -11,6 +11,8 @@ std::string_view on_resume_text(OnResume on_resume) {
       return "must stay";
     case OnResume::free:
       return "may change";
+    case OnResume::compared:
+      return "compared";
     case OnResume::other_bits:
       return "other bits";
     case OnResume::other_bits_on_gpus:
@@ -50,7 +52,9 @@ given once. Numbers are decimal. The file is flat TOML with the same names: `lr 
 
 The last column says what a resumed run may change. "Must stay": a change would make it another run,
 and is refused. "May change": each bit stays as it would have been. "Other bits": the run continues,
-but not bit for bit, and prints that.
+but not bit for bit, and prints that. "Compared": the run compares the data
+themselves, or the device and its number of threads. If they have changed, it continues, but not bit
+for bit, and prints that.
 )";
 
 }  // namespace

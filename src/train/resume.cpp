@@ -39,6 +39,7 @@ bool matters(OnResume on_resume, bool gpu, bool several_ranks) {
     case OnResume::other_bits:
       return true;
     case OnResume::free:
+    case OnResume::compared:  // difference_to() does that
       return false;
     case OnResume::other_bits_on_gpus:
       return gpu;

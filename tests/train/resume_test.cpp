@@ -171,6 +171,23 @@ TEST_F(Resume, OnlyWhatLeavesItTheSameRunMayChange) {
 }
 
 // A trial that ended within its warm-up never used its decay.
+TEST_F(Resume, OtherBitsAreAnnounced) {
+  const fs::path out = scratch / "out";
+  expect_success(train(with(tiny(out), {{"steps", "2"}, {"threads", "1"}})));
+  const auto resumed = [&](const Flags& more) {
+    const ProcessResult result = train(with(with(tiny(out), {{"threads", "1"}}), more));
+    expect_success(result);
+    return result.err;
+  };
+  EXPECT_EQ(resumed({{"steps", "3"}}).find("bit for bit"), std::string::npos);
+  const std::string threads = resumed({{"steps", "4"}, {"threads", "2"}});
+  expect_contains(threads, "not bit for bit");
+  expect_contains(threads, "2 threads");
+  const std::string logits = resumed({{"steps", "5"}, {"threads", "2"}, {"chunk-logits", "128"}});
+  expect_contains(logits, "--chunk-logits");
+  expect_contains(logits, "not bit for bit");
+}
+
 TEST_F(Resume, AShortTrialGoesOnWithAnyDecay) {
   const fs::path whole = scratch / "whole", parts = scratch / "parts";
   expect_success(train(tiny(whole)));
