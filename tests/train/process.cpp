@@ -108,6 +108,14 @@ bool Process::running() {
   return false;
 }
 
+double Process::cpu_seconds() const {
+  clockid_t clock{};
+  timespec time{};
+  if (reaped_ || ::clock_getcpuclockid(pid_, &clock) != 0 || ::clock_gettime(clock, &time) != 0)
+    return 0;
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
 std::string Process::output() const {
   return slurp(scratch_ / "out");
 }

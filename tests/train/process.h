@@ -42,6 +42,8 @@ class Process {
   void send(int signal) const;
   pid_t pid() const { return pid_; }
   bool running();
+  // CPU time that all its threads have taken so far; 0 if it has ended.
+  double cpu_seconds() const;
   // Its output on stdout so far.
   std::string output() const;
   ProcessResult wait();

@@ -253,15 +253,20 @@ TEST_F(Resume, AfterASignalIsBitwise) {
 }
 
 TEST_F(Resume, ASecondInterruptEndsAtOnce) {
-  // The step takes long, and the first SIGINT waits for its end.
+  // One step takes most of a minute, and the first SIGINT waits for its end.
   Process process(train_command(with(tiny(scratch / "out"), {{"n-layer", "2"},
                                                              {"n-embd", "256"},
                                                              {"seq-len", "256"},
-                                                             {"batch-size", "128"},
+                                                             {"batch-size", "16"},
+                                                             {"total-batch-size", "524288"},
                                                              {"eval-interval", "0"}})));
   while (process.running() && !fs::exists(scratch / "out/metrics.jsonl")) ::usleep(500);
+  // What lies between that file and the step takes a few milliseconds.
+  const double before = process.cpu_seconds();
+  while (process.running() && process.cpu_seconds() < before + 0.5) ::usleep(500);
   process.send(SIGINT);
   ::usleep(20000);
+  EXPECT_TRUE(process.running());
   process.send(SIGINT);
   const ProcessResult result = process.wait();
   EXPECT_EQ(result.signal, SIGINT) << result.exit_code << result.err;
