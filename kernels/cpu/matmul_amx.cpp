@@ -203,8 +203,10 @@ void pack_panel(bool contiguous_k, const bf16* source, int64_t ld, int64_t outer
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   };
   static_assert(sizeof(Config) == 64);
-  const Config config;
-  _tile_loadconfig(&config);
+  // A constant, because GCC 12 believes that this instruction reads only 8 of the 64 bytes. It left
+  // out the stores of the others into a variable on the stack.
+  static constexpr Config kConfig;
+  _tile_loadconfig(&kConfig);
 }
 void store_fence() {
   asm volatile("sfence" ::: "memory");
