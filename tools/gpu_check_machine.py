@@ -160,11 +160,14 @@ def cpu_name():
 
 
 def commit():
-    """(short hash, whether files differ from it). For a copy without .git, LATHE_COMMIT gives the hash."""
+    """(short hash, whether files differ from it). LATHE_COMMIT names the hash of a copy whose .git is absent
+    or of another commit."""
+    if named := os.environ.get("LATHE_COMMIT"):
+        return named, None
     short = output_of("git", "-C", ROOT, "rev-parse", "--short", "HEAD")
     if short:
         return short, bool(output_of("git", "-C", ROOT, "status", "--porcelain"))
-    return os.environ.get("LATHE_COMMIT") or "unknown", None
+    return "unknown", None
 
 
 def environment(python):

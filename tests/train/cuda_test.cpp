@@ -224,9 +224,11 @@ TEST_F(Cuda, AsManyLogitsAtOnceAsMemoryAllows) {
                          {"dtype", "bf16"},      {"device", "cuda"},   {"dry-run", ""}};
     const ProcessResult result = run(train_command(with(flags, more)), options);
     expect_success(result);
+    if (result.out.find("CUDA on the CPU") == std::string::npos) return int64_t{-1};
     const size_t at = result.out.find("chunk-logits=");
-    return at == std::string::npos ? 0 : std::stoll(result.out.substr(at + 13));
+    return at == std::string::npos ? int64_t{0} : int64_t{std::stoll(result.out.substr(at + 13))};
   };
+  if (planned("80000000000", {}) < 0) GTEST_SKIP() << "this GPU has the memory that it has";
   EXPECT_EQ(planned("80000000000", {}), int64_t{1} << 30);
   EXPECT_EQ(planned("9000000000", {}), int64_t{1} << 27);
   EXPECT_EQ(planned("2000000000", {}), int64_t{1} << 26);
