@@ -129,12 +129,12 @@ OpCost BeginStep::cost() const {
   return {0, sizeof(StepResults)};
 }
 
-OpCost SquareSums::cost() const {
-  return {0, bytes_of(gradients, sums)};
+OpCost SquareSum::cost() const {
+  return {0, bytes_of(gradients)};
 }
 
 OpCost ClipScale::cost() const {
-  return {0, bytes_of(sums)};
+  return {0, sizeof(StepResults)};
 }
 
 OpCost AdamW::cost() const {
@@ -187,11 +187,11 @@ Shape LinearCrossEntropy::sizes() const {
 Shape BeginStep::sizes() const {
   return {};
 }
-Shape SquareSums::sizes() const {
+Shape SquareSum::sizes() const {
   return {gradients.elements()};
 }
 Shape ClipScale::sizes() const {
-  return {sums.elements()};
+  return {};
 }
 Shape AdamW::sizes() const {
   return {masters.elements()};

@@ -16,6 +16,7 @@
 #include <string_view>
 
 #include "kernels/device/device.h"
+#include "kernels/device/exact_sum.h"
 #include "kernels/device/round.h"
 #include "kernels/device/tensor.h"
 
@@ -40,6 +41,7 @@ struct StepResults {
   int64_t updates = 0;    // AdamW updates applied so far: the t of its bias correction
   int32_t skip = 0;       // 1: loss or norm is not finite, so AdamW changes nothing
   int32_t padding = 0;
+  ExactSum squares;  // of the gradients that square_sum has seen since begin_step
 };
 
 // FLOPs and the bytes that must cross the memory bus at least once.
@@ -255,7 +257,7 @@ struct LinearCrossEntropy {
 };
 
 // The first operation of a step: results->loss = inputs->first_loss, stop_votes =
-// inputs->stop_vote.
+// inputs->stop_vote, squares = 0.
 struct BeginStep {
   static constexpr std::string_view kName = "begin_step";
   OpCost cost() const;
@@ -264,29 +266,24 @@ struct BeginStep {
   const StepInputs* inputs = nullptr;
 };
 
-// The norm of the gradient, in two halves, so that ranks that hold parts of it get the same bits as
-// one rank that holds it all. First: sums[i] = the sum of the squares of block i, kNormBlock
-// elements in fixed order.
-struct SquareSums {
-  static constexpr std::string_view kName = "square_sums";
+// The norm of the gradient, in two halves. First: results->squares += the sum of the squares,
+// without rounding, so that ranks that hold any parts of a gradient get the bits of one rank that
+// holds it all. (For a model in double each square is rounded to double, and to a multiple of
+// 2^-300.)
+struct SquareSum {
+  static constexpr std::string_view kName = "square_sum";
   OpCost cost() const;
   Shape sizes() const;
-  Tensor sums;       // out, fp64: one per block; the last block may be short
   Tensor gradients;  // acc, flat
+  StepResults* results = nullptr;
 };
-inline constexpr int64_t kNormBlock = 4096;
-constexpr int64_t norm_blocks(int64_t elements) {
-  return ceil_div(elements, kNormBlock);
-}
 
-// Second: grad_norm = sqrt(sum of the sums, as a tree whose shape depends on their number alone),
-// clip_scale = min(1, grad_clip / grad_norm) (1 if grad_clip is 0), skip = loss or norm is not
-// finite.
+// Second: grad_norm = sqrt(results->squares rounded to double), clip_scale = min(1, grad_clip /
+// grad_norm) (1 if grad_clip is 0), skip = loss or norm is not finite.
 struct ClipScale {
   static constexpr std::string_view kName = "clip_scale";
   OpCost cost() const;
   Shape sizes() const;
-  Tensor sums;  // in, fp64; overwritten
   double grad_clip = 0;
   StepResults* results = nullptr;
 };
@@ -375,7 +372,7 @@ class Table : public Operation<Args>... {
 using Operations = Table<EmbeddingForward, EmbeddingBackward, LayerNormForward, LayerNormBackward,
                          LinearForward, LinearBackward, GeluForward, GeluBackward, AttentionForward,
                          AttentionBackward, AttentionCached, Logits, LinearCrossEntropy, BeginStep,
-                         SquareSums, ClipScale, AdamW, Cast>;
+                         SquareSum, ClipScale, AdamW, Cast>;
 
 // What the model runs on.
 class Ops : public Operations {

@@ -263,8 +263,8 @@ void add_head(std::vector<Case>& cases, const Sizes& s, DType type) {
 void add_optimizer(std::vector<Case>& cases, const Sizes& s, DType type) {
   const int64_t P = s.parameters();
   cases.push_back(
-      {"square_sums", [=](Tensors& t, const Ops& ops) {
-         const SquareSums args{t.make(DType::fp64, {norm_blocks(P)}), t.make(DType::fp32, {P})};
+      {"square_sum", [=](Tensors& t, const Ops& ops) {
+         const SquareSum args{t.make(DType::fp32, {P}), t.place<StepResults>({{}})};
          return call(ops, args);
        }});
   cases.push_back({"adamw", [=](Tensors& t, const Ops& ops) {

@@ -34,7 +34,9 @@ def places(names, kernels):
 
 NORM_FORWARD = ["forward_kernel", "forward_any_kernel"]  # and the embedding's, which is the first
 NORM_BACKWARD = ["backward_kernel", "backward_any_kernel"]
-SUMS = ["add_partials_kernel", "finish_kernel", "add_sums_kernel"]  # follow NORM_BACKWARD
+LOSSES = ["streamed_rows_kernel", "resident_rows_kernel"]
+OPTIMIZER = ["square_sum_kernel", "adamw_kernel"]
+SUMS = ["add_partials_kernel"]  # follow NORM_BACKWARD
 
 
 def steps_of(names):
@@ -49,10 +51,11 @@ def classify(names):
     are classified by position. The head begins with the LayerNorm before the first cross-entropy and ends
     before the first product after the sum of the losses; the layers' backward pass ends with its last
     LayerNorm. ValueError if this is not a step of one micro-step."""
-    losses, summed = places(names, [r"cross_entropy\w*"]), places(names, ["add_losses_kernel"])
-    squares = places(names, ["squares_kernel", "adamw_kernel"])
+    losses, summed = places(names, LOSSES), places(names, ["add_losses_kernel"])
+    squares = places(names, OPTIMIZER)
     if not losses or len(summed) != 1 or not squares:
-        raise ValueError("these are not the kernels of one whole step of one micro-step")
+        raise ValueError(f"these {len(names)} kernels are not those of one whole step of one micro-step: "
+                         + ", ".join(short_name(name) for name in names[:40]))
     forward = [at for at in places(names, NORM_FORWARD) if at < losses[0]]
     norms = [at for at in places(names, NORM_BACKWARD) if summed[0] < at < squares[0]]
     if len(forward) < 2 or len(norms) < 2:

@@ -79,8 +79,6 @@ class Network {
     inputs_ = bytes(sizeof(StepInputs));
     results_ = bytes(sizeof(StepResults));
     segment_ = bytes(sizeof(OptimizerSegment));
-    square_sums_ =
-        arena_.allocate(MemoryCategory::workspace, DType::fp64, {norm_blocks(kParameters)});
     workspace_ = bytes(workspace_bytes());
     const OptimizerSegment all{0, kParameters, 0.0f};
     device_.upload(segment_, &all);
@@ -215,8 +213,8 @@ class Network {
   }
   void update() {
     comm_.device_after(comm_.last());
-    ops_.run(SquareSums{.sums = square_sums_, .gradients = gradients_}, workspace_);
-    ops_.run(ClipScale{.sums = square_sums_, .grad_clip = 1.0, .results = results()}, workspace_);
+    ops_.run(SquareSum{.gradients = gradients_, .results = results()}, workspace_);
+    ops_.run(ClipScale{.grad_clip = 1.0, .results = results()}, workspace_);
     ops_.run(AdamW{.masters = parameters_,
                    .m = m_,
                    .v = v_,
@@ -234,7 +232,7 @@ class Network {
   const int64_t rows_;  // this rank's examples per step
   Arena arena_;
   Tensor parameters_, gradients_, m_, v_;
-  Tensor x_, losses_, classes_, inputs_, results_, segment_, square_sums_, workspace_;
+  Tensor x_, losses_, classes_, inputs_, results_, segment_, workspace_;
   Tensor y_[kLayers], pre_[kLayers], dy_[kLayers];
 };
 

@@ -16,6 +16,11 @@ void StepState::begin(const Ops& ops, std::span<const StepInputs> inputs) {
   ops.run(BeginStep{.results = device_results(), .inputs = this->inputs(0)}, {});
 }
 
+Tensor StepState::squares() const {
+  static_assert(sizeof(ExactSum) == (ExactSum::kDigits + 1) * sizeof(int64_t));
+  return {&device_results()->squares, DType::int64, Shape{ExactSum::kDigits + 1}};
+}
+
 StepResults StepState::results() const {
   StepResults results;
   device_.download(&results, results_);
@@ -45,7 +50,7 @@ void StepState::set_results(const StepResults& results) {
 
 Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& parameters, Device& device,
                      Arena& arena)
-    : config_(config), parameters_(parameters), device_(device) {
+    : config_(config), parameters_(parameters) {
   const DType acc = parameters.my_gradients().dtype;
   const Shape mine = parameters.my_gradients().shape;
   const bool are_masters = parameters.my_weights().dtype == acc;
@@ -53,8 +58,6 @@ Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& parameters, 
       are_masters ? parameters.my_weights() : arena.allocate(MemoryCategory::masters, acc, mine);
   m_ = arena.allocate(MemoryCategory::optimizer, acc, mine);
   v_ = arena.allocate(MemoryCategory::optimizer, acc, mine);
-  square_sums_ = arena.allocate(MemoryCategory::workspace, DType::fp64,
-                                {norm_blocks(parameters.layout().elements)});
   std::vector<OptimizerSegment> segments;
   for (const UpdateRange& range : parameters.updates()) {
     const auto more = parameters.layout().segments(config.weight_decay, range.parts);
@@ -67,28 +70,21 @@ Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& parameters, 
 }
 
 void Optimizer::step(const Ops& ops, const StepState& state) const {
-  sum_squares(ops);
-  parameters_.add_up_squares(square_sums_);
+  sum_squares(ops, state);
+  parameters_.add_up_squares(state.squares());
   update(ops, state);
 }
 
-void Optimizer::sum_squares(const Ops& ops) const {
-  int64_t brought = 0;
-  for (const ShardPart& part : parameters_.share()) brought += part.elements;
-  if (brought < parameters_.layout().elements) device_.zero(square_sums_);  // other ranks' blocks
+void Optimizer::sum_squares(const Ops& ops, const StepState& state) const {
   for (const ShardPart& part : parameters_.share()) {
-    ops.run(
-        SquareSums{.sums = square_sums_.rows(part.begin / kNormBlock, norm_blocks(part.elements)),
-                   .gradients = parameters_.my_gradients().rows(part.local, part.elements)},
-        {});
+    ops.run(SquareSum{.gradients = parameters_.my_gradients().rows(part.local, part.elements),
+                      .results = state.device_results()},
+            {});
   }
 }
 
 void Optimizer::update(const Ops& ops, const StepState& state) const {
-  ops.run(
-      ClipScale{
-          .sums = square_sums_, .grad_clip = config_.grad_clip, .results = state.device_results()},
-      {});
+  ops.run(ClipScale{.grad_clip = config_.grad_clip, .results = state.device_results()}, {});
   const auto* segments = static_cast<const OptimizerSegment*>(segments_.data);
   const std::vector<UpdateRange>& updates = parameters_.updates();
   const bool are_masters = parameters_.my_weights().data == masters_.data;

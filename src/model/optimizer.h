@@ -32,6 +32,8 @@ class StepState {
   }
   // Loss and stop votes in device_results(), fp64 [2]: the ranks sum both together.
   Tensor loss_and_votes() const;
+  // The digits of device_results()->squares, int64, which the ranks sum.
+  Tensor squares() const;
   StepResults* device_results() const { return static_cast<StepResults*>(results_.data); }
 
  private:
@@ -65,14 +67,12 @@ class Optimizer {
   const Tensor& v() const { return v_; }
 
  private:
-  void sum_squares(const Ops& ops) const;
+  void sum_squares(const Ops& ops, const StepState& state) const;
   void update(const Ops& ops, const StepState& state) const;
 
   OptimizerConfig config_;
   ParameterStore& parameters_;
-  Device& device_;
   Tensor masters_, m_, v_;
-  Tensor square_sums_;                   // fp64, one per norm block, of all ranks
   Tensor segments_;                      // OptimizerSegment, grouped by update
   std::vector<int64_t> segment_counts_;  // of each update
 };

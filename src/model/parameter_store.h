@@ -71,10 +71,9 @@ class ParameterStore {
   const std::vector<UpdateRange>& updates() const { return updates_; }
   virtual void await_update(size_t /*range*/) {}
   // The parts whose squares this rank contributes to the norm, in its flat tensors. If there are
-  // other ranks they contribute the rest: add_up_squares() sums over ranks, and each rank leaves
-  // zero what it does not contribute.
+  // other ranks they contribute the rest, and add_up_squares() sums over ranks.
   const std::vector<ShardPart>& share() const { return share_; }
-  virtual void add_up_squares(const Tensor& /*sums*/) {}
+  virtual void add_up_squares(const Tensor& /*squares*/) {}
 
   // For the step (src/train.cpp). Called before the first forward pass; `slot` selects where this
   // step's spans go.

@@ -92,7 +92,7 @@ ParameterLayout::ParameterLayout(const ModelConfig& config, const Sharding& shar
     : ranks(sharding.ranks) {
   std::vector<ParameterSpec> specs = parameter_specs(config);
   const std::vector<char> starts = bucket_starts(specs, sharding.bucket_elements);
-  const int64_t unit = ranks > 1 ? ranks * kNormBlock : 1;
+  const int64_t unit = ranks > 1 ? ranks * kParameterAlignment : 1;
   const auto close_bucket = [&] {
     Bucket& bucket = buckets.back();
     elements = bucket.end = round_up(elements, unit);

@@ -18,7 +18,7 @@ int marks_of(size_t buckets) {
 class DataParallelStore : public ParameterStore {
  public:
   void gradients_final(size_t slot) override;
-  void add_up_squares(const Tensor& sums) override;
+  void add_up_squares(const Tensor& squares) override;
   void begin_step(int slot) override;
   bool begin_backward(int64_t micro_step, bool last) override {
     last_micro_step_ = last;

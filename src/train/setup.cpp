@@ -19,13 +19,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A rank's share of a bucket is a whole number of norm blocks. The last is mostly padding, so
-// shares with fewer blocks than this would be padded too much.
-constexpr int64_t kLeastBlocksOfShare = 16;
+// A rank's share of a bucket is a multiple of kParameterAlignment. With fewer multiples than this a
+// bucket would be padded too much.
+constexpr int64_t kLeastShare = 16 * kParameterAlignment;
 
 int64_t bucket_elements(const TrainOptions& o, int64_t ranks) {
   const int64_t wanted = o.bucket_mb * (int64_t{1} << 20) / int64_t{sizeof(float)};
-  const int64_t least = ranks > 1 && wanted > 0 ? ranks * kLeastBlocksOfShare * kNormBlock : 0;
+  const int64_t least = ranks > 1 && wanted > 0 ? ranks * kLeastShare : 0;
   return std::max(wanted, least);
 }
 

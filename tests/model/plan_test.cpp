@@ -246,7 +246,6 @@ MemoryPlan expected_training(const ModelConfig& config, const StepShape& shape, 
 
   plan.add(MemoryCategory::workspace, DType::uint8,
            static_cast<int64_t>(training_workspace(config, shape, ops)));
-  plan.add(MemoryCategory::workspace, DType::fp64, norm_blocks(parameters));
   // Tokens and targets of all micro-steps; the step's inputs and results; AdamW's segments.
   for (int i = 0; i < 2; ++i) plan.add(MemoryCategory::batch, DType::int32, shape.micro_steps * n);
   plan.add(MemoryCategory::batch, DType::uint8,
@@ -400,7 +399,7 @@ TEST(Layout, BucketsBecomeSmallerTowardsTheEnd) {
   EXPECT_LT(buckets[1].elements(), least / 2);
   for (size_t b = 1; b < buckets.size(); ++b) {
     EXPECT_EQ(buckets[b].begin, buckets[b - 1].end);
-    EXPECT_EQ(buckets[b].elements() % (4 * kNormBlock), 0);
+    EXPECT_EQ(buckets[b].elements() % (4 * kParameterAlignment), 0);
     EXPECT_GE(buckets[b].elements(), least / 8);
     EXPECT_TRUE(b <= 2 || buckets[b].elements() >= least) << buckets[b].name;
   }

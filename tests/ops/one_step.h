@@ -31,7 +31,6 @@ class OneStep {
     dqkv_ = make<T>({B, L, 3 * C});
     mean_ = make<A>({B, L}), rstd_ = make<A>({B, L}), losses_ = make<A>({N});
     logsumexp_ = make<A>({B, 4, L}), logits_ = make<A>({2, kVocab});
-    sums_ = make<double>({norm_blocks(kParameters)});
     gradients_ = make<A>({kParameters}), masters_ = make<A>({kParameters});
     m_ = make<A>({kParameters}), v_ = make<A>({kParameters}), weights_ = make<T>({kParameters});
     segment_ = make_value(OptimizerSegment{0, kParameters, 0.1f});
@@ -64,8 +63,8 @@ class OneStep {
                             dropout, true},
           workspace_);
     t.run(Logits{logits_, x_.reshaped({N, C}).rows(0, 2), wte_, kVocab}, workspace_);
-    t.run(SquareSums{sums_, gradients_}, workspace_);
-    t.run(ClipScale{sums_, 1, results()}, workspace_);
+    t.run(SquareSum{gradients_, results()}, workspace_);
+    t.run(ClipScale{1, results()}, workspace_);
     AdamW adamw;
     adamw.masters = masters_, adamw.m = m_, adamw.v = v_, adamw.gradients = gradients_;
     if (!std::is_same_v<T, A>) adamw.weights = weights_;
@@ -149,7 +148,7 @@ class OneStep {
   uint64_t stream_ = 1;
   Tensor wte_, wpe_, ln_weight_, ln_bias_, w1_, b1_, w2_, attention_in_, tokens_;
   Tensor x_, residual_, normed_, h_out_, dx_, d_residual_, dnormed_, pre_, h_, dpre_, dqkv_;
-  Tensor mean_, rstd_, losses_, logsumexp_, logits_, gradients_, masters_, m_, v_, weights_, sums_;
+  Tensor mean_, rstd_, losses_, logsumexp_, logits_, gradients_, masters_, m_, v_, weights_;
   Tensor workspace_;
   Tensor segment_, inputs_, results_;  // bytes: an OptimizerSegment, StepInputs, StepResults
 };

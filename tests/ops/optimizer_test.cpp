@@ -47,9 +47,9 @@ struct State {
 
 // Computes the norm of a gradient as an optimizer does.
 void measure(const Ops& table, const Tensor& gradients, double clip, StepResults* results) {
-  Buffer<double> sums({norm_blocks(gradients.elements())});
-  run(table, SquareSums{sums.tensor, gradients});
-  run(table, ClipScale{sums.tensor, clip, results});
+  results->squares = {};
+  run(table, SquareSum{gradients, results});
+  run(table, ClipScale{clip, results});
 }
 
 // The formula, element by element.
@@ -256,25 +256,37 @@ TEST(AdamW, RefusesSegmentsThatOverlap) {
   EXPECT_THROW(s.step(), CheckError);
 }
 
+// The sum of squares, added one by one in integers, rounded once.
+double exact_norm(const Tensor& gradients) {
+  ExactSum sum;
+  for (int64_t i = 0; i < gradients.elements(); ++i) {
+    const double g = static_cast<double>(gradients.as<float>()[i]);
+    sum.add(g * g);
+  }
+  return std::sqrt(sum.rounded());
+}
+
 void compare_norm(int64_t count, double magnitude = 1, bool misaligned = false) {
   SCOPED_TRACE(fmt::format("{} elements times {}", count, magnitude));
   Buffer<float> gradients({count}, random_values<float>(count, 3, magnitude));
   if (misaligned) misalign(gradients);
   Visible<StepResults> results;
-  double squares = 0;
-  for (float g : gradients.values()) squares += static_cast<double>(g) * static_cast<double>(g);
+  long double squares = 0;
+  for (float g : gradients.values())
+    squares += static_cast<long double>(g) * static_cast<long double>(g);
+  const double norm = static_cast<double>(std::sqrt(squares));
   for (double clip : {0.0, 0.5, 1e9}) {
     measure(ops<bf16>(), gradients.tensor, clip, results.get());
-    EXPECT_NEAR(results->grad_norm, std::sqrt(squares), 1e-13 * std::sqrt(squares));
+    EXPECT_NEAR(results->grad_norm, norm, 1e-15 * norm);  // of the long double
+    EXPECT_EQ(results->grad_norm, exact_norm(gradients.tensor));
     EXPECT_EQ(results->clip_scale, clip > 0 ? std::min(1.0, clip / results->grad_norm) : 1.0);
     EXPECT_EQ(results->skip, 0);
   }
 }
 TEST(GlobalNorm, IsTheRootOfTheSquares) {
-  for (int64_t count : {int64_t{1}, int64_t{5}, kNormBlock, kNormBlock + 1, int64_t{100003}})
-    compare_norm(count);
-  for (double magnitude : {1e-38, 1e-20, 1e20, 1e38}) compare_norm(77, magnitude);
-  compare_norm(kNormBlock + 77, 1, true);
+  for (int64_t count : {1, 5, 1024, 1025, 4096, 100003, 300007}) compare_norm(count);
+  for (double magnitude : {1e-44, 1e-38, 1e-20, 1e20, 1e38}) compare_norm(4099, magnitude);
+  compare_norm(4173, 1, true);
 }
 
 TEST(GlobalNorm, LargeGradientsDoNotOverflow) {
@@ -285,42 +297,77 @@ TEST(GlobalNorm, LargeGradientsDoNotOverflow) {
   EXPECT_EQ(results->skip, 0);
 }
 
-// The contract defines the order of the sums, for any device.
-TEST(GlobalNorm, HasTheSameBitsOnEveryDevice) {
-  for (int64_t count : {int64_t{33}, 7 * kNormBlock + 77, 4609 * kNormBlock - 5}) {
-    Buffer<float> gradients({count});
-    for (int64_t i = 0; i < count; ++i)
-      gradients.data()[i] = static_cast<float>((i * 37 + i / 1000) % 1009 - 504) * 0.013f;
-    Visible<StepResults> here, there;
-    measure(ops<float>(), gradients.tensor, 1, here.get());
-    measure(cpu().ops(DType::fp32), gradients.tensor, 1, there.get());
-    EXPECT_EQ(here->grad_norm, there->grad_norm) << count;
-    EXPECT_EQ(here->clip_scale, there->clip_scale) << count;
-    double squares = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const double g = static_cast<double>(gradients.data()[i]);
-      squares += g * g;
+// Gradients that the fast paths were not made for: every magnitude that a float has, in every
+// order, rows of zeros, one large element among many that are tiny, subnormal numbers.
+TEST(GlobalNorm, IsExactForAnyGradients) {
+  constexpr int64_t kCount = 70'001;
+  const std::vector<float> mantissas = random_values<float>(kCount, 7);
+  const auto all_alike = [&](int exponent) {
+    return [&mantissas, exponent](int64_t i) {
+      return std::ldexp(mantissas[static_cast<size_t>(i)], exponent);
+    };
+  };
+  const auto check = [&](const char* what, const auto& element) {
+    SCOPED_TRACE(what);
+    Buffer<float> gradients({kCount});
+    for (int64_t i = 0; i < kCount; ++i) gradients.data()[i] = element(i);
+    Visible<StepResults> results;
+    measure(ops<float>(), gradients.tensor, 1, results.get());
+    EXPECT_EQ(results->grad_norm, exact_norm(gradients.tensor));
+    std::reverse(gradients.data(), gradients.data() + kCount);
+    measure(ops<float>(), gradients.tensor, 1, results.get());
+    EXPECT_EQ(results->grad_norm, exact_norm(gradients.tensor));
+  };
+  const auto scaled = [&mantissas](int64_t i, int64_t exponent) {
+    return std::ldexp(mantissas[static_cast<size_t>(i)], static_cast<int>(exponent));
+  };
+  check("every exponent, growing", [&](int64_t i) { return scaled(i, i * 270 / kCount - 148); });
+  check("every exponent, mixed", [&](int64_t i) { return scaled(i, i * 7919 % 270 - 148); });
+  check("40 binades", [&](int64_t i) { return scaled(i, -(i * 31 % 40)); });
+  check("70 binades", [&](int64_t i) { return scaled(i, -(i * 31 % 70)); });
+  check("one large", [&](int64_t i) { return scaled(i, i == kCount / 2 ? 20 : -30); });
+  check("one very large", [&](int64_t i) { return scaled(i, i == kCount / 2 ? 120 : -120); });
+  check("rows of zeros", [&](int64_t i) { return i / 3000 % 2 == 0 ? 0.0f : scaled(i, -9); });
+  check("zeros", [](int64_t i) { return i % 2 == 0 ? 0.0f : -0.0f; });
+  check("subnormal", all_alike(-135));
+  check("the largest", [](int64_t) { return std::numeric_limits<float>::max(); });
+  check("the smallest", [](int64_t) { return std::numeric_limits<float>::denorm_min(); });
+}
+
+TEST(GlobalNorm, IsNotFiniteIfAGradientIsNot) {
+  for (const float bad :
+       {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+        std::numeric_limits<float>::quiet_NaN()}) {
+    for (const int64_t at : {0, 1000, 4999}) {
+      Buffer<float> gradients({5000}, random_values<float>(5000, 3));
+      gradients.data()[at] = bad;
+      Visible<StepResults> results;
+      measure(ops<float>(), gradients.tensor, 1, results.get());
+      EXPECT_FALSE(std::isfinite(results->grad_norm)) << bad << " at " << at;
+      EXPECT_EQ(results->skip, 1);
     }
-    EXPECT_NEAR(here->grad_norm, std::sqrt(squares), 1e-10 * std::sqrt(squares)) << count;
   }
 }
 
-// A rank with every other block gets the bits of a rank with all blocks, from the sums of both.
+// Ranks with any pieces, in any order, get the digits of a rank with everything.
 TEST(GlobalNorm, OfPartsIsThatOfTheWhole) {
-  constexpr int64_t kBlocks = 37;
-  Buffer<float> gradients({kBlocks * kNormBlock}, random_values<float>(kBlocks * kNormBlock, 4));
+  constexpr int64_t kCount = 100'000;
+  Buffer<float> gradients({kCount}, random_values<float>(kCount, 4));
   Visible<StepResults> whole, parts;
   measure(ops<float>(), gradients.tensor, 1, whole.get());
-  Buffer<double> sums({kBlocks});
-  for (int64_t first : {1, 0}) {
-    for (int64_t b = first; b < kBlocks; b += 2) {
-      run(ops<float>(),
-          SquareSums{sums.tensor.rows(b, 1), gradients.tensor.rows(b * kNormBlock, kNormBlock)});
+  for (int64_t pieces : {2, 3, 7, 128}) {
+    ExactSum sum;
+    for (int64_t p = pieces; p-- > 0;) {
+      const int64_t begin = p * kCount / pieces, end = (p + 1) * kCount / pieces;
+      parts->squares = {};
+      run(ops<float>(), SquareSum{gradients.tensor.rows(begin, end - begin), parts.get()});
+      sum.add(parts->squares);
     }
+    parts->squares = sum;
+    run(ops<float>(), ClipScale{1, parts.get()});
+    EXPECT_EQ(whole->grad_norm, parts->grad_norm);
+    EXPECT_EQ(whole->clip_scale, parts->clip_scale);
   }
-  run(ops<float>(), ClipScale{sums.tensor, 1, parts.get()});
-  EXPECT_EQ(whole->grad_norm, parts->grad_norm);
-  EXPECT_EQ(whole->clip_scale, parts->clip_scale);
 }
 
 // A rank with two pieces of the parameters rounds them like a rank with all of them.

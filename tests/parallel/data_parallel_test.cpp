@@ -276,7 +276,7 @@ TEST_P(DataParallelTest, OptimizerMemoryIsShared) {
       const int64_t buckets =
           static_cast<int64_t>(rank.trainer.parameters->layout().buckets.size());
       EXPECT_LE(rank.trainer.optimizer.m().elements(),
-                (total + size - 1) / size + buckets * kNormBlock);
+                (total + size - 1) / size + buckets * kParameterAlignment);
     }
   }
 }

@@ -76,7 +76,7 @@ TEST(Schedule, EachBucketIsReducedWhenItsLastGradientIsThere) {
         const int64_t final = last_gradient(s, c.config, bucket);
         EXPECT_GT(issued, final) << bucket.name;
         EXPECT_LT(issued, s.next(final, "linear_backward", "layernorm_backward",
-                                 "attention_backward", "embedding_backward", "square_sums"))
+                                 "attention_backward", "embedding_backward", "square_sum"))
             << bucket.name;
       }
       // Each collective starts after everything that was enqueued on the device before it.
@@ -100,15 +100,15 @@ TEST(Schedule, AdamWWaitsForAllGradientsAndNothingElseDoes) {
     // The device's first wait after the backward pass is the one before the norm.
     const int64_t wait = s.next(s.only("embedding_backward"), "device_after");
     EXPECT_EQ(s.at(wait).ticket, s.at(last_gradient).ticket);
-    EXPECT_LT(wait, s.first("square_sums"));
-    EXPECT_LT(s.next(wait, "square_sums"), s.only("clip_scale"));
+    EXPECT_LT(wait, s.first("square_sum"));
+    EXPECT_LT(s.next(wait, "square_sum"), s.only("clip_scale"));
     EXPECT_LT(s.only("clip_scale"), s.first("adamw"));
     const std::vector<int64_t> backward = s.all("linear_backward");
     for (int64_t at : s.all("device_after")) {
       EXPECT_FALSE(at > s.only("linear_cross_entropy") && at < backward.back()) << at;
     }
     const int64_t norm = s.only("all_reduce", "norm");
-    EXPECT_GT(norm, s.all("square_sums").back());
+    EXPECT_GT(norm, s.all("square_sum").back());
     EXPECT_EQ(s.at(s.next(norm, "device_after")).ticket, s.at(norm).ticket);
     EXPECT_LT(s.next(norm, "device_after"), s.only("clip_scale"));
     // Stage 0: the layers are updated while the embeddings' sums are gathered.

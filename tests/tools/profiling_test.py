@@ -184,18 +184,26 @@ class Ncu(Folder):
         names = [k["name"] for k in ncu_report.read_kernels((FILES / "ncu_raw.csv").read_text())]
         classes = kernels.classify(names)
         of = dict(zip(map(kernels.short_name, names), classes))
-        self.assertEqual(of["cross_entropy_kernel<bf16, 32, 4>"], "head")
+        self.assertEqual(of["resident_rows_kernel<bf16>"], "head")
         self.assertEqual(of["sort_kernel"], "embedding")
         self.assertEqual(of["attention::flash_forward_kernel<64, false>"], "forward")
-        self.assertEqual(of["finish_kernel"], "optimizer")
+        self.assertEqual(of["clip_scale_kernel"], "optimizer")
         # ln_f, logits, rows, dx, dwte, sum of losses, ln_f's backward and its sums.
         self.assertEqual([kernels.short_name(n).split("<")[0] for n, c in zip(names, classes) if c == "head"][:3],
-                         ["forward_kernel", "nvjet_hsh_128x256_64x4_2x1_v_bz_coopB_TNN", "cross_entropy_kernel"])
+                         ["forward_kernel", "nvjet_hsh_128x256_64x4_2x1_v_bz_coopB_TNN", "resident_rows_kernel"])
         self.assertEqual([classes.count(c) for c in kernels.CLASSES], [5, 8, 8, 16, 4, 1])
         with self.assertRaises(ValueError):
             kernels.classify(names[:10])
         with self.assertRaises(ValueError):
             kernels.classify(names[1:] + names[1:])
+
+    def test_names_are_those_of_the_sources(self):
+        sources = "".join(path.read_text() for path in (ROOT / "kernels" / "cuda").glob("*.cu"))
+        there = set(re.findall(r"__global__[^;{]*?\b(\w+_kernel)\(", sources))
+        self.assertGreater(len(there), 30)
+        for name in [*kernels.NORM_FORWARD, *kernels.NORM_BACKWARD, *kernels.SUMS, *kernels.LOSSES,
+                     *kernels.OPTIMIZER, "begin_step_kernel", "add_losses_kernel"]:
+            self.assertIn(name, there)
 
     def test_table(self):
         out = call("ncu_report.py", FILES / "ncu_details.csv", "--layers", 12, "--device", H100,
@@ -226,7 +234,7 @@ class Ncu(Folder):
         self.assertIn("ncu has counted nothing", call("ncu_report.py", self.root / "empty.csv", code=2))
         lines = (FILES / "ncu_raw.csv").read_text().splitlines()
         (self.root / "short.csv").write_text("\n".join(lines[:12]) + "\n")
-        self.assertIn("not the kernels of one whole step", call("ncu_report.py", self.root / "short.csv", code=2))
+        self.assertIn("not those of one whole step", call("ncu_report.py", self.root / "short.csv", code=2))
 
 
 class Nsys(Folder):

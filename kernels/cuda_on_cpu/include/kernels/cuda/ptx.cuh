@@ -74,6 +74,17 @@ inline void cp_async_wait() {
   cuda_on_cpu::copy_async_wait(kPending);
 }
 
+inline void add_shifted(uint32_t (&low)[3], uint32_t (&high)[3], uint64_t value, int shift) {
+  uint32_t* const sum = shift < 32 ? low : high;
+  auto shifted = static_cast<unsigned __int128>(value) << (shift & 31);
+  uint64_t carried = 0;
+  for (int i = 0; i < 3; ++i, shifted >>= 32) {
+    carried += uint64_t{sum[i]} + static_cast<uint32_t>(shifted);
+    sum[i] = static_cast<uint32_t>(carried);
+    carried >>= 32;
+  }
+}
+
 inline float exp2(float x) {
   return cuda_on_cpu::exp2_approximated(x);
 }
