@@ -261,37 +261,97 @@ __device__ void store_partials(float* partials, float* shared, const RowSums<kIt
     partials[i] = sums[i];
 }
 
-// The most threads in a block, and how many such blocks a multiprocessor holds at once with its
-// 65,536 registers: the launch bounds, and what the grid is sized by. Widths of 768 to 1,600 have
-// one.
-constexpr int kBackwardThreads = 320, kBackwardItems = 2;
+// The most threads in a block, the launch bounds, and the threads that a multiprocessor holds at
+// once with its 65,536 registers, which size the grid. Widths up to 2,048 have one item per thread.
+constexpr int kBackwardThreads = 256, kBackwardItems = 2;
 template <int kItems>
 constexpr int kBackwardBlocks = kItems == 1 ? 2 : 1;
+template <int kItems>
+constexpr int kBackwardHeld = kItems == 1 ? 576 : 320;
 constexpr int kAnyBlocks = 2;  // for the kernel for any width
 
+// What a thread reads of its rows, copied to shared memory ahead of time by cp.async, so that a
+// multiprocessor always waits for more bytes than its registers could hold. A thread reads only
+// what it has copied itself.
 template <typename T, int kItems>
-__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kItems>)
-    backward_kernel(Backward<T> p) {
-  auto* scratch = reinterpret_cast<float2*>(ptx::shared_memory());  // [2, rows, warps per row]
-  const int warps = static_cast<int>(blockDim.x * blockDim.y) / kWarp;
-  const float share = 1.0f / static_cast<float>(p.channels);
-  RowSums<kItems> sums;
-  int turn = 0;
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < p.rows;
-       first += gridDim.x * blockDim.y, turn ^= 1) {
-    const int64_t row = first + threadIdx.y, at = row * p.channels;
-    const int64_t end = row < p.rows ? p.channels : 0;
-    Stored<T, kVectorWidth> residual[kItems], dout[kItems], d_residual[kItems];
+class RowsAhead {
+ public:
+  enum Input : uint8_t { residual, dout, d_residual };
+  static constexpr int kAhead = sizeof(T) == 2 ? 2 : 1;  // rows, besides the current one
+
+  static size_t bytes(size_t threads) { return threads * kSlots * kSlotBytes; }
+
+  explicit __device__ __forceinline__ RowsAhead(unsigned char* memory)
+      : memory_(memory), threads_(static_cast<int>(blockDim.x * blockDim.y)) {}
+
+  // Starts to copy a row, columns up to `end`.
+  __device__ __forceinline__ void start(const Backward<T>& p, int64_t row, int64_t end) {
+    const int64_t at = row * p.channels;
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
       const int64_t c = kVectorWidth * (threadIdx.x + k * blockDim.x);
       if (c >= end) continue;
-      residual[k].load(p.residual + at + c);
-      dout[k].load(p.dout + at + c);
-      if (!p.fresh) d_residual[k].load(p.d_residual + at + c);
+      copy(residual, k, p.residual + at + c);
+      copy(dout, k, p.dout + at + c);
+      if (!p.fresh) copy(d_residual, k, p.d_residual + at + c);
     }
+    ptx::cp_async_commit();
+    newest_ = newest_ == kAhead ? 0 : newest_ + 1;
+  }
+  // Waits for the oldest row that was started.
+  __device__ __forceinline__ void arrive() {
+    ptx::cp_async_wait<kAhead>();
+    current_ = current_ == kAhead ? 0 : current_ + 1;
+  }
+  __device__ __forceinline__ Stored<T, kVectorWidth> read(Input input, int k) const {
+    Stored<T, kVectorWidth> values;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i)
+      values.parts[i] =
+          values.parts[i].load(reinterpret_cast<const T*>(slot(current_, input, k, i)));
+    return values;
+  }
+
+ private:
+  static constexpr int kParts = kVectorWidth / kVec<T>, kInputs = 3;
+  static constexpr size_t kSlotBytes = 16, kSlots = (kAhead + 1) * kInputs * kItems * kParts;
+
+  __device__ __forceinline__ unsigned char* slot(int row, int input, int k, int part) const {
+    const int before = ((row * kInputs + input) * kItems + k) * kParts + part;
+    const auto thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
+    return memory_ + (before * threads_ + thread) * static_cast<int>(kSlotBytes);
+  }
+  __device__ __forceinline__ void copy(Input input, int k, const T* from) {
+#pragma unroll
+    for (int i = 0; i < kParts; ++i)
+      ptx::cp_async_16(slot(newest_, input, k, i), from + i * kVec<T>);
+  }
+
+  unsigned char* memory_;
+  int threads_, newest_ = 0, current_ = kAhead;
+};
+
+template <typename T, int kItems>
+__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kItems>)
+    backward_kernel(Backward<T> p, int ahead_at) {
+  auto* scratch = reinterpret_cast<float2*>(ptx::shared_memory());  // [2, rows, warps per row]
+  const int warps = static_cast<int>(blockDim.x * blockDim.y) / kWarp;
+  const float share = 1.0f / static_cast<float>(p.channels);
+  const int64_t step = gridDim.x * blockDim.y;
+  const auto end_of = [&p](int64_t row) { return row < p.rows ? p.channels : 0; };
+  RowSums<kItems> sums;
+  using Rows = RowsAhead<T, kItems>;
+  Rows rows(ptx::shared_memory() + ahead_at);
+  int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+#pragma unroll
+  for (int i = 0; i < Rows::kAhead; ++i) rows.start(p, row + i * step, end_of(row + i * step));
+  int turn = 0;
+  for (int64_t first = row - threadIdx.y; first < p.rows; first += step, row += step, turn ^= 1) {
+    const int64_t at = row * p.channels, end = end_of(row), later = row + Rows::kAhead * step;
+    rows.start(p, later, end_of(later));
     RowFactors factors{};
     if (end > 0) factors = {p.mean[row], p.rstd[row], 0, 0};
+    rows.arrive();
     float hat[kItems][kVectorWidth], g[kItems][kVectorWidth];
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
@@ -299,10 +359,11 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kItems>)
       if (c >= end) continue;
       float weight[kVectorWidth];
       load_floats(p.weight + c, weight);
+      const auto residual = rows.read(Rows::residual, k), dout = rows.read(Rows::dout, k);
 #pragma unroll
       for (int i = 0; i < kVectorWidth; ++i) {
-        const float d = dout[k].at(i);
-        hat[k][i] = (residual[k].at(i) - factors.mean) * factors.rstd;
+        const float d = dout.at(i);
+        hat[k][i] = (residual.at(i) - factors.mean) * factors.rstd;
         sums.at[0][k][i] += d * hat[k][i];
         sums.at[1][k][i] += d;
         g[k][i] = d * weight[i];
@@ -315,9 +376,12 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kItems>)
     for (int k = 0; k < kItems; ++k) {
       const int64_t c = kVectorWidth * (threadIdx.x + k * blockDim.x);
       if (c >= end) continue;
-      float d[kVectorWidth];
+      float d[kVectorWidth] = {};
+      if (!p.fresh) {
+        const auto d_residual = rows.read(Rows::d_residual, k);
 #pragma unroll
-      for (int i = 0; i < kVectorWidth; ++i) d[i] = p.fresh ? 0.0f : d_residual[k].at(i);
+        for (int i = 0; i < kVectorWidth; ++i) d[i] = d_residual.at(i);
+      }
       store_gradient(p, factors, hat[k], g[k], at + c, d, sums.at[2][k]);
     }
   }
@@ -442,8 +506,7 @@ BackwardGrid backward_grid(int64_t rows, int64_t channels, const Context& contex
   constexpr int64_t kShared = 192;
   const int64_t threads = ceil_div(ceil_div(loads, items), kWarp) * kWarp;
   const int64_t rows_of_block = std::max<int64_t>(1, kShared / threads);
-  const int64_t held =
-      int64_t{kBackwardThreads} * (items == 1 ? kBackwardBlocks<1> : kBackwardBlocks<2>);
+  const int64_t held = items == 1 ? kBackwardHeld<1> : kBackwardHeld<2>;
   return {static_cast<int>(items),
           dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows_of_block)),
           std::min(ceil_div(rows, rows_of_block),
@@ -510,18 +573,22 @@ void compute(const LayerNormBackward& args, const Context& context, const Tensor
                       sequence_elements(mask, args.dx_btc),
                       args.fresh};
   const BackwardGrid grid = backward_grid(rows, channels, context);
-  const auto launch_rows = [&](auto* kernel, dim3 block) {
+  const dim3 blocks(grid_of(grid.blocks));
+  const auto launch_rows = [&]<int kItems>() {
+    const dim3 block = grid.block;
     const size_t scratch = 2 * (block.x * block.y / kWarp) * sizeof(float2);
     const size_t sums = block.y > 1 ? static_cast<size_t>(kSums * channels) * sizeof(float) : 0;
-    launch(kernel, {dim3(grid_of(grid.blocks)), block, scratch + sums}, context.stream, p);
+    const size_t rows_ahead = RowsAhead<T, kItems>::bytes(block.x * block.y);
+    launch(backward_kernel<T, kItems>, {blocks, block, scratch + sums + rows_ahead}, context.stream,
+           p, static_cast<int>(scratch + sums));
   };
   if (grid.items == 0 ||
       !can_vectorize(channels, p.d_residual, p.dx, p.dout, p.residual, p.weight)) {
-    launch_rows(backward_any_kernel<T>, dim3(kWide));
+    launch(backward_any_kernel<T>, {blocks, dim3(kWide), kReductionBytes}, context.stream, p);
   } else if (grid.items == 1) {
-    launch_rows(backward_kernel<T, 1>, grid.block);
+    launch_rows.template operator()<1>();
   } else {
-    launch_rows(backward_kernel<T, 2>, grid.block);
+    launch_rows.template operator()<2>();
   }
   add_partials(
       {data<float>(args.dweight_c), data<float>(args.dbias_c), data<float>(args.dx_sums_c)},
