@@ -37,7 +37,7 @@ struct FlashForward {
   Bf16* out;
   float* logsumexp;
   DropoutMask mask;
-  bool vectorized;
+  bool vectorized, by_warpgroups;
 };
 
 template <int kD>
@@ -94,19 +94,16 @@ __device__ __forceinline__ void update_highest(QueryState<kD, kM>& state,
   }
 }
 
-// Processes the part of a tile of keys and values that starts at row `first`, for a warp's queries
-// from `query` on.
-template <int kD, int kM, bool kDropout>
-__device__ __forceinline__ void attend(QueryState<kD, kM>& state,
-                                       const LeftRows<kD, kM, true>& queries, const Bf16* keys,
-                                       const Bf16* values, int first, int query, int key,
-                                       float scale, const HeadMask& mask) {
-  constexpr int kPart = ForwardTiling<kD>::kPart, kN = kPart / 8;
-  float scores[kM][kN][4] = {};
-  multiply_by_rows(scores, queries, keys, first);
-  if (key + kPart - 1 > query) hide<false>(scores, query - key, -INFINITY);
+// Turns a warp's scores of 8 kN keys into probabilities, relative to the highest scores so far, and
+// rounds them into the fragments of the next product.
+template <bool kDropout, int kD, int kM, int kN>
+__device__ __forceinline__ void to_probabilities(QueryState<kD, kM>& state,
+                                                 float (&scores)[kM][kN][4],
+                                                 uint32_t (&probabilities)[kM][kN / 2][4],
+                                                 int query, int key, float scale,
+                                                 const HeadMask& mask) {
+  if (key + 8 * kN - 1 > query) hide<false>(scores, query - key, -INFINITY);
   update_highest(state, scores, scale);
-  uint32_t probabilities[kM][kN / 2][4];
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
     const uint32_t kept = kDropout ? keep_bits_of_queries<kN>(mask, query + 16 * m, key) : 0;
@@ -120,14 +117,28 @@ __device__ __forceinline__ void attend(QueryState<kD, kM>& state,
     }
     to_fragments(scores[m], probabilities[m]);
   }
+}
+
+// Processes the part of a tile of keys and values that starts at row `first`, for a warp's queries
+// from `query` on.
+template <int kD, int kM, bool kDropout>
+__device__ __forceinline__ void attend(QueryState<kD, kM>& state,
+                                       const LeftRows<kD, kM, true>& queries, const Bf16* keys,
+                                       const Bf16* values, int first, int query, int key,
+                                       float scale, const HeadMask& mask) {
+  constexpr int kN = ForwardTiling<kD>::kPart / 8;
+  float scores[kM][kN][4] = {};
+  multiply_by_rows(scores, queries, keys, first);
+  uint32_t probabilities[kM][kN / 2][4];
+  to_probabilities<kDropout>(state, scores, probabilities, query, key, scale, mask);
   multiply_by_columns<kD>(state.out, probabilities, values, first);
 }
 
-// Normalises and writes a warp's queries.
+// Normalises and writes a warp's queries, through the rows of `tile` from `first_row` on.
 template <int kD, int kM>
 __device__ __forceinline__ void finish(QueryState<kD, kM>& state, const FlashForward& args,
-                                       Bf16* tile, Bf16* out, float* logsumexp, int query,
-                                       float scale, float keep_scale) {
+                                       Bf16* tile, int first_row, Bf16* out, float* logsumexp,
+                                       int query, float scale, float keep_scale) {
   const Sizes& s = args.sizes;
   const int lane = lane_index();
 #pragma unroll
@@ -145,67 +156,179 @@ __device__ __forceinline__ void finish(QueryState<kD, kM>& state, const FlashFor
       if (lane % 4 == 0 && row < s.T) logsumexp[row] = fmaf(highest, kLn2, logf(sum));
     }
     const int first = query + 16 * m;
-    store_rows<kD>(state.out[m], factor[0], factor[1], tile, (warp_index() * kM + m) * 16,
-                   out + first * s.C, static_cast<int>(s.C), static_cast<int>(s.T) - first,
-                   static_cast<int>(s.D), args.vectorized);
+    store_rows<kD>(state.out[m], factor[0], factor[1], tile, first_row + 16 * m, out + first * s.C,
+                   static_cast<int>(s.C), static_cast<int>(s.T) - first, static_cast<int>(s.D),
+                   args.vectorized);
   }
 }
+
+// What a block works on. It owns kQueries queries of one head, from `first` on.
+template <int kD>
+struct ForwardBlock {
+  using Tiling = ForwardTiling<kD>;
+  int T, first, tiles, head;
+  GlobalRows rows;  // the head's queries; its keys and values are C and 2 C elements further
+  Bf16 *queries, *tile_memory;
+  Bf16* out;
+  float* logsumexp;
+
+  explicit __device__ __forceinline__ ForwardBlock(const FlashForward& args) {
+    const Sizes& s = args.sizes;
+    T = static_cast<int>(s.T);
+    const int blocks = ceil_div(T, Tiling::kQueries), H = static_cast<int>(s.H);
+    head = static_cast<int>(blockIdx.x) / blocks;
+    const int b = head / H, h = head % H;
+    first = (blocks - 1 - static_cast<int>(blockIdx.x) % blocks) * Tiling::kQueries;
+    tiles = ceil_div(min(first + Tiling::kQueries, T), Tiling::kKeys);
+    rows = {args.qkv + b * s.T * 3 * s.C + h * s.D, static_cast<int>(3 * s.C),
+            static_cast<int>(s.D), args.vectorized};
+    queries = reinterpret_cast<Bf16*>(ptx::shared_memory());
+    tile_memory = queries + Tiling::kQueries * kD;
+    out = args.out + b * s.T * s.C + h * s.D;
+    logsumexp = args.logsumexp + head * s.T;
+  }
+  __device__ __forceinline__ Bf16* keys(int tile) const {
+    return tile_memory + tile % 2 * 2 * Tiling::kTile;
+  }
+  __device__ __forceinline__ Bf16* values(int tile) const { return keys(tile) + Tiling::kTile; }
+
+  // Starts to copy.
+  __device__ __forceinline__ void load_queries() const {
+    load_tile<kD, Tiling::kQueries>(queries, rows.from(first), T - first);
+    ptx::cp_async_commit();
+  }
+  __device__ __forceinline__ void load(int tile) const {
+    GlobalRows from = rows.from(tile * Tiling::kKeys);
+    const int count = T - tile * Tiling::kKeys, C = rows.stride / 3;
+    from.data += C;
+    load_tile<kD, Tiling::kKeys>(keys(tile), from, count);
+    from.data += C;
+    load_tile<kD, Tiling::kKeys>(values(tile), from, count);
+    ptx::cp_async_commit();
+  }
+};
 
 template <int kD, bool kDropout>
 __global__ void __launch_bounds__(kThreads, ForwardTiling<kD>::kBlocks)
     flash_forward_kernel(FlashForward args) {
   using Tiling = ForwardTiling<kD>;
   constexpr int kM = Tiling::kM, kKeys = Tiling::kKeys;
-  const Sizes& s = args.sizes;
-  const int T = static_cast<int>(s.T);
-  const int blocks = ceil_div(T, Tiling::kQueries);
-  const int H = static_cast<int>(s.H), head = static_cast<int>(blockIdx.x) / blocks;
-  const int b = head / H, h = head % H;
-  const int first = (blocks - 1 - static_cast<int>(blockIdx.x) % blocks) * Tiling::kQueries;
-  const int query = first + warp_index() * 16 * kM;  // the warp's first
-  const HeadMask mask(args.mask, s, head);
-
-  Bf16* const query_tile = reinterpret_cast<Bf16*>(ptx::shared_memory());
-  Bf16* const tiles = query_tile + Tiling::kQueries * kD;  // keys, values; keys, values
-  const GlobalRows rows{args.qkv + b * s.T * 3 * s.C + h * s.D, static_cast<int>(3 * s.C),
-                        static_cast<int>(s.D), args.vectorized};
-  const auto load = [&](int tile) {
-    Bf16* const keys = tiles + tile % 2 * 2 * Tiling::kTile;
-    GlobalRows from = rows.from(tile * kKeys);
-    const int count = T - tile * kKeys;
-    from.data += s.C;
-    load_tile<kD, kKeys>(keys, from, count);
-    from.data += s.C;
-    load_tile<kD, kKeys>(keys + Tiling::kTile, from, count);
-    ptx::cp_async_commit();
-  };
-  load_tile<kD, Tiling::kQueries>(query_tile, rows.from(first), T - first);
-  ptx::cp_async_commit();
-  load(0);
+  const ForwardBlock<kD> block(args);
+  const int query = block.first + warp_index() * 16 * kM;  // the warp's first
+  const HeadMask mask(args.mask, args.sizes, block.head);
+  block.load_queries();
+  block.load(0);
   ptx::cp_async_wait<1>();
   __syncthreads();
-  const LeftRows<kD, kM, true> queries(query_tile, warp_index() * 16 * kM);
+  const LeftRows<kD, kM, true> queries(block.queries, warp_index() * 16 * kM);
 
   QueryState<kD, kM> state;
-  const float scale = s.scale * kLog2E;
-  const int last = first + Tiling::kQueries < T ? first + Tiling::kQueries : T;
-  const int count = ceil_div(last, kKeys);
+  const float scale = args.sizes.scale * kLog2E;
 #pragma unroll 1
-  for (int tile = 0; tile < count; ++tile) {
+  for (int tile = 0; tile < block.tiles; ++tile) {
     ptx::cp_async_wait<0>();
     __syncthreads();  // this tile has arrived, and the previous one is no longer read
-    if (tile + 1 < count) load(tile + 1);
-    const Bf16* const keys = tiles + tile % 2 * 2 * Tiling::kTile;
+    if (tile + 1 < block.tiles) block.load(tile + 1);
 #pragma unroll 1
     for (int part = 0; part < kKeys; part += Tiling::kPart) {
       const int key = tile * kKeys + part;
       if (key >= query + 16 * kM) break;  // above the diagonal
-      attend<kD, kM, kDropout>(state, queries, keys, keys + Tiling::kTile, part, query, key, scale,
-                               mask);
+      attend<kD, kM, kDropout>(state, queries, block.keys(tile), block.values(tile), part, query,
+                               key, scale, mask);
     }
   }
-  finish(state, args, query_tile, args.out + b * s.T * s.C + h * s.D, args.logsumexp + head * s.T,
-         query, scale, kDropout ? mask.scale() : 1.0f);
+  finish(state, args, block.queries, warp_index() * 16 * kM, block.out, block.logsumexp, query,
+         scale, kDropout ? mask.scale() : 1.0f);
+}
+
+// A tile and all queries of a block, by products of the warpgroup. A warp owns two groups of 16
+// queries, 64 apart. While the threads compute the probabilities of one group, the tensor cores
+// multiply for the other.
+template <bool kDropout>
+__device__ __forceinline__ void attend_tile(QueryState<64, 1>& low, QueryState<64, 1>& high,
+                                            const Bf16* queries, const Bf16* keys,
+                                            const Bf16* values, int query, int key, float scale,
+                                            const HeadMask& mask) {
+  constexpr int kN = 8, kRows = 64;
+  const ptx::ProductTile key_tile(keys), value_tile(values);
+  float scores_low[1][kN][4], scores_high[1][kN][4];
+  uint32_t p_low[1][kN / 2][4], p_high[1][kN / 2][4];
+  ptx::warpgroup_begin();
+  multiply_by_tile(scores_low[0], ptx::ProductTile(queries), key_tile);
+  ptx::warpgroup_commit();
+  multiply_by_tile(scores_high[0], ptx::ProductTile(queries + kRows * 64), key_tile);
+  ptx::warpgroup_commit();
+  ptx::warpgroup_wait<1>(scores_low[0]);
+  to_probabilities<kDropout>(low, scores_low, p_low, query, key, scale, mask);
+  ptx::warpgroup_begin();
+  multiply_by_tile_columns(low.out[0], p_low[0], value_tile);
+  ptx::warpgroup_commit();
+  ptx::warpgroup_wait<1>(scores_high[0]);
+  to_probabilities<kDropout>(high, scores_high, p_high, query + kRows, key, scale, mask);
+  ptx::warpgroup_begin();
+  multiply_by_tile_columns(high.out[0], p_high[0], value_tile);
+  ptx::warpgroup_commit();
+  ptx::warpgroup_wait<0>(low.out[0], high.out[0], p_low[0], p_high[0]);
+}
+
+// The same for the block's last tile, which the group `low` does not see.
+template <bool kDropout>
+__device__ __forceinline__ void attend_last_tile(QueryState<64, 1>& high, const Bf16* queries,
+                                                 const Bf16* keys, const Bf16* values, int query,
+                                                 int key, float scale, const HeadMask& mask) {
+  constexpr int kN = 8, kRows = 64;
+  float scores[1][kN][4];
+  uint32_t probabilities[1][kN / 2][4];
+  ptx::warpgroup_begin();
+  multiply_by_tile(scores[0], ptx::ProductTile(queries + kRows * 64), ptx::ProductTile(keys));
+  ptx::warpgroup_commit();
+  ptx::warpgroup_wait<0>(scores[0]);
+  to_probabilities<kDropout>(high, scores, probabilities, query + kRows, key, scale, mask);
+  ptx::warpgroup_begin();
+  multiply_by_tile_columns(high.out[0], probabilities[0], ptx::ProductTile(values));
+  ptx::warpgroup_commit();
+  ptx::warpgroup_wait<0>(high.out[0], probabilities[0]);
+}
+
+// For heads of up to 64 on Hopper.
+template <bool kDropout>
+__global__ void __launch_bounds__(kThreads, kDropout ? 2 : 3)
+    warpgroup_forward_kernel(FlashForward args) {
+  constexpr int kD = 64, kRows = 64, kKeys = ForwardTiling<kD>::kKeys;
+  static_assert(ForwardTiling<kD>::kQueries == 2 * kRows && kKeys == kRows);
+  const ForwardBlock<kD> block(args);
+  const int query = block.first + warp_index() * 16;
+  const HeadMask mask(args.mask, args.sizes, block.head);
+  block.load_queries();
+  block.load(0);
+
+  QueryState<kD, 1> low, high;
+  const float scale = args.sizes.scale * kLog2E;
+  const auto arrive = [&](int tile) {
+    ptx::cp_async_wait<0>();
+    ptx::publish_to_products();
+    __syncthreads();  // this tile has arrived, and the previous one is no longer read
+    if (tile + 1 < block.tiles) block.load(tile + 1);
+  };
+  const int seen = block.first / kKeys + 1;  // tiles that `low` sees
+  int tile = 0;
+#pragma unroll 1
+  for (; tile < seen; ++tile) {
+    arrive(tile);
+    attend_tile<kDropout>(low, high, block.queries, block.keys(tile), block.values(tile), query,
+                          tile * kKeys, scale, mask);
+  }
+  if (tile < block.tiles) {
+    arrive(tile);
+    attend_last_tile<kDropout>(high, block.queries, block.keys(tile), block.values(tile), query,
+                               tile * kKeys, scale, mask);
+  }
+  const float keep_scale = kDropout ? mask.scale() : 1.0f;
+  __syncthreads();  // products of other warps read the queries, whose memory `finish` reuses
+  finish(low, args, block.queries, warp_index() * 16, block.out, block.logsumexp, query, scale,
+         keep_scale);
+  finish(high, args, block.queries, kRows + warp_index() * 16, block.out, block.logsumexp,
+         query + kRows, scale, keep_scale);
 }
 
 template <int kD>
@@ -216,8 +339,12 @@ void flash_forward(const FlashForward& args, cudaStream_t stream) {
   shape.grid.x = grid_of(s.B * s.H * ceil_div(s.T, Tiling::kQueries));
   shape.block.x = kThreads;
   shape.shared_bytes = Tiling::kSharedBytes;
-  const auto kernel =
+  auto* kernel =
       args.mask.active ? flash_forward_kernel<kD, true> : flash_forward_kernel<kD, false>;
+  if constexpr (kD == 64) {
+    if (args.by_warpgroups)
+      kernel = args.mask.active ? warpgroup_forward_kernel<true> : warpgroup_forward_kernel<false>;
+  }
   launch(kernel, shape, stream, args);
 }
 
@@ -238,7 +365,8 @@ void compute(const AttentionForward& args, const Context& context, const Tensor&
   if constexpr (sizeof(T) == 2) {
     if (s.D <= kLargestFlashHead) {
       const bool vectorized = vectorizes<T>(qkv, s.D) && vectorizes<T>(out, s.D);
-      const FlashForward flash{s, qkv, out, logsumexp, mask, vectorized};
+      const FlashForward flash{
+          s, qkv, out, logsumexp, mask, vectorized, context.multiplies_by_warpgroups};
       return with_padded_head(s.D, [&]<int kD>() { flash_forward<kD>(flash, context.stream); });
     }
   }

@@ -90,7 +90,7 @@ struct FlashBackward {
   Bf16* dqkv;
   float* partials;  // of the column sums of dqkv, [B, blocks, 3 C], or null
   DropoutMask mask;
-  bool vectorized;
+  bool vectorized, by_warpgroups;
 };
 inline constexpr int kBackwardRows = kWarps * 16;  // per block
 
@@ -137,31 +137,63 @@ struct Gradients {
   float dy[1][kOfKeys ? kD / 8 : 1][4] = {};
 };
 
-// Turns scores and dP into P and dS. If rows are queries, `of_row` has the statistics of rows
-// lane / 4 and lane / 4 + 8; if columns are, `of_column` has those of the columns.
-template <bool kOfKeys, bool kDropout, int kN>
-__device__ __forceinline__ void softmax_backward(float (&p)[1][kN][4], float (&ds)[1][kN][4],
-                                                 const RowStatistics (&of_row)[2],
-                                                 const RowStatistics* of_column, float scale,
-                                                 uint32_t kept, float keep_scale) {
-#pragma unroll
-  for (int n = 0; n < kN; ++n) {
+// The statistics of the queries of a thread's sums: if rows are queries, those of rows lane / 4 and
+// lane / 4 + 8, in registers; if columns are, those of the tile, in shared memory.
+template <bool kOfKeys>
+struct QueryStatistics {
+  RowStatistics of_row[2];
+  const RowStatistics* of_column;
+
+  // Those of sums[n][0] to sums[n][3].
+  __device__ __forceinline__ void of(int n, RowStatistics (&queries)[4]) const {
     Vec<RowStatistics, 2> columns;
     if constexpr (kOfKeys) columns = columns.load(of_column + 8 * n + lane_index() % 4 * 2);
 #pragma unroll
+    for (int i = 0; i < 4; ++i) queries[i] = kOfKeys ? columns.at[i % 2] : of_row[i / 2];
+  }
+};
+
+// Turns scores into P.
+template <bool kOfKeys, int kN>
+__device__ __forceinline__ void to_probabilities(float (&p)[kN][4],
+                                                 const QueryStatistics<kOfKeys>& statistics,
+                                                 float scale) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    RowStatistics queries[4];
+    statistics.of(n, queries);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p[n][i] = ptx::exp2(fmaf(p[n][i], scale, -queries[i].logsumexp));
+  }
+}
+
+// Turns dP into dS. Bit 4 n + i of `kept` is that of element [n][i].
+template <bool kOfKeys, bool kDropout, int kN>
+__device__ __forceinline__ void to_score_gradients(float (&ds)[kN][4], const float (&p)[kN][4],
+                                                   const QueryStatistics<kOfKeys>& statistics,
+                                                   uint32_t kept, float keep_scale) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    RowStatistics queries[4];
+    statistics.of(n, queries);
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const RowStatistics query = kOfKeys ? columns.at[i % 2] : of_row[i / 2];
-      const float probability = ptx::exp2(fmaf(p[0][n][i], scale, -query.logsumexp));
-      float dp = ds[0][n][i];
-      p[0][n][i] = probability;
-      if constexpr (kDropout) {
-        const bool keep = kept >> (4 * n + i) & 1;
-        dp = keep ? dp * keep_scale : 0.0f;
-        p[0][n][i] = keep ? probability : 0.0f;
-      }
-      ds[0][n][i] = probability * (dp - query.delta);
+      float dp = ds[n][i];
+      if constexpr (kDropout) dp = kept >> (4 * n + i) & 1 ? dp * keep_scale : 0.0f;
+      ds[n][i] = p[n][i] * (dp - queries[i].delta);
     }
   }
+}
+
+// P with what is not kept replaced by zeros.
+template <bool kDropout, int kN>
+__device__ __forceinline__ void to_kept_fragments(const float (&p)[kN][4], uint32_t kept,
+                                                  uint32_t (&fragments)[kN / 2][4]) {
+  float values[kN][4];
+#pragma unroll
+  for (int i = 0; i < 4 * kN; ++i)
+    values[i / 4][i % 4] = !kDropout || kept >> i & 1 ? p[i / 4][i % 4] : 0.0f;
+  to_fragments(values, fragments);
 }
 
 // The warp's rows from `row` on meet a part of a tile, from its row `first` on, which is at
@@ -170,8 +202,7 @@ template <int kD, bool kOfKeys, bool kDropout, bool kKept>
 __device__ __forceinline__ void meet(Gradients<kD, kOfKeys>& sums, const LeftRows<kD, 1, kKept>& x,
                                      const LeftRows<kD, 1, kKept>& y, const Bf16* u, const Bf16* w,
                                      int first, int row, int column,
-                                     const RowStatistics (&of_row)[2],
-                                     const RowStatistics* of_column, float scale,
+                                     const QueryStatistics<kOfKeys>& statistics, float scale,
                                      const HeadMask& mask) {
   constexpr int kPart = BackwardTiling<kD>::kPart, kN = kPart / 8;
   uint32_t kept = 0;
@@ -186,14 +217,58 @@ __device__ __forceinline__ void meet(Gradients<kD, kOfKeys>& sums, const LeftRow
     hide<kOfKeys>(ds, row - column, 0.0f);  // it is multiplied by a probability of 0
   }
   if constexpr (kDropout && !kOfKeys) kept = keep_bits_of_queries<kN>(mask, row, column);
-  softmax_backward<kOfKeys, kDropout>(p, ds, of_row, of_column + first, scale, kept, mask.scale());
+  to_probabilities(p[0], statistics, scale);
+  to_score_gradients<kOfKeys, kDropout>(ds[0], p[0], statistics, kept, mask.scale());
   uint32_t fragments[1][kN / 2][4];
   if constexpr (kOfKeys) {
-    to_fragments(p[0], fragments[0]);
+    to_kept_fragments<kDropout>(p[0], kept, fragments[0]);
     multiply_by_columns<kD>(sums.dy, fragments, w, first);
   }
   to_fragments(ds[0], fragments[0]);
   multiply_by_columns<kD>(sums.dx, fragments, u, first);
+}
+
+// The same with a whole tile, by products of the warpgroup. The tensor cores compute dP while the
+// threads compute P, and dy while they compute dS.
+template <bool kOfKeys, bool kDropout>
+__device__ __forceinline__ void meet_tile(Gradients<64, kOfKeys>& sums, const ptx::ProductTile& x,
+                                          const ptx::ProductTile& y, const ptx::ProductTile& u,
+                                          const ptx::ProductTile& w, int row, int column,
+                                          const QueryStatistics<kOfKeys>& statistics, float scale,
+                                          const HeadMask& mask) {
+  constexpr int kN = 8;
+  uint32_t kept = 0;
+  if constexpr (kDropout && kOfKeys) kept = keep_bits_of_keys<kN>(mask, row, column);
+  float p[1][kN][4], ds[1][kN][4];
+  ptx::warpgroup_begin();
+  multiply_by_tile(p[0], x, u);
+  ptx::warpgroup_commit();
+  multiply_by_tile(ds[0], y, w);
+  ptx::warpgroup_commit();
+  if constexpr (kDropout && !kOfKeys) kept = keep_bits_of_queries<kN>(mask, row, column);
+  ptx::warpgroup_wait<1>(p[0]);
+  const bool diagonal = kOfKeys ? row + 15 > column : column + 63 > row;
+  if (diagonal) hide<kOfKeys>(p, row - column, -INFINITY);
+  to_probabilities(p[0], statistics, scale);
+  uint32_t kept_p[kOfKeys ? kN / 2 : 1][4], fragments[kN / 2][4];
+  if constexpr (kOfKeys) {
+    to_kept_fragments<kDropout>(p[0], kept, kept_p);
+    ptx::warpgroup_begin();
+    multiply_by_tile_columns(sums.dy[0], kept_p, w);
+    ptx::warpgroup_commit();
+  }
+  ptx::warpgroup_wait<kOfKeys ? 1 : 0>(ds[0]);
+  if (diagonal) hide<kOfKeys>(ds, row - column, 0.0f);  // multiplied by a probability of 0
+  to_score_gradients<kOfKeys, kDropout>(ds[0], p[0], statistics, kept, mask.scale());
+  to_fragments(ds[0], fragments);
+  ptx::warpgroup_begin();
+  multiply_by_tile_columns(sums.dx[0], fragments, u);
+  ptx::warpgroup_commit();
+  if constexpr (kOfKeys) {
+    ptx::warpgroup_wait<0>(sums.dy[0], sums.dx[0], kept_p, fragments);
+  } else {
+    ptx::warpgroup_wait<0>(sums.dx[0], fragments);
+  }
 }
 
 // Which rows of which head a block owns.
@@ -274,61 +349,120 @@ __device__ __forceinline__ void load_met(const BackwardShared<kD>& shared, const
   ptx::cp_async_commit();
 }
 
+// What a block of either kernel works on, in global memory.
+template <int kD, bool kOfKeys>
+struct BackwardBlock {
+  int T, begin, end, head;  // tiles [begin, end)
+  int first;                // the block's first row
+  GlobalRows x, y, u, w;
+  const RowStatistics* statistics;  // of the head's queries
+
+  explicit __device__ __forceinline__ BackwardBlock(const FlashBackward& args) {
+    constexpr int kTileRows = BackwardTiling<kD>::kTileRows;
+    const Sizes& s = args.sizes;
+    const int D = static_cast<int>(s.D), C = static_cast<int>(s.C);
+    T = static_cast<int>(s.T);
+    const BlockPlace<kOfKeys> place(T, static_cast<int>(s.H), blockIdx.x);
+    head = place.head, first = place.first;
+    const GlobalRows q{args.qkv + static_cast<int64_t>(place.b) * T * 3 * C + place.h * D, 3 * C, D,
+                       args.vectorized};
+    const GlobalRows k{q.data + C, 3 * C, D, args.vectorized};
+    const GlobalRows v{k.data + C, 3 * C, D, args.vectorized};
+    const GlobalRows dout{args.dout + static_cast<int64_t>(place.b) * T * C + place.h * D, C, D,
+                          args.vectorized};
+    x = kOfKeys ? k : q, y = kOfKeys ? v : dout;
+    u = kOfKeys ? q : k, w = kOfKeys ? dout : v;
+    statistics = args.statistics + head * padded_rows(T);
+    begin = kOfKeys ? first / kTileRows : 0;
+    end = ceil_div(kOfKeys ? T : min(first + kBackwardRows, T), kTileRows);
+  }
+  __device__ __forceinline__ void load_rows(const BackwardShared<kD>& shared) const {
+    load_tile<kD, kBackwardRows>(shared.x, x.from(first), T - first);
+    load_tile<kD, kBackwardRows>(shared.y, y.from(first), T - first);
+    ptx::cp_async_commit();
+  }
+  __device__ __forceinline__ void load_met(const BackwardShared<kD>& shared, int tile) const {
+    attention::load_met<kD, kOfKeys>(shared, u, w, statistics, tile, T);
+  }
+  __device__ __forceinline__ QueryStatistics<kOfKeys> row_statistics(int row) const {
+    QueryStatistics<kOfKeys> found{};
+    if constexpr (!kOfKeys) {
+      found.of_row[0] = statistics[row + lane_index() / 4];
+      found.of_row[1] = statistics[row + lane_index() / 4 + 8];
+    }
+    return found;
+  }
+};
+
 template <int kD, bool kOfKeys, bool kDropout>
 __global__ void __launch_bounds__(kThreads, BackwardTiling<kD>::blocks(kOfKeys))
     flash_backward_kernel(FlashBackward args) {
   using Tiling = BackwardTiling<kD>;
-  constexpr int kTileRows = Tiling::kTileRows;
-  const Sizes& s = args.sizes;
-  const int T = static_cast<int>(s.T), D = static_cast<int>(s.D), C = static_cast<int>(s.C);
-  const auto [blocks, head, b, h, first] =
-      BlockPlace<kOfKeys>(T, static_cast<int>(s.H), blockIdx.x);
-  const int row = first + warp_index() * 16;  // the warp's first
-  const HeadMask mask(args.mask, s, head);
+  const BackwardBlock<kD, kOfKeys> block(args);
+  const int row = block.first + warp_index() * 16;  // the warp's first
+  const HeadMask mask(args.mask, args.sizes, block.head);
   const BackwardShared<kD> shared;
-
-  const GlobalRows q{args.qkv + static_cast<int64_t>(b) * T * 3 * C + h * D, 3 * C, D,
-                     args.vectorized};
-  const GlobalRows k{q.data + C, 3 * C, D, args.vectorized};
-  const GlobalRows v{k.data + C, 3 * C, D, args.vectorized};
-  const GlobalRows dout{args.dout + static_cast<int64_t>(b) * T * C + h * D, C, D, args.vectorized};
-  const RowStatistics* const statistics = args.statistics + head * padded_rows(T);
-  const auto load = [&](int tile) {
-    load_met<kD, kOfKeys>(shared, kOfKeys ? q : k, kOfKeys ? dout : v, statistics, tile, T);
-  };
-  const int begin = kOfKeys ? first / kTileRows : 0;
-  const int last = kOfKeys || first + Tiling::kRows > T ? T : first + Tiling::kRows;
-  const int end = ceil_div(last, kTileRows);
-  load_tile<kD, Tiling::kRows>(shared.x, (kOfKeys ? k : q).from(first), T - first);
-  load_tile<kD, Tiling::kRows>(shared.y, (kOfKeys ? v : dout).from(first), T - first);
-  ptx::cp_async_commit();
-  load(begin);
+  block.load_rows(shared);
+  block.load_met(shared, block.begin);
   ptx::cp_async_wait<1>();
   __syncthreads();
   const LeftRows<kD, 1, Tiling::kKept> x(shared.x, warp_index() * 16),
       y(shared.y, warp_index() * 16);
-  RowStatistics of_row[2] = {};
-  if constexpr (!kOfKeys) {
-    of_row[0] = statistics[row + lane_index() / 4],
-    of_row[1] = statistics[row + lane_index() / 4 + 8];
-  }
+  QueryStatistics<kOfKeys> statistics = block.row_statistics(row);
 
   Gradients<kD, kOfKeys> sums;
 #pragma unroll 1
-  for (int tile = begin; tile < end; ++tile) {
+  for (int tile = block.begin; tile < block.end; ++tile) {
     ptx::cp_async_wait<0>();
     __syncthreads();  // this tile has arrived, and the previous one is no longer read
-    if (tile + 1 < end) load(tile + 1);
+    if (tile + 1 < block.end) block.load_met(shared, tile + 1);
 #pragma unroll 1
-    for (int part = 0; part < kTileRows; part += Tiling::kPart) {
-      const int column = tile * kTileRows + part;
+    for (int part = 0; part < Tiling::kTileRows; part += Tiling::kPart) {
+      const int column = tile * Tiling::kTileRows + part;
       const bool hidden = kOfKeys ? column + Tiling::kPart <= row : column >= row + 16;
       if (hidden) continue;
+      statistics.of_column = shared.statistics_of(tile) + part;
       meet<kD, kOfKeys, kDropout>(sums, x, y, shared.u(tile), shared.w(tile), part, row, column,
-                                  of_row, shared.statistics_of(tile), s.scale * kLog2E, mask);
+                                  statistics, args.sizes.scale * kLog2E, mask);
     }
   }
 
+  store_gradients<kD, kOfKeys>(args, shared, sums, kDropout ? args.mask.scale : 1.0f);
+}
+
+// Blocks per SM of warpgroup_backward_kernel, as registers allow.
+constexpr int warpgroup_blocks(bool of_keys, bool dropout) {
+  return (of_keys ? 3 : 4) - (dropout ? 1 : 0);
+}
+
+// The same on Hopper's products of warpgroups, for heads of up to 64.
+template <bool kOfKeys, bool kDropout>
+__global__ void __launch_bounds__(kThreads, warpgroup_blocks(kOfKeys, kDropout))
+    warpgroup_backward_kernel(FlashBackward args) {
+  constexpr int kD = 64;
+  const BackwardBlock<kD, kOfKeys> block(args);
+  const int row = block.first + warp_index() * 16;  // the warp's first
+  const HeadMask mask(args.mask, args.sizes, block.head);
+  const BackwardShared<kD> shared;
+  block.load_rows(shared);
+  block.load_met(shared, block.begin);
+  const ptx::ProductTile x(shared.x), y(shared.y);
+  QueryStatistics<kOfKeys> statistics = block.row_statistics(row);
+
+  Gradients<kD, kOfKeys> sums;
+#pragma unroll 1
+  for (int tile = block.begin; tile < block.end; ++tile) {
+    ptx::cp_async_wait<0>();
+    ptx::publish_to_products();
+    __syncthreads();  // this tile has arrived, and the previous one is no longer read
+    if (tile + 1 < block.end) block.load_met(shared, tile + 1);
+    statistics.of_column = shared.statistics_of(tile);
+    meet_tile<kOfKeys, kDropout>(
+        sums, x, y, ptx::ProductTile(shared.u(tile)), ptx::ProductTile(shared.w(tile)), row,
+        tile * BackwardTiling<kD>::kTileRows, statistics, args.sizes.scale * kLog2E, mask);
+  }
+
+  __syncthreads();  // products of other warps read the rows that store_gradients reuses
   store_gradients<kD, kOfKeys>(args, shared, sums, kDropout ? args.mask.scale : 1.0f);
 }
 
@@ -340,6 +474,13 @@ void flash_backward(const FlashBackward& args, cudaStream_t stream) {
   shape.grid.x = grid_of(s.B * s.H * ceil_div(s.T, Tiling::kRows));
   shape.block.x = kThreads;
   shape.shared_bytes = Tiling::kSharedBytes;
+  if constexpr (kD == 64) {
+    if (args.by_warpgroups) {
+      launch(warpgroup_backward_kernel<true, kDropout>, shape, stream, args);
+      launch(warpgroup_backward_kernel<false, kDropout>, shape, stream, args);
+      return;
+    }
+  }
   launch(flash_backward_kernel<kD, true, kDropout>, shape, stream, args);
   launch(flash_backward_kernel<kD, false, kDropout>, shape, stream, args);
 }
@@ -401,8 +542,9 @@ void compute(const AttentionBackward& args, const Context& context, const Tensor
     if (flash) {
       const bool all = vectorized && vectorizes<T>(qkv, s.D) && vectorizes<T>(dqkv, s.D);
       auto* const partials = reinterpret_cast<float*>(statistics + s.B * s.H * padded_rows(s.T));
-      const FlashBackward flash_args{s,    qkv, dout, statistics, dqkv, sums ? partials : nullptr,
-                                     mask, all};
+      const FlashBackward flash_args{s,          qkv,  dout,
+                                     statistics, dqkv, sums ? partials : nullptr,
+                                     mask,       all,  context.multiplies_by_warpgroups};
       with_padded_head(s.D, [&]<int kD>() {
         mask.active ? flash_backward<kD, true>(flash_args, context.stream)
                     : flash_backward<kD, false>(flash_args, context.stream);

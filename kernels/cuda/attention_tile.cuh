@@ -170,6 +170,21 @@ __device__ __forceinline__ void multiply_by_columns(float (&sums)[kM][kD / 8][4]
   }
 }
 
+// The same by products of the warpgroup, for tiles of 64 rows and 64 columns: sums = left .
+// right^T, and sums += left . right. Complete after warpgroup_wait.
+__device__ __forceinline__ void multiply_by_tile(float (&sums)[8][4], const ptx::ProductTile& left,
+                                                 const ptx::ProductTile& right) {
+#pragma unroll
+  for (int k = 0; k < 64; k += 16)
+    ptx::multiply_64(sums, left.from(0, k), right.from(0, k), /*add=*/k > 0);
+}
+__device__ __forceinline__ void multiply_by_tile_columns(float (&sums)[8][4],
+                                                         const uint32_t (&left)[4][4],
+                                                         const ptx::ProductTile& right) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) ptx::multiply_64(sums, left[k], right.from(16 * k, 0));
+}
+
 // Sets what the causal mask hides to `value`. Rows are queries and columns keys, or the reverse
 // with kOfKeys; `ahead` is the number of the first row minus that of the first column.
 template <bool kOfKeys, int kM, int kN>

@@ -12,6 +12,7 @@
 
 #include "kernels/cuda_on_cpu/execution.h"
 #include "kernels/cuda_on_cpu/runtime.h"
+#include "kernels/device/round.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -32,7 +33,7 @@ using boost::context::detail::transfer_t;
 
 constexpr int kMaxThreads = 1024, kLanes = 32;
 constexpr size_t kStackBytes = 256 * 1024, kGuardBytes = 4096;
-constexpr size_t kCanaryBytes = 256;
+constexpr size_t kCanaryBytes = 256, kSharedAlignment = 1024;
 constexpr unsigned char kPoison = 0xff, kCanary = 0xa5;
 
 // A group of lanes that wait for each other; a warp may have several.
@@ -49,6 +50,12 @@ struct CopyAsync {
   bool valid;
 };
 
+// A thread's part of a product that runs beside the threads.
+struct LateProduct {
+  alignas(16) unsigned char record[kLateRecordBytes];
+  Combine perform;
+};
+
 struct Fiber {
   fcontext_t context = nullptr;
   char* stack = nullptr;  // lowest address
@@ -59,6 +66,8 @@ struct Fiber {
   Site site;
   std::vector<std::vector<CopyAsync>> committed;
   std::vector<CopyAsync> open;
+  std::vector<std::vector<LateProduct>> late_groups;
+  std::vector<LateProduct> late;
 };
 
 // Runnable fibers: taken from one end or the other.
@@ -91,6 +100,11 @@ class Execution {
   void copy_async(const CopyAsync& copy);
   void copy_async_commit() { fibers_[current_].committed.push_back(take_open()); }
   void copy_async_wait(int pending);
+  void multiply_late(const LateProduct& product, const Site& site);
+  void multiply_late_commit() {
+    fibers_[current_].late_groups.push_back(std::exchange(fibers_[current_].late, {}));
+  }
+  void multiply_late_wait(int pending, const Site& site);
   unsigned char* shared() const { return shared_; }
   bool is_shared(const void* address, size_t bytes) const {
     const auto* first = static_cast<const unsigned char*>(address);
@@ -127,6 +141,7 @@ class Execution {
   ReadyList ready_;
   bool last_first_ = false;   // a warp runs as far as it can before the next
   bool copies_late_ = false;  // cp.async copies when it is waited for
+  bool products_late_ = false;
   int threads_ = 0, live_ = 0, at_barrier_ = 0;
   Site barrier_;
   int current_ = -1;  // -1: the scheduler
@@ -192,6 +207,7 @@ void Execution::run_block() {
   live_ = threads_;
   last_first_ = random_->below(2) == 1;
   copies_late_ = random_->below(2) == 1;
+  products_late_ = random_->below(2) == 1;
   for (int i = 0; i < threads_; ++i) {
     Fiber& fiber = fibers_[i];
     const unsigned t = static_cast<unsigned>(i);
@@ -199,6 +215,8 @@ void Execution::run_block() {
     fiber.finished = false;
     fiber.committed.clear();
     fiber.open.clear();
+    fiber.late_groups.clear();
+    fiber.late.clear();
   }
   ready_.clear();
   release(0, threads_, 0);
@@ -214,14 +232,15 @@ void Execution::allocate_shared() {
 #if defined(__SANITIZE_ADDRESS__)
   std::free(shared_);
   void* memory = nullptr;
-  if (posix_memalign(&memory, 128, std::max<size_t>(bytes, 1)) != 0) throw std::bad_alloc();
+  if (posix_memalign(&memory, kSharedAlignment, std::max<size_t>(bytes, 1)) != 0)
+    throw std::bad_alloc();
   shared_ = static_cast<unsigned char*>(memory);
   std::memset(shared_, kPoison, bytes);
   if (bytes == 0) ASAN_POISON_MEMORY_REGION(shared_, 1);
 #else
-  shared_pool_.resize(bytes + 2 * kCanaryBytes + 128);
+  shared_pool_.resize(bytes + 2 * kCanaryBytes + kSharedAlignment);
   const uintptr_t start = reinterpret_cast<uintptr_t>(shared_pool_.data()) + kCanaryBytes;
-  shared_ = reinterpret_cast<unsigned char*>((start + 127) / 128 * 128);
+  shared_ = reinterpret_cast<unsigned char*>(round_up(start, uintptr_t{kSharedAlignment}));
   std::memset(shared_ - kCanaryBytes, kCanary, kCanaryBytes);
   std::memset(shared_, kPoison, bytes);
   std::memset(shared_ + bytes, kCanary, kCanaryBytes);
@@ -364,6 +383,24 @@ void Execution::copy_async_wait(int pending) {
   }
 }
 
+void Execution::multiply_late(const LateProduct& product, const Site& site) {
+  fibers_[current_].late.push_back(product);
+  if (products_late_) return;
+  meet_warp(~0u, "a product of the warpgroup", &fibers_[current_].late.back().record,
+            product.perform, site);
+}
+
+void Execution::multiply_late_wait(int pending, const Site& site) {
+  Fiber& fiber = fibers_[current_];
+  while (static_cast<int>(fiber.late_groups.size()) > pending) {
+    for (LateProduct& product : fiber.late_groups.front()) {
+      if (products_late_)
+        meet_warp(~0u, "the wait for products", &product.record, product.perform, site);
+    }
+    fiber.late_groups.erase(fiber.late_groups.begin());
+  }
+}
+
 void Execution::wait_here(const char* what, const Site& site) {
   fibers_[current_].waits_for = what;
   fibers_[current_].site = site;
@@ -430,6 +467,8 @@ void Execution::entry(transfer_t transfer) {
   for (;;) {
     e.launch_->thread_body();
     Fiber& self = e.fibers_[e.current_];
+    if (!self.late_groups.empty() || !self.late.empty())
+      e.fail("ends before its products are complete");
     self.finished = true;
     --e.live_;
     e.switch_to_next();
@@ -458,6 +497,17 @@ void copy_async_commit() {
 }
 void copy_async_wait(int pending) {
   Execution::instance().copy_async_wait(pending);
+}
+void multiply_late(const void* record, size_t bytes, Combine perform, const Site& site) {
+  LateProduct product{{}, perform};
+  std::memcpy(product.record, record, bytes);
+  Execution::instance().multiply_late(product, site);
+}
+void multiply_late_commit() {
+  Execution::instance().multiply_late_commit();
+}
+void multiply_late_wait(int pending, const Site& site) {
+  Execution::instance().multiply_late_wait(pending, site);
 }
 int lane_of_thread() {
   return Execution::instance().lane();

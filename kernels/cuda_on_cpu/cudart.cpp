@@ -606,7 +606,7 @@ cudaError_t CUDARTAPI cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::memset(static_cast<void*>(properties), 0, sizeof(*properties));
   std::strcpy(properties->name, "CUDA on the CPU");
   const std::string word = lathe::cuda_on_cpu::environment("LATHE_CUDA_FAULT");
-  properties->major = word == "old-architecture" ? 7 : 9;
+  properties->major = word == "old-architecture" ? 7 : word == "ampere" ? 8 : 9;
   properties->multiProcessorCount = runtime().gpu().multiprocessors;
   properties->totalGlobalMem = runtime().all_memory();
   properties->sharedMemPerBlockOptin = runtime().gpu().shared_per_block;

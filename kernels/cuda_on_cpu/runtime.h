@@ -10,7 +10,7 @@
 //                           current counters, and each kernel, copy, event, ... in between adds
 //                           one, too
 //   LATHE_CUDA_FAULT=WORD   no-driver, old-driver, no-device or old-architecture: behaves like a
-//                           machine that cannot run lathe
+//                           machine that cannot run lathe; ampere: like compute capability 8.0
 #pragma once
 
 #include <cuda_runtime.h>
