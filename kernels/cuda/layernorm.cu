@@ -261,13 +261,12 @@ __device__ void store_partials(float* partials, float* shared, const RowSums<kIt
     partials[i] = sums[i];
 }
 
-// The most threads in a block, the launch bounds, and the threads that a multiprocessor holds at
-// once with its 65,536 registers, which size the grid. Widths up to 2,048 have one item per thread.
-constexpr int kBackwardThreads = 256, kBackwardItems = 2;
+// The most threads in a block, and how many such blocks a multiprocessor holds at once with its
+// 65,536 registers: the launch bounds, and what the grid is sized by. Widths of 768 to 1,600 have
+// one item.
+constexpr int kBackwardThreads = 320, kBackwardItems = 2;
 template <int kItems>
 constexpr int kBackwardBlocks = kItems == 1 ? 2 : 1;
-template <int kItems>
-constexpr int kBackwardHeld = kItems == 1 ? 576 : 320;
 constexpr int kAnyBlocks = 2;  // for the kernel for any width
 
 // What a thread reads of its rows, copied to shared memory ahead of time by cp.async, so that a
@@ -506,7 +505,8 @@ BackwardGrid backward_grid(int64_t rows, int64_t channels, const Context& contex
   constexpr int64_t kShared = 192;
   const int64_t threads = ceil_div(ceil_div(loads, items), kWarp) * kWarp;
   const int64_t rows_of_block = std::max<int64_t>(1, kShared / threads);
-  const int64_t held = items == 1 ? kBackwardHeld<1> : kBackwardHeld<2>;
+  const int64_t held =
+      int64_t{kBackwardThreads} * (items == 1 ? kBackwardBlocks<1> : kBackwardBlocks<2>);
   return {static_cast<int>(items),
           dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows_of_block)),
           std::min(ceil_div(rows, rows_of_block),
