@@ -6,6 +6,7 @@ of multiprocessors: those that differ."""
 import functools
 import json
 import math
+import os
 import subprocess
 from dataclasses import dataclass
 
@@ -49,7 +50,9 @@ def listing(program, arguments, architecture, extra_multiprocessors=0):
     count = MULTIPROCESSORS.get(architecture, OTHERWISE) + extra_multiprocessors
     command = [str(program), *arguments, "--multiprocessors", str(count), "--shared-per-block",
                str(limits_of(architecture).shared_per_block)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # CUDA on the CPU is a GPU of compute capability 9.0, unless it is told otherwise.
+    environment = {**os.environ, **({} if architecture == "sm_90a" else {"LATHE_CUDA_FAULT": "ampere"})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise Problem(f"{' '.join(command)} failed: {done.stderr.strip()}")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
