@@ -7,8 +7,9 @@ usage: tools/step_model.py [--model NAME] [--batch-size N] [--seq-len N] [--list
 
 The launches are the real ones (tools/list_launches.cpp), so sizes, chunks of logits and fusion
 follow the code. Bytes and FLOPs of a kernel follow its formula (MODELS), those of a whole operation its
-OpCost. What share of the GPU's peak a kernel reaches is a guess: MODELS and the constants above it hold
-all these guesses, with reasons."""
+OpCost. The share of the GPU's peak that a kernel reaches is that measured on an H200, in a step of 64
+sequences (profiling/results/2026-11-27-ca6fb59-gpu-h200.md), and a guess for kernels that did not run
+there. MODELS and the constants above it hold all these shares."""
 import argparse
 import json
 import math
@@ -29,10 +30,9 @@ PEAK_BYTES, PEAK_FLOPS = 3.35e12, 989.4e12
 # What is known to be reached: copies of large arrays, and bf16 products of 8192 x 8192 x 8192.
 FLOOR_BYTES, FLOOR_FLOPS = 3.0e12, 800e12
 
-# A product on tensor cores: the share of the peak that cuBLASLt reaches for large layers of GPT-2
-# (llm.c's steps leave room for 550 to 650 TFLOP/s); less if whole waves of tiles do not fill the
-# GPU.
-PRODUCT_SHARE = 0.68
+# A product on tensor cores: the share of the peak that cuBLASLt reaches for large layers of GPT-2,
+# fitted to the sum of a step's products; less if whole waves of tiles do not fill the GPU.
+PRODUCT_SHARE = 0.785
 TILE = (128, 256)
 # The share of that if there are fewer tiles than multiprocessors: the sum over k is split and added
 # up afterwards.
@@ -139,28 +139,35 @@ class Model:
 
 # The first match counts.
 MODELS = [
-    Model(r"embedding.cu: forward_kernel", "whole rows of 1.5 KB, at random places", op_bytes, 0.75),
+    Model(r"embedding.cu: forward_kernel", "whole rows of 1.5 KB, at random places", op_bytes, 0.85),
     Model(r"layernorm.cu: forward", "16 bytes a load, 36 warps; loads wait for stores in between",
-          op_bytes, 0.85),
-    Model(r"layernorm.cu: backward", "16 bytes a load, all of a row under way", op_bytes, 0.85),
+          op_bytes, 0.72),
+    Model(r"layernorm.cu: backward", "two rows ahead by cp.async, 18 warps; a barrier a row", op_bytes,
+          0.53),
     Model(r"add_partials_kernel", "a few MB, one wave", least_us=6),
     Model(r"flash_forward_kernel", "mma.sync with 8 warps a multiprocessor: exponentials and products "
-          "take turns", flops=causal_products(2), flops_share=0.202),
-    Model(r"attention::statistics_kernel", "a streaming kernel", statistics_bytes, 0.84),
+          "take turns", flops=causal_products(2), flops_share=0.188),
+    Model(r"warpgroup_forward_kernel", "three warpgroups a multiprocessor, one multiplies while another "
+          "takes exponentials", flops=causal_products(2), flops_share=0.276),
+    Model(r"attention::statistics_kernel", "a streaming kernel", statistics_bytes, 0.57),
     Model(r"flash_backward_kernel<\d+, true", "dk, dv: 4 products, of which the model asks for 2.5",
-          flops=causal_products(4), floor_flops=causal_products(2.5), flops_share=0.209),
+          flops=causal_products(4), floor_flops=causal_products(2.5), flops_share=0.168),
     Model(r"flash_backward_kernel<\d+, false", "dq: 3 products, of which the model asks for 1.5",
-          flops=causal_products(3), floor_flops=causal_products(1.5), flops_share=0.209),
+          flops=causal_products(3), floor_flops=causal_products(1.5), flops_share=0.168),
+    Model(r"warpgroup_backward_kernel<true", "dk, dv, as above", flops=causal_products(4),
+          floor_flops=causal_products(2.5), flops_share=0.338),
+    Model(r"warpgroup_backward_kernel<false", "dq, as above", flops=causal_products(3),
+          floor_flops=causal_products(1.5), flops_share=0.338),
     Model(r"gelu.cu: backward_(sums_)?kernel", "both loads before the arithmetic",
-          result_of_product(3), 0.85),
-    Model(r"gelu.cu: forward_kernel", "16 bytes a load, all warps", result_of_product(2), 0.85),
+          result_of_product(3), 0.77),
+    Model(r"gelu.cu: forward_kernel", "16 bytes a load, all warps", result_of_product(2), 0.81),
     Model(r"column_sums.cu: column_sums_kernel<\w+, 1>", "what blocks left", least_us=6),
     Model(r"column_sums.cu: column_sums_kernel", "four loads of 16 bytes under way", summed_bytes, 0.83),
     Model(r"resident_rows_kernel", "a logit is read once, and the next row while this one is written",
-          logits_bytes(1), 0.85),
+          logits_bytes(1), 0.84),
     Model(r"streamed_rows_kernel", "the second pass over a row finds it in L2 only partly",
           logits_bytes(2), 0.84, logits_bytes(1)),
-    Model(r"add_losses_kernel", "one block", least_us=12),
+    Model(r"add_losses_kernel", "one block", least_us=9),
     Model(r"(count_digits|scan_counts|place_rows)_kernel", "a few MB, all multiprocessors",
           least_us=4),
     Model(r"embedding.cu: sum_tokens_kernel", "16 bytes a load, 16 warps; rows of dwte at random "
@@ -168,9 +175,9 @@ MODELS = [
     Model(r"embedding.cu: sum_borders_kernel", "few stretches have borders", least_us=6),
     Model(r"embedding.cu: sum_positions_kernel", "rows of a batch are far apart", position_sum_bytes,
           0.5),
-    Model(r"global_norm.cu: squares_kernel", "4 bytes a load; double", op_bytes, 0.75),
-    Model(r"global_norm.cu: finish_kernel", "one block", least_us=20),
-    Model(r"adamw.cu: adamw_kernel", "16 bytes a load, 40 warps", op_bytes, 0.83),
+    Model(r"global_norm.cu: square_sum_kernel", "22 integer instructions an element", op_bytes, 0.5),
+    Model(r"global_norm.cu: clip_scale_kernel", "one thread", least_us=6),
+    Model(r"adamw.cu: adamw_kernel", "16 bytes a load, 40 warps", op_bytes, 0.73),
     Model(r"begin_step_kernel|count_update_kernel", "one thread", least_us=2),
 ]
 
