@@ -42,7 +42,7 @@ RunLayout parse_layout(const json& value, std::string_view file) {
 std::string to_json(const TrainerState& state) {
   nlohmann::ordered_json value = {
       {"format", kStateFormat},
-      {"version", kTrainerStateVersion},
+      {"version", state.version},
       {"step", state.step},
       {"tokens", state.tokens},
       {"skipped_steps", state.skipped_steps},
@@ -74,14 +74,14 @@ TrainerState parse_trainer_state(std::string_view text, std::string_view file) {
     throw UserError("{} is not a trainer state: key \"format\" is {}, expected \"{}\"", file,
                     json_quoted(object.take_string("format")), kStateFormat);
   }
-  const int64_t version = object.take_integer("version", 0, INT64_MAX);
-  if (version != kTrainerStateVersion) {
-    throw UserError(
-        "{} has format version {}, this program reads version {}; use the program that "
-        "wrote it",
-        file, version, kTrainerStateVersion);
-  }
   TrainerState state;
+  state.version = object.take_integer("version", 0, INT64_MAX);
+  if (state.version < 1 || state.version > kTrainerStateVersion) {
+    throw UserError(
+        "{} has format version {}, this program reads versions 1 to {}; use the program that "
+        "wrote it",
+        file, state.version, kTrainerStateVersion);
+  }
   state.step = object.take_integer("step", 0, INT64_MAX);
   state.tokens = object.take_integer("tokens", 0, INT64_MAX);
   state.skipped_steps = object.take_integer("skipped_steps", 0, INT64_MAX);

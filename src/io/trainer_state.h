@@ -10,7 +10,8 @@
 
 namespace lathe {
 
-inline constexpr int64_t kTrainerStateVersion = 1;
+// Goes up if the same run has other bits than before. Since 2 the gradient norm is exact.
+inline constexpr int64_t kTrainerStateVersion = 2;
 
 struct LoaderState {
   std::string sampling{};  // "random" or "sequential"
@@ -30,8 +31,9 @@ struct RunLayout {
 };
 
 struct TrainerState {
-  int64_t step = 0;           // steps done
-  int64_t tokens = 0;         // tokens seen by all ranks
+  int64_t version = kTrainerStateVersion;  // of the program that wrote it; older ones are read, too
+  int64_t step = 0;                        // steps done
+  int64_t tokens = 0;                      // tokens seen by all ranks
   int64_t skipped_steps = 0;  // steps done whose update was skipped for a NaN or infinity
   uint64_t seed = 0;          // with the step, the whole state of the random numbers
   LoaderState loader{};

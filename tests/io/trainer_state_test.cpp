@@ -80,6 +80,14 @@ TEST(TrainerState, EveryKeyMustBeThereAndOfItsType) {
   }
 }
 
+TEST(TrainerState, ReadsAnOlderVersion) {
+  json older = parse_json(to_json(sample()));
+  older["version"] = 1;
+  const TrainerState state = parse_trainer_state(older.dump(), "trainer.json");
+  EXPECT_EQ(state.version, 1);
+  EXPECT_EQ(state.step, sample().step);
+}
+
 TEST(TrainerState, RefusesWhatItDoesNotKnow) {
   const json sound = parse_json(to_json(sample()));
   for (const char* parent : {"", "/loader", "/layout"}) {
@@ -88,8 +96,10 @@ TEST(TrainerState, RefusesWhatItDoesNotKnow) {
     expect_refused(unknown.dump(), "unknown key");
   }
   json other = sound;
-  other["version"] = 2;
-  expect_refused(other.dump(), "format version 2");
+  for (const int version : {0, 3}) {
+    other["version"] = version;
+    expect_refused(other.dump(), "format version " + std::to_string(version));
+  }
   other = sound;
   other["format"] = "another program's";
   expect_refused(other.dump(), "another program's");

@@ -351,7 +351,7 @@ TEST_F(NothingLost, OptimizerFilesAreThoseOfTheManifest) {
   }
 }
 
-TEST_F(NothingLost, ATrainerStateThatDoesNotFitIsRefused) {
+TEST_F(NothingLost, ATrainerStateThatDoesNotFitIsRefusedAndAnOlderOneIsRead) {
   const fs::path out = scratch / "out", from = out / "step-00000006";
   expect_success(train(with(tiny(out), {{"steps", "6"}})));
   const json sound = parse_json(read_text(from / "trainer.json"));
@@ -367,8 +367,15 @@ TEST_F(NothingLost, ATrainerStateThatDoesNotFitIsRefused) {
   expect_refused("/loader/step", 5);
   expect_refused("/loader/sampling", "sequential");
   expect_refused("/skipped_steps", 7);
-  replace_file(from, "trainer.json", sound.dump());
-  expect_success(train(with(tiny(out), {{"steps", "8"}})));
+  // A state of before the gradient norm became exact.
+  json older = sound;
+  older["version"] = 1;
+  replace_file(from, "trainer.json", older.dump());
+  const ProcessResult resumed = train(with(tiny(out), {{"steps", "8"}}));
+  expect_success(resumed);
+  expect_contains(resumed.err, "an older lathe, which rounded the gradient norm otherwise");
+  expect_contains(resumed.err, "not bit for bit");
+  EXPECT_EQ(parse_json(read_text(out / "step-00000008/trainer.json"))["version"], 2);
 }
 
 TEST_F(NothingLost, ACheckpointOfAnotherVersionIsNotPassedOver) {
