@@ -8,12 +8,12 @@
 //
 // Layout: rows [N, C], dense; mean and rstd fp32 [N].
 //
-// A row is read once and kept in registers, 16 bytes a load. Forward: C a multiple of 8 up to 1024
+// A row is read once, 16 bytes a load. Forward: it stays in registers; C a multiple of 8 up to 1024
 // by one warp, up to 8192 by one block of 256 threads. Backward: C a multiple of 8 up to 5120 by as
-// many warps as it fills; narrow rows share a block. Every thread issues all loads of a row before
-// its sums, so that a row waits for memory once, and meanwhile the next block's loads are in
-// flight. Thread t of a row holds elements 8 (t + k threads) .. + 7. Other widths take a block that
-// reads the row once per pass, mostly from L1.
+// many warps as it fills; narrow rows share a block. While a thread computes a row, cp.async copies
+// its part of the next two rows (one in fp32) to shared memory. Thread t of a row holds elements
+// 8 (t + k threads) .. + 7. Other widths, and rows that do not fit into shared memory, take a block
+// that reads the row once per pass, mostly from L1.
 //
 // Roofline: both are memory-bound. With S = sizeof(T), forward moves 4 S N C bytes (2 S without x),
 // backward 4 S N C (3 S if fresh; S more with dropout), for some 10 and 20 FLOPs an element.
@@ -270,15 +270,16 @@ constexpr int kBackwardBlocks = kItems == 1 ? 2 : 1;
 constexpr int kAnyBlocks = 2;  // for the kernel for any width
 
 // What a thread reads of its rows, copied to shared memory ahead of time by cp.async, so that a
-// multiprocessor always waits for more bytes than its registers could hold. A thread reads only
-// what it has copied itself.
+// multiprocessor has more bytes under way than its registers could hold. A thread reads only what
+// it has copied itself.
 template <typename T, int kItems>
 class RowsAhead {
  public:
   enum Input : uint8_t { residual, dout, d_residual };
   static constexpr int kAhead = sizeof(T) == 2 ? 2 : 1;  // rows, besides the current one
-
-  static size_t bytes(size_t threads) { return threads * kSlots * kSlotBytes; }
+  static constexpr int kParts = kVectorWidth / kVec<T>, kInputs = 3;
+  static constexpr size_t kSlotBytes = 16;
+  static constexpr size_t kThreadBytes = (kAhead + 1) * kInputs * kItems * kParts * kSlotBytes;
 
   explicit __device__ __forceinline__ RowsAhead(unsigned char* memory)
       : memory_(memory), threads_(static_cast<int>(blockDim.x * blockDim.y)) {}
@@ -312,9 +313,6 @@ class RowsAhead {
   }
 
  private:
-  static constexpr int kParts = kVectorWidth / kVec<T>, kInputs = 3;
-  static constexpr size_t kSlotBytes = 16, kSlots = (kAhead + 1) * kInputs * kItems * kParts;
-
   __device__ __forceinline__ unsigned char* slot(int row, int input, int k, int part) const {
     const int before = ((row * kInputs + input) * kItems + k) * kParts + part;
     const auto thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
@@ -488,29 +486,38 @@ unsigned grid_of(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-// The blocks of the backward pass, each with partials of its own. Depends on the shape alone, so
-// that planning, which has no addresses, gets the same number.
+// The blocks of the backward pass, each with partials of its own. Depends on the shape and the GPU
+// alone, so that planning, which has no addresses, gets the same number.
 struct BackwardGrid {
   int items;  // per thread; 0: the kernel for any width
   dim3 block;
   int64_t blocks;
+  size_t ahead_at, shared_bytes;  // where RowsAhead begins in shared memory, and all of it
 };
+template <typename T>
 BackwardGrid backward_grid(int64_t rows, int64_t channels, const Context& context) {
   const int64_t loads = ceil_div(channels, kVectorWidth), items = ceil_div(loads, kBackwardThreads);
   const int64_t multiprocessors = context.multiprocessors;
-  if (channels % kVectorWidth != 0 || items > kBackwardItems)
-    return {0, dim3(kWide), std::min(rows, multiprocessors * kAnyBlocks)};
+  const BackwardGrid any{0, dim3(kWide), std::min(rows, multiprocessors * kAnyBlocks), 0,
+                         kReductionBytes};
+  if (channels % kVectorWidth != 0 || items > kBackwardItems) return any;
   // Narrow rows share a block, so that there are fewer partials; but only a few, because they wait
   // for each other at its barriers.
   constexpr int64_t kShared = 192;
   const int64_t threads = ceil_div(ceil_div(loads, items), kWarp) * kWarp;
   const int64_t rows_of_block = std::max<int64_t>(1, kShared / threads);
+  const int64_t all_threads = threads * rows_of_block;
+  const auto scratch = static_cast<size_t>(2 * all_threads / kWarp) * sizeof(float2);
+  const size_t sums = rows_of_block > 1 ? static_cast<size_t>(kSums * channels) * sizeof(float) : 0;
+  const auto ahead = static_cast<size_t>(all_threads) *
+                     (items == 1 ? RowsAhead<T, 1>::kThreadBytes : RowsAhead<T, 2>::kThreadBytes);
+  if (scratch + sums + ahead > context.shared_bytes_of_block) return any;
   const int64_t held =
       int64_t{kBackwardThreads} * (items == 1 ? kBackwardBlocks<1> : kBackwardBlocks<2>);
   return {static_cast<int>(items),
           dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows_of_block)),
-          std::min(ceil_div(rows, rows_of_block),
-                   multiprocessors * (held / (threads * rows_of_block)))};
+          std::min(ceil_div(rows, rows_of_block), multiprocessors * (held / all_threads)),
+          scratch + sums, scratch + sums + ahead};
 }
 
 }  // namespace
@@ -548,7 +555,7 @@ void compute(const LayerNormForward& args, const Context& context, const Tensor&
 template <typename T>
 size_t workspace_of(const LayerNormBackward& args, const Context& context) {
   const int64_t channels = columns_of(args.dout_btc), rows = rows_of(args.dout_btc);
-  return static_cast<size_t>(backward_grid(rows, channels, context).blocks * kSums * channels) *
+  return static_cast<size_t>(backward_grid<T>(rows, channels, context).blocks * kSums * channels) *
          sizeof(float);
 }
 
@@ -572,15 +579,11 @@ void compute(const LayerNormBackward& args, const Context& context, const Tensor
                       channels,
                       sequence_elements(mask, args.dx_btc),
                       args.fresh};
-  const BackwardGrid grid = backward_grid(rows, channels, context);
+  const BackwardGrid grid = backward_grid<T>(rows, channels, context);
   const dim3 blocks(grid_of(grid.blocks));
   const auto launch_rows = [&]<int kItems>() {
-    const dim3 block = grid.block;
-    const size_t scratch = 2 * (block.x * block.y / kWarp) * sizeof(float2);
-    const size_t sums = block.y > 1 ? static_cast<size_t>(kSums * channels) * sizeof(float) : 0;
-    const size_t rows_ahead = RowsAhead<T, kItems>::bytes(block.x * block.y);
-    launch(backward_kernel<T, kItems>, {blocks, block, scratch + sums + rows_ahead}, context.stream,
-           p, static_cast<int>(scratch + sums));
+    launch(backward_kernel<T, kItems>, {blocks, grid.block, grid.shared_bytes}, context.stream, p,
+           static_cast<int>(grid.ahead_at));
   };
   if (grid.items == 0 ||
       !can_vectorize(channels, p.d_residual, p.dx, p.dout, p.residual, p.weight)) {

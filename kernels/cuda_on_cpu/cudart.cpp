@@ -516,10 +516,16 @@ cudaError_t enqueue_kernel(const cudaLaunchConfig_t& config, const void* kernel,
   });
 }
 
+// The most that a kernel may request.
+size_t shared_per_block() {
+  constexpr size_t kOfGeForce = 99 * 1024;
+  return std::string_view(environment("LATHE_CUDA_FAULT")) == "rtx3090" ? kOfGeForce
+                                                      : runtime().gpu().shared_per_block;
+}
+
 cudaError_t allow_shared_memory(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || static_cast<size_t>(value) > runtime().gpu().shared_per_block)
-    return cudaErrorInvalidValue;
+  if (value < 0 || static_cast<size_t>(value) > shared_per_block()) return cudaErrorInvalidValue;
   runtime().shared_allowed()[kernel] = static_cast<size_t>(value);
   return cudaSuccess;
 }
@@ -606,10 +612,11 @@ cudaError_t CUDARTAPI cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::memset(static_cast<void*>(properties), 0, sizeof(*properties));
   std::strcpy(properties->name, "CUDA on the CPU");
   const std::string word = lathe::cuda_on_cpu::environment("LATHE_CUDA_FAULT");
-  properties->major = word == "old-architecture" ? 7 : word == "ampere" ? 8 : 9;
+  properties->major = word == "old-architecture" ? 7 : word == "a100" || word == "rtx3090" ? 8 : 9;
+  properties->minor = word == "rtx3090" ? 6 : 0;
   properties->multiProcessorCount = runtime().gpu().multiprocessors;
   properties->totalGlobalMem = runtime().all_memory();
-  properties->sharedMemPerBlockOptin = runtime().gpu().shared_per_block;
+  properties->sharedMemPerBlockOptin = lathe::cuda_on_cpu::shared_per_block();
   return fault();
 }
 cudaError_t CUDARTAPI cudaDeviceSynchronize() {

@@ -10,7 +10,8 @@
 //                           current counters, and each kernel, copy, event, ... in between adds
 //                           one, too
 //   LATHE_CUDA_FAULT=WORD   no-driver, old-driver, no-device or old-architecture: behaves like a
-//                           machine that cannot run lathe; ampere: like compute capability 8.0
+//                           machine that cannot run lathe; a100, rtx3090: like such a GPU (8.0;
+//                           8.6, with 99 KiB of shared memory for a block) and not like an H100
 #pragma once
 
 #include <cuda_runtime.h>
