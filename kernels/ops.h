@@ -8,7 +8,8 @@
 // Sums are taken in acc; a value is rounded to T once, where an operation stores it.
 //
 // Weight gradients: accumulate == false overwrites them (first micro-step), true adds.
-// Every sum has a fixed order: the same inputs give the same bits at the same thread count.
+// Every sum has a fixed order, or is exact: the same inputs give the same bits at the same thread
+// count.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,6 @@
 
 #include "kernels/device/device.h"
 #include "kernels/device/exact_sum.h"
-#include "kernels/device/round.h"
 #include "kernels/device/tensor.h"
 
 namespace lathe {
@@ -36,7 +36,7 @@ struct StepInputs {
 struct StepResults {
   double loss = 0;        // sum of the scaled losses since begin_step
   double stop_votes = 0;  // next to the loss: one collective sums both over the ranks
-  double grad_norm = 0;   // of the whole gradient, before clipping
+  double grad_norm = 0;   // of the whole gradient, before clipping; NaN if it is not finite
   double clip_scale = 0;  // what AdamW multiplies gradients by
   int64_t updates = 0;    // AdamW updates applied so far: the t of its bias correction
   int32_t skip = 0;       // 1: loss or norm is not finite, so AdamW changes nothing
@@ -268,8 +268,8 @@ struct BeginStep {
 
 // The norm of the gradient, in two halves. First: results->squares += the sum of the squares,
 // without rounding, so that ranks that hold any parts of a gradient get the bits of one rank that
-// holds it all. (For a model in double each square is rounded to double, and to a multiple of
-// 2^-300.)
+// holds it all. (For a model in double each square is
+// rounded to double and to a multiple of 2^-300, and one of 2^276 or more counts as not finite.)
 struct SquareSum {
   static constexpr std::string_view kName = "square_sum";
   OpCost cost() const;

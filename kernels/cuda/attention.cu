@@ -20,6 +20,12 @@
 // queries), half (all) of what an A100's SM can read while it multiplies. And 2^x: 16 per clock and
 // SM.
 //
+// On Hopper, heads of 33 to 64 go to warpgroup_forward_kernel: four warps multiply 64 queries by a
+// tile at once, and read queries, keys and values from shared memory. A warp owns two groups of 16
+// queries, 64 apart; while the tensor cores multiply for one group, the threads compute the other's
+// probabilities. Measured on an H200: tensor cores busy for 36 % of the time, instructions issued
+// in 47 % of the cycles. The rest is waiting for products.
+//
 // fp32, and head sizes above 128, go to attention_plain.cu.
 #include "kernels/cuda/attention_tile.cuh"
 #include "kernels/cuda/define_operation.h"
@@ -37,7 +43,7 @@ struct FlashForward {
   Bf16* out;
   float* logsumexp;
   DropoutMask mask;
-  bool vectorized, by_warpgroups;
+  bool vectorized, has_wgmma;
 };
 
 template <int kD>
@@ -192,7 +198,7 @@ struct ForwardBlock {
   }
   __device__ __forceinline__ Bf16* values(int tile) const { return keys(tile) + Tiling::kTile; }
 
-  // Starts to copy.
+  // Start copies to shared memory.
   __device__ __forceinline__ void load_queries() const {
     load_tile<kD, Tiling::kQueries>(queries, rows.from(first), T - first);
     ptx::cp_async_commit();
@@ -241,32 +247,30 @@ __global__ void __launch_bounds__(kThreads, ForwardTiling<kD>::kBlocks)
          scale, kDropout ? mask.scale() : 1.0f);
 }
 
-// A tile and all queries of a block, by products of the warpgroup. A warp owns two groups of 16
-// queries, 64 apart. While the threads compute the probabilities of one group, the tensor cores
-// multiply for the other.
+// A tile and all queries of a block, by wgmma.
 template <bool kDropout>
 __device__ __forceinline__ void attend_tile(QueryState<64, 1>& low, QueryState<64, 1>& high,
                                             const Bf16* queries, const Bf16* keys,
                                             const Bf16* values, int query, int key, float scale,
                                             const HeadMask& mask) {
   constexpr int kN = 8, kRows = 64;
-  const ptx::ProductTile key_tile(keys), value_tile(values);
+  const ptx::MatrixDescriptor key_tile(keys), value_tile(values);
   float scores_low[1][kN][4], scores_high[1][kN][4];
   uint32_t p_low[1][kN / 2][4], p_high[1][kN / 2][4];
-  ptx::warpgroup_begin();
-  multiply_by_tile(scores_low[0], ptx::ProductTile(queries), key_tile);
+  ptx::warpgroup_arrive();
+  wgmma_by_rows(scores_low[0], ptx::MatrixDescriptor(queries), key_tile);
   ptx::warpgroup_commit();
-  multiply_by_tile(scores_high[0], ptx::ProductTile(queries + kRows * 64), key_tile);
+  wgmma_by_rows(scores_high[0], ptx::MatrixDescriptor(queries + kRows * 64), key_tile);
   ptx::warpgroup_commit();
   ptx::warpgroup_wait<1>(scores_low[0]);
   to_probabilities<kDropout>(low, scores_low, p_low, query, key, scale, mask);
-  ptx::warpgroup_begin();
-  multiply_by_tile_columns(low.out[0], p_low[0], value_tile);
+  ptx::warpgroup_arrive();
+  wgmma_by_columns(low.out[0], p_low[0], value_tile);
   ptx::warpgroup_commit();
   ptx::warpgroup_wait<1>(scores_high[0]);
   to_probabilities<kDropout>(high, scores_high, p_high, query + kRows, key, scale, mask);
-  ptx::warpgroup_begin();
-  multiply_by_tile_columns(high.out[0], p_high[0], value_tile);
+  ptx::warpgroup_arrive();
+  wgmma_by_columns(high.out[0], p_high[0], value_tile);
   ptx::warpgroup_commit();
   ptx::warpgroup_wait<0>(low.out[0], high.out[0], p_low[0], p_high[0]);
 }
@@ -279,18 +283,19 @@ __device__ __forceinline__ void attend_last_tile(QueryState<64, 1>& high, const 
   constexpr int kN = 8, kRows = 64;
   float scores[1][kN][4];
   uint32_t probabilities[1][kN / 2][4];
-  ptx::warpgroup_begin();
-  multiply_by_tile(scores[0], ptx::ProductTile(queries + kRows * 64), ptx::ProductTile(keys));
+  ptx::warpgroup_arrive();
+  wgmma_by_rows(scores[0], ptx::MatrixDescriptor(queries + kRows * 64),
+                ptx::MatrixDescriptor(keys));
   ptx::warpgroup_commit();
   ptx::warpgroup_wait<0>(scores[0]);
   to_probabilities<kDropout>(high, scores, probabilities, query + kRows, key, scale, mask);
-  ptx::warpgroup_begin();
-  multiply_by_tile_columns(high.out[0], probabilities[0], ptx::ProductTile(values));
+  ptx::warpgroup_arrive();
+  wgmma_by_columns(high.out[0], probabilities[0], ptx::MatrixDescriptor(values));
   ptx::warpgroup_commit();
   ptx::warpgroup_wait<0>(high.out[0], probabilities[0]);
 }
 
-// For heads of up to 64 on Hopper.
+// For heads of 33 to 64 on Hopper.
 template <bool kDropout>
 __global__ void __launch_bounds__(kThreads, kDropout ? 2 : 3)
     warpgroup_forward_kernel(FlashForward args) {
@@ -306,7 +311,7 @@ __global__ void __launch_bounds__(kThreads, kDropout ? 2 : 3)
   const float scale = args.sizes.scale * kLog2E;
   const auto arrive = [&](int tile) {
     ptx::cp_async_wait<0>();
-    ptx::publish_to_products();
+    ptx::fence_async_proxy();
     __syncthreads();  // this tile has arrived, and the previous one is no longer read
     if (tile + 1 < block.tiles) block.load(tile + 1);
   };
@@ -342,7 +347,7 @@ void flash_forward(const FlashForward& args, cudaStream_t stream) {
   auto* kernel =
       args.mask.active ? flash_forward_kernel<kD, true> : flash_forward_kernel<kD, false>;
   if constexpr (kD == 64) {
-    if (args.by_warpgroups)
+    if (args.has_wgmma)
       kernel = args.mask.active ? warpgroup_forward_kernel<true> : warpgroup_forward_kernel<false>;
   }
   launch(kernel, shape, stream, args);
@@ -365,8 +370,7 @@ void compute(const AttentionForward& args, const Context& context, const Tensor&
   if constexpr (sizeof(T) == 2) {
     if (s.D <= kLargestFlashHead) {
       const bool vectorized = vectorizes<T>(qkv, s.D) && vectorizes<T>(out, s.D);
-      const FlashForward flash{
-          s, qkv, out, logsumexp, mask, vectorized, context.multiplies_by_warpgroups};
+      const FlashForward flash{s, qkv, out, logsumexp, mask, vectorized, context.has_wgmma};
       return with_padded_head(s.D, [&]<int kD>() { flash_forward<kD>(flash, context.stream); });
     }
   }

@@ -3,7 +3,8 @@
 // A tile has kD columns, the head size padded to 32, 64, 96 or 128. Its rows are cut into chunks of
 // 16 bytes. The chunks of a row are permuted (XOR with bits of the row's number) so that the eight
 // rows that ldmatrix reads at once lie in different banks, as do the chunks that eight threads
-// write at once.
+// write at once. With 64 columns this is the swizzle by 128 bytes that wgmma reads
+// (ptx::MatrixDescriptor).
 //
 // A warp owns 16 kM rows of a product. The sums of 16 x 8 of them are what mma.m16n8k16 calls D
 // (ptx.cuh): sums[m][n][i] is row 16 m + lane / 4 + i / 2 * 8, column 8 n + lane % 4 * 2 + i % 2.
@@ -170,19 +171,19 @@ __device__ __forceinline__ void multiply_by_columns(float (&sums)[kM][kD / 8][4]
   }
 }
 
-// The same by products of the warpgroup, for tiles of 64 rows and 64 columns: sums = left .
+// The same by wgmma, for tiles of 64 rows and 64 columns: sums = left .
 // right^T, and sums += left . right. Complete after warpgroup_wait.
-__device__ __forceinline__ void multiply_by_tile(float (&sums)[8][4], const ptx::ProductTile& left,
-                                                 const ptx::ProductTile& right) {
+__device__ __forceinline__ void wgmma_by_rows(float (&sums)[8][4],
+                                              const ptx::MatrixDescriptor& left,
+                                              const ptx::MatrixDescriptor& right) {
 #pragma unroll
   for (int k = 0; k < 64; k += 16)
-    ptx::multiply_64(sums, left.from(0, k), right.from(0, k), /*add=*/k > 0);
+    ptx::wgmma_m64n64k16(sums, left.from(0, k), right.from(0, k), /*add=*/k > 0);
 }
-__device__ __forceinline__ void multiply_by_tile_columns(float (&sums)[8][4],
-                                                         const uint32_t (&left)[4][4],
-                                                         const ptx::ProductTile& right) {
+__device__ __forceinline__ void wgmma_by_columns(float (&sums)[8][4], const uint32_t (&left)[4][4],
+                                                 const ptx::MatrixDescriptor& right) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k) ptx::multiply_64(sums, left[k], right.from(16 * k, 0));
+  for (int k = 0; k < 4; ++k) ptx::wgmma_m64n64k16(sums, left[k], right.from(16 * k, 0));
 }
 
 // Sets what the causal mask hides to `value`. Rows are queries and columns keys, or the reverse

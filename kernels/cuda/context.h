@@ -19,7 +19,7 @@ struct Context {
   Matmul* matmul = nullptr;                  // matrix products by cuBLASLt
   int multiprocessors = 1;                   // of the device; sizes grids of persistent blocks
   size_t shared_bytes_of_block = 48 * 1024;  // the most that a kernel may request
-  bool multiplies_by_warpgroups = false;     // compute capability 9.0
+  bool has_wgmma = false;                    // Hopper's products of warpgroups
   PartObserver* parts = nullptr;  // receives the parts of operations; may be null (parts.h)
 };
 

@@ -65,13 +65,9 @@ cudaDeviceProp open_gpu(int index) {
   return properties;
 }
 
-// Products of warpgroups exist on Hopper alone, and only in code for its exact architecture, 9.0a.
-bool has_warpgroups([[maybe_unused]] const cudaDeviceProp& properties) {
-#if defined(LATHE_HOPPER)
-  return properties.major == 9 && properties.minor == 0;
-#else
-  return false;
-#endif
+// wgmma exists on Hopper alone, and only in code for its exact architecture, 9.0a.
+bool runs_wgmma(const cudaDeviceProp& properties) {
+  return LATHE_HAS_SM_90A && properties.major == 9 && properties.minor == 0;
 }
 
 class CudaDevice final : public Device {
@@ -81,7 +77,7 @@ class CudaDevice final : public Device {
         matmul_({options.tf32, options.deterministic, options.autotune,
                  static_cast<size_t>(options.matmul_alignment)}),
         context_{stream_, &matmul_, properties_.multiProcessorCount,
-                 properties_.sharedMemPerBlockOptin, has_warpgroups(properties_)},
+                 properties_.sharedMemPerBlockOptin, runs_wgmma(properties_)},
         staging_(stream_),
         feedback_(stream_),
         recordings_(stream_) {

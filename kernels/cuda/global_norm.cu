@@ -6,8 +6,8 @@
 // Layout: flat fp32 gradients; an exact sum of squares, see kernels/device/exact_sum.h. Integers
 // are added, by atomics at the end, so the bits depend on no order.
 //
-// Roofline: 4 bytes an element, and some 20 integer instructions, which at 64 per clock and
-// multiprocessor take as long as the bytes do on an H100. A thread's sums hold the window of
+// Roofline: 4 bytes and 22 instructions an element. On an H200 the instructions bind: 193 us for
+// 124 million elements, where the bytes would take 104. A thread's sums hold the window of
 // exponents that almost all gradients of a model share. It adds the rare others by atomics.
 #include <algorithm>
 #include <cmath>
@@ -15,6 +15,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/define_operation.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
 #include "kernels/device/round.h"
@@ -48,14 +49,14 @@ class WindowSum {
   static constexpr int kWindow = 64, kHeadroom = 16;
   static constexpr int64_t kMostTerms = int64_t{1} << 17;
 
-  // Whether no window has been chosen yet, and the choice: for terms up to `largest` and a little
-  // above.
+  // Whether no window has been chosen yet.
   __device__ __forceinline__ bool is_new() const { return place_ == kNowhere; }
+  // Chooses it for terms up to `largest` and a little above.
   __device__ __forceinline__ void choose(float largest) {
     if (largest > 0) move(place_of(__float_as_uint(largest)));
   }
 
-  // Adds g^2 and returns true, or returns false if add_outlier() must. Has no branch.
+  // Adds g^2 and returns true, or returns false if g needs add_outlier(). Has no branch.
   __device__ __forceinline__ bool add(float g) {
     const uint32_t bits = __float_as_uint(g);
     const int place = place_of(bits);

@@ -86,32 +86,35 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// ---- Products of a warpgroup, four warps, on Hopper (compute capability 9.0 alone).
+// ---- wgmma: products of a warpgroup, which is four warps, on Hopper (compute capability 9.0
+// alone).
 //
-// They run beside the threads. The registers and the shared memory of a product must not change,
-// and its sums must not be read, from its call until the group that it was committed with has been
-// waited for. Registers are ordered by warpgroup_begin() before the first product of a group.
-// Shared memory that threads have written (by cp.async, too) is visible to products after
-// publish_to_products() by the threads that wrote it and a barrier.
+// They run beside the threads. From the call until the group that it was committed with has been
+// waited for, its registers and shared memory must not change, and its sums must not be read.
+// warpgroup_arrive() orders registers; call it before the first wgmma and after each wait. Shared
+// memory that threads have written (by cp.async, too) is visible to wgmma after fence_async_proxy()
+// by the threads that wrote it and a barrier. The macros spare 32 operands a function; they end
+// with this section.
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define LATHE_WARPGROUP(...) asm volatile(__VA_ARGS__)
+#define LATHE_HOPPER_ASM(...) asm volatile(__VA_ARGS__)
 #else
-#define LATHE_WARPGROUP(...) __trap()  // never launched on this architecture
+#define LATHE_HOPPER_ASM(...) __trap()  // never launched on this architecture
 #endif
 
-// A tile of bf16 in shared memory with 64 columns, whose rows of 128 bytes are permuted as
-// attention_tile.cuh describes. The tile begins at a multiple of 1024 bytes.
-class ProductTile {
+// "Matrix descriptor" of a tile of bf16 in shared memory with 64 columns, swizzled by 128 bytes:
+// its rows of 128 bytes are permuted as attention_tile.cuh describes. It begins at a multiple of
+// 1024 bytes.
+class MatrixDescriptor {
  public:
   // PTX manual, "Matrix descriptor": address / 16; 1024 / 16, the stride from eight rows to the
   // next eight, at bit 32; swizzling by 128 bytes at bit 62.
-  explicit __device__ __forceinline__ ProductTile(const void* tile)
+  explicit __device__ __forceinline__ MatrixDescriptor(const void* tile)
       : bits_((shared_address(tile) & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{64} << 32 |
               uint64_t{1} << 62) {}
   // The same from row `row`, a multiple of 8, and column `column`, a multiple of 16.
-  __device__ __forceinline__ ProductTile from(int row, int column) const {
-    ProductTile moved = *this;
+  __device__ __forceinline__ MatrixDescriptor from(int row, int column) const {
+    MatrixDescriptor moved = *this;
     moved.bits_ += row * 8 + column / 8;
     return moved;
   }
@@ -133,11 +136,11 @@ class ProductTile {
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
   "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
 
-// d = a b^T, or d += a b^T with `add`, of 16 columns of a and b: [64, 16] x [64, 16]. Warp w of the
-// four has rows 16 w .. 16 w + 15 of d, as D of eight mma: d[n][i].
-__device__ __forceinline__ void multiply_64(float (&d)[8][4], const ProductTile& a,
-                                            const ProductTile& b, bool add) {
-  LATHE_WARPGROUP(
+// d = a b^T, or d += a b^T with `add`, of 16 columns of a and b: [64, 16] x [64, 16]^T. Warp w of
+// the four has rows 16 w .. 16 w + 15 of d, as D of eight mma: d[n][i].
+__device__ __forceinline__ void wgmma_m64n64k16(float (&d)[8][4], const MatrixDescriptor& a,
+                                                const MatrixDescriptor& b, bool add) {
+  LATHE_HOPPER_ASM(
       "{.reg .pred add; setp.ne.b32 add, %34, 0; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " LATHE_D64_NAMES
       ", %32, %33, add, 1, 1, 0, 0;}"
@@ -146,9 +149,9 @@ __device__ __forceinline__ void multiply_64(float (&d)[8][4], const ProductTile&
 }
 
 // d += a b of 16 rows of b: a [64, 16] as A of an mma in each warp, b [16, 64].
-__device__ __forceinline__ void multiply_64(float (&d)[8][4], const uint32_t (&a)[4],
-                                            const ProductTile& b) {
-  LATHE_WARPGROUP(
+__device__ __forceinline__ void wgmma_m64n64k16(float (&d)[8][4], const uint32_t (&a)[4],
+                                                const MatrixDescriptor& b) {
+  LATHE_HOPPER_ASM(
       "{.reg .pred add; setp.ne.b32 add, 1, 0; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " LATHE_D64_NAMES
       ", {%32, %33, %34, %35}, %36, add, 1, 1, 1;}"
@@ -168,23 +171,30 @@ __device__ __forceinline__ void settle(uint32_t (&a)[kK][4]) {
 }
 }  // namespace detail
 
-__device__ __forceinline__ void warpgroup_begin() {
-  LATHE_WARPGROUP("wgmma.fence.sync.aligned;" ::: "memory");
+// wgmma.fence, which CUTLASS calls warpgroup_arrive.
+__device__ __forceinline__ void warpgroup_arrive() {
+  LATHE_HOPPER_ASM("wgmma.fence.sync.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void warpgroup_commit() {
-  LATHE_WARPGROUP("wgmma.commit_group.sync.aligned;" ::: "memory");
+  LATHE_HOPPER_ASM("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 // Waits until at most kPending of the newest groups are still pending. Names the sums and the
 // left factors of those that are then complete, so that the compiler neither reads the one nor
 // reuses the other before.
 template <int kPending, typename... Registers>
 __device__ __forceinline__ void warpgroup_wait(Registers&... complete) {
-  LATHE_WARPGROUP("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+  LATHE_HOPPER_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
   (detail::settle(complete), ...);
 }
-__device__ __forceinline__ void publish_to_products() {
-  LATHE_WARPGROUP("fence.proxy.async.shared::cta;" ::: "memory");
+__device__ __forceinline__ void fence_async_proxy() {
+  LATHE_HOPPER_ASM("fence.proxy.async.shared::cta;" ::: "memory");
 }
+
+#undef LATHE_HOPPER_ASM
+#undef LATHE_D64
+#undef LATHE_D64_NAMES
+
+// ---- Arithmetic.
 
 // Adds value * 2^(shift % 32), with value < 2^48, to a number of 96 bits: to `low` if shift is
 // below 32, otherwise to `high`. The compiler would use about twice as many instructions.

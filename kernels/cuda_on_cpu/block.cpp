@@ -50,8 +50,8 @@ struct CopyAsync {
   bool valid;
 };
 
-// A thread's part of a product that runs beside the threads.
-struct LateProduct {
+// A thread's part of a wgmma.
+struct LateWgmma {
   alignas(16) unsigned char record[kLateRecordBytes];
   Combine perform;
 };
@@ -66,8 +66,9 @@ struct Fiber {
   Site site;
   std::vector<std::vector<CopyAsync>> committed;
   std::vector<CopyAsync> open;
-  std::vector<std::vector<LateProduct>> late_groups;
-  std::vector<LateProduct> late;
+  std::vector<std::vector<LateWgmma>> late_groups;
+  std::vector<LateWgmma> late;
+  bool arrived_for_wgmma = false;  // wgmma.fence since the thread began, or last waited
 };
 
 // Runnable fibers: taken from one end or the other.
@@ -100,11 +101,12 @@ class Execution {
   void copy_async(const CopyAsync& copy);
   void copy_async_commit() { fibers_[current_].committed.push_back(take_open()); }
   void copy_async_wait(int pending);
-  void multiply_late(const LateProduct& product, const Site& site);
-  void multiply_late_commit() {
+  void arrive_for_wgmma() { fibers_[current_].arrived_for_wgmma = true; }
+  void enqueue_wgmma(const LateWgmma& product, const Site& site);
+  void commit_wgmma() {
     fibers_[current_].late_groups.push_back(std::exchange(fibers_[current_].late, {}));
   }
-  void multiply_late_wait(int pending, const Site& site);
+  void wait_for_wgmma(int pending, const Site& site);
   unsigned char* shared() const { return shared_; }
   bool is_shared(const void* address, size_t bytes) const {
     const auto* first = static_cast<const unsigned char*>(address);
@@ -141,7 +143,7 @@ class Execution {
   ReadyList ready_;
   bool last_first_ = false;   // a warp runs as far as it can before the next
   bool copies_late_ = false;  // cp.async copies when it is waited for
-  bool products_late_ = false;
+  bool wgmma_late_ = false;
   int threads_ = 0, live_ = 0, at_barrier_ = 0;
   Site barrier_;
   int current_ = -1;  // -1: the scheduler
@@ -207,7 +209,7 @@ void Execution::run_block() {
   live_ = threads_;
   last_first_ = random_->below(2) == 1;
   copies_late_ = random_->below(2) == 1;
-  products_late_ = random_->below(2) == 1;
+  wgmma_late_ = random_->below(2) == 1;
   for (int i = 0; i < threads_; ++i) {
     Fiber& fiber = fibers_[i];
     const unsigned t = static_cast<unsigned>(i);
@@ -217,6 +219,7 @@ void Execution::run_block() {
     fiber.open.clear();
     fiber.late_groups.clear();
     fiber.late.clear();
+    fiber.arrived_for_wgmma = false;
   }
   ready_.clear();
   release(0, threads_, 0);
@@ -383,19 +386,20 @@ void Execution::copy_async_wait(int pending) {
   }
 }
 
-void Execution::multiply_late(const LateProduct& product, const Site& site) {
+void Execution::enqueue_wgmma(const LateWgmma& product, const Site& site) {
+  if (!fibers_[current_].arrived_for_wgmma)
+    fail(fmt::format("wgmma in line {} without wgmma.fence before it", site.line()));
   fibers_[current_].late.push_back(product);
-  if (products_late_) return;
-  meet_warp(~0u, "a product of the warpgroup", &fibers_[current_].late.back().record,
-            product.perform, site);
+  if (wgmma_late_) return;
+  meet_warp(~0u, "wgmma", &fibers_[current_].late.back().record, product.perform, site);
 }
 
-void Execution::multiply_late_wait(int pending, const Site& site) {
+void Execution::wait_for_wgmma(int pending, const Site& site) {
   Fiber& fiber = fibers_[current_];
+  fiber.arrived_for_wgmma = false;
   while (static_cast<int>(fiber.late_groups.size()) > pending) {
-    for (LateProduct& product : fiber.late_groups.front()) {
-      if (products_late_)
-        meet_warp(~0u, "the wait for products", &product.record, product.perform, site);
+    for (LateWgmma& product : fiber.late_groups.front()) {
+      if (wgmma_late_) meet_warp(~0u, "the wait for wgmma", &product.record, product.perform, site);
     }
     fiber.late_groups.erase(fiber.late_groups.begin());
   }
@@ -468,7 +472,7 @@ void Execution::entry(transfer_t transfer) {
     e.launch_->thread_body();
     Fiber& self = e.fibers_[e.current_];
     if (!self.late_groups.empty() || !self.late.empty())
-      e.fail("ends before its products are complete");
+      e.fail("ends before its wgmma are complete");
     self.finished = true;
     --e.live_;
     e.switch_to_next();
@@ -498,16 +502,19 @@ void copy_async_commit() {
 void copy_async_wait(int pending) {
   Execution::instance().copy_async_wait(pending);
 }
-void multiply_late(const void* record, size_t bytes, Combine perform, const Site& site) {
-  LateProduct product{{}, perform};
+void enqueue_wgmma(const void* record, size_t bytes, Combine perform, const Site& site) {
+  LateWgmma product{{}, perform};
   std::memcpy(product.record, record, bytes);
-  Execution::instance().multiply_late(product, site);
+  Execution::instance().enqueue_wgmma(product, site);
 }
-void multiply_late_commit() {
-  Execution::instance().multiply_late_commit();
+void arrive_for_wgmma() {
+  Execution::instance().arrive_for_wgmma();
 }
-void multiply_late_wait(int pending, const Site& site) {
-  Execution::instance().multiply_late_wait(pending, site);
+void commit_wgmma() {
+  Execution::instance().commit_wgmma();
+}
+void wait_for_wgmma(int pending, const Site& site) {
+  Execution::instance().wait_for_wgmma(pending, site);
 }
 int lane_of_thread() {
   return Execution::instance().lane();

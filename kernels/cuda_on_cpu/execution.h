@@ -39,12 +39,13 @@ void copy_async(void* shared, const void* global, bool valid);
 void copy_async_commit();
 void copy_async_wait(int pending);
 
-// Products of a warpgroup: `perform` runs as meet_warp's combine over copies of the lanes' records,
-// at once or when the product's group is waited for, depending on the seed.
+// wgmma: `perform` runs as meet_warp's combine over copies of the lanes' records, at once or when
+// its group is waited for, depending on the seed.
 inline constexpr size_t kLateRecordBytes = 64;
-void multiply_late(const void* record, size_t bytes, Combine perform, const Site& site);
-void multiply_late_commit();
-void multiply_late_wait(int pending, const Site& site);
+void arrive_for_wgmma();
+void enqueue_wgmma(const void* record, size_t bytes, Combine perform, const Site& site);
+void commit_wgmma();
+void wait_for_wgmma(int pending, const Site& site);
 
 // Puts a kernel into its stream.
 cudaError_t enqueue_kernel(const cudaLaunchConfig_t& config, const void* kernel,

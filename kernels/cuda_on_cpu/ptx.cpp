@@ -84,11 +84,11 @@ float element(const unsigned char* tile, int row, int column) {
 // A warp's 16 rows of a product.
 void multiply_warpgroup(void* const* records, unsigned) {
   constexpr int kRows = 16, kK = 16, kColumns = 64, kTileBytes = 64 * 128;
-  const auto& first = *static_cast<WarpgroupProduct*>(records[0]);
+  const auto& first = *static_cast<Wgmma*>(records[0]);
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   for (const unsigned char* tile : {first.tile, first.a ? first.tile : first.a_tile}) {
     if (!cuda_on_cpu::is_shared_memory(tile, kTileBytes))
-      cuda_on_cpu::fail_kernel("a tile of a product is not in shared memory");
+      cuda_on_cpu::fail_kernel("a matrix of wgmma is not in shared memory");
   }
   float a[kRows][kK], b[kK][kColumns], d[kRows][kColumns];
   for (int k = 0; k < kK; ++k) {
@@ -101,7 +101,7 @@ void multiply_warpgroup(void* const* records, unsigned) {
       a[m][k] = element(first.a_tile, first.a_row + 16 * warp + m, first.a_column + k);
   }
   for (int lane = 0; lane < 32; ++lane) {
-    const auto& record = *static_cast<WarpgroupProduct*>(records[lane]);
+    const auto& record = *static_cast<Wgmma*>(records[lane]);
     const int row = lane / 4, column = lane % 4 * 2;
     for (int i = 0; i < 4 && record.a; ++i) {
       const int r = row + i % 2 * 8, c = column + i / 2 * 8;
@@ -118,7 +118,7 @@ void multiply_warpgroup(void* const* records, unsigned) {
     for (int n = 0; n < kColumns; ++n) d[m][n] = cuda_on_cpu::truncated_sum(d[m][n], sum[n]);
   }
   for (int lane = 0; lane < 32; ++lane) {
-    const auto& record = *static_cast<WarpgroupProduct*>(records[lane]);
+    const auto& record = *static_cast<Wgmma*>(records[lane]);
     const int row = lane / 4, column = lane % 4 * 2;
     for (int i = 0; i < kColumns / 2; ++i)
       record.d[i / 4][i % 4] = d[row + i / 2 % 2 * 8][i / 4 * 8 + column + i % 2];
@@ -127,19 +127,19 @@ void multiply_warpgroup(void* const* records, unsigned) {
 
 }  // namespace
 
-void check_product_tile(const void* tile) {
+void check_matrix_descriptor(const void* tile) {
   if (reinterpret_cast<uintptr_t>(tile) % 1024 != 0)
-    cuda_on_cpu::fail_kernel("a tile of a product does not begin at a multiple of 1024 bytes");
+    cuda_on_cpu::fail_kernel("a matrix of wgmma does not begin at a multiple of 1024 bytes");
 }
-void multiply_64(const WarpgroupProduct& product, const Site& site) {
+void wgmma_m64n64k16(const Wgmma& product, const Site& site) {
   static_assert(sizeof(product) <= cuda_on_cpu::kLateRecordBytes);
-  cuda_on_cpu::multiply_late(&product, sizeof(product), multiply_warpgroup, site);
+  cuda_on_cpu::enqueue_wgmma(&product, sizeof(product), multiply_warpgroup, site);
 }
 void warpgroup_commit() {
-  cuda_on_cpu::multiply_late_commit();
+  cuda_on_cpu::commit_wgmma();
 }
 void warpgroup_wait(int pending, const Site& site) {
-  cuda_on_cpu::multiply_late_wait(pending, site);
+  cuda_on_cpu::wait_for_wgmma(pending, site);
 }
 
 }  // namespace lathe::cuda::ptx::detail

@@ -81,8 +81,8 @@ constexpr double ExactSum::rounded() {
   while (top > 0 && digits[top] == 0) --top;
   if (digits[top] == 0) return 0;
   const auto digit = [this](int i) { return i < 0 ? 0 : static_cast<uint64_t>(digits[i]); };
-  // The 64 bits below and with the highest one that is set. The lowest of them is also set if any
-  // bit below is, so that rounding these 64 bits rounds the whole sum.
+  // The 64 bits from the highest set bit down. The lowest of them is also set if any bit below is,
+  // so that rounding these 64 bits rounds the whole sum.
   int zeros = 0;
   while (digit(top) << zeros >> (kDigitBits - 1) == 0) ++zeros;
   const uint64_t high = digit(top) << kDigitBits | digit(top - 1);

@@ -26,8 +26,8 @@ struct MultiplyAdd {
 };
 void multiply_add(void* const* records, unsigned mask);
 
-// A lane's part of a product of the warpgroup.
-struct WarpgroupProduct {
+// A lane's part of a wgmma.
+struct Wgmma {
   float (*d)[4];
   const uint32_t* a;          // fragments, or null: a_tile
   const unsigned char* tile;  // b: 64 columns in rows of 128 bytes, from (row, column) on
@@ -36,8 +36,8 @@ struct WarpgroupProduct {
   int a_row = 0, a_column = 0;
   bool add;
 };
-void check_product_tile(const void* tile);
-void multiply_64(const WarpgroupProduct& product, const Site& site);
+void check_matrix_descriptor(const void* tile);
+void wgmma_m64n64k16(const Wgmma& product, const Site& site);
 void warpgroup_commit();
 void warpgroup_wait(int pending, const Site& site);
 
@@ -89,46 +89,48 @@ inline void cp_async_wait() {
   cuda_on_cpu::copy_async_wait(kPending);
 }
 
-class ProductTile {
+class MatrixDescriptor {
  public:
-  explicit ProductTile(const void* tile) : tile_(static_cast<const unsigned char*>(tile)) {
-    detail::check_product_tile(tile);
+  explicit MatrixDescriptor(const void* tile) : tile_(static_cast<const unsigned char*>(tile)) {
+    detail::check_matrix_descriptor(tile);
   }
-  ProductTile from(int row, int column) const {
-    ProductTile moved = *this;
+  MatrixDescriptor from(int row, int column) const {
+    MatrixDescriptor moved = *this;
     moved.row_ += row, moved.column_ += column;
     return moved;
   }
 
  private:
-  friend void multiply_64(float (&)[8][4], const ProductTile&, const ProductTile&, bool,
-                          const detail::Site&);
-  friend void multiply_64(float (&)[8][4], const uint32_t (&)[4], const ProductTile&,
-                          const detail::Site&);
+  friend void wgmma_m64n64k16(float (&)[8][4], const MatrixDescriptor&, const MatrixDescriptor&,
+                              bool, const detail::Site&);
+  friend void wgmma_m64n64k16(float (&)[8][4], const uint32_t (&)[4], const MatrixDescriptor&,
+                              const detail::Site&);
   const unsigned char* tile_;
   int row_ = 0, column_ = 0;
 };
 
-inline void multiply_64(float (&d)[8][4], const ProductTile& a, const ProductTile& b, bool add,
-                        const detail::Site& site = detail::Site::current()) {
-  detail::multiply_64({.d = d,
-                       .a = nullptr,
-                       .tile = b.tile_,
-                       .row = b.row_,
-                       .column = b.column_,
-                       .a_tile = a.tile_,
-                       .a_row = a.row_,
-                       .a_column = a.column_,
-                       .add = add},
-                      site);
+inline void wgmma_m64n64k16(float (&d)[8][4], const MatrixDescriptor& a, const MatrixDescriptor& b,
+                            bool add, const detail::Site& site = detail::Site::current()) {
+  detail::wgmma_m64n64k16({.d = d,
+                           .a = nullptr,
+                           .tile = b.tile_,
+                           .row = b.row_,
+                           .column = b.column_,
+                           .a_tile = a.tile_,
+                           .a_row = a.row_,
+                           .a_column = a.column_,
+                           .add = add},
+                          site);
 }
-inline void multiply_64(float (&d)[8][4], const uint32_t (&a)[4], const ProductTile& b,
-                        const detail::Site& site = detail::Site::current()) {
-  detail::multiply_64(
+inline void wgmma_m64n64k16(float (&d)[8][4], const uint32_t (&a)[4], const MatrixDescriptor& b,
+                            const detail::Site& site = detail::Site::current()) {
+  detail::wgmma_m64n64k16(
       {.d = d, .a = a, .tile = b.tile_, .row = b.row_, .column = b.column_, .add = true}, site);
 }
 
-inline void warpgroup_begin() {}
+inline void warpgroup_arrive() {
+  cuda_on_cpu::arrive_for_wgmma();
+}
 inline void warpgroup_commit() {
   detail::warpgroup_commit();
 }
@@ -136,7 +138,7 @@ template <int kPending, typename... Registers>
 inline void warpgroup_wait(Registers&...) {
   detail::warpgroup_wait(kPending, detail::Site::current());
 }
-inline void publish_to_products() {}
+inline void fence_async_proxy() {}
 
 inline void add_shifted(uint32_t (&low)[3], uint32_t (&high)[3], uint64_t value, int shift) {
   uint32_t* const sum = shift < 32 ? low : high;
