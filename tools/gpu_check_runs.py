@@ -105,7 +105,7 @@ def two_ranks_on_one_gpu(check, result):
             command = [mpirun, "-n", "2", *command, "--zero-stage", "1"]
         done = check.run(command, env={**(check.args.child_env or {}), **MPI_ENVIRONMENT})
         losses[ranks] = parse.train_log(done.text)["loss"]
-        if "this build has no MPI" in done.text:  # as carried binaries
+        if "this build has no MPI" in done.text:  # carried binaries have none
             result["shared_note"] = "two ranks were not run, because this build has no MPI"
             return ""
         if not done.ok or not losses[ranks]:

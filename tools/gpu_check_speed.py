@@ -17,7 +17,7 @@ from gpu_check_train import TINY, gpt2_124m, known_flags, shown, train, train_fi
 
 # Predicted milliseconds of a bf16 step of GPT-2 124M, T 1024, by batch: tools/step_model.py, whose shares
 # of the peak come from an H200, with each GPU's memory bandwidth.
-PREDICTED_MS = {"H100": {16: 31.1, 64: 116.4}, "H200": {16: 28.2, 64: 106.6}}
+PREDICTED_MS = {"H100": {16: 31.1, 64: 116.4}, "H200": {16: 28.3, 64: 106.7}}
 
 
 def predicted_ms(check, batch):

@@ -7,9 +7,10 @@ usage: tools/step_model.py [--model NAME] [--batch-size N] [--seq-len N] [--list
 
 The launches are the real ones (tools/list_launches.cpp), so sizes, chunks of logits and fusion
 follow the code. Bytes and FLOPs of a kernel follow its formula (MODELS), those of a whole operation its
-OpCost. The share of the GPU's peak that a kernel reaches is that measured on an H200, in a step of 64
-sequences (profiling/results/2026-11-27-ca6fb59-gpu-h200.md), and a guess for kernels that did not run
-there. MODELS and the constants above it hold all these shares."""
+OpCost. The share of the GPU's peak that a kernel reaches was measured on an H200, in a step of 64
+sequences (profiling/results/2026-11-27-ca6fb59-gpu-h200.md; flash_*: 2026-11-27-fcdbf01-gpu-h200.md). It
+is a guess for kernels that did not run there, and on GPUs whose arithmetic and memory are in another
+proportion. MODELS and the constants above it hold all these shares."""
 import argparse
 import json
 import math
@@ -175,7 +176,7 @@ MODELS = [
     Model(r"embedding.cu: sum_borders_kernel", "few stretches have borders", least_us=6),
     Model(r"embedding.cu: sum_positions_kernel", "rows of a batch are far apart", position_sum_bytes,
           0.5),
-    Model(r"global_norm.cu: square_sum_kernel", "22 integer instructions an element", op_bytes, 0.5),
+    Model(r"global_norm.cu: square_sum_kernel", "22 integer instructions an element", op_bytes, 0.42),
     Model(r"global_norm.cu: clip_scale_kernel", "one thread", least_us=6),
     Model(r"adamw.cu: adamw_kernel", "16 bytes a load, 40 warps", op_bytes, 0.73),
     Model(r"begin_step_kernel|count_update_kernel", "one thread", least_us=2),
