@@ -262,11 +262,10 @@ void add_head(std::vector<Case>& cases, const Sizes& s, DType type) {
 
 void add_optimizer(std::vector<Case>& cases, const Sizes& s, DType type) {
   const int64_t P = s.parameters();
-  cases.push_back(
-      {"square_sum", [=](Tensors& t, const Ops& ops) {
-         const SquareSum args{t.make(DType::fp32, {P}), t.place<StepResults>({{}})};
-         return call(ops, args);
-       }});
+  cases.push_back({"square_sum", [=](Tensors& t, const Ops& ops) {
+                     const SquareSum args{t.make(DType::fp32, {P}), t.place<StepResults>({{}})};
+                     return call(ops, args);
+                   }});
   cases.push_back({"adamw", [=](Tensors& t, const Ops& ops) {
                      AdamW args;
                      for (Tensor* tensor : {&args.masters, &args.m, &args.gradients})
