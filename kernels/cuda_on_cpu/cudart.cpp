@@ -519,8 +519,9 @@ cudaError_t enqueue_kernel(const cudaLaunchConfig_t& config, const void* kernel,
 // The most that a kernel may request.
 size_t shared_per_block() {
   constexpr size_t kOfGeForce = 99 * 1024;
-  return std::string_view(environment("LATHE_CUDA_FAULT")) == "rtx3090" ? kOfGeForce
-                                                      : runtime().gpu().shared_per_block;
+  return std::string_view(environment("LATHE_CUDA_FAULT")) == "rtx3090"
+             ? kOfGeForce
+             : runtime().gpu().shared_per_block;
 }
 
 cudaError_t allow_shared_memory(const void* kernel, cudaFuncAttribute attribute, int value) {

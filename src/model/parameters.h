@@ -54,8 +54,8 @@ struct Sharding {
 };
 
 // Elements [begin, end) of the flat buffers. Their gradients are final when those of the first
-// parameter are. Each rank has an equal share, a multiple of kParameterAlignment, so the bucket ends
-// with padding. With one rank there is no padding.
+// parameter are. Each rank has an equal share, a multiple of kParameterAlignment, so the bucket
+// ends with padding. With one rank there is no padding.
 struct Bucket {
   int64_t begin = 0, end = 0;
   int64_t first_layer = -1;  // the first layer in it; -1: the embeddings

@@ -23,8 +23,8 @@
 // end only the rows of the step's tokens, did not help on the model of tests/parallel/step_model.h:
 // a step of half a million tokens has more rows than the vocabulary.
 //
-// Both stages add the ranks' gradients in the same order, and the norm is exact. So with lathe's own
-// reductions they give the same bits.
+// Both stages add the ranks' gradients in the same order, and the norm is exact. So with lathe's
+// own reductions they give the same bits.
 #pragma once
 
 #include <cstdint>
