@@ -2,8 +2,10 @@
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
+import gpu_check_machine as machine
 import gpu_check_sections as sections
 
 MARKS = {"passed": "passed", "failed": "FAILED", "timed out": "TIMED OUT", "interrupted": "INTERRUPTED"}
@@ -56,11 +58,21 @@ def newest(where, mine):
     return max(found)[2:] if found else None
 
 
+def without_places(text, path):
+    """Reports are committed, so they show no folders of the machine: paths are relative to the repository,
+    to a virtual environment, or to the folder of the report, OUT."""
+    text = text.replace(f"{machine.ROOT}/", "")
+    if sys.prefix != sys.base_prefix:
+        text = text.replace(f"{sys.prefix}/bin/", "").replace(f"{sys.prefix}/", "")
+    folder = os.path.abspath(path.parent)
+    return text if folder.startswith(machine.ROOT) else text.replace(folder, "OUT")
+
+
 def write(path, report):
     for target, text in ((path.with_suffix(".json"), json.dumps(report, indent=1) + "\n"),
                          (path, markdown(report))):
         partial = target.with_name(target.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(without_places(text, path), encoding="utf-8")
         os.replace(partial, target)
 
 

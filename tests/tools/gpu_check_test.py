@@ -195,6 +195,12 @@ class Pretended(Machine):
         self.assertIn("every part passed", done.stdout.splitlines()[-1])
         self.assertLessEqual(len(list((self.root / "out").iterdir())), 8)
 
+    def test_reports_show_no_folders_of_the_machine(self):
+        _, report, text = self.check("--parts", "build,steps,tests")
+        for written in (json.dumps(report), text):
+            self.assertNotIn(str(ROOT), written)
+            self.assertNotIn(str(self.root / "out"), written)
+
     def test_steps_stand_beside_what_was_predicted(self):
         _, report, text = self.check("--parts", "steps,roofline")
         self.assertEqual([(run["batch_size"], run["predicted_ms"]) for run in report["parts"]["steps"]["runs"]],
