@@ -107,6 +107,25 @@ TEST_F(CudaOnCpu, FindsAMissingWaitForAnAsynchronousCopy) {
   EXPECT_GT(wrong, kSeeds / 4);
 }
 
+TEST_F(CudaOnCpu, FindsWgmmaThatIsReadEarlyOrNotFencedOrNotWaitedFor) {
+  const auto product_is_right = [&](WgmmaMistake mistake) {
+    launch_product_of_ones(y_, mistake, stream_);
+    return result(128) == std::vector<float>(128, 16.0f);
+  };
+  int wrong = 0;
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    set_seed(seed);
+    EXPECT_TRUE(product_is_right(WgmmaMistake::none));
+    wrong += !product_is_right(WgmmaMistake::read_early);
+  }
+  EXPECT_GT(wrong, kSeeds / 4);
+  launch_product_of_ones(y_, WgmmaMistake::no_fence, stream_);
+  EXPECT_THAT(error_of_work(),
+              AllOf(HasSubstr("product_of_ones"), HasSubstr("without wgmma.fence")));
+  launch_product_of_ones(y_, WgmmaMistake::no_wait, stream_);
+  EXPECT_THAT(error_of_work(), HasSubstr("ends before its wgmma are complete"));
+}
+
 // A GPU would use an address of global memory as one of shared memory, and read or write elsewhere.
 TEST_F(CudaOnCpu, NamesGlobalMemoryTakenForShared) {
   launch_matrix_of(x_, stream_);

@@ -52,6 +52,22 @@ __global__ void copy_into(float* y, const float* x, bool from_shared) {
   ptx::cp_async_wait<0>();
 }
 
+// y[t] = element [0][0] of thread t in the product of two matrices of ones: 16.
+__global__ void product_of_ones(float* y, WgmmaMistake mistake) {
+  auto* ones = reinterpret_cast<uint16_t*>(ptx::shared_memory());
+  for (unsigned i = threadIdx.x; i < 64 * 64; i += blockDim.x) ones[i] = 0x3f80;
+  ptx::fence_async_proxy();
+  __syncthreads();
+  float d[8][4] = {};
+  if (mistake != WgmmaMistake::no_fence) ptx::warpgroup_arrive();
+  const ptx::MatrixDescriptor matrix(ones);
+  ptx::wgmma_m64n64k16(d, matrix, matrix, /*add=*/false);
+  ptx::warpgroup_commit();
+  if (mistake == WgmmaMistake::read_early) y[threadIdx.x] = d[0][0];
+  if (mistake != WgmmaMistake::no_wait) ptx::warpgroup_wait<0>(d);
+  if (mistake != WgmmaMistake::read_early) y[threadIdx.x] = d[0][0];
+}
+
 __global__ void divergent_barrier() {
   if (threadIdx.x < 100) __syncthreads();
 }
@@ -97,6 +113,9 @@ void launch_matrix_of(const float* x, cudaStream_t stream) {
 }
 void launch_copy_into(float* y, const float* x, bool from_shared, cudaStream_t stream) {
   launch(copy_into, {dim3(1), dim3(1), 1024}, stream, y, x, from_shared);
+}
+void launch_product_of_ones(float* y, WgmmaMistake mistake, cudaStream_t stream) {
+  launch(product_of_ones, {dim3(1), dim3(128), 64 * 64 * sizeof(uint16_t)}, stream, y, mistake);
 }
 void launch_divergent_barrier(cudaStream_t stream) {
   launch(divergent_barrier, {dim3(2), dim3(128), 0}, stream);
