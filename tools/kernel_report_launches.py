@@ -50,7 +50,7 @@ def listing(program, arguments, architecture, extra_multiprocessors=0):
     count = MULTIPROCESSORS.get(architecture, OTHERWISE) + extra_multiprocessors
     command = [str(program), *arguments, "--multiprocessors", str(count), "--shared-per-block",
                str(limits_of(architecture).shared_per_block)]
-    # CUDA on the CPU is a GPU of compute capability 9.0, unless it is told otherwise.
+    # Without this variable CUDA on the CPU has compute capability 9.0.
     environment = {**os.environ, **({} if architecture == "sm_90a" else {"LATHE_CUDA_FAULT": "a100"})}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:

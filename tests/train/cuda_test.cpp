@@ -228,7 +228,7 @@ TEST_F(Cuda, AsManyLogitsAtOnceAsMemoryAllows) {
     const size_t at = result.out.find("chunk-logits=");
     return at == std::string::npos ? int64_t{0} : int64_t{std::stoll(result.out.substr(at + 13))};
   };
-  if (planned("80000000000", {}) < 0) GTEST_SKIP() << "this GPU has the memory that it has";
+  if (planned("80000000000", {}) < 0) GTEST_SKIP() << "only CUDA on the CPU can have less memory";
   EXPECT_EQ(planned("80000000000", {}), int64_t{1} << 30);
   EXPECT_EQ(planned("9000000000", {}), int64_t{1} << 27);
   EXPECT_EQ(planned("2000000000", {}), int64_t{1} << 26);
