@@ -142,7 +142,7 @@ OpCost AdamW::cost() const {
 }
 
 OpCost Cast::cost() const {
-  return {0, bytes_of(destination, source)};
+  return {0, (accumulate ? 2 : 1) * bytes_of(destination) + bytes_of(source)};
 }
 
 Shape EmbeddingForward::sizes() const {

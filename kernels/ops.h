@@ -288,9 +288,9 @@ struct ClipScale {
   StepResults* results = nullptr;
 };
 
-// Elements [begin, end) of AdamW's tensors share a weight decay. Element e of the tensors is
-// element e + shift of the whole model's flat parameters; shift may differ from 0 if a rank holds
-// only a part. Shifts are multiples of 4, and so are the boundaries between different shifts.
+// Elements [begin, end) of AdamW's tensors share a weight decay. Element e of the tensors has the
+// number e + shift (src/model/parameters.h); shift may differ from 0 if there are several ranks.
+// Shifts are multiples of 4, and so are the boundaries between different shifts.
 struct OptimizerSegment {
   int64_t begin = 0, end = 0;
   float weight_decay = 0;
@@ -303,7 +303,7 @@ struct OptimizerSegment {
 // themselves and `weights` is absent) and rounds them into weights. Counts one update if `last`:
 // these are the step's last parameters. Does nothing if results->skip is set.
 //
-// stochastic_rounding (bf16 weights): element e of the flat parameters is
+// stochastic_rounding (bf16 weights): the element with number e is
 // stochastic_bf16_bits(its master, upper 16 bits of word e % 4 of philox(inputs->seed, e / 4,
 // kPhiloxSiteRounding, t)). The counter has t, not the step, so weights are a function of masters,
 // seed and the number of updates, all of which a checkpoint holds.
@@ -322,9 +322,10 @@ struct AdamW {
   bool last = true;
 };
 
-// destination = source, elementwise, rounded to the destination's type. From fp32 to bf16 with
-// `rounding`: rounds as AdamW rounds weights stochastically, with t = rounding->step; the first
-// element is number first_element (a multiple of 4) of the flat parameters.
+// destination = source, elementwise, rounded to the destination's type; with `accumulate`, which
+// needs a destination in fp32 or fp64, destination += source. From fp32 to bf16 with `rounding`:
+// rounds as AdamW rounds weights stochastically, with t = rounding->step; the first element has the
+// number first_element, a multiple of 4 (src/model/parameters.h).
 struct Cast {
   static constexpr std::string_view kName = "cast";
   OpCost cost() const;
@@ -332,6 +333,7 @@ struct Cast {
   Tensor destination, source;
   const StepInputs* rounding = nullptr;  // device memory
   int64_t first_element = 0;
+  bool accumulate = false;
 };
 
 // Is called for each part of an operation (its kernels, its matrix products) in the order in which

@@ -64,8 +64,8 @@ struct Step {
               plan_training(options.model_config, options.optimizer, shape, *device, Mesh(*self))
                   .total()),
         trainer(options.model_config, options.optimizer, shape, *device, Mesh(*self), arena) {
-    trainer.set_masters([this](const Tensor& all) {
-      initialize_parameters(trainer.parameters->layout(), 1, all, *device);
+    trainer.set_masters([this](int64_t begin, const Tensor& to) {
+      initialize_parameters(trainer.parameters->layout(), 1, begin, to, *device);
     });
     trainer.round_weights(0);
     std::mt19937 random(1);

@@ -69,7 +69,8 @@ int sample(int argc, char** argv) {
   const int64_t chunk = std::min(kPrefillChunk, config.seq_len);
   Arena arena(*device, Sampler::plan(config, options.dtype, chunk, *device).total());
   Sampler sampler(config, options.dtype, chunk, *device, arena);
-  read_model(directory, config, sampler.layout, sampler.weights.flat, *device);
+  read_model(directory, config, sampler.parameters.layout(), sampler.parameters.weights().flat,
+             *device);
 
   print_out(prompt);
   generate_text(sampler.decoder, *tokenizer, prompt, options.tokens, options.sampling, print_out);

@@ -68,12 +68,14 @@ std::optional<double> evaluate(Run& run, Ending& ending) {
   run.begin(0);
   for (int64_t b = 0; b < run.validation_batches(); ++b) {
     if ((run.mesh().ranks() == 1 || b % kBatchesBetweenPolls == 0) && ending.ask_all()) return {};
-    if (!ending.attempt([&] { run.upload(run.validation->batch(b), 0); })) continue;
+    const bool ready = ending.attempt([&] { run.upload(run.validation->batch(b), 0); });
+    if (!ready) run.upload_blanks();  // the other ranks may need this one in the forward pass
     t.device.replay(Trainer::kEvaluation, [&t] {
+      t.parameters->begin_forward();
       t.model.forward(t.batch(0), /*training=*/false);
       t.model.loss(t.batch(0), 1.0, t.state.device_results());
     });
-    targets += run.validation->counted_targets(b);
+    if (ready) targets += run.validation->counted_targets(b);
   }
   if (ending.ask_all()) return {};
   t.parameters->add_up_loss();
@@ -111,7 +113,7 @@ void train_all(Run& run) {
     if (!ending.agreed() && run.trainer.decoder && (due(o.sample_interval, step) || last)) {
       progress.collect_all();
       run.trainer.parameters->gather_weights();
-      ending.attempt([&] { report.sample(run, [&] { return ending.requested(); }); });
+      ending.attempt([&] { report.sample(run, ending); });
     }
     if (due(o.replica_check_interval, step) && step > run.first_step) {
       progress.collect_all();

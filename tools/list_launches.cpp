@@ -128,10 +128,13 @@ void list(const Options& flags) {
 
   if (shape.dtype == DType::bf16) {
     fmt::print("{{\"phase\": \"start\"}}\n");
-    ops.run(Cast{.destination = trainer.parameters->weights().flat,
-                 .source = trainer.optimizer.masters(),
-                 .rounding = flags.stochastic_rounding ? trainer.state.inputs(0) : nullptr},
-            {});
+    const std::vector<OwnedPart>& owned = trainer.parameters->owned();
+    for (size_t b = 0; b < owned.size(); ++b) {
+      ops.run(Cast{.destination = owned[b].weights,
+                   .source = trainer.optimizer.masters(b),
+                   .rounding = flags.stochastic_rounding ? trainer.state.inputs(0) : nullptr},
+              {});
+    }
   }
   fmt::print("{{\"phase\": \"step\"}}\n");
   trainer.begin({});

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kChunk = 16384;
 
 // double to bf16 goes through float and may round twice; training never does this.
-template <typename To, typename From>
+template <typename To, typename From, bool kAccumulate>
 void cast_elements(const Cast& args) {
   const From* source = args.source.as<From>();
   To* destination = args.destination.as<To>();
@@ -25,7 +25,11 @@ void cast_elements(const Cast& args) {
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
       using A = Accumulator<To>;
-      store(destination[i], static_cast<A>(source[i]));
+      if constexpr (kAccumulate) {
+        destination[i] += static_cast<A>(source[i]);
+      } else {
+        store(destination[i], static_cast<A>(source[i]));
+      }
     }
   });
 }
@@ -45,11 +49,14 @@ template <typename From>
 void cast_from(const Cast& args) {
   switch (args.destination.dtype) {
     case DType::fp32:
-      return cast_elements<float, From>(args);
-    case DType::bf16:
-      return cast_elements<bf16, From>(args);
+      return args.accumulate ? cast_elements<float, From, true>(args)
+                             : cast_elements<float, From, false>(args);
     case DType::fp64:
-      return cast_elements<double, From>(args);
+      return args.accumulate ? cast_elements<double, From, true>(args)
+                             : cast_elements<double, From, false>(args);
+    case DType::bf16:
+      LATHE_CHECK(!args.accumulate, "sums in bf16");
+      return cast_elements<bf16, From, false>(args);
     default:
       LATHE_CHECK(false, "cast to {}", name_of(args.destination.dtype));
   }

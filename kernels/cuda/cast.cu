@@ -1,7 +1,9 @@
-// Elementwise conversion between number types: destination = source, rounded to nearest even.
+// Elementwise conversion between number types: destination = source, rounded to nearest even, or
+// destination += source.
 //
 // Layout: flat. A thread converts as many neighbours as make 16 bytes of the larger type. Roofline:
-// memory-bound: the sum of both sizes in bytes an element.
+// memory-bound: the sum of both sizes in bytes an element, with the destination's twice if it is
+// added to.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -31,27 +33,37 @@ __device__ __forceinline__ To converted(From x) {
   }
 }
 
-template <typename To, typename From, int kN>
+template <bool kAccumulate, typename To, typename From>
+__device__ __forceinline__ void convert(To& to, From from) {
+  if constexpr (kAccumulate) {
+    to += converted<To>(from);
+  } else {
+    to = converted<To>(from);
+  }
+}
+
+template <bool kAccumulate, typename To, typename From, int kN>
 __global__ void __launch_bounds__(kThreads) cast_kernel(To* to, const From* from, int64_t count) {
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kN;
   if (at + kN > count) {
-    for (int64_t i = at; i < count; ++i) to[i] = converted<To>(from[i]);
+    for (int64_t i = at; i < count; ++i) convert<kAccumulate>(to[i], from[i]);
     return;
   }
   const auto in = Vec<From, kN>::load(from + at);
   Vec<To, kN> out;
+  if constexpr (kAccumulate) out = Vec<To, kN>::load(to + at);
 #pragma unroll
-  for (int i = 0; i < kN; ++i) out.at[i] = converted<To>(in.at[i]);
+  for (int i = 0; i < kN; ++i) convert<kAccumulate>(out.at[i], in.at[i]);
   out.store(to + at);
 }
 
-template <typename To, typename From>
+template <bool kAccumulate, typename To, typename From>
 void cast_elements(const Cast& args, cudaStream_t stream) {
   const int64_t count = args.source.elements();
   const auto* from = data<From>(args.source);
   auto* to = data<To>(args.destination);
   const auto launch_by = [&]<int kN>() {
-    launch(cast_kernel<To, From, kN>,
+    launch(cast_kernel<kAccumulate, To, From, kN>,
            {dim3(static_cast<unsigned>(ceil_div(count, kThreads * kN))), dim3(kThreads)}, stream,
            to, from, count);
   };
@@ -85,11 +97,14 @@ template <typename From>
 void cast_from(const Cast& args, cudaStream_t stream) {
   switch (args.destination.dtype) {
     case DType::fp32:
-      return cast_elements<float, From>(args, stream);
-    case DType::bf16:
-      return cast_elements<__nv_bfloat16, From>(args, stream);
+      return args.accumulate ? cast_elements<true, float, From>(args, stream)
+                             : cast_elements<false, float, From>(args, stream);
     case DType::fp64:
-      return cast_elements<double, From>(args, stream);
+      return args.accumulate ? cast_elements<true, double, From>(args, stream)
+                             : cast_elements<false, double, From>(args, stream);
+    case DType::bf16:
+      LATHE_CHECK(!args.accumulate, "sums in bf16");
+      return cast_elements<false, __nv_bfloat16, From>(args, stream);
     default:
       LATHE_CHECK(false, "cast to {}", name_of(args.destination.dtype));
   }

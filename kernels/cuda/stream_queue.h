@@ -38,7 +38,8 @@ class StreamQueue final : public Queue {
   Ticket mark(int number) override;
 
  private:
-  // A step of several ranks has up to six entries per matrix of the model.
+  // Who waits for an older entry waits for the oldest of these. A device rarely lags that far
+  // behind the queue: a step has up to six entries per matrix of the model and micro-step.
   static constexpr Ticket kEvents = 4096;
   cudaEvent_t event_of(Ticket ticket) const;
   static bool is_recording(cudaStream_t stream);

@@ -1,11 +1,12 @@
 // Ranks on GPUs, over NCCL: collectives are NCCL's kernels in a stream of their own.
 #include <cuda_runtime.h>
 
-#include <array>
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <numeric>
 #include <optional>
+#include <vector>
 
 #include "src/comm/cuda_communicator.h"
 #include "src/comm/make_communicator.h"
@@ -63,11 +64,11 @@ class Progress {
 
   // Writes 0, 1, 2, ... to the device once; begin() and end() copy from them.
   void prepare(cudaStream_t stream) {
-    std::array<int32_t, kNumbers> numbers;
-    for (int32_t i = 0; i < kNumbers; ++i) numbers[static_cast<size_t>(i)] = i;
-    check_cuda(
-        cudaMemcpyAsync(numbers_, numbers.data(), sizeof(numbers), cudaMemcpyHostToDevice, stream),
-        "numbers");
+    std::vector<int32_t> numbers(kNumbers);
+    std::iota(numbers.begin(), numbers.end(), 0);
+    check_cuda(cudaMemcpyAsync(numbers_, numbers.data(), kNumbers * sizeof(int32_t),
+                               cudaMemcpyHostToDevice, stream),
+               "numbers");
     check_cuda(cudaStreamSynchronize(stream), "numbers");
   }
   void begin(const Collective& c, cudaStream_t stream) {
@@ -93,7 +94,7 @@ class Progress {
   }
 
  private:
-  static constexpr int32_t kNumbers = 4096;
+  static constexpr int32_t kNumbers = 1 << 16;
   struct Numbers {
     int32_t begun = 0, done = 0;
   };
@@ -107,7 +108,7 @@ class Progress {
   int32_t* numbers_ = nullptr;  // on the device: 0, 1, 2, ...
   int32_t number_ = 0;
   std::mutex mutex_;
-  std::array<Collective, kNumbers> calls_{};
+  std::vector<Collective> calls_{kNumbers};
 };
 
 class NcclCommunicator final : public CudaCommunicator {

@@ -347,15 +347,16 @@ void SafetensorsReader::read_bytes(const SafetensorsEntry& entry, uint64_t offse
 namespace {
 
 template <typename T>
-void convert(const SafetensorsReader& file, const SafetensorsEntry& entry, float* out) {
+void convert(const SafetensorsReader& file, const SafetensorsEntry& entry, int64_t first,
+             float* out, int64_t count) {
   constexpr int64_t kPiece = 1 << 16;
-  std::vector<T> piece(static_cast<size_t>(std::min(kPiece, entry.elements())));
-  for (int64_t first = 0; first < entry.elements(); first += kPiece) {
-    const int64_t count = std::min(kPiece, entry.elements() - first);
-    file.read_bytes(entry, static_cast<uint64_t>(first) * sizeof(T), piece.data(),
-                    static_cast<size_t>(count) * sizeof(T));
-    for (int64_t i = 0; i < count; ++i)
-      out[first + i] = static_cast<float>(piece[static_cast<size_t>(i)]);
+  std::vector<T> piece(static_cast<size_t>(std::min(kPiece, count)));
+  for (int64_t done = 0; done < count; done += kPiece) {
+    const int64_t now = std::min(kPiece, count - done);
+    file.read_bytes(entry, static_cast<uint64_t>(first + done) * sizeof(T), piece.data(),
+                    static_cast<size_t>(now) * sizeof(T));
+    for (int64_t i = 0; i < now; ++i)
+      out[done + i] = static_cast<float>(piece[static_cast<size_t>(i)]);
   }
 }
 
@@ -371,16 +372,23 @@ void check_elements(const SafetensorsEntry& entry, int64_t elements, const std::
 void SafetensorsReader::read_as_float(std::string_view name, float* out, int64_t elements) const {
   const SafetensorsEntry& entry = at(name);
   check_elements(entry, elements, path_.string());
+  read_as_float(entry, 0, out, elements);
+}
+
+void SafetensorsReader::read_as_float(const SafetensorsEntry& entry, int64_t first, float* out,
+                                      int64_t count) const {
+  LATHE_CHECK(first >= 0 && count >= 0 && first <= entry.elements() - count);
   switch (entry.type) {
     case SafetensorsType::F32:
-      return read_bytes(entry, 0, out, entry.bytes());
+      return read_bytes(entry, static_cast<uint64_t>(first) * sizeof(float), out,
+                        static_cast<size_t>(count) * sizeof(float));
     case SafetensorsType::BF16:
-      return convert<bf16>(*this, entry, out);
+      return convert<bf16>(*this, entry, first, out, count);
     case SafetensorsType::F64:
-      return convert<double>(*this, entry, out);
+      return convert<double>(*this, entry, first, out, count);
     default:
       throw UserError("{}: {} is {}, which cannot be read as numbers; convert it to F32 or BF16",
-                      path_.string(), json_quoted(name), name_of(entry.type));
+                      path_.string(), json_quoted(entry.name), name_of(entry.type));
   }
 }
 

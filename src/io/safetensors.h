@@ -96,6 +96,8 @@ class SafetensorsReader {
   // Copies `elements` numbers to `out`, converted from BF16, F32 or F64. Fails if the tensor has
   // another number of elements or another type.
   void read_as_float(std::string_view name, float* out, int64_t elements) const;
+  // Elements [first, first + count) of a tensor, which must have as many.
+  void read_as_float(const SafetensorsEntry& entry, int64_t first, float* out, int64_t count) const;
 
   // Copies `elements` numbers; the tensor must have exactly this type.
   void read(std::string_view name, DType dtype, void* out, int64_t elements) const;

@@ -24,11 +24,12 @@ LoaderState parse_loader(const json& value, std::string_view file) {
   return loader;
 }
 
-RunLayout parse_layout(const json& value, std::string_view file) {
+RunLayout parse_layout(const json& value, std::string_view file, int64_t version) {
   StrictObject object(value, file, "layout");
   RunLayout layout;
   layout.world_size = object.take_integer("world_size", 1, INT32_MAX);
   layout.zero_stage = object.take_integer("zero_stage", 0, 3);
+  if (version >= 3) layout.reduce_each = object.take_string("reduce_each");
   layout.threads = object.take_integer("threads", 0, INT32_MAX);
   layout.cpu = object.take_string("cpu");
   layout.dtype = object.take_string("dtype");
@@ -51,6 +52,7 @@ std::string to_json(const TrainerState& state) {
       {"layout",
        {{"world_size", state.layout.world_size},
         {"zero_stage", state.layout.zero_stage},
+        {"reduce_each", state.layout.reduce_each},
         {"threads", state.layout.threads},
         {"cpu", state.layout.cpu},
         {"dtype", state.layout.dtype},
@@ -87,7 +89,7 @@ TrainerState parse_trainer_state(std::string_view text, std::string_view file) {
   state.skipped_steps = object.take_integer("skipped_steps", 0, INT64_MAX);
   state.seed = object.take_unsigned("seed");
   state.loader = parse_loader(object.take("loader"), file);
-  state.layout = parse_layout(object.take("layout"), file);
+  state.layout = parse_layout(object.take("layout"), file, state.version);
   if (value.contains("matmul_plans")) state.matmul_plans = object.take_string("matmul_plans");
   if (value.contains("data_fingerprint"))
     state.data_fingerprint = object.take_string("data_fingerprint");

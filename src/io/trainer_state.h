@@ -10,8 +10,9 @@
 
 namespace lathe {
 
-// Goes up if the same run has other bits than before. Since 2 the gradient norm is exact.
-inline constexpr int64_t kTrainerStateVersion = 2;
+// Goes up if the same run has other bits than before. Since 2 the gradient norm is exact. Since 3
+// stochastic rounding depends neither on the number of ranks nor on the buckets.
+inline constexpr int64_t kTrainerStateVersion = 3;
 
 struct LoaderState {
   std::string sampling{};  // "random" or "sequential"
@@ -23,6 +24,8 @@ struct LoaderState {
 struct RunLayout {
   int64_t world_size = 1;
   int64_t zero_stage = 0;
+  // How often the ranks reduced gradients in a step of several micro-steps: "step" or "micro-step".
+  std::string reduce_each = "step";
   int64_t threads = 1;
   std::string cpu{};     // the device's name: kind of CPU or GPU
   std::string dtype{};   // "fp32" or "bf16"

@@ -11,16 +11,17 @@
 
 namespace lathe {
 
-Decoder::Decoder(const ModelConfig& config, const ModelParameters& weights, int64_t capacity,
+Decoder::Decoder(const ModelConfig& config, ParameterStore& parameters, int64_t capacity,
                  int64_t chunk, Device& device, Arena& arena)
     : config_(config),
-      weights_(weights),
+      parameters_(parameters),
+      weights_(parameters.weights()),
       device_(device),
-      ops_(&device.ops(weights.flat.dtype)),
+      ops_(&device.ops(weights_.wte.dtype)),
       capacity_(capacity),
       chunk_(chunk) {
   LATHE_CHECK(capacity >= 1 && capacity <= config.seq_len && chunk >= 1 && chunk <= capacity);
-  const DType dtype = weights.flat.dtype, acc = accumulator_of(dtype);
+  const DType dtype = weights_.wte.dtype, acc = accumulator_of(dtype);
   const int64_t c = config.n_embd;
   const auto cache = [&](DType type, Shape shape) {
     return arena.allocate(MemoryCategory::cache, type, shape);
@@ -71,12 +72,20 @@ void Decoder::run(int64_t t) {
     return residual;
   };
 
-  ops_->run(EmbeddingForward{.x_btc = stream,
-                             .tokens_bt = Tensor{tokens_.data, tokens_.dtype, {1, t}},
-                             .wte_vc = weights_.wte,
-                             .wpe_tc = weights_.wpe,
-                             .first_position = past_},
-            workspace_);
+  const auto with = [this](int64_t unit, const auto& body) {
+    parameters_.need(Pass::forward, unit);
+    body();
+    parameters_.release(Pass::forward, unit);
+  };
+  const auto embed = [&] {
+    ops_->run(EmbeddingForward{.x_btc = stream,
+                               .tokens_bt = Tensor{tokens_.data, tokens_.dtype, {1, t}},
+                               .wte_vc = weights_.wte,
+                               .wpe_tc = weights_.wpe,
+                               .first_position = past_},
+              workspace_);
+  };
+  with(kEmbeddings, embed);
   for (int64_t l = 0; l < config_.n_layer; ++l) {
     const LayerParameters& w = weights_.layers[l];
     const auto attend = [&] {
@@ -88,17 +97,24 @@ void Decoder::run(int64_t t) {
                                 .past = past_},
                 workspace_);
     };
-    blocks.attention(w, a, l == 0 ? Residual{.stream = stream} : added(), attend, branch);
-    blocks.mlp(w, a, added(), config_.gelu);
-    blocks.mlp_projection(w, a, branch);
+    with(l, [&] {
+      blocks.attention(w, a, l == 0 ? Residual{.stream = stream} : added(), attend, branch);
+      blocks.mlp(w, a, added(), config_.gelu);
+      blocks.mlp_projection(w, a, branch);
+    });
   }
-  blocks.norm(added(), {a.ln_1, a.ln_1_mean, a.ln_1_rstd}, weights_.ln_f_weight,
-              weights_.ln_f_bias);
-  ops_->run(Logits{.logits_nv = logits_,
-                   .x_nc = Blocks::rows(a.ln_1).rows(t - 1, 1),
-                   .wte_vc = weights_.wte,
-                   .vocab_size = config_.vocab_size},
-            workspace_);
+  with(config_.n_layer, [&] {
+    blocks.norm(added(), {a.ln_1, a.ln_1_mean, a.ln_1_rstd}, weights_.ln_f_weight,
+                weights_.ln_f_bias);
+  });
+  const auto head = [&] {
+    ops_->run(Logits{.logits_nv = logits_,
+                     .x_nc = Blocks::rows(a.ln_1).rows(t - 1, 1),
+                     .wte_vc = weights_.wte,
+                     .vocab_size = config_.vocab_size},
+              workspace_);
+  };
+  with(kEmbeddings, head);
 }
 
 std::span<const double> Decoder::append(std::span<const int32_t> tokens) {
@@ -107,6 +123,7 @@ std::span<const double> Decoder::append(std::span<const int32_t> tokens) {
     const auto part = tokens.first(std::min<size_t>(tokens.size(), chunk_));
     const int64_t t = static_cast<int64_t>(part.size());
     device_.upload(Tensor{tokens_.data, DType::int32, {1, t}}, part.data());
+    parameters_.begin_forward();
     run(t);
     past_ += t;
     tokens = tokens.subspan(part.size());
@@ -124,9 +141,8 @@ std::span<const double> Decoder::append(std::span<const int32_t> tokens) {
 
 Sampler::Sampler(const ModelConfig& config, DType dtype, int64_t chunk, Device& device,
                  Arena& arena)
-    : layout(config),
-      weights(layout, arena.allocate(MemoryCategory::weights, dtype, {layout.elements})),
-      decoder(config, weights, config.seq_len, chunk, device, arena) {}
+    : parameters(config, device.ops(dtype), arena),
+      decoder(config, parameters, config.seq_len, chunk, device, arena) {}
 
 MemoryPlan Sampler::plan(const ModelConfig& config, DType dtype, int64_t chunk, Device& device) {
   return count_memory(device, [&](Device& imagined, Arena& arena) {

@@ -7,17 +7,17 @@
 #include "kernels/device/arena.h"
 #include "kernels/ops.h"
 #include "src/model/config.h"
-#include "src/model/parameters.h"
+#include "src/model/parameter_store.h"
 
 namespace lathe {
 
-// Reads weights that it does not own (the model's in training, or weights loaded for sampling).
+// Reads weights that it does not own.
 class Decoder {
  public:
   // Allocates from the arena the KV cache (`capacity` positions, at most config.seq_len) and
   // activations for up to `chunk` new tokens at a time.
-  Decoder(const ModelConfig& config, const ModelParameters& weights, int64_t capacity,
-          int64_t chunk, Device& device, Arena& arena);
+  Decoder(const ModelConfig& config, ParameterStore& parameters, int64_t capacity, int64_t chunk,
+          Device& device, Arena& arena);
 
   // Empties the cache.
   void reset() { past_ = 0; }
@@ -25,14 +25,16 @@ class Decoder {
   int64_t capacity() const { return capacity_; }
 
   // Appends tokens (past + tokens <= capacity, otherwise CheckError) and returns the logits
-  // [vocab_size] of the token after the last one; valid until the next call.
+  // [vocab_size] of the token after the last one; valid until the next call. If the store's weights
+  // do not stay (ParameterStore::weights_stay), all ranks call this together.
   std::span<const double> append(std::span<const int32_t> tokens);
 
  private:
   void run(int64_t tokens);
 
   ModelConfig config_;
-  const ModelParameters& weights_;
+  ParameterStore& parameters_;
+  const ModelParameters& weights_;  // the store's
   Device& device_;
   const Ops* ops_;
   int64_t capacity_, chunk_;
@@ -50,8 +52,7 @@ struct Sampler {
   // The bytes that one with these arguments takes.
   static MemoryPlan plan(const ModelConfig& config, DType dtype, int64_t chunk, Device& device);
 
-  ParameterLayout layout;
-  ModelParameters weights;
+  LoadedWeights parameters;
   Decoder decoder;
 };
 

@@ -51,16 +51,22 @@ void StepState::set_results(const StepResults& results) {
 Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& parameters, Device& device,
                      Arena& arena)
     : config_(config), parameters_(parameters) {
-  const DType acc = parameters.my_gradients().dtype;
-  const Shape mine = parameters.my_gradients().shape;
-  const bool are_masters = parameters.my_weights().dtype == acc;
-  masters_ =
-      are_masters ? parameters.my_weights() : arena.allocate(MemoryCategory::masters, acc, mine);
-  m_ = arena.allocate(MemoryCategory::optimizer, acc, mine);
-  v_ = arena.allocate(MemoryCategory::optimizer, acc, mine);
+  const std::vector<OwnedPart>& owned = parameters.owned();
+  const DType acc = owned.front().gradients.dtype;
+  int64_t elements = 0;
+  for (const OwnedPart& part : owned) elements += part.part.elements;
+  if (owned.front().weights.dtype != acc)
+    masters_ = arena.allocate(MemoryCategory::masters, acc, {elements});
+  m_ = arena.allocate(MemoryCategory::optimizer, acc, {elements});
+  v_ = arena.allocate(MemoryCategory::optimizer, acc, {elements});
   std::vector<OptimizerSegment> segments;
   for (const UpdateRange& range : parameters.updates()) {
-    const auto more = parameters.layout().segments(config.weight_decay, range.parts);
+    std::vector<ShardPart> parts;
+    for (size_t b = range.first; b < range.end; ++b) {
+      parts.push_back(owned[b].part);
+      parts.back().local -= owned[range.first].part.local;
+    }
+    const auto more = parameters.layout().segments(config.weight_decay, parts);
     segments.insert(segments.end(), more.begin(), more.end());
     segment_counts_.push_back(static_cast<int64_t>(more.size()));
   }
@@ -75,29 +81,56 @@ void Optimizer::step(const Ops& ops, const StepState& state) const {
   update(ops, state);
 }
 
+Tensor Optimizer::masters(size_t part) const {
+  const OwnedPart& owned = parameters_.owned()[part];
+  if (weights_are_masters()) return owned.weights;
+  return masters_.rows(owned.part.local, owned.part.elements);
+}
+
+Tensor Optimizer::of_range(const UpdateRange& range, const Tensor& first) const {
+  const ShardPart& begin = parameters_.owned()[range.first].part;
+  const ShardPart& last = parameters_.owned()[range.end - 1].part;
+  return {first.data, first.dtype, {last.local + last.elements - begin.local}};
+}
+
+// A range of which this rank contributes everything takes one launch.
 void Optimizer::sum_squares(const Ops& ops, const StepState& state) const {
-  for (const ShardPart& part : parameters_.share()) {
-    ops.run(SquareSum{.gradients = parameters_.my_gradients().rows(part.local, part.elements),
-                      .results = state.device_results()},
-            {});
+  const std::vector<OwnedPart>& owned = parameters_.owned();
+  const std::vector<ShardPart>& share = parameters_.share();
+  const auto sum = [&](const Tensor& gradients) {
+    ops.run(SquareSum{.gradients = gradients, .results = state.device_results()}, {});
+  };
+  for (const UpdateRange& range : parameters_.updates()) {
+    bool all = true;
+    for (size_t b = range.first; b < range.end; ++b)
+      all = all && share[b].elements == owned[b].part.elements;
+    if (all) {
+      sum(of_range(range, owned[range.first].gradients));
+      continue;
+    }
+    for (size_t b = range.first; b < range.end; ++b) {
+      sum(owned[b].gradients.rows(share[b].begin - owned[b].part.begin, share[b].elements));
+    }
   }
 }
 
 void Optimizer::update(const Ops& ops, const StepState& state) const {
   ops.run(ClipScale{.grad_clip = config_.grad_clip, .results = state.device_results()}, {});
   const auto* segments = static_cast<const OptimizerSegment*>(segments_.data);
+  const std::vector<OwnedPart>& owned = parameters_.owned();
   const std::vector<UpdateRange>& updates = parameters_.updates();
-  const bool are_masters = parameters_.my_weights().data == masters_.data;
   for (size_t i = 0; i < updates.size(); ++i) {
-    const auto range = [&updates, i](const Tensor& flat) {
-      return flat.rows(updates[i].begin, updates[i].elements);
+    const OwnedPart& first = owned[updates[i].first];
+    const Tensor all_masters = of_range(updates[i], masters(updates[i].first));
+    const auto in_range = [&](const Tensor& flat) {
+      return flat.rows(first.part.local, all_masters.elements());
     };
     parameters_.await_update(i);
-    ops.run(AdamW{.masters = range(masters_),
-                  .m = range(m_),
-                  .v = range(v_),
-                  .gradients = range(parameters_.my_gradients()),
-                  .weights = are_masters ? Tensor{} : range(parameters_.my_weights()),
+    ops.run(AdamW{.masters = all_masters,
+                  .m = in_range(m_),
+                  .v = in_range(v_),
+                  .gradients = of_range(updates[i], first.gradients),
+                  .weights = weights_are_masters() ? Tensor{} : of_range(updates[i], first.weights),
                   .segments = segments,
                   .segment_count = segment_counts_[i],
                   .beta1 = config_.beta1,

@@ -60,19 +60,23 @@ class Optimizer {
   void step(const Ops& ops, const StepState& state) const;
 
   const OptimizerConfig& config() const { return config_; }
-  // Masters (the weights themselves unless they are bf16) and moments, flat over what this rank
-  // owns.
-  const Tensor& masters() const { return masters_; }
+  // The masters of owned()[part]: the weights themselves unless they are bf16.
+  Tensor masters(size_t part) const;
+  bool weights_are_masters() const { return !masters_; }
+  // Moments, flat over what this rank owns.
   const Tensor& m() const { return m_; }
   const Tensor& v() const { return v_; }
 
  private:
+  // The flat tensor that begins with `first`, a tensor of the range's first part.
+  Tensor of_range(const UpdateRange& range, const Tensor& first) const;
   void sum_squares(const Ops& ops, const StepState& state) const;
   void update(const Ops& ops, const StepState& state) const;
 
   OptimizerConfig config_;
   ParameterStore& parameters_;
-  Tensor masters_, m_, v_;
+  Tensor masters_;  // flat; absent if the weights are the masters
+  Tensor m_, v_;
   Tensor segments_;                      // OptimizerSegment, grouped by update
   std::vector<int64_t> segment_counts_;  // of each update
 };

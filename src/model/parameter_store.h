@@ -32,10 +32,18 @@ struct Span {
   int from = 0, to = 0;
 };
 
-// Elements [begin, begin + elements) of a rank's flat tensors, which are updated together.
+// Part of a bucket that this rank updates. `local` counts in the optimizer's flat tensors. The
+// weights have the model's number type; if that is the accumulator's type, the weights are their
+// own masters. Gradients have the accumulator's type.
+struct OwnedPart {
+  ShardPart part;
+  Tensor weights, gradients;
+};
+
+// owned()[first] to owned()[end - 1], which are updated together: they follow one another without a
+// gap in all their tensors.
 struct UpdateRange {
-  int64_t begin = 0, elements = 0;
-  std::vector<ShardPart> parts;  // of the layout; `local` counts from `begin`
+  size_t first = 0, end = 0;
 };
 
 class ParameterStore {
@@ -55,23 +63,21 @@ class ParameterStore {
   // head.
   virtual void need(Pass, int64_t /*unit*/) {}
   virtual void release(Pass, int64_t /*unit*/) {}
-  // The backward pass is about to write or add to the gradients of a unit.
-  virtual void need_gradients(int64_t /*unit*/) {}
+  // The backward pass is about to write or add to the gradients of slots[slot], where a bucket may
+  // start, and of the slots up to the next such place.
+  virtual void need_gradients(size_t /*slot*/) {}
   // The gradients of slots[slot] and of all later slots are final. Called for each slot where a
   // bucket may start, from last to first.
   virtual void gradients_final(size_t /*slot*/) {}
 
-  // For the optimizer: what this rank updates, as parts of the layout that lie one after another in
-  // flat tensors. `my_weights` has the model's number type; if that is the accumulator's type, the
-  // weights are their own masters. `my_gradients` has the accumulator's type.
-  const std::vector<ShardPart>& owned() const { return owned_; }
-  const Tensor& my_weights() const { return my_weights_; }
-  const Tensor& my_gradients() const { return my_gradients_; }
+  // For the optimizer: what this rank updates, one part of each bucket.
+  const std::vector<OwnedPart>& owned() const { return owned_; }
   // The ranges to update, in this order, each after await_update().
   const std::vector<UpdateRange>& updates() const { return updates_; }
   virtual void await_update(size_t /*range*/) {}
-  // The parts whose squares this rank contributes to the norm, in its flat tensors. If there are
-  // other ranks they contribute the rest, and add_up_squares() sums over ranks.
+  // This rank's share of each bucket, in the optimizer's flat tensors: the part of what it updates
+  // that it contributes to the norm and to checkpoints. If there are other ranks they contribute
+  // the rest, and add_up_squares() sums over ranks.
   const std::vector<ShardPart>& share() const { return share_; }
   virtual void add_up_squares(const Tensor& /*squares*/) {}
 
@@ -88,36 +94,67 @@ class ParameterStore {
   // What the streams did in the step that last used this slot.
   virtual std::span<const Span> spans(int /*slot*/) const { return {}; }
 
-  // Outside of a step: makes all weights available, as the ranks' optimizers last left them.
+  // Outside of a step: after it, need() gives the weights as the ranks' optimizers last left them.
   virtual void gather_weights() {}
+  // Whether they then stay, so that a rank can run a forward pass alone. Otherwise the ranks run it
+  // together.
+  virtual bool weights_stay() const { return true; }
+  // Called before each forward pass outside of a step, after gather_weights().
+  virtual void begin_forward() {}
+  // All weights of a bucket, after gather_weights(); valid until the next call. Ends the time of
+  // begin_forward().
+  virtual Tensor weights_of(size_t bucket) {
+    return weights_.flat.rows(layout_.buckets[bucket].begin, layout_.buckets[bucket].elements());
+  }
   // Adds the other ranks' loss to results->loss.
   virtual void add_up_loss() {}
-  // All elements of a tensor of which this rank has a part: `mine` itself if it owns all. Otherwise
-  // the result takes the memory of the gradients, which are lost: uninitialised after whole(),
-  // every rank's part after gather().
-  virtual Tensor whole(const Tensor& mine) { return mine; }
-  virtual Tensor gather(const Tensor& mine, const char* /*what*/) { return mine; }
-  // Copies this rank's part of whole(mine) into `mine`.
-  virtual void keep_mine(const Tensor& /*mine*/) {}
+  // All elements of a bucket, of which `mine` is the part that this rank updates: `mine` itself if
+  // that is all. Otherwise the result takes the memory of gradients, which are lost. Valid until
+  // the next call.
+  virtual Tensor gather(size_t /*bucket*/, const Tensor& mine, const char* /*what*/) {
+    return mine;
+  }
+  // If this rank updates whole buckets, fetches into `mine` what is not in its share of one.
+  virtual void complete(size_t /*bucket*/, const Tensor& /*mine*/, const char* /*what*/) {}
 
   // Uses another table of operations from here on, such as one that observes the device's.
   void use(const Ops& ops) { ops_ = &ops; }
 
  protected:
-  // Allocates weights and gradients of everything from the arena.
-  ParameterStore(const ModelConfig& config, const Sharding& sharding, const Ops& ops, Arena& arena);
+  // The constructor of a store allocates its memory, then calls place() and own().
+  ParameterStore(const ModelConfig& config, const Sharding& sharding, const Ops& ops)
+      : layout_(config, sharding), ops_(&ops) {}
   const Ops& ops() const { return *ops_; }
-  // Makes this rank own everything and update it as one range.
-  void own_all();
+  // Where the model finds weights and gradients.
+  void place(const ModelParameters& weights, const ModelParameters& gradients) {
+    weights_ = weights;
+    gradients_ = gradients;
+  }
+  // A buffer from the arena for all parameters.
+  ModelParameters allocate_all(MemoryCategory category, DType dtype, Arena& arena) const {
+    return {layout_, arena.allocate(category, dtype, {layout_.elements})};
+  }
+  // What this rank updates: parts[b] of bucket b, whose weights and gradients are weights[b] and
+  // gradients[b]; each by itself, unless the store then sets updates_.
+  void own(const std::vector<ShardPart>& parts, const std::vector<Tensor>& weights,
+           const std::vector<Tensor>& gradients);
+  // The elements of each part in a buffer of all.
+  std::vector<Tensor> parts_of(const Tensor& flat, const std::vector<ShardPart>& parts) const;
 
   ParameterLayout layout_;
   ModelParameters weights_, gradients_;
-  std::vector<ShardPart> owned_, share_;
-  Tensor my_weights_, my_gradients_;
+  std::vector<OwnedPart> owned_;
+  std::vector<ShardPart> share_;
   std::vector<UpdateRange> updates_;
 
  private:
   const Ops* ops_;
+};
+
+// Weights alone, to generate text.
+class LoadedWeights final : public ParameterStore {
+ public:
+  LoadedWeights(const ModelConfig& config, const Ops& ops, Arena& arena);
 };
 
 // A single rank: everything is always available.

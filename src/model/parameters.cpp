@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "kernels/device/round.h"
 
@@ -63,7 +64,8 @@ int64_t aligned_elements(const ParameterSpec& spec) {
 // 1 for each of `specs` that starts a bucket, else 0. Buckets fill in the order of the backward
 // pass, from the end down. The step waits for the last buckets, so towards the end a bucket closes
 // earlier: when it holds more than all that is left, unless it is too small to be worth a message.
-std::vector<char> bucket_starts(const std::vector<ParameterSpec>& specs, int64_t least_elements) {
+std::vector<char> bucket_starts(const std::vector<ParameterSpec>& specs, const Sharding& sharding) {
+  const int64_t least_elements = sharding.bucket_elements;
   std::vector<char> starts(specs.size());
   int64_t left = 0, held = 0;
   for (const ParameterSpec& spec : specs) {
@@ -74,7 +76,9 @@ std::vector<char> bucket_starts(const std::vector<ParameterSpec>& specs, int64_t
     held += aligned_elements(specs[i]);
     left -= aligned_elements(specs[i]);
     const bool half = held > left && held >= least_elements / 8;
-    if (left > 0 && (!specs[i].cut || (held < least_elements && !half))) continue;
+    const bool layer_starts = sharding.whole_layers && specs[i].layer != specs[i - 1].layer;
+    const bool full = held >= least_elements || half || layer_starts || left == 0;
+    if (!full || !specs[i].cut) continue;
     starts[i] = 1;
     held = 0;
   }
@@ -91,24 +95,27 @@ std::string module_of(const ParameterSpec& spec) {
 ParameterLayout::ParameterLayout(const ModelConfig& config, const Sharding& sharding)
     : ranks(sharding.ranks) {
   std::vector<ParameterSpec> specs = parameter_specs(config);
-  const std::vector<char> starts = bucket_starts(specs, sharding.bucket_elements);
+  const std::vector<char> starts = bucket_starts(specs, sharding);
   const int64_t unit = ranks > 1 ? ranks * kParameterAlignment : 1;
+  int64_t padding = 0;  // of the buckets before
   const auto close_bucket = [&] {
     Bucket& bucket = buckets.back();
-    elements = bucket.end = round_up(elements, unit);
+    bucket.end = round_up(elements, unit);
+    padding += bucket.end - elements;
+    elements = bucket.end;
     const std::string last = module_of(slots.back().spec);
     if (bucket.first_layer >= 0 && bucket.name != last) bucket.name += " to " + last;
   };
   buckets.push_back({.name = "embeddings"});
-  bucket_of_slot.assign(specs.size(), -1);
-  bucket_of_slot[0] = 0;
   for (size_t i = 0; i < specs.size(); ++i) {
     if (starts[i]) {
       close_bucket();
-      bucket_of_slot[i] = static_cast<int>(buckets.size());
-      buckets.push_back(
-          {.begin = elements, .first_layer = specs[i].layer, .name = module_of(specs[i])});
+      buckets.push_back({.begin = elements,
+                         .first_layer = specs[i].layer,
+                         .name = module_of(specs[i]),
+                         .first_number = elements - padding});
     }
+    bucket_of_slot.push_back(buckets.size() - 1);
     Shape padded = specs[i].shape;
     if (specs[i].name == "wte.weight") padded.dim[0] = config.padded_vocab_size();
     slots.push_back({std::move(specs[i]), elements, padded});
@@ -117,57 +124,80 @@ ParameterLayout::ParameterLayout(const ModelConfig& config, const Sharding& shar
   close_bucket();
 }
 
-std::vector<ShardPart> ParameterLayout::shard(int64_t rank, bool all) const {
+std::vector<ShardPart> ParameterLayout::whole() const {
+  std::vector<ShardPart> parts;
+  for (const Bucket& bucket : buckets)
+    parts.push_back({bucket.begin, bucket.begin, bucket.elements(), bucket.first_number});
+  return parts;
+}
+
+std::vector<ShardPart> ParameterLayout::share(int64_t rank) const {
   LATHE_CHECK(rank >= 0 && rank < ranks);
-  if (all) return {{0, 0, elements}};
   std::vector<ShardPart> parts;
   int64_t local = 0;
   for (const Bucket& bucket : buckets) {
-    const int64_t share = bucket.elements() / ranks;
-    parts.push_back({bucket.begin + rank * share, local, share});
+    const int64_t share = bucket.elements() / ranks, before = rank * share;
+    parts.push_back({bucket.begin + before, local, share, bucket.first_number + before});
     local += share;
   }
   return parts;
 }
 
-int64_t shard_elements(const std::vector<ShardPart>& shard) {
-  return shard.empty() ? 0 : shard.back().local + shard.back().elements;
-}
-
 std::vector<OptimizerSegment> ParameterLayout::segments(float weight_decay,
-                                                        const std::vector<ShardPart>& shard) const {
+                                                        std::span<const ShardPart> parts) const {
   std::vector<OptimizerSegment> segments;
-  for (const ShardPart& part : shard) {
+  bool decayed = false;  // the last segment; weight_decay may be zero
+  for (const ShardPart& part : parts) {
     const int64_t shift = part.begin - part.local;
     for (size_t i = 0; i < slots.size(); ++i) {
       const int64_t slot_end = i + 1 < slots.size() ? slots[i + 1].offset : elements;
       const int64_t begin = std::max(slots[i].offset, part.begin) - shift;
       const int64_t end = std::min(slot_end, part.begin + part.elements) - shift;
       if (begin >= end) continue;
-      const float decay = slots[i].spec.decay ? weight_decay : 0;
-      const bool first = segments.empty() || begin == part.local;
-      // Compares the flag `decay`, not weight_decay, which may be zero.
-      if (!first && i > 0 && slots[i - 1].spec.decay == slots[i].spec.decay) {
+      const bool decays = slots[i].spec.decay;
+      const int64_t to_number = part.number - part.local;
+      if (!segments.empty() && decays == decayed && segments.back().end == begin &&
+          segments.back().shift == to_number) {
         segments.back().end = end;
       } else {
-        segments.push_back({begin, end, decay, shift});
+        segments.push_back({begin, end, decays ? weight_decay : 0, to_number});
       }
+      decayed = decays;
     }
   }
   return segments;
 }
 
+void Placement::add(int64_t begin, const Tensor& memory) {
+  LATHE_CHECK(runs_.empty() || begin >= runs_.back().begin + runs_.back().memory.elements());
+  runs_.push_back({begin, memory});
+}
+
+Tensor Placement::at(int64_t begin, int64_t elements) const {
+  const auto next = std::ranges::upper_bound(runs_, begin, {}, &Run::begin);
+  LATHE_CHECK(next != runs_.begin());
+  const Run& run = *std::prev(next);
+  return run.memory.rows(begin - run.begin, elements);
+}
+
 ModelParameters::ModelParameters(const ParameterLayout& layout, const Tensor& flat_buffer)
-    : flat(flat_buffer) {
-  LATHE_CHECK(flat.elements() == layout.elements);
+    : ModelParameters(layout, [&] {
+        LATHE_CHECK(flat_buffer.elements() == layout.elements);
+        Placement all;
+        all.add(0, flat_buffer);
+        return all;
+      }()) {
+  flat = flat_buffer;
+}
+
+ModelParameters::ModelParameters(const ParameterLayout& layout, const Placement& memory) {
   size_t next = 0;
   const auto take = [&](const std::string& suffix) -> Tensor {
     if (next == layout.slots.size()) return {};
     const ParameterSlot& slot = layout.slots[next];
     if (!slot.spec.name.ends_with(suffix)) return {};
     ++next;
-    void* data = static_cast<char*>(flat.data) + slot.offset * size_of(flat.dtype);
-    return Tensor{data, flat.dtype, slot.padded_shape};
+    return memory.at(slot.offset, slot.padded_shape.elements()).reshaped(slot.padded_shape);
   };
   wte = take("wte.weight");
   wpe = take("wpe.weight");

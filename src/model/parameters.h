@@ -1,8 +1,9 @@
-// The parameters of a model: names, shapes, the position of each in one flat buffer, and typed
-// views of such a buffer. Weights, masters, gradients and both moments are flat buffers with the
-// same layout, so that norm and AdamW take only a launch or two.
+// The parameters of a model: names, shapes, the position of each in one flat layout, its division
+// into buckets and among ranks, and typed views of memory in which such a layout lies.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,7 @@ inline constexpr int64_t kParameterAlignment = 128;
 struct Sharding {
   int64_t ranks = 1;
   int64_t bucket_elements = int64_t{4} << 20;
+  bool whole_layers = false;  // no bucket holds parts of two layers
   bool operator==(const Sharding&) const = default;
 };
 
@@ -60,13 +62,16 @@ struct Bucket {
   int64_t begin = 0, end = 0;
   int64_t first_layer = -1;  // the first layer in it; -1: the embeddings
   std::string name;          // "embeddings", or the names of its first and last parameter
+  // The number of element `begin`. Elements are numbered as they lie with one rank, so a number
+  // depends neither on the ranks nor on the buckets. Numbers end beyond the padding of the bucket.
+  int64_t first_number = 0;
   int64_t elements() const { return end - begin; }
 };
 
-// A rank's share of a bucket: elements [begin, begin + elements) of the flat buffers, which start
-// at `local` in that rank's own buffers.
+// Part of a bucket: elements [begin, begin + elements) of the flat buffers, which start at `local`
+// in a rank's own buffers. `number`: of element `begin`.
 struct ShardPart {
-  int64_t begin = 0, local = 0, elements = 0;
+  int64_t begin = 0, local = 0, elements = 0, number = 0;
 };
 
 struct ParameterSlot {
@@ -83,21 +88,39 @@ struct ParameterLayout {
   int64_t ranks = 1;
   // In the order of the flat buffer: embeddings, parts of layers, last the one with ln_f.
   std::vector<Bucket> buckets;
-  std::vector<int> bucket_of_slot;  // the bucket that starts at a slot; -1: none
+  std::vector<size_t> bucket_of_slot;  // the bucket that a slot lies in
+  bool starts_bucket(size_t slot) const {
+    return slot == 0 || bucket_of_slot[slot] != bucket_of_slot[slot - 1];
+  }
 
-  // The part whose optimizer state a rank keeps: its share of every bucket or, with `all`,
-  // everything.
-  std::vector<ShardPart> shard(int64_t rank, bool all) const;
+  // Every bucket as a whole, for a rank that updates everything; or a rank's share of each.
+  std::vector<ShardPart> whole() const;
+  std::vector<ShardPart> share(int64_t rank) const;
 
-  // Runs of parameters that are all decayed or all not, including padding, in the buffers of a
-  // shard: what AdamW iterates over. Their number does not depend on weight_decay, which may be
-  // zero.
+  // Runs of parameters that are all decayed or all not, including padding, in the buffers that hold
+  // these parts: what AdamW iterates over. Their number does not depend on weight_decay, which may
+  // be zero.
   std::vector<OptimizerSegment> segments(float weight_decay,
-                                         const std::vector<ShardPart>& shard) const;
+                                         std::span<const ShardPart> parts) const;
 };
-int64_t shard_elements(const std::vector<ShardPart>& shard);
 
-// Views of one flat buffer. If the model has no biases, their tensors are empty.
+// Where the elements of a layout lie in memory: runs of elements, each in one tensor.
+class Placement {
+ public:
+  // Elements [begin, begin + memory.elements()). Runs are added in order.
+  void add(int64_t begin, const Tensor& memory);
+  // Elements [begin, begin + elements), which lie in one run.
+  Tensor at(int64_t begin, int64_t elements) const;
+
+ private:
+  struct Run {
+    int64_t begin;
+    Tensor memory;
+  };
+  std::vector<Run> runs_;
+};
+
+// Views of the parameters. If the model has no biases, their tensors are empty.
 struct LayerParameters {
   Tensor ln_1_weight, ln_1_bias;
   Tensor attn_weight, attn_bias;            // c_attn [C, 3C]
@@ -109,9 +132,11 @@ struct LayerParameters {
   size_t ln_1_slot = 0, attn_proj_slot = 0, ln_2_slot = 0, mlp_proj_slot = 0;
 };
 struct ModelParameters {
+  ModelParameters() = default;
+  ModelParameters(const ParameterLayout& layout, const Placement& memory);
   ModelParameters(const ParameterLayout& layout, const Tensor& flat);
 
-  Tensor flat;
+  Tensor flat;      // all of them, if they lie in one buffer
   Tensor wte, wpe;  // [padded V, C], [seq_len, C]
   std::vector<LayerParameters> layers;
   Tensor ln_f_weight, ln_f_bias;

@@ -12,7 +12,7 @@ Transformer::Transformer(const ModelConfig& config, ParameterStore& parameters,
     : config_(config),
       logits_at_once_(logits_at_once),
       parameters_(parameters),
-      ops_(&device.ops(parameters.weights().flat.dtype)),
+      ops_(&device.ops(parameters.weights().wte.dtype)),
       weights_(parameters.weights()),
       gradients_(parameters.gradients()) {
   const int64_t b = like.batch_size, t = like.seq_len, c = config.n_embd;
@@ -169,7 +169,7 @@ void Transformer::loss_and_backward(const MicroBatch& batch, double scale, StepR
   const Activations& kept = *batch.kept;
   ops_->enter_layer(final);
   parameters_.need(Pass::backward, kEmbeddings);
-  parameters_.need_gradients(kEmbeddings);
+  parameters_.need_gradients(ModelParameters::kWteSlot);
   LinearCrossEntropy args = head(batch, scale, results);
   args.dx_nc = Blocks::rows(d_c_);
   args.dwte_vc = gradients_.wte;
@@ -177,8 +177,8 @@ void Transformer::loss_and_backward(const MicroBatch& batch, double scale, StepR
   ops_->run(args, workspace_);
   parameters_.release(Pass::backward, kEmbeddings);
   parameters_.need(Pass::backward, final);
-  parameters_.need_gradients(final);
-  parameters_.need_gradients(last);  // the bias of its last projection
+  parameters_.need_gradients(gradients_.ln_f_slot);
+  parameters_.need_gradients(gradients_.layers.back().mlp_proj_slot);  // the bias
   ops_->run(LayerNormBackward{.d_residual_btc = d_residual_,
                               .dx_btc = d_branch_,
                               .dweight_c = gradients_.ln_f_weight,
@@ -232,6 +232,7 @@ void Transformer::backward(LayerNormBackward args, bool accumulate) {
 void Transformer::mlp_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
   const LayerParameters &w = weights_.layers[l], &g = gradients_.layers[l];
   const LayerActivations& a = batch.kept->layers[l];
+  parameters_.need_gradients(g.ln_2_slot);  // fc's bias
   backward(LinearBackward{.dx_ni = d_4c_,
                           .dweight_io = g.mlp_proj_weight,
                           .dx_sums_i = g.fc_bias,
@@ -248,6 +249,7 @@ void Transformer::mlp_backward(int64_t l, const MicroBatch& batch, bool accumula
                           .x_ni = Blocks::rows(a.ln_2),
                           .weight_io = w.fc_weight},
            accumulate);
+  parameters_.need_gradients(g.attn_proj_slot);  // the bias
   backward(LayerNormBackward{.dx_btc = d_branch_,
                              .dweight_c = g.ln_2_weight,
                              .dbias_c = g.ln_2_bias,
@@ -275,6 +277,7 @@ void Transformer::attention_backward(int64_t l, const MicroBatch& batch, bool ac
                           .weight_io = w.attn_proj_weight},
            accumulate);
   parameters_.gradients_final(g.attn_proj_slot);
+  parameters_.need_gradients(g.ln_1_slot);
   ops_->run(AttentionBackward{.dqkv_bt3c = d_qkv,
                               .dqkv_sums_3c = g.attn_bias,
                               .dout_btc = d_c_,
@@ -298,7 +301,7 @@ void Transformer::attention_backward(int64_t l, const MicroBatch& batch, bool ac
                               .rstd_bt = a.ln_1_rstd,
                               .weight_c = w.ln_1_weight};
   if (l > 0) {  // below layer 0 is the embedding, which applies its own mask
-    parameters_.need_gradients(l - 1);  // the bias of its last projection
+    parameters_.need_gradients(gradients_.layers[l - 1].mlp_proj_slot);  // the bias
     layernorm.dx_btc = d_branch_;
     layernorm.dx_sums_c = gradients_.layers[l - 1].mlp_proj_bias;
     layernorm.dropout = dropout(l - 1, DropoutSite::mlp_projection, batch, true);

@@ -27,9 +27,36 @@ constexpr int64_t kChunk = 1 << 20;  // elements copied through the host at a ti
 constexpr const char* kModelFile = "model.safetensors";
 constexpr const char* kHead = "lm_head.weight";
 
-// Elements [first, first + count) of one parameter in flat parameters.
-Tensor part_of(const Tensor& flat, const ParameterSlot& slot, int64_t first, int64_t count) {
-  return flat.rows(slot.offset + first, count);
+// The part of one parameter inside a part of the layout: the parameter's elements [first, first +
+// count), which start at element `local` of the buffer that holds the part.
+struct Piece {
+  const ParameterSlot* slot = nullptr;
+  size_t number = 0;  // of the slot
+  int64_t first = 0, count = 0, local = 0;
+  bool whole() const { return count == slot->spec.shape.elements(); }
+};
+
+// Of elements [begin, begin + elements) of the layout, without padding.
+std::vector<Piece> pieces_of(const ParameterLayout& layout, int64_t begin, int64_t elements,
+                             int64_t local = 0) {
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < layout.slots.size(); ++i) {
+    const ParameterSlot& slot = layout.slots[i];
+    const int64_t from = std::max(slot.offset, begin);
+    const int64_t to = std::min(slot.offset + slot.spec.shape.elements(), begin + elements);
+    if (from < to)
+      pieces.push_back({&slot, i, from - slot.offset, to - from, from - begin + local});
+  }
+  return pieces;
+}
+
+std::vector<Piece> pieces_of(const ParameterLayout& layout, std::span<const ShardPart> parts) {
+  std::vector<Piece> pieces;
+  for (const ShardPart& part : parts) {
+    const auto more = pieces_of(layout, part.begin, part.elements, part.local);
+    pieces.insert(pieces.end(), more.begin(), more.end());
+  }
+  return pieces;
 }
 
 template <typename To, typename From>
@@ -143,24 +170,16 @@ void require_finite(const SafetensorsReader& file, const std::string& name,
       file.path().string(), name, *bad, first + (bad - values.begin()));
 }
 
-void read_parameter(const SafetensorsReader& file, const std::string& name,
-                    const ParameterSlot& slot, const Tensor& flat, Device& device) {
+void require_shape(const SafetensorsReader& file, const std::string& name,
+                   const ParameterSpec& spec) {
   const SafetensorsEntry& entry = file.at(name);
-  std::vector<int64_t> want = dims_of(slot.spec.shape);
+  const std::vector<int64_t> want = dims_of(spec.shape);
   // A shorter context takes the first rows of longer position embeddings.
-  const bool cut = slot.spec.name == "wpe.weight" && entry.shape.size() == 2 &&
+  const bool cut = spec.name == "wpe.weight" && entry.shape.size() == 2 &&
                    entry.shape[0] > want[0] && entry.shape[1] == want[1];
-  if (entry.shape != want && !cut) {
-    throw UserError("{}: tensor {} has shape {}, but the model wants {}", file.path().string(),
-                    name, fmt::format("[{}]", fmt::join(entry.shape, ", ")),
-                    to_string(slot.spec.shape));
-  }
-  std::vector<float> values(entry.elements());
-  file.read_as_float(name, values.data(), entry.elements());
-  require_finite(file, name, std::span(values).first(slot.spec.shape.elements()));
-  for_each_chunk(slot.spec.shape.elements(), [&](int64_t first, int64_t count) {
-    upload_values(device, part_of(flat, slot, first, count), values.data() + first);
-  });
+  if (entry.shape == want || cut) return;
+  throw UserError("{}: tensor {} has shape {}, but the model wants {}", file.path().string(), name,
+                  fmt::format("[{}]", fmt::join(entry.shape, ", ")), to_string(spec.shape));
 }
 
 // The biases that transformers expects even from a model without any.
@@ -273,24 +292,26 @@ std::optional<Gelu> gelu_named(const nlohmann::json& name) {
 
 }  // namespace
 
-void initialize_parameters(const ParameterLayout& layout, uint64_t seed, const Tensor& flat,
-                           Device& device, float std) {
-  for (size_t p = 0; p < layout.slots.size(); ++p) {
-    const ParameterSlot& slot = layout.slots[p];
-    ParameterSpec spec = slot.spec;
+void initialize_parameters(const ParameterLayout& layout, uint64_t seed, int64_t begin,
+                           const Tensor& to, Device& device, float std) {
+  for (const Piece& piece : pieces_of(layout, begin, to.elements())) {
+    ParameterSpec spec = piece.slot->spec;
     spec.init_std *= std / kInitStd;
-    for_each_chunk(slot.spec.shape.elements(), [&](int64_t first, int64_t count) {
-      const std::vector<float> values =
-          initial_values(spec, seed, static_cast<uint32_t>(p), first, count);
-      upload_values(device, part_of(flat, slot, first, count), values.data());
+    for_each_chunk(piece.count, [&](int64_t done, int64_t count) {
+      const std::vector<float> values = initial_values(
+          spec, seed, static_cast<uint32_t>(piece.number), piece.first + done, count);
+      upload_values(device, to.rows(piece.local + done, count), values.data());
     });
   }
 }
 
-WrittenFiles write_model(const fs::path& dir, const ModelConfig& config,
-                         const ParameterLayout& layout, const Tensor& flat, Device& device,
-                         std::optional<int32_t> end_of_text) {
-  WrittenFiles written;
+ModelWriter::ModelWriter(const fs::path& dir, const ModelConfig& config,
+                         const ParameterLayout& layout, Device& device,
+                         std::optional<int32_t> end_of_text)
+    : layout_(layout),
+      device_(device),
+      absent_(absent_biases(config)),
+      file_(dir / kModelFile, {{"format", "pt"}}) {
   const nlohmann::ordered_json json = {
       {"model_type", "gpt2"},
       {"architectures", {"GPT2LMHeadModel"}},
@@ -310,25 +331,27 @@ WrittenFiles write_model(const fs::path& dir, const ModelConfig& config,
       {"tie_word_embeddings", true},
       {"torch_dtype", "float32"},
       {"lathe_bias", config.bias}};
-  written["config.json"] = write_file(dir / "config.json", json.dump(2) + "\n");
+  written_["config.json"] = write_file(dir / "config.json", json.dump(2) + "\n");
+  for (const ParameterSlot& slot : layout.slots)
+    file_.declare(slot.spec.name, DType::fp32, dims_of(slot.spec.shape));
+  for (const ParameterSpec& spec : absent_)
+    file_.declare(spec.name, DType::fp32, dims_of(spec.shape));
+}
 
-  SafetensorsWriter file(dir / kModelFile, {{"format", "pt"}});
-  const std::vector<ParameterSpec> absent = absent_biases(config);
-  for (const ParameterSlot& slot : layout.slots) {
-    file.declare(slot.spec.name, DType::fp32, dims_of(slot.spec.shape));
+void ModelWriter::write(size_t b, const Tensor& all) {
+  const Bucket& bucket = layout_.buckets[b];
+  for (const Piece& piece : pieces_of(layout_, bucket.begin, bucket.elements())) {
+    write_elements(file_, piece.slot->spec.name, all.rows(piece.local, piece.count), device_);
   }
-  for (const ParameterSpec& spec : absent)
-    file.declare(spec.name, DType::fp32, dims_of(spec.shape));
-  for (const ParameterSlot& slot : layout.slots) {
-    write_elements(file, slot.spec.name, part_of(flat, slot, 0, slot.spec.shape.elements()),
-                   device);
-  }
-  for (const ParameterSpec& spec : absent) {
+}
+
+WrittenFiles ModelWriter::finish() {
+  for (const ParameterSpec& spec : absent_) {
     const std::vector<float> zeros(spec.shape.elements());
-    file.write(spec.name, zeros.data(), zeros.size() * sizeof(float));
+    file_.write(spec.name, zeros.data(), zeros.size() * sizeof(float));
   }
-  written[kModelFile] = file.finish();
-  return written;
+  written_[kModelFile] = file_.finish();
+  return written_;
 }
 
 std::string tokenizer_config_json(const ModelConfig& config,
@@ -407,57 +430,70 @@ ModelConfig read_model_config(const fs::path& dir) {
   return config;
 }
 
-void read_model(const fs::path& dir, const ModelConfig& config, const ParameterLayout& layout,
-                const Tensor& flat, Device& device) {
-  const SafetensorsReader file = open_model(dir);
-  const FileNames name(file);
-  std::vector<std::string> known;
-  for (const ParameterSlot& slot : layout.slots) known.push_back(name(slot.spec.name));
-  for (const ParameterSpec& spec : absent_biases(config)) known.push_back(name(spec.name));
+ModelReader::ModelReader(const fs::path& dir, const ModelConfig& config,
+                         const ParameterLayout& layout)
+    : config_(config), layout_(layout), file_(open_model(dir)) {
+  const FileNames name(file_);
+  for (const ParameterSlot& slot : layout.slots) names_.push_back(name(slot.spec.name));
+}
+
+void ModelReader::require_fit() const {
+  std::vector<std::string> known = names_;
+  const FileNames name(file_);
+  for (const ParameterSpec& spec : absent_biases(config_)) known.push_back(name(spec.name));
   std::sort(known.begin(), known.end());
-  for (const SafetensorsEntry& entry : file.entries()) {
+  for (const SafetensorsEntry& entry : file_.entries()) {
     if (!std::binary_search(known.begin(), known.end(), entry.name) && !ignorable(entry.name)) {
       throw UserError(
           "{}: tensor {} does not belong to this model (n_layer {}, n_embd {}, bias {})",
-          file.path().string(), json_quoted(entry.name), config.n_layer, config.n_embd,
-          config.bias);
+          file_.path().string(), json_quoted(entry.name), config_.n_layer, config_.n_embd,
+          config_.bias);
     }
   }
-  if (const SafetensorsEntry* bias = unread_bias(file, config)) {
+  if (const SafetensorsEntry* bias = unread_bias(file_, config_)) {
     throw UserError("{}: tensor {} is not zero, but the model is to have no biases; give it biases",
-                    file.path().string(), bias->name);
+                    file_.path().string(), bias->name);
   }
-  for (const ParameterSlot& slot : layout.slots) {
-    read_parameter(file, name(slot.spec.name), slot, flat, device);
+  for (size_t i = 0; i < names_.size(); ++i) require_shape(file_, names_[i], layout_.slots[i].spec);
+  require_tied_head(file_, names_[ModelParameters::kWteSlot]);
+}
+
+std::string ModelReader::fingerprint() const {
+  constexpr uint64_t kMostBytes = 4096;
+  Hasher hasher;
+  std::vector<char> bytes;
+  for (const SafetensorsEntry& entry : file_.entries()) {
+    const std::string header =
+        fmt::format("{} {} {}\n", entry.name, name_of(entry.type), fmt::join(entry.shape, " "));
+    hasher.update(header.data(), header.size());
+    bytes.resize(std::min(entry.bytes(), kMostBytes));
+    file_.read_bytes(entry, 0, bytes.data(), bytes.size());
+    hasher.update(bytes.data(), bytes.size());
   }
-  require_tied_head(file, name("wte.weight"));
+  return hasher.digest().xxh128;
+}
+
+void ModelReader::read(int64_t begin, const Tensor& to, Device& device) const {
+  std::vector<float> values;
+  for (const Piece& piece : pieces_of(layout_, begin, to.elements())) {
+    const std::string& name = names_[piece.number];
+    for_each_chunk(piece.count, [&](int64_t done, int64_t count) {
+      values.resize(static_cast<size_t>(count));
+      file_.read_as_float(file_.at(name), piece.first + done, values.data(), count);
+      require_finite(file_, name, values, piece.first + done);
+      upload_values(device, to.rows(piece.local + done, count), values.data());
+    });
+  }
+}
+
+void read_model(const fs::path& dir, const ModelConfig& config, const ParameterLayout& layout,
+                const Tensor& flat, Device& device) {
+  const ModelReader model(dir, config, layout);
+  model.require_fit();
+  model.read(0, flat, device);
 }
 
 namespace {
-
-// The part of one parameter inside a part of the flat buffers: the parameter's elements [first,
-// first + count), which start at element `local` of the buffers that hold the part.
-struct Piece {
-  const ParameterSlot* slot = nullptr;
-  int64_t first = 0, count = 0, local = 0;
-  bool whole() const { return count == slot->spec.shape.elements(); }
-};
-
-std::vector<Piece> pieces_of(const ParameterLayout& layout, const std::vector<ShardPart>& shard) {
-  std::vector<Piece> pieces;
-  for (const ShardPart& part : shard) {
-    for (const ParameterSlot& slot : layout.slots) {  // padding is skipped
-      const int64_t begin = std::max(slot.offset, part.begin);
-      const int64_t end =
-          std::min(slot.offset + slot.spec.shape.elements(), part.begin + part.elements);
-      if (begin < end) {
-        pieces.push_back(
-            {&slot, begin - slot.offset, end - begin, begin - part.begin + part.local});
-      }
-    }
-  }
-  return pieces;
-}
 
 std::string optimizer_file(int64_t rank, int64_t ranks) {
   return fmt::format("optimizer-{:05}-of-{:05}.safetensors", rank, ranks);
@@ -551,7 +587,9 @@ void read_optimizer(const fs::path& dir, int64_t ranks, const ParameterStore& pa
     files.emplace_back(dir / optimizer_file(rank, ranks));
   const std::pair<std::string, const Tensor*> moments[] = {{"m.", &optimizer.m()},
                                                            {"v.", &optimizer.v()}};
-  for (const Piece& piece : pieces_of(parameters.layout(), parameters.owned())) {
+  std::vector<ShardPart> owned;
+  for (const OwnedPart& part : parameters.owned()) owned.push_back(part.part);
+  for (const Piece& piece : pieces_of(parameters.layout(), owned)) {
     for (const auto& [prefix, flat] : moments) {
       int64_t found = 0;
       for (const SafetensorsReader& file : files) {

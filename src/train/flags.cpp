@@ -118,9 +118,18 @@ void add_machine_flags(TableOfFlags& t, TrainOptions& o) {
 void add_ranks_flags(TableOfFlags& t, TrainOptions& o) {
   using enum OnResume;
   t.group = "Ranks";
-  t.add(free, number("zero-stage", o.zero_stage, 0, 1,
-                     "1: each rank keeps its share of the optimizer's state; 0: all of it"));
-  t.add(other_bits_on_ranks,
+  t.add(other_bits_over_nccl,
+        number("zero-stage", o.zero_stage, 0, 3,
+               "Of what each rank keeps only its share: 1 the optimizer's state, 2 also "
+               "gradients, 3 also weights"));
+  t.add(free, number("zero-slots", o.zero_slots, 2, 1024,
+                     "Layers whose weights are there at once (--zero-stage 3), and with one more, "
+                     "buckets of gradients (2 and 3)"));
+  t.add(compared, choice("reduce-each", o.reduce_each,
+                         {ReduceEach::automatic, ReduceEach::step, ReduceEach::micro_step},
+                         "When gradients are reduced; auto is step with --zero-stage 0 and 1, "
+                         "micro-step with 2 and 3"));
+  t.add(other_bits_over_nccl,
         number("bucket-mb", o.bucket_mb, 0, 1 << 20,
                "MiB of gradients that are reduced together; 0: each matrix by itself"));
   t.add(other_bits_on_ranks, choice("reduce-dtype", o.reduce_dtype, {DType::fp32, DType::bf16},
@@ -214,6 +223,8 @@ void refuse_idle_flags(const TrainOptions& o) {
       {"autotune", o.cuda.autotune && o.cuda.deterministic, "with --deterministic"},
       {"tf32", o.cuda.tf32 && o.dtype != DType::fp32,
        fmt::format("with --dtype {}", name_of(o.dtype))},
+      {"zero-slots", !o.reduces_each_micro_step(),
+       fmt::format("with --zero-stage {}", o.zero_stage)},
       {"sample-tokens", o.sample_interval == 0, "without --sample-interval"},
       {"checkpoint-interval", o.checkpoint_interval > 0 && o.out.empty(), "without --out"},
       {"keep", o.out.empty(), "without --out"},
@@ -235,6 +246,12 @@ void require_consistent(const TrainOptions& o) {
     throw UserError(
         "--stochastic-rounding rounds weights to bf16, but --dtype is {}: remove one of them",
         name_of(o.dtype));
+  }
+  if (o.zero_stage >= 2 && o.reduce_each == ReduceEach::step) {
+    throw UserError(
+        "--reduce-each step needs memory for all gradients, which --zero-stage {} does not have: "
+        "use micro-step, or --zero-stage 1",
+        o.zero_stage);
   }
   if (o.schedule != Schedule::constant) {
     if (o.min_lr > o.lr) {

@@ -18,11 +18,13 @@ enum class OnResume : uint8_t {
   // Yes. The run compares the data themselves, or the device and its threads; if these have
   // changed, later bits differ.
   compared,
-  // Yes, but later bits differ: always, on GPUs, with several ranks, with several ranks on GPUs.
+  // Yes, but later bits differ: always, on GPUs, with several ranks, with several ranks on GPUs,
+  // with three ranks or more over NCCL, which chooses the order of sums.
   other_bits,
   other_bits_on_gpus,
   other_bits_on_ranks,
-  other_bits_on_gpu_ranks
+  other_bits_on_gpu_ranks,
+  other_bits_over_nccl
 };
 
 struct TrainFlag {

@@ -21,6 +21,8 @@ std::string_view on_resume_text(OnResume on_resume) {
       return "other bits on several ranks";
     case OnResume::other_bits_on_gpu_ranks:
       return "other bits on several GPUs";
+    case OnResume::other_bits_over_nccl:
+      return "other bits on three GPUs or more over NCCL";
   }
   return "?";
 }

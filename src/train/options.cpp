@@ -94,6 +94,11 @@ std::string_view name_of(LrScale scale) {
   return kNames[static_cast<size_t>(scale)];
 }
 
+std::string_view name_of(ReduceEach each) {
+  constexpr std::string_view kNames[] = {"auto", "step", "micro-step"};
+  return kNames[static_cast<size_t>(each)];
+}
+
 std::string_view name_of(Reader reader) {
   return reader == Reader::mmap ? "mmap" : "mpi-io";
 }

@@ -26,6 +26,11 @@ std::string_view name_of(Schedule schedule);
 enum class LrScale : uint8_t { none, linear, sqrt };
 std::string_view name_of(LrScale scale);
 
+// When the ranks reduce gradients. `automatic`: each step with --zero-stage 0 and 1, each
+// micro-step with 2 and 3.
+enum class ReduceEach : uint8_t { automatic, step, micro_step };
+std::string_view name_of(ReduceEach each);
+
 // How shards are read.
 enum class Reader : uint8_t { mmap, mpi_io };
 std::string_view name_of(Reader reader);
@@ -58,7 +63,9 @@ struct TrainOptions {
   int64_t chunk_logits = 0;  // logits at once; 0: as many as memory allows
   Recompute recompute = Recompute::none;
 
-  int64_t zero_stage = 0;            // 1: ranks share the optimizer's state
+  int64_t zero_stage = 0;  // what ranks share: 1 the optimizer's state, 2 gradients, 3 weights
+  int64_t zero_slots = 2;  // layers whose weights are there at once (DataParallelOptions)
+  ReduceEach reduce_each = ReduceEach::automatic;
   int64_t bucket_mb = 16;            // MiB of adjacent gradients that form a bucket
   DType reduce_dtype = DType::fp32;  // of gradients on the network
   CommKind comm = CommKind::any;
@@ -98,6 +105,9 @@ struct TrainOptions {
   // Micro-steps per step. UserError if total_batch_size is not a multiple of a micro-step's tokens,
   // or needs more than 2^20 micro-steps.
   int64_t micro_steps(int64_t ranks) const;  // ranks: data-parallel
+  bool reduces_each_micro_step() const {
+    return zero_stage >= 2 || reduce_each == ReduceEach::micro_step;
+  }
 };
 
 // A preset by name: the sizes of a model and the flags to train it. UserError if there is none.

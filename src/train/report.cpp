@@ -6,6 +6,7 @@
 
 #include "kernels/device/standard_streams.h"
 #include "src/comm/banner.h"
+#include "src/comm/imagined_ranks.h"
 #include "src/io/file.h"
 #include "src/train/flags.h"
 #include "src/train/generate.h"
@@ -38,12 +39,14 @@ std::string step_line(const StepShape& shape, int64_t ranks) {
                      ranks > 1 ? fmt::format(" x {} ranks", ranks) : "");
 }
 
-// How gradients are reduced.
+// What the ranks share, and how gradients are reduced.
 std::string parallel_line(const Setup& setup, int64_t ranks) {
-  const Sharding sharding{ranks, setup.shape.bucket_elements};
-  const size_t buckets = ParameterLayout(setup.options.model_config, sharding).buckets.size();
-  return fmt::format("ZeRO stage {}, {} buckets, gradients reduced in {}", setup.shape.zero_stage,
-                     buckets, name_of(setup.options.reduce_dtype));
+  const DataParallelOptions& parallel = setup.shape.parallel;
+  const ParameterLayout layout(setup.options.model_config, sharding_of(parallel, ranks));
+  return fmt::format(
+      "ZeRO stage {}, {} buckets, gradients reduced in {}{}", parallel.zero_stage,
+      layout.buckets.size(), name_of(setup.options.reduce_dtype),
+      setup.shape.micro_steps > 1 && parallel.reduce_each_micro_step ? ", each micro-step" : "");
 }
 
 // The model of --init, or the preset, and whether flags changed the preset's sizes.
@@ -75,9 +78,29 @@ CommTimes comm_times(Device& device, std::span<const Span> spans) {
   return times;
 }
 
+// The memory of a rank, were there other numbers of ranks or another stage of ZeRO.
+std::string memory_table(const Setup& setup, Device& device) {
+  std::string table = "MiB of a rank, by ranks and --zero-stage\n  ranks";
+  for (int64_t stage = 0; stage <= kMostZeroStage; ++stage) table += fmt::format("{:>12}", stage);
+  for (int ranks = 1; ranks <= 512; ranks *= 2) {
+    table += fmt::format("\n  {:>5}", ranks);
+    ImaginedRanks others(ranks);
+    for (int64_t stage = 0; stage <= kMostZeroStage; ++stage) {
+      TrainOptions o = setup.options;
+      o.zero_stage = stage;
+      StepShape shape = setup.shape;
+      shape.parallel = parallel_options(o, ranks);
+      const MemoryPlan plan =
+          plan_training(o.model_config, o.optimizer, shape, device, Mesh(others));
+      table += fmt::format("{:>12.1f}", static_cast<double>(plan.total()) / (1 << 20));
+    }
+  }
+  return table + "\n";
+}
+
 }  // namespace
 
-void print_setup(const Setup& setup, const Device& device, const World& world, const Mesh& mesh) {
+void print_setup(const Setup& setup, Device& device, const World& world, const Mesh& mesh) {
   const auto ranks = ranks_banner(world, mesh.world(), device.name());
   if (!mesh.leads()) return;
   const TrainOptions& o = setup.options;
@@ -97,7 +120,8 @@ void print_setup(const Setup& setup, const Device& device, const World& world, c
                     setup.resume_from.empty() ? "a fresh run" : setup.resume_from.string());
   const std::string plan = "memory plan\n" + to_string(setup.plan);
   if (o.dry_run) {
-    print_out("lathe\n" + format_table(rows) + plan + "configuration\n" + to_toml(o));
+    print_out("lathe\n" + format_table(rows) + plan + memory_table(setup, device) +
+              "configuration\n" + to_toml(o));
     return;
   }
   Console console;
@@ -179,8 +203,11 @@ void Report::validation(int64_t steps_done, double loss) {
   console_.print(fmt::format("step {}/{} | val {:.4f}", steps_done, run_.options().steps, loss));
 }
 
-void Report::sample(Run& run, const std::function<bool()>& stop) {
-  if (!prints()) return;
+// If the weights do not stay, all ranks generate the same text together, and one prints it.
+void Report::sample(Run& run, Ending& ending) {
+  const bool alone = run.trainer.parameters->weights_stay();
+  if (alone && !prints()) return;
+  const auto stop = [&] { return alone ? ending.requested() : ending.ask_all(); };
   std::string text;
   const Tokenizer& tokenizer = *run.setup().tokenizer;
   try {
@@ -191,7 +218,7 @@ void Report::sample(Run& run, const std::function<bool()>& stop) {
   } catch (const LogitsNotFinite& error) {  // the steps decide whether the run can continue
     text += fmt::format("[{}]", error.what());
   }
-  if (stop()) return;
+  if (stop() || !prints()) return;
   console_.print("sample:" + (text.starts_with('\n') ? text : "\n" + text));
 }
 

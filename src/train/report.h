@@ -3,20 +3,20 @@
 
 #include <chrono>
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <vector>
 
 #include "src/comm/world.h"
 #include "src/io/console.h"
 #include "src/io/metrics.h"
+#include "src/train/ending.h"
 #include "src/train/run.h"
 
 namespace lathe {
 
 // Prints configuration, parameter counts, device and memory plan, before anything runs. Collective;
 // rank 0 prints.
-void print_setup(const Setup& setup, const Device& device, const World& world, const Mesh& mesh);
+void print_setup(const Setup& setup, Device& device, const World& world, const Mesh& mesh);
 
 // Only rank 0 prints and writes.
 class Report {
@@ -27,8 +27,8 @@ class Report {
   // the report of the previous step, or from its own beginning if no step was in flight.
   void step(int64_t steps_done, const StepResults& results, int slot);
   void validation(int64_t steps_done, double loss);
-  // If `stop` returns true before the last token, nothing is printed.
-  void sample(Run& run, const std::function<bool()>& stop);
+  // If the run is ending before the last token, nothing is printed.
+  void sample(Run& run, Ending& ending);
   // Flushes metrics.jsonl to disk: even after a power failure it must have every step of the
   // checkpoint.
   void before_save();

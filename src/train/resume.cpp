@@ -32,8 +32,9 @@ void for_each_change(const ConfigKeys& before, const ConfigKeys& now, const F& f
   }
 }
 
-// Whether a change of such a flag changes bits in this run.
-bool matters(OnResume on_resume, bool gpu, bool several_ranks) {
+// Whether a change of such a flag changes bits in this run. `ranks`: null for one rank.
+bool matters(OnResume on_resume, bool gpu, const Communicator* ranks) {
+  const bool several_ranks = ranks != nullptr && ranks->size() > 1;
   switch (on_resume) {
     case OnResume::same:
     case OnResume::other_bits:
@@ -47,6 +48,8 @@ bool matters(OnResume on_resume, bool gpu, bool several_ranks) {
       return several_ranks;
     case OnResume::other_bits_on_gpu_ranks:
       return gpu && several_ranks;
+    case OnResume::other_bits_over_nccl:
+      return several_ranks && ranks->size() > 2 && ranks->kind() == CommKind::nccl;
   }
   return true;
 }
@@ -151,21 +154,27 @@ bool same_products(const ConfigKeys& before, const ConfigKeys& now, const Device
   for_each_change(before, now, [&](const auto&, OnResume on_resume, const auto&, const auto&) {
     const bool products =
         on_resume == OnResume::other_bits || on_resume == OnResume::other_bits_on_gpus;
-    same = same && !(products && matters(on_resume, device.kind() != DeviceKind::cpu, false));
+    same = same && !(products && matters(on_resume, device.kind() != DeviceKind::cpu, nullptr));
   });
   return same;
 }
 
 std::string difference_to(const TrainerState& s, const ConfigKeys& now,
-                          const std::string& data_fingerprint, int64_t ranks,
-                          const Device& device) {
-  if (s.version != kTrainerStateVersion)
-    return "was made by an older lathe, which rounded the gradient norm otherwise";
+                          const std::string& data_fingerprint, const Communicator& world,
+                          const std::string& reduce_each, const Device& device) {
+  const int64_t ranks = world.size();
+  if (s.version < 2) return "was made by an older lathe, which rounded the gradient norm otherwise";
+  if (s.version < 3 && ranks > 1 && now.at("stochastic-rounding") == "true")
+    return "was made by an older lathe, which drew other random numbers to round weights";
   if (!s.data_fingerprint.empty() && s.data_fingerprint != data_fingerprint)
     return fmt::format("was made with other data than {} holds now", now.at("data"));
   if (s.layout.world_size != ranks) {
     return fmt::format("was made by {} rank{}, but this run has {}", s.layout.world_size,
                        s.layout.world_size == 1 ? "" : "s", ranks);
+  }
+  if (s.layout.reduce_each != reduce_each) {
+    return fmt::format("reduced gradients each {}, but this run each {}", s.layout.reduce_each,
+                       reduce_each);
   }
   if (s.layout.cpu != device.name())
     return fmt::format("was made on '{}', but this is '{}'", s.layout.cpu, device.name());
@@ -173,7 +182,7 @@ std::string difference_to(const TrainerState& s, const ConfigKeys& now,
   for_each_change(s.config, now,
                   [&](const std::string& name, OnResume on_resume, const std::string& was,
                       const std::string& is) {
-                    if (!matters(on_resume, device.kind() != DeviceKind::cpu, ranks > 1)) return;
+                    if (!matters(on_resume, device.kind() != DeviceKind::cpu, &world)) return;
                     changed += fmt::format("{}--{} {}, now {}", changed.empty() ? "" : "; ", name,
                                            was, is);
                   });

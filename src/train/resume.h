@@ -30,8 +30,9 @@ void refuse_changes(const ConfigKeys& before, const ConfigKeys& now,
 bool same_products(const ConfigKeys& before, const ConfigKeys& now, const Device& device);
 
 // Why the resumed run will not continue bit for bit, as the end of a sentence about the checkpoint;
-// empty if it will.
+// empty if it will. `reduce_each`: this run's (RunLayout).
 std::string difference_to(const TrainerState& before, const ConfigKeys& now,
-                          const std::string& data_fingerprint, int64_t ranks, const Device& device);
+                          const std::string& data_fingerprint, const Communicator& world,
+                          const std::string& reduce_each, const Device& device);
 
 }  // namespace lathe

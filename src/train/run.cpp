@@ -40,15 +40,15 @@ Run::Run(Setup setup, Device& device, const Mesh& mesh)
     validation.emplace(loader_options(o, "val", mesh, setup_.open));
 
   write_tuning_log(*this);  // still empty, but fails now if its path cannot be written
-  const ParameterLayout& layout = trainer.parameters->layout();
   if (!setup_.resume_from.empty()) {
     restore_checkpoint(*this);
   } else if (o.init == "random") {
-    trainer.set_masters(
-        [&](const Tensor& all) { initialize_parameters(layout, o.seed, all, device, o.init_std); });
+    const ParameterLayout& layout = trainer.parameters->layout();
+    trainer.set_masters([&](int64_t begin, const Tensor& to) {
+      initialize_parameters(layout, o.seed, begin, to, device, o.init_std);
+    });
   } else {
-    trainer.set_masters(
-        [&](const Tensor& all) { read_model(o.init, o.model_config, layout, all, device); });
+    trainer.read_masters(o.init);
   }
   trainer.round_weights(o.seed);
 }

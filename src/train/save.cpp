@@ -1,5 +1,6 @@
 #include "src/train/save.h"
 
+#include <exception>
 #include <functional>
 #include <optional>
 #include <sstream>
@@ -18,6 +19,14 @@ namespace fs = std::filesystem;
 
 namespace {
 
+// Both are the same with one rank or one micro-step.
+std::string reduce_each(const Trainer& trainer) {
+  const StepShape& s = trainer.shape;
+  const bool each =
+      s.parallel.reduce_each_micro_step && s.micro_steps > 1 && trainer.mesh.dp().size() > 1;
+  return std::string(name_of(each ? ReduceEach::micro_step : ReduceEach::step));
+}
+
 TrainerState trainer_state(const Run& run, int64_t step) {
   const TrainOptions& o = run.options();
   const Device& device = run.trainer.device;
@@ -28,7 +37,8 @@ TrainerState trainer_state(const Run& run, int64_t step) {
   s.seed = o.seed;
   s.loader = {.sampling = std::string(name_of(o.sampling)), .step = step};
   s.layout = {.world_size = run.mesh().ranks(),
-              .zero_stage = run.mesh().dp().size() > 1 ? run.trainer.shape.zero_stage : 0,
+              .zero_stage = run.mesh().dp().size() > 1 ? run.trainer.shape.parallel.zero_stage : 0,
+              .reduce_each = reduce_each(run.trainer),
               .threads = o.threads,
               .cpu = device.name(),
               .dtype = std::string(name_of(o.dtype)),
@@ -49,10 +59,10 @@ void save_checkpoint(Run& run, int64_t step, bool prune) {
   Trainer& trainer = run.trainer;
   const TrainOptions& o = run.options();
   const ParameterLayout& layout = trainer.parameters->layout();
-  const Tensor masters = trainer.gathered_masters();
   std::optional<CheckpointWriter> writer;
+  std::optional<ModelWriter> model;
   const auto together = [&](const std::function<void()>& part) {
-    do_together(trainer.mesh.world(), part, [&] { writer.reset(); });
+    do_together(trainer.mesh.world(), part, [&] { model.reset(), writer.reset(); });
   };
   together([&] {
     if (run.mesh().leads()) writer.emplace(o.out, step);
@@ -61,14 +71,26 @@ void save_checkpoint(Run& run, int64_t step, bool prune) {
   const Tokenizer* tokenizer = run.setup().tokenizer.get();
   const std::optional<int32_t> end_of_text =
       tokenizer ? tokenizer->end_of_text() : std::optional<int32_t>();
+  WrittenFiles written;
+  together([&] {
+    written = write_optimizer(directory, *trainer.parameters, trainer.optimizer, trainer.device,
+                              trainer.mesh.dp().rank());
+    if (writer) model.emplace(directory, o.model_config, layout, trainer.device, end_of_text);
+  });
+  // All ranks gather every bucket, even if rank 0 can no longer write.
+  std::exception_ptr failure;
+  for (size_t b = 0; b < layout.buckets.size(); ++b) {
+    const Tensor masters = trainer.gathered_masters(b);
+    try {
+      if (model && !failure) model->write(b, masters);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }
   std::string lines;
   together([&] {
-    WrittenFiles written = write_optimizer(directory, *trainer.parameters, trainer.optimizer,
-                                           trainer.device, trainer.mesh.dp().rank());
-    if (writer) {
-      written.merge(
-          write_model(directory, o.model_config, layout, masters, trainer.device, end_of_text));
-    }
+    if (failure) std::rethrow_exception(failure);
+    if (model) written.merge(model->finish());
     for (const auto& [name, digest] : written)
       lines += fmt::format("{} {} {}\n", name, digest.size, digest.xxh128);
   });
@@ -99,7 +121,6 @@ void restore_checkpoint(Run& run) {
   const TrainOptions& o = run.options();
   Trainer& trainer = run.trainer;
   Device& device = trainer.device;
-  const ParameterLayout& layout = trainer.parameters->layout();
   const TrainerState s = read_trainer_state(from / "trainer.json");
   const ConfigKeys now = config_keys(o);
   const Manifest manifest = read_manifest(from);
@@ -114,16 +135,15 @@ void restore_checkpoint(Run& run) {
         trainer.shape.seq_len, run.mesh().ranks(), run.mesh().ranks() == 1 ? "" : "s",
         run.micro_steps(), run.micro_steps() == 1 ? "" : "s", s.tokens / s.step);
   }
-  const std::string difference =
-      difference_to(s, now, run.setup().data_fingerprint, run.mesh().ranks(), device);
+  const std::string difference = difference_to(s, now, run.setup().data_fingerprint,
+                                               run.mesh().world(), reduce_each(trainer), device);
   if (!difference.empty() && run.mesh().leads()) {
     say(fmt::format("train: {} {}: the run continues, but not bit for bit", from.string(),
                     difference));
   }
   if (same_products(s.config, now, device) && s.layout.cpu == device.name())
     device.load_plans(s.matmul_plans);
-  trainer.set_masters(
-      [&](const Tensor& all) { read_model(from, o.model_config, layout, all, device); });
+  trainer.read_masters(from);
   read_optimizer(from, optimizer_ranks(from, manifest), *trainer.parameters, trainer.optimizer,
                  device);
   run.first_step = s.step;

@@ -90,6 +90,14 @@ std::unique_ptr<Device> make_rank_device(const TrainOptions& options, const Plac
   return make_device(options.device, threads, cuda);
 }
 
+DataParallelOptions parallel_options(const TrainOptions& o, int64_t ranks) {
+  return {.bucket_elements = bucket_elements(o, ranks),
+          .zero_stage = o.zero_stage,
+          .zero_slots = o.zero_slots,
+          .reduce_each_micro_step = o.reduces_each_micro_step(),
+          .reduce_bf16 = o.reduce_dtype == DType::bf16};
+}
+
 CommunicatorOptions communicator_options(const TrainOptions& options) {
   return {.kind = options.comm,
           .timeout_seconds = static_cast<double>(options.comm_timeout),
@@ -130,9 +138,7 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world, cons
            .decode_len =
                options.sample_interval > 0 && !options.benchmark ? options.model_config.seq_len : 0,
            .recompute = options.recompute,
-           .bucket_elements = bucket_elements(options, mesh.dp().size()),
-           .zero_stage = options.zero_stage,
-           .reduce_bf16 = options.reduce_dtype == DType::bf16};
+           .parallel = parallel_options(options, mesh.dp().size())};
   plan_memory(device, mesh);
   if (mesh.ranks() > 1 && options.writes()) require_one_out(mesh.world(), options.out);
 }

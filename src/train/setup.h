@@ -17,6 +17,8 @@ namespace lathe {
 // This rank's device: one of the host's GPUs, chosen by `place`, or its share of the cores.
 std::unique_ptr<Device> make_rank_device(const TrainOptions& options, const Place& place);
 CommunicatorOptions communicator_options(const TrainOptions& options);
+// What `ranks` data-parallel ranks share.
+DataParallelOptions parallel_options(const TrainOptions& options, int64_t ranks);
 
 // The options, with the vocabulary taken from the data and the model's sizes from --init or the
 // checkpoint, and what the run needs. Constructing one is collective.

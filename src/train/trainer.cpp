@@ -24,9 +24,8 @@ Trainer::Trainer(const ModelConfig& config, const OptimizerConfig& optimizer_con
       device(on),
       mesh(ranks),
       state(on, arena, s.micro_steps),
-      parameters(make_parameter_store(config, {s.bucket_elements, s.zero_stage, s.reduce_bf16},
-                                      ranks.dp(), on, on.ops(s.dtype), state.loss_and_votes(),
-                                      arena)),
+      parameters(make_parameter_store(config, s.parallel, ranks.dp(), on, on.ops(s.dtype),
+                                      state.loss_and_votes(), arena)),
       schedule(one_forward_one_backward(/*stage=*/0, /*stages=*/1, s.micro_steps)),
       in_flight(allocate_activations(config, s, most_in_flight(schedule), arena)),
       model(config, *parameters, in_flight.front(), on, arena, s.logits_at_once),
@@ -36,8 +35,7 @@ Trainer::Trainer(const ModelConfig& config, const OptimizerConfig& optimizer_con
                                  {s.micro_steps, s.batch_size, s.seq_len})),
       targets_mbt_(arena.allocate(MemoryCategory::batch, DType::int32, tokens_mbt_.shape)),
       step_inputs_(static_cast<size_t>(s.micro_steps)) {
-  if (s.decode_len > 0)
-    decoder.emplace(config, parameters->weights(), s.decode_len, s.decode_len, on, arena);
+  if (s.decode_len > 0) decoder.emplace(config, *parameters, s.decode_len, s.decode_len, on, arena);
 }
 
 int64_t Trainer::tokens_per_step() const {
@@ -78,48 +76,79 @@ void Trainer::use(const Ops& ops) {
 }
 
 void Trainer::set_masters(const Fill& fill) {
-  const Tensor all = parameters->whole(optimizer.masters());
-  if (mesh.leads()) fill(all);
-  if (mesh.ranks() > 1) {
-    Communicator& world = mesh.world();
-    world.after_device();
-    world.wait(world.broadcast(all, 0, "initial weights"));
-    require_same(world, "the initial weights", digest_of(device, all),
-                 "a broadcast has failed; run build/commtest on these hosts");
+  const std::vector<ShardPart>& share = parameters->share();
+  do_together(
+      mesh.world(),
+      [&] {
+        for (size_t b = 0; b < share.size(); ++b) {
+          const int64_t before = share[b].begin - parameters->owned()[b].part.begin;
+          fill(share[b].begin, optimizer.masters(b).rows(before, share[b].elements));
+        }
+      },
+      [] {});
+  std::string digests;
+  for (size_t b = 0; b < share.size(); ++b) {
+    parameters->complete(b, optimizer.masters(b), "initial weights");
+    if (mesh.ranks() > 1 && has_all(b)) digests += digest_of(device, optimizer.masters(b));
   }
-  parameters->keep_mine(optimizer.masters());
+  require_same(mesh.world(), "the initial weights", digests,
+               "a collective has failed; run build/commtest on these hosts");
 }
 
-Tensor Trainer::gathered_masters() {
-  return parameters->gather(optimizer.masters(), "masters for a checkpoint");
+bool Trainer::has_all(size_t bucket) const {
+  return parameters->owned()[bucket].part.elements ==
+         parameters->layout().buckets[bucket].elements();
+}
+
+// One rank looks at the whole file; every rank reads its share.
+void Trainer::read_masters(const std::filesystem::path& directory) {
+  std::optional<ModelReader> reader;
+  do_together(
+      mesh.world(),
+      [&] {
+        reader.emplace(directory, model.config(), parameters->layout());
+        if (mesh.leads()) reader->require_fit();
+      },
+      [] {});
+  require_same(mesh.world(), "the weights in " + directory.string(), reader->fingerprint(),
+               "give all ranks the same files");
+  set_masters([&](int64_t begin, const Tensor& to) { reader->read(begin, to, device); });
+}
+
+Tensor Trainer::gathered_masters(size_t bucket) {
+  return parameters->gather(bucket, optimizer.masters(bucket), "masters for a checkpoint");
 }
 
 void Trainer::round_weights(uint64_t seed) {
-  const Tensor &weights = parameters->my_weights(), &masters = optimizer.masters();
-  if (weights.data != masters.data) {
+  if (!optimizer.weights_are_masters()) {
     const int64_t updates = state.results().updates;
     const bool at_random = optimizer.config().stochastic_rounding && updates > 0;
     if (at_random) begin({.seed = seed, .step = updates});
-    for (const ShardPart& part : parameters->owned()) {
-      ops().run(Cast{.destination = weights.rows(part.local, part.elements),
-                     .source = masters.rows(part.local, part.elements),
+    const std::vector<OwnedPart>& owned = parameters->owned();
+    for (size_t b = 0; b < owned.size(); ++b) {
+      ops().run(Cast{.destination = owned[b].weights,
+                     .source = optimizer.masters(b),
                      .rounding = at_random ? state.inputs(0) : nullptr,
-                     .first_element = part.begin},
+                     .first_element = owned[b].part.number},
                 {});
     }
   }
   parameters->gather_weights();
 }
 
+// Every rank gathers all weights, whatever it keeps. Masters that every rank has are compared too:
+// bf16 weights show only half of their bits.
 void Trainer::compare_replicas() {
   if (mesh.dp().size() == 1) return;
   parameters->gather_weights();
-  std::string digest = digest_of(device, parameters->weights().flat);
-  // If every rank has all masters, compare them too: bf16 weights show only half of their bits.
-  const bool replicated = optimizer.masters().elements() == parameters->layout().elements;
-  if (replicated && optimizer.masters().data != parameters->weights().flat.data)
-    digest += digest_of(device, optimizer.masters());
-  require_same(mesh.dp(), "the weights", digest,
+  const std::vector<Bucket>& buckets = parameters->layout().buckets;
+  std::string digests;
+  for (size_t b = 0; b < buckets.size(); ++b) {
+    digests += digest_of(device, parameters->weights_of(b));
+    if (!optimizer.weights_are_masters() && has_all(b))
+      digests += digest_of(device, optimizer.masters(b));
+  }
+  require_same(mesh.dp(), "the weights", digests,
                "a device or the network has computed wrong results; continue from the last "
                "checkpoint without that host");
 }

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -29,10 +30,8 @@ struct StepShape {
   int64_t micro_steps = 1;  // of a step
   int64_t decode_len = 0;   // positions of the KV cache for samples; 0: none
   Recompute recompute = Recompute::none;
-  int64_t bucket_elements = Sharding().bucket_elements;  // the smallest bucket of gradients
-  int64_t zero_stage = 0;                                // 1: ranks share the optimizer's state
-  bool reduce_bf16 = false;                              // reduce gradients in bf16
-  int64_t logits_at_once = 0;                            // about; 0: the device's choice
+  int64_t logits_at_once = 0;  // about; 0: the device's choice
+  DataParallelOptions parallel;
 };
 
 // What the host passes to the device for a step.
@@ -65,13 +64,16 @@ class Trainer {
   void use(const Ops& ops);
   const Ops& ops() const { return model.ops(); }
 
-  // Rank 0 fills all masters (or the weights, if they are the masters) and sends them to the
-  // others.
-  using Fill = std::function<void(const Tensor& all)>;
+  // Fills the masters (or the weights, if they are the masters): each rank its share, then the
+  // ranks exchange what they need. `fill` gets elements [begin, begin + to.elements()) of the
+  // layout. If it throws on one rank, the job ends.
+  using Fill = std::function<void(int64_t begin, const Tensor& to)>;
   void set_masters(const Fill& fill);
-  // All masters, on every rank. If each rank owns a share, gathers them into the gradients' memory,
-  // which overwrites the gradients.
-  Tensor gathered_masters();
+  // The same with the weights of a model in Hugging Face format.
+  void read_masters(const std::filesystem::path& directory);
+  // All masters of a bucket, on every rank. If each rank owns a share, gathers them into the
+  // gradients' memory, which overwrites the gradients; valid until the next call.
+  Tensor gathered_masters(size_t bucket);
   // Computes the weights from the masters, rounded as in the last update. `seed`: of the run.
   void round_weights(uint64_t seed);
   // Throws UserError if the ranks' weights differ.
@@ -96,6 +98,9 @@ class Trainer {
   std::optional<Decoder> decoder;  // if decode_len > 0
 
  private:
+  // Whether this rank has all masters of a bucket.
+  bool has_all(size_t bucket) const;
+
   Tensor tokens_mbt_, targets_mbt_;  // of all micro-steps of a step
   std::vector<StepInputs> step_inputs_;
 };

@@ -65,6 +65,10 @@ def configurations():
         "cpu 4 ranks ZeRO-1 bf16": Configuration(
             ranks=4, zero_stage=1, dtype="bf16", reduce_dtype="bf16", recompute="block"
         ),
+        "cpu 2 ranks ZeRO-2": Configuration(ranks=2, zero_stage=2, dropout=0.1),
+        "cpu 4 ranks ZeRO-3 bf16": Configuration(
+            ranks=4, zero_stage=3, recompute="layernorm", **all_at_once
+        ),
         "cpu 4 ranks ZeRO-1 resumes stage 0": Configuration(
             ranks=4, resume_at=4, resume_flags={"zero-stage": 1}, dropout=0.1
         ),
@@ -80,6 +84,9 @@ def configurations():
         "cuda 2 ranks bf16": Configuration(ranks=2, **on_cuda, comm="mpi", **all_at_once),
         "cuda 2 ranks ZeRO-1": Configuration(
             ranks=2, **on_cuda, comm="mpi", zero_stage=1, reduce_dtype="bf16", dropout=0.1
+        ),
+        "cuda 2 ranks ZeRO-3": Configuration(
+            ranks=2, **on_cuda, comm="mpi", zero_stage=3, dtype="bf16", dropout=0.1
         ),
     }
 

@@ -80,7 +80,7 @@ Outcome train(const Case& c, uint64_t seed, int64_t* waits = nullptr, int64_t* l
     if (step > 0) outcome.losses.push_back(h.state.collect_results().loss);
   }
   outcome.losses.push_back(h.state.collect_results().loss);
-  outcome.masters = bytes_of(*h.device, h.optimizer.masters());
+  outcome.masters = bytes_of(*h.device, h.masters());
   outcome.m = bytes_of(*h.device, h.optimizer.m());
   outcome.v = bytes_of(*h.device, h.optimizer.v());
   outcome.weights = bytes_of(*h.device, h.parameters.weights().flat);

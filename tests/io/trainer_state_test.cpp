@@ -16,7 +16,7 @@ TrainerState sample() {
   state.skipped_steps = 3;
   state.seed = UINT64_MAX;
   state.loader = {"sequential", int64_t{1} << 40};
-  state.layout = {8, 2, 16, "avx512_bf16", "bf16", "cpu"};
+  state.layout = {8, 2, "micro-step", 16, "avx512_bf16", "bf16", "cpu"};
   state.matmul_plans = "shape\tplan\n";
   state.config = {{"lr", "0.0006"}, {"out", "läufe/\"a\""}, {"", ""}};
   return state;
@@ -83,9 +83,11 @@ TEST(TrainerState, EveryKeyMustBeThereAndOfItsType) {
 TEST(TrainerState, ReadsAnOlderVersion) {
   json older = parse_json(to_json(sample()));
   older["version"] = 1;
+  older["layout"].erase("reduce_each");
   const TrainerState state = parse_trainer_state(older.dump(), "trainer.json");
   EXPECT_EQ(state.version, 1);
   EXPECT_EQ(state.step, sample().step);
+  EXPECT_EQ(state.layout.reduce_each, "step");
 }
 
 TEST(TrainerState, RefusesWhatItDoesNotKnow) {
@@ -96,7 +98,7 @@ TEST(TrainerState, RefusesWhatItDoesNotKnow) {
     expect_refused(unknown.dump(), "unknown key");
   }
   json other = sound;
-  for (const int version : {0, 3}) {
+  for (const int version : {0, 4}) {
     other["version"] = version;
     expect_refused(other.dump(), "format version " + std::to_string(version));
   }

@@ -19,7 +19,7 @@ std::vector<std::vector<double>> logits_in_pieces(DType dtype, const std::vector
                                                   size_t piece, int64_t chunk) {
   Harness h(kConfig, {.dtype = dtype, .batch_size = 1, .seq_len = 4});
   Arena arena(*h.device, Sampler::plan(kConfig, dtype, chunk, *h.device).total());
-  Decoder decoder(kConfig, h.parameters.weights(), kConfig.seq_len, chunk, *h.device, arena);
+  Decoder decoder(kConfig, h.parameters, kConfig.seq_len, chunk, *h.device, arena);
   std::vector<std::vector<double>> result;
   for (size_t i = 0; i + piece <= tokens.size(); i += piece) {
     const auto logits = decoder.append(std::span(tokens).subspan(i, piece));
@@ -53,7 +53,7 @@ TEST(Decoder, TheCacheChangesNothing) {
 TEST(Decoder, ResetForgets) {
   Harness h(kConfig, {.dtype = DType::fp32, .batch_size = 1, .seq_len = 4});
   Arena arena(*h.device, Sampler::plan(kConfig, DType::fp32, 4, *h.device).total());
-  Decoder decoder(kConfig, h.parameters.weights(), kConfig.seq_len, 4, *h.device, arena);
+  Decoder decoder(kConfig, h.parameters, kConfig.seq_len, 4, *h.device, arena);
   const std::vector<int32_t> a{1, 2, 3}, b{9, 8, 7, 6, 5};
   const auto first = decoder.append(a);
   const std::vector<double> before(first.begin(), first.end());

@@ -70,18 +70,21 @@ struct Harness {
         targets(trainer.batch(0).targets_bt),
         kept(&trainer.in_flight.front()),
         inputs(static_cast<size_t>(shape.micro_steps)) {
-    initialize_parameters(parameters.layout(), seed, optimizer.masters(), *device);
+    initialize_parameters(parameters.layout(), seed, 0, masters(), *device);
     sync_weights();
     for (StepInputs& input : inputs) input = {.seed = seed, .step = 3, .learning_rate = 1e-3f};
     state.begin(model.ops(), inputs);
   }
 
+  // All of them: a single rank has them in one buffer.
+  Tensor masters() const {
+    const Tensor first = optimizer.masters(0);
+    return {first.data, first.dtype, {parameters.layout().elements}};
+  }
   // If the weights are a copy of the masters, updates them.
   void sync_weights() {
-    if (parameters.weights().flat.data != optimizer.masters().data) {
-      model.ops().run(Cast{.destination = parameters.weights().flat, .source = optimizer.masters()},
-                      {});
-    }
+    if (!optimizer.weights_are_masters())
+      model.ops().run(Cast{.destination = parameters.weights().flat, .source = masters()}, {});
   }
 
   // The same tokens and targets in every micro-step.

@@ -29,8 +29,9 @@ constexpr int64_t kBatch = 2, kMicroSteps = 3;
 class PlainStore : public ParameterStore {
  public:
   PlainStore(Device& device, Arena& arena)
-      : ParameterStore(kConfig, {}, device.ops(DType::fp32), arena), device_(device) {
-    own_all();
+      : ParameterStore(kConfig, {}, device.ops(DType::fp32)), device_(device) {
+    const ModelParameters weights = allocate_all(MemoryCategory::weights, DType::fp32, arena);
+    place(weights, allocate_all(MemoryCategory::gradients, DType::fp32, arena));
   }
   bool begin_backward(int64_t micro_step, bool) override {
     running_ = true;
@@ -107,16 +108,21 @@ class FleetingGradients final : public PlainStore {
     first_final_ = layout_.elements;
     return micro_step > 0;
   }
-  void need_gradients(int64_t unit) override {
+  // The model may write from here on, up to where the next bucket may start.
+  void need_gradients(size_t slot) override {
     if (!running_) return;
-    const auto [begin, end] = range_of(unit);
+    const int64_t begin = layout_.slots[slot].offset;
+    int64_t end = layout_.elements;
+    for (size_t i = layout_.slots.size(); i-- > slot + 1;) {
+      if (layout_.slots[i].spec.cut || i == gradients_.ln_f_slot) end = layout_.slots[i].offset;
+    }
     for (auto piece = kept_.lower_bound(begin); piece != kept_.end() && piece->first < end;) {
       const auto count = static_cast<int64_t>(piece->second.size());
-      EXPECT_LE(piece->first + count, end) << "a bucket would hold parts of two units";
+      EXPECT_LE(piece->first + count, end) << "a bucket would end elsewhere";
       device_.upload(gradients_.flat.rows(piece->first, count), piece->second.data());
       piece = kept_.erase(piece);
     }
-    EXPECT_GE(first_final_, end) << "the gradients of unit " << unit << " were final";
+    EXPECT_GE(first_final_, end) << layout_.slots[slot].spec.name << " was final";
   }
   void gradients_final(size_t slot) override {
     if (!running_) return;
@@ -159,7 +165,7 @@ struct Step {
         model(kConfig, store, kept, *device, arena),
         tokens(arena.allocate(MemoryCategory::batch, DType::int32, {kBatch, kConfig.seq_len})),
         targets(arena.allocate(MemoryCategory::batch, DType::int32, {kBatch, kConfig.seq_len})) {
-    initialize_parameters(store.layout(), 3, store.weights().flat, *device);
+    initialize_parameters(store.layout(), 3, 0, store.weights().flat, *device);
     std::mt19937 random(7);
     std::vector<int32_t> ids(static_cast<size_t>(tokens.elements()));
     for (const Tensor& ids_of : {tokens, targets}) {

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
+#include <span>
 
 #include "src/model/decoder.h"
 #include "tests/model/harness.h"
@@ -201,26 +203,80 @@ void add_decoder(MemoryPlan& plan, const ModelConfig& config, DType dtype, int64
   cache(DType::uint8, static_cast<int64_t>(workspace));
 }
 
+// What ranks share, on each of them. Returns the number of AdamW's segments.
+size_t add_parameters(MemoryPlan& plan, const ModelConfig& config, const StepShape& shape,
+                      int64_t ranks) {
+  const DataParallelOptions& o = shape.parallel;
+  const DType dtype = shape.dtype, acc = accumulator_of(dtype);
+  const auto add = [&](MemoryCategory category, DType type, int64_t elements, int64_t count = 1) {
+    for (int64_t i = 0; i < count; ++i) plan.add(category, type, elements);
+  };
+  const auto add_gradients = [&](DType type, int64_t elements, int64_t count = 1) {
+    add(MemoryCategory::gradients, type, elements, count);
+  };
+  if (ranks == 1) {
+    const int64_t all = flat_elements(config);
+    add(MemoryCategory::weights, dtype, all);
+    if (dtype != acc) add(MemoryCategory::masters, acc, all);
+    add_gradients(acc, all);
+    add(MemoryCategory::optimizer, acc, all, 2);
+    const ParameterLayout layout(config);
+    return layout.segments(1, layout.whole()).size();
+  }
+  // Buckets end with padding, which the layout knows.
+  const ParameterLayout layout(config, {ranks, o.bucket_elements, o.zero_stage == 3});
+  const int64_t all = layout.elements, embeddings = layout.buckets[0].elements();
+  const int64_t owned = o.zero_stage > 0 ? all / ranks : all;
+  int64_t largest_bucket = 0;
+  std::map<int64_t, int64_t> layers;  // elements of each
+  for (const Bucket& bucket : layout.buckets) {
+    if (bucket.first_layer < 0) continue;
+    largest_bucket = std::max(largest_bucket, bucket.elements());
+    layers[bucket.first_layer] += bucket.elements();
+  }
+  const bool slots = o.zero_stage == 3 && o.zero_slots < config.n_layer;
+  if (slots) {
+    int64_t largest_layer = 0;
+    for (const auto& [layer, elements] : layers) largest_layer = std::max(largest_layer, elements);
+    add(MemoryCategory::weights, dtype, embeddings);
+    add(MemoryCategory::weights, dtype, largest_layer, o.zero_slots);
+    add(dtype == acc ? MemoryCategory::masters : MemoryCategory::weights, dtype,
+        (all - embeddings) / ranks);
+  } else {
+    add(MemoryCategory::weights, dtype, all);
+  }
+  if (dtype != acc) add(MemoryCategory::masters, acc, owned);
+  const auto add_written = [&](DType type) {
+    if (!o.reduce_each_micro_step) return add_gradients(type, all);
+    const auto others = static_cast<int64_t>(layout.buckets.size()) - 1;
+    add_gradients(type, embeddings);
+    add_gradients(type, largest_bucket, std::min(o.zero_slots + 1, others));
+  };
+  add_written(acc);
+  if (o.reduce_bf16) add_written(DType::bf16);
+  if (o.reduce_each_micro_step) add_gradients(acc, owned);
+  add(MemoryCategory::optimizer, acc, owned, 2);
+
+  // Of each range of parts that are updated together.
+  const auto parts = o.zero_stage > 0 ? layout.share(0) : layout.whole();
+  const std::span all_parts(parts);
+  size_t segments = 0;
+  if (o.zero_stage == 0 || slots) {
+    return layout.segments(1, all_parts.first(1)).size() +
+           layout.segments(1, all_parts.subspan(1)).size();
+  }
+  for (size_t b = 0; b < parts.size(); ++b)
+    segments += layout.segments(1, all_parts.subspan(b, 1)).size();
+  return segments;
+}
+
 // For a training run on rank 0 of `ranks`.
 MemoryPlan expected_training(const ModelConfig& config, const StepShape& shape, int64_t ranks,
                              const Ops& ops) {
-  const bool sharded = shape.zero_stage >= 1 && ranks > 1;
-  const bool reduce_bf16 = shape.reduce_bf16 && ranks > 1;
   const DType dtype = shape.dtype, acc = accumulator_of(dtype);
   const int64_t c = config.n_embd, n = shape.batch_size * shape.seq_len;
-  // With several ranks, buckets end with padding, which the layout knows.
-  const ParameterLayout layout(config, Sharding{ranks, shape.bucket_elements});
-  const int64_t parameters = ranks > 1 ? layout.elements : flat_elements(config);
-  const int64_t owned = sharded ? parameters / ranks : parameters;
   MemoryPlan plan;
-  plan.add(MemoryCategory::weights, dtype, parameters);
-  if (sharded && dtype != acc) plan.add(MemoryCategory::weights, dtype, owned);
-  if (sharded || dtype != acc) plan.add(MemoryCategory::masters, acc, owned);
-  plan.add(MemoryCategory::gradients, acc, parameters);
-  if (sharded) plan.add(MemoryCategory::gradients, acc, owned);
-  if (reduce_bf16) plan.add(MemoryCategory::gradients, DType::bf16, parameters);
-  if (reduce_bf16 && sharded) plan.add(MemoryCategory::gradients, DType::bf16, owned);
-  for (int i = 0; i < 2; ++i) plan.add(MemoryCategory::optimizer, acc, owned);
+  const size_t segments = add_parameters(plan, config, shape, ranks);
 
   const auto activation = [&](DType type, int64_t elements, int64_t count) {
     for (int64_t i = 0; i < count; ++i) plan.add(MemoryCategory::activations, type, elements);
@@ -251,9 +307,8 @@ MemoryPlan expected_training(const ModelConfig& config, const StepShape& shape, 
   plan.add(MemoryCategory::batch, DType::uint8,
            shape.micro_steps * static_cast<int64_t>(sizeof(StepInputs)));
   plan.add(MemoryCategory::batch, DType::uint8, sizeof(StepResults));
-  const auto segments = layout.segments(1, layout.shard(0, !sharded));
   plan.add(MemoryCategory::batch, DType::uint8,
-           static_cast<int64_t>(segments.size() * sizeof(OptimizerSegment)));
+           static_cast<int64_t>(segments * sizeof(OptimizerSegment)));
   if (shape.decode_len > 0) {
     add_decoder(plan, config, dtype, shape.decode_len, shape.decode_len, ops);
   }
@@ -320,17 +375,27 @@ TEST(Plan, IsWhatTheFormulasSay) {
 }
 
 TEST(Plan, OfSeveralRanksIsWhatTheFormulasSay) {
+  struct Case {
+    int64_t stage, zero_slots = 2;
+    bool each_micro_step = false;
+  };
   for (DType dtype : {DType::fp32, DType::bf16}) {
-    for (const int64_t stage : {0, 1}) {
+    for (const auto& [stage, zero_slots, each_micro_step] :
+         {Case{0}, Case{1}, Case{2}, Case{3}, Case{0, 2, true}, Case{1, 2, true}, Case{2, 9},
+          Case{3, 9}}) {
       for (const bool reduce_bf16 : {false, true}) {
         for (const int ranks : {2, 4, 512}) {
-          SCOPED_TRACE(fmt::format("{} stage {}, {} ranks", name_of(dtype), stage, ranks));
+          SCOPED_TRACE(fmt::format("{} stage {}, {} slots, {} ranks", name_of(dtype), stage,
+                                   zero_slots, ranks));
           expect_agreement(kConfigs[1],
                            {.dtype = dtype,
                             .seq_len = 65,
-                            .bucket_elements = 20000,
-                            .zero_stage = stage,
-                            .reduce_bf16 = reduce_bf16},
+                            .micro_steps = 2,
+                            .parallel = {.bucket_elements = 20000,
+                                         .zero_stage = stage,
+                                         .zero_slots = zero_slots,
+                                         .reduce_each_micro_step = each_micro_step || stage >= 2,
+                                         .reduce_bf16 = reduce_bf16}},
                            ranks);
         }
       }
@@ -376,7 +441,7 @@ TEST(Plan, EachLevelOfRecomputationKeepsLess) {
 
 TEST(Plan, NoWeightDecayTakesTheSameMemory) {
   const ParameterLayout layout(ModelConfig{.n_layer = 2, .n_head = 1, .n_embd = 16, .seq_len = 8});
-  const auto all = layout.shard(0, true);
+  const auto all = layout.whole();
   const auto none = layout.segments(0, all), some = layout.segments(0.1f, all);
   ASSERT_EQ(none.size(), some.size());
   for (size_t i = 0; i < some.size(); ++i) {
@@ -407,6 +472,45 @@ TEST(Layout, BucketsBecomeSmallerTowardsTheEnd) {
   const ModelConfig small{.n_layer = 4, .n_head = 4, .n_embd = 64, .vocab_size = 65, .seq_len = 64};
   EXPECT_EQ(ParameterLayout(small, {4, least}).buckets.size(), 2u);
   EXPECT_EQ(ParameterLayout(small, {4, 0}).buckets.size(), 17u);
+}
+
+// With whole layers, what a layer's weights need is gathered without another layer's.
+TEST(Layout, NoBucketHoldsPartsOfTwoLayers) {
+  for (const int64_t least : {int64_t{0}, int64_t{4} << 20, int64_t{1} << 40}) {
+    const ParameterLayout layout(ModelConfig{}, {8, least, /*whole_layers=*/true});
+    for (size_t i = 1; i < layout.slots.size(); ++i) {
+      const bool layer_starts = layout.slots[i].spec.layer >= 0 &&
+                                layout.slots[i].spec.layer != layout.slots[i - 1].spec.layer;
+      EXPECT_TRUE(!layer_starts || layout.starts_bucket(i)) << layout.slots[i].spec.name;
+    }
+    EXPECT_EQ(layout.buckets.back().name.substr(0, 5), "h.11.");
+    EXPECT_GE(layout.buckets.size(), 13u);
+  }
+}
+
+// An element has the number that it has with one rank, whatever the ranks and buckets.
+TEST(Layout, NumbersDoNotDependOnRanks) {
+  const ModelConfig config{.n_layer = 3, .n_head = 1, .n_embd = 24, .vocab_size = 77};
+  const ParameterLayout one(config);
+  for (const Sharding& sharding : {Sharding{3, 0}, Sharding{4, 9000}, Sharding{7, 0, true}}) {
+    const ParameterLayout layout(config, sharding);
+    for (size_t i = 0; i < layout.slots.size(); ++i) {
+      const Bucket& bucket = layout.buckets[layout.bucket_of_slot[i]];
+      EXPECT_EQ(bucket.first_number + layout.slots[i].offset - bucket.begin, one.slots[i].offset);
+    }
+    // AdamW gets the same numbers, whichever rank has an element.
+    for (int64_t rank = 0; rank < sharding.ranks; ++rank) {
+      const std::vector<ShardPart> parts = layout.share(rank);
+      for (const OptimizerSegment& segment : layout.segments(1, parts)) {
+        const auto holds = [&](const ShardPart& part) {
+          return segment.begin >= part.local && segment.end <= part.local + part.elements;
+        };
+        const auto part = std::ranges::find_if(parts, holds);
+        ASSERT_NE(part, parts.end());
+        EXPECT_EQ(segment.shift, part->number - part->local);
+      }
+    }
+  }
 }
 
 TEST(Plan, AnArenaThatIsTooSmallIsAnError) {

@@ -56,7 +56,7 @@ Trace two_steps(const Case& c, DType dtype, Recompute recompute) {
     const char* raw = reinterpret_cast<const char*>(&results);
     trace[fmt::format("results of step {}", step)].assign(raw, raw + sizeof(results));
     keep("weights", h.parameters.weights().flat);
-    keep("masters", h.optimizer.masters());
+    keep("masters", h.masters());
     keep("m", h.optimizer.m());
     keep("v", h.optimizer.v());
   }

@@ -64,7 +64,7 @@ using Results = std::map<std::string, std::vector<double>>;
 Results results_of(const Golden& golden, Harness& h) {
   for (const ParameterSlot& slot : h.parameters.layout().slots) {
     const int64_t n = slot.spec.shape.elements();
-    set_values(*h.device, h.optimizer.masters().rows(slot.offset, n),
+    set_values(*h.device, h.masters().rows(slot.offset, n),
                golden.doubles("weight." + slot.spec.name));
   }
   h.sync_weights();
@@ -281,7 +281,7 @@ TEST(Transformer, TwoStepsAreBitwiseEqual) {
       h.random_batch(3);
       h.forward_backward();
       h.optimizer.step(h.model.ops(), h.state);
-      const auto values = values_of(*h.device, h.optimizer.masters());
+      const auto values = values_of(*h.device, h.masters());
       if (run == 0) first = values;
       EXPECT_EQ(values, first) << name_of(dtype);
     }
@@ -292,7 +292,7 @@ TEST(Transformer, ABadStepTouchesNothing) {
   const ModelConfig config = small(2, 16, 40, 9, true, 0, Gelu::tanh);
   Harness h(config, {.dtype = DType::bf16, .batch_size = 2, .seq_len = 9});
   h.random_batch(3);
-  const auto masters = values_of(*h.device, h.optimizer.masters());
+  const auto masters = values_of(*h.device, h.masters());
   const auto good = values_of(*h.device, h.parameters.weights().flat);
   std::vector<double> poisoned = values_of(*h.device, h.parameters.weights().ln_f_weight);
   poisoned[3] = NAN;
@@ -301,7 +301,7 @@ TEST(Transformer, ABadStepTouchesNothing) {
   h.optimizer.step(h.model.ops(), h.state);
   EXPECT_EQ(h.state.results().skip, 1);
   EXPECT_EQ(h.state.results().updates, 0);
-  EXPECT_EQ(values_of(*h.device, h.optimizer.masters()), masters);
+  EXPECT_EQ(values_of(*h.device, h.masters()), masters);
   for (double m : values_of(*h.device, h.optimizer.m())) ASSERT_EQ(m, 0);
 }
 

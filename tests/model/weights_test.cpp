@@ -61,8 +61,11 @@ struct SavedModel : Harness {
   fs::path save(const std::string& name, std::optional<int32_t> end_of_text = {}) {
     const fs::path dir = scratch / name;
     fs::create_directory(dir);
-    write_model(dir, model.config(), parameters.layout(), optimizer.masters(), *device,
-                end_of_text);
+    const ParameterLayout& layout = parameters.layout();
+    ModelWriter writer(dir, model.config(), layout, *device, end_of_text);
+    for (size_t b = 0; b < layout.buckets.size(); ++b)
+      writer.write(b, masters().rows(layout.buckets[b].begin, layout.buckets[b].elements()));
+    writer.finish();
     return dir;
   }
   // The same with another model.safetensors.
@@ -80,12 +83,12 @@ struct SavedModel : Harness {
 // The parameters of a model read from a directory, by name.
 FileTensors read_back(const fs::path& dir) {
   Harness h(read_model_config(dir), {.dtype = DType::fp32, .batch_size = 1, .seq_len = 6}, 8);
-  read_model(dir, h.model.config(), h.parameters.layout(), h.optimizer.masters(), *h.device);
+  read_model(dir, h.model.config(), h.parameters.layout(), h.masters(), *h.device);
   FileTensors tensors;
   for (const ParameterSlot& slot : h.parameters.layout().slots) {
     tensors[slot.spec.name] = {
         {slot.spec.shape.dim.begin(), slot.spec.shape.dim.begin() + slot.spec.shape.rank},
-        values_of(*h.device, h.optimizer.masters().rows(slot.offset, slot.spec.shape.elements()))};
+        values_of(*h.device, h.masters().rows(slot.offset, slot.spec.shape.elements()))};
   }
   return tensors;
 }
@@ -118,9 +121,8 @@ TEST(Weights, BiasesThatOtherSoftwareHasTrainedAreRead) {
     expect_equal(read_back(dir), expected);
     // A caller that planned a model without biases must not get one with biases.
     Harness h(small(false), {.dtype = DType::fp32, .batch_size = 1, .seq_len = 6});
-    const std::string sentence = user_error([&] {
-      read_model(dir, small(false), h.parameters.layout(), h.optimizer.masters(), *h.device);
-    });
+    const std::string sentence = user_error(
+        [&] { read_model(dir, small(false), h.parameters.layout(), h.masters(), *h.device); });
     expect_contains(sentence, std::string("tensor ") + name + " is not zero");
   }
   // A file without the biases that lathe does not need is as good as one with zeros.
@@ -129,6 +131,21 @@ TEST(Weights, BiasesThatOtherSoftwareHasTrainedAreRead) {
   });
   EXPECT_FALSE(read_model_config(none).bias);
   expect_equal(read_back(none), read_back(zeros));
+}
+
+// Ranks that read different files notice.
+TEST(Weights, FilesAreToldApart) {
+  SavedModel model(small(true));
+  const auto fingerprint = [&](const fs::path& dir) {
+    return ModelReader(dir, small(true), model.parameters.layout()).fingerprint();
+  };
+  const std::string first = fingerprint(model.save("first"));
+  EXPECT_EQ(first, fingerprint(model.save("second")));
+  for (const char* name : {"wte.weight", "h.1.mlp.c_fc.bias", "ln_f.weight"}) {
+    const fs::path other =
+        model.save(name, [&](FileTensors& tensors) { tensors.at(name).values[7] += 1e-3; });
+    EXPECT_NE(first, fingerprint(other)) << name;
+  }
 }
 
 // GPT2LMHeadModel's names and GPT2Model's, a head beside the embedding, and a head in its place.

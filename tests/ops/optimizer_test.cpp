@@ -452,6 +452,32 @@ TEST(Cast, IsBetweenAnyTwoNumberTypes) {
   casts_from<double>();
 }
 
+template <typename From, typename To>
+void adds(int64_t count, bool misaligned) {
+  Buffer<From> source({count}, random_values<From>(count, 1));
+  Buffer<To> sums({count}, random_values<To>(count, 2));
+  if (misaligned) misalign(source, sums);
+  std::vector<To> expected = sums.values();
+  for (size_t i = 0; i < expected.size(); ++i)
+    expected[i] += static_cast<To>(static_cast<Accumulator<From>>(source.values()[i]));
+  run(ops<float>(), Cast{.destination = sums.tensor, .source = source.tensor, .accumulate = true});
+  expect_same_bits(sums.values(), expected, "sums");
+}
+TEST(Cast, AddsWhatItConverts) {
+  for (const bool misaligned : {false, true}) {
+    for (const int64_t count : {1, 8, 77, 70001}) {
+      adds<float, float>(count, misaligned);
+      adds<bf16, float>(count, misaligned);
+      adds<double, double>(count, misaligned);
+    }
+  }
+  Buffer<float> source({8}, random_values<float>(8, 1));
+  Buffer<bf16> sums({8}, std::vector<bf16>(8));
+  EXPECT_THROW(run(ops<float>(),
+                   Cast{.destination = sums.tensor, .source = source.tensor, .accumulate = true}),
+               CheckError);
+}
+
 TEST(Cast, KeepsNaN) {
   Buffer<float> source({9}, std::vector<float>(9, NAN)), back({9});
   Buffer<bf16> target({9}, std::vector<bf16>(9));

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kernels/observed_ops.h"
-#include "src/comm/communicator.h"
+#include "src/comm/imagined_ranks.h"
 
 namespace lathe::testing {
 
@@ -96,13 +96,10 @@ class ScheduleOps final : public ObservedOps {
 };
 
 // Rank 0 of a job whose other ranks do not exist: collectives are recorded but not run.
-class AbsentRanks final : public Communicator {
+class AbsentRanks final : public ImaginedRanks {
  public:
-  AbsentRanks(int size, Schedule& schedule) : size_(size), schedule_(schedule) {}
+  AbsentRanks(int size, Schedule& schedule) : ImaginedRanks(size), schedule_(schedule) {}
 
-  CommKind kind() const override { return size_ == 1 ? CommKind::self : CommKind::mpi; }
-  int rank() const override { return 0; }
-  int size() const override { return size_; }
   Ticket all_reduce(const Tensor& out, const Tensor&, Reduction, const char* what) override {
     return note("all_reduce", out, what);
   }
@@ -135,8 +132,6 @@ class AbsentRanks final : public Communicator {
     schedule_.add({.kind = "device_after", .ticket = ticket});
   }
   Ticket last() const override { return last_; }
-  void wait(Ticket) override {}
-  void mark(int) override {}
   void exchange(void*, const void*, size_t) override { FAIL() << "a step asks the other hosts"; }
 
  private:
@@ -149,7 +144,6 @@ class AbsentRanks final : public Communicator {
     return last_;
   }
 
-  int size_;
   Schedule& schedule_;
   Ticket last_ = 0;
 };

@@ -25,6 +25,18 @@ Command train_command(const Flags& flags) {
   return command_of(located("LATHE_TRAIN", LATHE_TRAIN), flags);
 }
 
+// "total  123 bytes"
+double planned_bytes(const std::string& output) {
+  std::istringstream lines(output);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string word;
+    double bytes = 0;
+    if (words >> word && word == "total" && words >> bytes) return bytes;
+  }
+  return -1;
+}
+
 Command ranks_command(int ranks, const Flags& flags) {
   Command command = train_command(flags);
   if (ranks > 1) {

@@ -18,6 +18,9 @@ namespace lathe::testing {
 using Flags = std::map<std::string, std::string>;
 using Command = std::vector<std::string>;
 
+// The total of the memory plan that a run printed; -1: none.
+double planned_bytes(const std::string& output);
+
 Command command_of(const std::string& program, const Flags& flags);
 Command train_command(const Flags& flags);
 Command sample_command(const Flags& flags);

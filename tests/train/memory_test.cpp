@@ -1,22 +1,8 @@
 // Compares the memory that a run used, as the system reports it, with the plan.
-#include <sstream>
-
 #include "tests/train/harness.h"
 
 namespace lathe::testing {
 namespace {
-
-// "total  123 bytes" of the printed plan.
-double planned(const std::string& output) {
-  std::istringstream lines(output);
-  for (std::string line; std::getline(lines, line);) {
-    std::istringstream words(line);
-    std::string word;
-    double bytes = 0;
-    if (words >> word && word == "total" && words >> bytes) return bytes;
-  }
-  return -1;
-}
 
 // Bytes that oneDNN 2 allocates while it multiplies in fp32 on CPUs without AVX-512: each of the
 // tests' two threads packs its operands. The plan does not include them.
@@ -42,7 +28,7 @@ TEST_F(Memory, PeakIsWithinFivePercentOfThePlan) {
                                                               {"batch-size", "8"}})));
     expect_success(base);
     expect_success(mid);
-    const double plan = planned(mid.out) - planned(base.out);
+    const double plan = planned_bytes(mid.out) - planned_bytes(base.out);
     const double peak = 1024.0 * static_cast<double>(mid.peak_rss - base.peak_rss);
     EXPECT_GT(plan, 150e6);
     EXPECT_GE(peak, 0.95 * plan) << dtype;

@@ -50,6 +50,29 @@ TEST_F(Programs, ADryRunPlansWithoutDataAndWritesNothing) {
   EXPECT_FALSE(fs::exists(scratch / "out"));
 }
 
+// The row of this job's ranks has the total of this job's plan at its stage.
+TEST_F(Programs, ADryRunTellsTheMemoryOfOtherJobs) {
+  const ProcessResult result = run({LATHE_TRAIN, "--dry-run", "--vocab-size", "50257"});
+  expect_success(result);
+  std::istringstream lines(result.out.substr(result.out.find("MiB of a rank")));
+  std::string line;
+  std::getline(lines, line), std::getline(lines, line);
+  std::vector<std::array<double, 4>> table;
+  for (int ranks = 1, row = 0; ranks <= 512; ranks *= 2) {
+    std::array<double, 4> mib{};
+    ASSERT_TRUE(lines >> row >> mib[0] >> mib[1] >> mib[2] >> mib[3]);
+    EXPECT_EQ(row, ranks);
+    table.push_back(mib);
+  }
+  EXPECT_NEAR(table[0][0], planned_bytes(result.out) / (1 << 20), 0.06);
+  for (size_t i = 2; i <= 7; ++i) {  // with more ranks the padding of buckets shows
+    for (size_t stage = 1; stage < 4; ++stage) {
+      EXPECT_LT(table[i][stage], table[i][stage - 1]);  // a later stage needs less
+      EXPECT_LT(table[i][stage], table[i - 1][stage]);  // and so do more ranks
+    }
+  }
+}
+
 TEST_F(Programs, FlagsOverrideTheFileWhichOverridesThePreset) {
   const fs::path file = write_text(scratch / "mine.toml",
                                    "# a comment\nmodel = \"shakespeare-cpu\"\nn-layer = 3\n"

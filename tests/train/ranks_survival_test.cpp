@@ -218,13 +218,18 @@ TEST_F(Survival, DataThatOneRankCannotReadCostNoStep) {
   expect_success(train(2, with(endless(scratch / "whole"), more)));
   expect_same_run(scratch / "whole", out);
   // The same in an evaluation, which comes first: no step is done yet, and no rank waits.
-  const ProcessResult evaluation = train(2, with(flags, {{"data", bad},
-                                                         {"out", scratch / "evaluation"},
-                                                         {"eval-interval", "1"},
-                                                         {"eval-batches", "0"}}));
-  EXPECT_EQ(evaluation.exit_code, 2) << evaluation.err;
-  EXPECT_NE(evaluation.err.find("val_000000.bin holds token 65535"), std::string::npos)
-      << evaluation.err;
+  for (const char* stage : {"1", "3"}) {
+    const ProcessResult evaluation = train(2, with(flags, {{"data", bad},
+                                                           {"out", scratch / "evaluation"},
+                                                           {"n-layer", "3"},
+                                                           {"zero-stage", stage},
+                                                           {"eval-interval", "1"},
+                                                           {"eval-batches", "0"}}));
+    EXPECT_EQ(evaluation.exit_code, 2) << evaluation.err;
+    EXPECT_NE(evaluation.err.find("val_000000.bin holds token 65535"), std::string::npos)
+        << evaluation.err;
+    EXPECT_EQ(evaluation.err.find("disagree"), std::string::npos) << evaluation.err;
+  }
 }
 
 TEST_F(Survival, ADiskThatIsFullForOneRankLeavesNothingHalfDone) {

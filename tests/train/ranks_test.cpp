@@ -4,6 +4,7 @@
 #include <cmath>
 #include <set>
 
+#include "kernels/device/arena.h"
 #include "src/io/json.h"
 #include "tests/train/harness.h"
 
@@ -104,43 +105,50 @@ TEST_F(Ranks, InBf16AsFarApartAsAccumulationPutsThem) {
   }
 }
 
+// The files of optimizers hold the same moments at every stage, but stage 3 shares them otherwise.
+void expect_same_files(const fs::path& a, const fs::path& b, bool optimizers) {
+  for (const auto& entry : fs::directory_iterator(a)) {
+    const std::string name = entry.path().filename().string();
+    if (name != "model.safetensors" && !(optimizers && name.starts_with("optimizer-"))) continue;
+    EXPECT_TRUE(read_text(entry.path()) == read_text(b / name)) << name;
+  }
+}
+
 TEST_F(Ranks, ZeroStagesAreBitwiseEqual) {
   const std::vector<Flags> cases = {{},
                                     {{"dtype", "bf16"}, {"dropout", "0.2"}},
                                     {{"dtype", "bf16"}, {"stochastic-rounding", ""}},
                                     {{"dtype", "bf16"}, {"reduce-dtype", "bf16"}, {"bias", "true"}},
                                     {{"bucket-mb", "16"},
+                                     {"replica-check-interval", "2"},
                                      {"sample-interval", "2"},
                                      {"sample-tokens", "40"},
                                      {"lr", "0.1"},
                                      {"warmup-steps", "0"}}};
   for (size_t i = 0; i < cases.size(); ++i) {
     for (int ranks : {2, 3, 4}) {
-      if (ranks == 3 && i > 1) continue;
-      SCOPED_TRACE(fmt::format("case {}, {} ranks", i, ranks));
+      if (ranks != static_cast<int>(2 + i % 3) && i > 1) continue;
       const TempDir runs;
-      const Flags flags = with(cases[i], {{"steps", "6"}});
+      const Flags flags = with(cases[i], {{"steps", "6"}, {"reduce-each", "micro-step"}});
       const ProcessResult zero = train(ranks, job(runs / "0", ranks, flags));
-      const ProcessResult one =
-          train(ranks, job(runs / "1", ranks, with(flags, {{"zero-stage", "1"}})));
       expect_success(zero);
-      expect_success(one);
-      EXPECT_EQ(samples(zero.out), samples(one.out));
       EXPECT_EQ(samples(zero.out).empty(), !flags.contains("sample-interval"));
-      EXPECT_EQ(repeatable_metrics(runs / "0"), repeatable_metrics(runs / "1"));
-      const auto files = [&](const char* run) { return runs / run / "step-00000006"; };
-      EXPECT_TRUE(read_text(files("0") / "model.safetensors") ==
-                  read_text(files("1") / "model.safetensors"));
-      for (int r = 0; r < ranks; ++r) {
-        const std::string name = fmt::format("optimizer-{:05}-of-{:05}.safetensors", r, ranks);
-        EXPECT_TRUE(read_text(files("0") / name) == read_text(files("1") / name)) << name;
+      for (const char* stage : {"1", "2", "3"}) {
+        SCOPED_TRACE(fmt::format("case {}, {} ranks, stage {}", i, ranks, stage));
+        const ProcessResult other =
+            train(ranks, job(runs / stage, ranks, with(flags, {{"zero-stage", stage}})));
+        expect_success(other);
+        EXPECT_EQ(samples(zero.out), samples(other.out));
+        EXPECT_EQ(repeatable_metrics(runs / "0"), repeatable_metrics(runs / stage));
+        expect_same_files(runs / "0" / "step-00000006", runs / stage / "step-00000006",
+                          stage != std::string("3"));
       }
     }
   }
 }
 
 TEST_F(Ranks, ResumeAtTheSameSizeIsBitwise) {
-  for (const char* stage : {"0", "1"}) {
+  for (const char* stage : {"0", "1", "3"}) {
     for (const Flags& numbers : {Flags{{"dtype", "fp32"}}, Flags{{"dtype", "bf16"}},
                                  Flags{{"dtype", "bf16"}, {"stochastic-rounding", ""}}}) {
       SCOPED_TRACE(fmt::format("stage {}, {}{}", stage, numbers.at("dtype"),
@@ -151,14 +159,90 @@ TEST_F(Ranks, ResumeAtTheSameSizeIsBitwise) {
       expect_success(train(3, job(runs / "parts", 3, with(flags, {{"steps", "10"}}))));
       expect_success(train(3, job(runs / "parts", 3, flags)));
       EXPECT_EQ(repeatable_metrics(runs / "whole"), repeatable_metrics(runs / "parts"));
-      for (const auto& entry : fs::directory_iterator(runs / "whole" / "step-00000020")) {
-        const fs::path name = entry.path().filename();
-        if (!name.string().ends_with(".safetensors")) continue;
-        EXPECT_TRUE(read_text(entry.path()) == read_text(runs / "parts" / "step-00000020" / name))
-            << name;
-      }
+      expect_same_files(runs / "whole" / "step-00000020", runs / "parts" / "step-00000020", true);
     }
   }
+}
+
+// A run goes through all stages, from checkpoint to checkpoint, with the bits of one stage.
+TEST_F(Ranks, AnyStageResumesAnyOther) {
+  const Flags flags = {{"dtype", "bf16"},        {"stochastic-rounding", ""},
+                       {"dropout", "0.1"},       {"eval-interval", "0"},
+                       {"lr-decay-steps", "20"}, {"reduce-each", "micro-step"}};
+  expect_success(train(2, job(scratch / "whole", 2, flags)));
+  const std::vector<const char*> stages = {"0", "1", "2", "3", "0", "2", "1", "3", "1", "0"};
+  for (size_t i = 0; i < stages.size(); ++i) {
+    SCOPED_TRACE(fmt::format("stage {} from step {}", stages[i], 2 * i));
+    const ProcessResult result = train(
+        2, job(scratch / "parts", 2,
+               with(flags, {{"zero-stage", stages[i]}, {"steps", std::to_string(2 * i + 2)}})));
+    expect_success(result);
+    EXPECT_EQ(result.err.find("not bit for bit"), std::string::npos) << result.err;
+  }
+  EXPECT_EQ(repeatable_metrics(scratch / "whole"), repeatable_metrics(scratch / "parts"));
+  expect_same_files(scratch / "whole" / "step-00000020", scratch / "parts" / "step-00000020", true);
+}
+
+// With several micro-steps stage 2 sums in another order than stage 1, and the run says so.
+TEST_F(Ranks, ReducingMoreOftenIsSaid) {
+  const fs::path out = scratch / "run";
+  const Flags flags = {{"zero-stage", "1"}, {"eval-interval", "0"}, {"lr-decay-steps", "20"}};
+  expect_success(train(2, job(out, 2, with(flags, {{"steps", "4"}}))));
+  const ProcessResult second =
+      train(2, job(out, 2, with(flags, {{"steps", "8"}, {"zero-stage", "2"}})));
+  expect_success(second);
+  EXPECT_NE(second.err.find("reduced gradients each step, but this run each micro-step: the run "
+                            "continues, but not bit for bit"),
+            std::string::npos)
+      << second.err;
+  expect_refusal(train(1, job(out, 1, with(flags, {{"zero-stage", "3"}, {"reduce-each", "step"}}))),
+                 2, "train", {"--reduce-each step", "--zero-stage 3"});
+}
+
+// Models of 17 million parameters and of almost none. They evaluate and save.
+Flags large(const fs::path& out, const char* stage) {
+  return {{"n-layer", "6"},      {"n-head", "8"},
+          {"n-embd", "512"},     {"vocab-size", "8192"},
+          {"seq-len", "32"},     {"batch-size", "1"},
+          {"steps", "2"},        {"bucket-mb", "1"},
+          {"zero-stage", stage}, {"total-batch-size", "128"},
+          {"device", "cpu"},     {"out", out}};
+}
+
+// What a rank uses, beyond what the program and MPI use, is what the plan says, at every stage.
+TEST_F(Ranks, UseTheMemoryThatIsPlanned) {
+  if (kSeparateAllocations) GTEST_SKIP() << "AddressSanitizer uses memory of its own";
+  double before = HUGE_VAL;
+  for (const char* stage : {"0", "1", "2", "3"}) {
+    for (const char* dtype : {"fp32", "bf16"}) {
+      SCOPED_TRACE(fmt::format("stage {}, {}", stage, dtype));
+      const TempDir runs;
+      const Flags flags = with(job("", 4, large(runs / "large", stage)), {{"dtype", dtype}});
+      const ProcessResult none = train(4, with(flags, {{"n-embd", "8"}, {"out", runs / "small"}}));
+      const ProcessResult run = train(4, flags);
+      expect_success(none);
+      expect_success(run);
+      const double plan = planned_bytes(run.out) - planned_bytes(none.out);
+      const double peak = 1024.0 * static_cast<double>(run.peak_rss - none.peak_rss);
+      EXPECT_LE(peak, 1.03 * plan + (32 << 20)) << "planned " << plan;
+      EXPECT_GE(peak, 0.9 * plan) << "planned " << plan;
+      if (dtype != std::string("fp32")) continue;
+      EXPECT_LT(plan, std::exchange(before, plan));
+    }
+  }
+}
+
+// What does not fit into a rank's memory at stage 0 fits at stage 3.
+TEST_F(Ranks, Stage3FitsIntoLessMemory) {
+  if (kSeparateAllocations) GTEST_SKIP() << "AddressSanitizer uses memory of its own";
+  const auto limited = [&](const char* stage) {
+    Command command = ranks_command(4, job("", 4, large(scratch / stage, stage)));
+    const Command limit = {"bash", "-c", "ulimit -d 300000; exec \"$@\"", "bash"};
+    command.insert(command.begin() + 3, limit.begin(), limit.end());
+    return run(command, kRanks);
+  };
+  EXPECT_NE(limited("0").exit_code, 0);
+  expect_success(limited("3"));
 }
 
 TEST_F(Ranks, ResumeAtAnotherSizeGoesOnAsOneRunWould) {
