@@ -22,10 +22,10 @@ class ImaginedDevice : public Device {
   DeviceKind kind() const override { return real_.kind(); }
   std::string name() const override { return real_.name(); }
   double peak_flops(DType dtype) const override { return real_.peak_flops(dtype); }
-  void* allocate(size_t bytes) override {
+  void* allocate(size_t bytes, MemorySpace) override {
     return reinterpret_cast<void*>(std::exchange(next_, next_ + round_up(bytes, kArenaAlignment)));
   }
-  void release(void*, size_t) noexcept override {}
+  void release(void*, size_t, MemorySpace) noexcept override {}
   void upload(const Tensor&, const void*) override {}
   void download(void*, const Tensor&) override {}
   void zero(const Tensor&) override {}
@@ -52,7 +52,7 @@ class ImaginedDevice : public Device {
 template <typename Build>
 MemoryPlan count_memory(Device& real, const Build& build) {
   ImaginedDevice device(real);
-  Arena arena(device, kBoundless);
+  Arena arena(device, kBoundless, kBoundless);
   build(device, arena);
   return arena.used();
 }

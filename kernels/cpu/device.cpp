@@ -66,7 +66,7 @@ class CpuDevice final : public Device {
   double peak_flops(DType) const override { return 0; }
 
   // The system overcommits and would kill the run later, so refuse here what cannot fit.
-  void* allocate(size_t bytes) override {
+  void* allocate(size_t bytes, MemorySpace) override {
     LATHE_CHECK(bytes > 0);
     const size_t available = memory_available();
     void* memory = bytes > available ? nullptr : map(bytes);
@@ -79,7 +79,7 @@ class CpuDevice final : public Device {
     return memory;
   }
 
-  void release(void* memory, size_t bytes) noexcept override {
+  void release(void* memory, size_t bytes, MemorySpace) noexcept override {
     if (kSeparateAllocations) {
       std::free(memory);
     } else if (memory) {

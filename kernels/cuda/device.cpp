@@ -101,8 +101,9 @@ class CudaDevice final : public Device {
     return properties_.totalGlobalMem - std::min(properties_.totalGlobalMem, kReservedBytes);
   }
 
-  void* allocate(size_t bytes) override {
+  void* allocate(size_t bytes, MemorySpace space) override {
     LATHE_CHECK(bytes > 0);
+    if (space == MemorySpace::pinned) return allocate_pinned(bytes);
     void* memory = nullptr;
     const cudaError_t error = cudaMalloc(&memory, bytes);
     if (error == cudaErrorMemoryAllocation) {
@@ -118,9 +119,9 @@ class CudaDevice final : public Device {
     check_cuda(cudaMemsetAsync(memory, 0, bytes, stream_), "clearing memory");
     return memory;
   }
-  void release(void* memory, size_t) noexcept override {
+  void release(void* memory, size_t, MemorySpace space) noexcept override {
     cudaStreamSynchronize(stream_);
-    cudaFree(memory);
+    space == MemorySpace::pinned ? cudaFreeHost(memory) : cudaFree(memory);
   }
 
   void upload(const Tensor& destination, const void* source) override {
@@ -130,7 +131,7 @@ class CudaDevice final : public Device {
     for (size_t done = 0; done < source.bytes(); done += kPinnedBytes) {
       const size_t part = std::min(kPinnedBytes, source.bytes() - done);
       check_cuda(cudaMemcpyAsync(pinned_, static_cast<const char*>(source.data) + done, part,
-                                 cudaMemcpyDeviceToHost, stream_),
+                                 cudaMemcpyDefault, stream_),
                  "download");
       synchronize();
       std::memcpy(static_cast<char*>(destination) + done, pinned_, part);
@@ -143,9 +144,9 @@ class CudaDevice final : public Device {
   void copy(const Tensor& destination, const Tensor& source) override {
     LATHE_CHECK(destination.bytes() == source.bytes());
     if (source.bytes() == 0) return;
-    check_cuda(cudaMemcpyAsync(destination.data, source.data, source.bytes(),
-                               cudaMemcpyDeviceToDevice, stream_),
-               "copy");
+    check_cuda(
+        cudaMemcpyAsync(destination.data, source.data, source.bytes(), cudaMemcpyDefault, stream_),
+        "copy");
   }
   void synchronize() override { check_cuda(cudaStreamSynchronize(stream_), "GPU"); }
 
@@ -209,6 +210,22 @@ class CudaDevice final : public Device {
   }
 
  private:
+  // Mapped into the GPU's addresses, as all pinned memory is on 64-bit systems.
+  static void* allocate_pinned(size_t bytes) {
+    void* memory = nullptr;
+    const cudaError_t error = cudaHostAlloc(&memory, bytes, cudaHostAllocDefault);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      throw UserError(
+          "{:.1f} GiB of pinned host memory are needed, which the host does not give: offload "
+          "less, or raise the limit of locked memory (ulimit -l)",
+          gibibytes(bytes));
+    }
+    check_cuda(error, "pinned memory");
+    std::memset(memory, 0, bytes);
+    return memory;
+  }
+
   static constexpr size_t kPinnedBytes = 4 << 20;  // of a download, at a time
   // The context, the libraries' kernels, and staging: some hundred megabytes on an H100.
   static constexpr size_t kReservedBytes = size_t{1} << 30;

@@ -54,7 +54,7 @@ void Staging::upload(void* destination, const void* source, size_t bytes) {
     check_cuda(cudaEventRecord(slot.arrived, copies_), "upload");
     check_cuda(cudaStreamWaitEvent(compute_, slot.arrived, 0), "upload");
     check_cuda(cudaMemcpyAsync(static_cast<char*>(destination) + done, slot.device, part,
-                               cudaMemcpyDeviceToDevice, compute_),
+                               cudaMemcpyDefault, compute_),
                "upload");
     check_cuda(cudaEventRecord(slot.consumed, compute_), "upload");
   }

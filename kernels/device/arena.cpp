@@ -28,44 +28,60 @@ std::string_view name_of(MemoryCategory category) {
 }
 
 std::string to_string(const MemoryPlan& plan) {
+  const auto line = [](std::string_view name, size_t bytes) {
+    return fmt::format("  {:<14} {:>16} bytes {:>10.2f} MiB\n", name, bytes,
+                       static_cast<double>(bytes) / (1 << 20));
+  };
   std::string text;
-  for (int i = 0; i < kMemoryCategories; ++i) {
-    if (plan.bytes[i] == 0) continue;
-    text += fmt::format("  {:<14} {:>16} bytes {:>10.2f} MiB\n",
-                        name_of(static_cast<MemoryCategory>(i)), plan.bytes[i],
-                        static_cast<double>(plan.bytes[i]) / (1 << 20));
+  for (const MemorySpace space : {MemorySpace::device, MemorySpace::pinned}) {
+    if (space == MemorySpace::pinned) {
+      if (plan.total(space) == 0) break;
+      text += "memory plan of the host\n";
+    }
+    for (int i = 0; i < kMemoryCategories; ++i) {
+      const auto category = static_cast<MemoryCategory>(i);
+      if (plan.of(category, space) > 0) text += line(name_of(category), plan.of(category, space));
+    }
+    text += line("total", plan.total(space));
   }
-  return text + fmt::format("  {:<14} {:>16} bytes {:>10.2f} MiB\n", "total", plan.total(),
-                            static_cast<double>(plan.total()) / (1 << 20));
+  return text;
 }
 
-Arena::Arena(Device& device, size_t capacity) : device_(device), capacity_(capacity) {
-  if (!kSeparateAllocations && capacity > 0) {
-    block_ = static_cast<char*>(device.allocate(capacity));
+Arena::Arena(Device& device, size_t capacity, size_t pinned) : device_(device) {
+  for (const auto& [space, bytes] :
+       {std::pair(MemorySpace::device, capacity), {MemorySpace::pinned, pinned}}) {
+    Block& block = blocks_[static_cast<size_t>(space)];
+    block.capacity = bytes;
+    if (!kSeparateAllocations && bytes > 0)
+      block.memory = static_cast<char*>(device.allocate(bytes, space));
   }
 }
 
 Arena::~Arena() {
-  if (block_) device_.release(block_, capacity_);
-  for (const auto& [memory, bytes] : separate_) device_.release(memory, bytes);
+  for (const MemorySpace space : {MemorySpace::device, MemorySpace::pinned}) {
+    const Block& block = blocks_[static_cast<size_t>(space)];
+    if (block.memory) device_.release(block.memory, block.capacity, space);
+    for (const auto& [memory, bytes] : block.separate) device_.release(memory, bytes, space);
+  }
 }
 
-Tensor Arena::allocate(MemoryCategory category, DType dtype, Shape shape) {
+Tensor Arena::allocate(MemoryCategory category, DType dtype, Shape shape, MemorySpace space) {
+  Block& block = blocks_[static_cast<size_t>(space)];
   Tensor tensor{nullptr, dtype, shape};
   const size_t bytes = round_up(tensor.bytes(), kArenaAlignment);
-  LATHE_CHECK(offset_ + bytes <= capacity_,
-              "the memory plan of {} bytes is too small for {} more of {} after {}", capacity_,
-              bytes, name_of(category), offset_);
+  LATHE_CHECK(block.offset + bytes <= block.capacity,
+              "the memory plan of {} bytes is too small for {} more of {} after {}", block.capacity,
+              bytes, name_of(category), block.offset);
   if (bytes > 0) {
     if (kSeparateAllocations) {
-      separate_.emplace_back(device_.allocate(tensor.bytes()), tensor.bytes());
-      tensor.data = separate_.back().first;
+      block.separate.emplace_back(device_.allocate(tensor.bytes(), space), tensor.bytes());
+      tensor.data = block.separate.back().first;
     } else {
-      tensor.data = block_ + offset_;
+      tensor.data = block.memory + block.offset;
     }
   }
-  offset_ += bytes;
-  used_.add(category, dtype, tensor.elements());
+  block.offset += bytes;
+  used_.add(category, dtype, tensor.elements(), space);
   return tensor;
 }
 

@@ -18,6 +18,11 @@ class Ops;
 struct OpCost;
 class PartObserver;
 
+// Where memory lies. `pinned`: on the host; a GPU reads and writes it over the bus. For a CPU both
+// are the same.
+enum class MemorySpace : uint8_t { device, pinned };
+inline constexpr int kMemorySpaces = 2;
+
 // `any` is a wish only: a GPU if there is one, else the CPU.
 enum class DeviceKind : uint8_t { any, cpu, cuda };
 // As written after --device.
@@ -35,9 +40,11 @@ class Device {
   // rather than a wrong one.
   virtual double peak_flops(DType dtype) const = 0;
 
-  // Zeroed memory aligned to kArenaAlignment. Throws UserError if there is not enough.
-  virtual void* allocate(size_t bytes) = 0;
-  virtual void release(void* memory, size_t bytes) noexcept = 0;
+  // Zeroed memory aligned to kArenaAlignment. Throws UserError if there is not enough. Operations
+  // and copies take addresses in any space.
+  virtual void* allocate(size_t bytes, MemorySpace space = MemorySpace::device) = 0;
+  virtual void release(void* memory, size_t bytes,
+                       MemorySpace space = MemorySpace::device) noexcept = 0;
 
   // Copies in stream order. When upload returns, `source` has been read; when download returns,
   // `destination` has been written (so it waits for the work before it).

@@ -49,16 +49,16 @@ void StepState::set_results(const StepResults& results) {
 }
 
 Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& parameters, Device& device,
-                     Arena& arena)
+                     Arena& arena, MemorySpace states)
     : config_(config), parameters_(parameters) {
   const std::vector<OwnedPart>& owned = parameters.owned();
   const DType acc = owned.front().gradients.dtype;
   int64_t elements = 0;
   for (const OwnedPart& part : owned) elements += part.part.elements;
   if (owned.front().weights.dtype != acc)
-    masters_ = arena.allocate(MemoryCategory::masters, acc, {elements});
-  m_ = arena.allocate(MemoryCategory::optimizer, acc, {elements});
-  v_ = arena.allocate(MemoryCategory::optimizer, acc, {elements});
+    masters_ = arena.allocate(MemoryCategory::masters, acc, {elements}, states);
+  m_ = arena.allocate(MemoryCategory::optimizer, acc, {elements}, states);
+  v_ = arena.allocate(MemoryCategory::optimizer, acc, {elements}, states);
   std::vector<OptimizerSegment> segments;
   for (const UpdateRange& range : parameters.updates()) {
     std::vector<ShardPart> parts;

@@ -51,9 +51,10 @@ struct OptimizerConfig {
 
 class Optimizer {
  public:
-  // For what this rank owns.
-  Optimizer(const OptimizerConfig& config, ParameterStore& parameters, Device& device,
-            Arena& arena);
+  // For what this rank owns. `states`: where masters and moments lie. If that is the host's memory,
+  // AdamW reads and writes them over the bus. Masters that are the weights stay with these.
+  Optimizer(const OptimizerConfig& config, ParameterStore& parameters, Device& device, Arena& arena,
+            MemorySpace states = MemorySpace::device);
 
   // Norm, clipping and update, without the host in between. If the loss or the gradient norm is not
   // finite, weights and moments stay unchanged.

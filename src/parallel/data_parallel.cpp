@@ -41,6 +41,8 @@ class DataParallelStore final : public ParameterStore {
   void complete(size_t bucket, const Tensor& mine, const char* what) override;
 
  private:
+  // Gathers a bucket's shares, of which `mine` is this rank's.
+  void gather_parts(size_t bucket, const Tensor& all, const Tensor& mine, const char* what);
   // Enqueues the all-reduce of a small tensor.
   void sum(const Tensor& tensor, const char* what) {
     communicator_.all_reduce(tensor, tensor, Reduction::sum, what);
@@ -48,6 +50,7 @@ class DataParallelStore final : public ParameterStore {
   bool owns_all() const { return !gathering_; }
 
   Communicator& communicator_;
+  Device& device_;
   StepSpans spans_;
   Tensor loss_;
   std::optional<WeightGathering> gathering_;  // stages 1 to 3
@@ -60,6 +63,7 @@ DataParallelStore::DataParallelStore(const ModelConfig& config, const DataParall
                                      const Tensor& loss, Arena& arena)
     : ParameterStore(config, sharding_of(options, communicator.size()), ops),
       communicator_(communicator),
+      device_(device),
       spans_(communicator, device),
       loss_(loss) {
   LATHE_CHECK(options.zero_stage < 2 || options.reduce_each_micro_step);
@@ -142,18 +146,27 @@ void DataParallelStore::add_up_loss() {
 Tensor DataParallelStore::gather(size_t bucket, const Tensor& mine, const char* what) {
   if (owns_all()) return mine;
   const Tensor& all = reduction_->memory(bucket);
-  communicator_.after_device();
-  communicator_.wait(communicator_.all_gather(all, mine, what));
+  gather_parts(bucket, all, mine, what);
   return all;
 }
 
 void DataParallelStore::complete(size_t bucket, const Tensor& mine, const char* what) {
   if (!owns_all()) return;
   const ShardPart& share = share_[bucket];
+  const Tensor& all = reduction_->memory(bucket);
+  const int64_t before = share.begin - layout_.buckets[bucket].begin;
+  gather_parts(bucket, all, mine.rows(before, share.elements), what);
+  device_.copy(mine, all);
+}
+
+// From any space into the device's, where collectives work.
+void DataParallelStore::gather_parts(size_t bucket, const Tensor& all, const Tensor& mine,
+                                     const char* what) {
+  const ShardPart& share = share_[bucket];
+  const Tensor part = all.rows(share.begin - layout_.buckets[bucket].begin, share.elements);
+  device_.copy(part, mine);
   communicator_.after_device();
-  communicator_.all_gather(mine, mine.rows(share.begin - owned_[bucket].part.begin, share.elements),
-                           what);
-  communicator_.device_after(communicator_.last());
+  communicator_.wait(communicator_.all_gather(all, part, what));
 }
 
 }  // namespace

@@ -113,6 +113,9 @@ void add_machine_flags(TableOfFlags& t, TrainOptions& o) {
   t.add(free, choice("recompute", o.recompute,
                      {Recompute::none, Recompute::gelu, Recompute::layernorm, Recompute::block},
                      "Activations to recompute in the backward pass, to save memory; same bits"));
+  t.add(free, text("offload", o.offload_text,
+                   "states=pinned keeps masters and moments in the host's memory, where AdamW "
+                   "reads and writes them; same bits"));
 }
 
 void add_ranks_flags(TableOfFlags& t, TrainOptions& o) {
@@ -198,6 +201,14 @@ void parse_profile(TrainOptions& o) {
     throw UserError("--profile {} and --trace {} watch the same operations: give one of them",
                     o.profile, o.trace);
   o.profile_begin = *begin, o.profile_end = *end;
+}
+
+// Parses "KIND=PLACE" into offload.
+void parse_offload(TrainOptions& o) {
+  if (o.offload_text.empty()) return;
+  if (o.offload_text != "states=pinned")
+    throw UserError("--offload is '{}', but must be states=pinned", o.offload_text);
+  o.offload.states = MemorySpace::pinned;
 }
 
 double lr_factor(LrScale scale, int64_t ranks) {
@@ -326,6 +337,7 @@ std::optional<std::string> given_text(const std::string& flag, const CommandLine
 void complete(TrainOptions& o, int ranks) {
   require_consistent(o);
   parse_profile(o);
+  parse_offload(o);
   const double factor = lr_factor(o.lr_scale, mesh_shape(ranks).dp);
   o.lr *= factor, o.min_lr *= factor;
   // Otherwise --config with the config.toml of this run would scale them again.

@@ -10,6 +10,7 @@
 #include "src/data/loader.h"
 #include "src/model/activations.h"
 #include "src/model/config.h"
+#include "src/model/offload.h"
 #include "src/model/optimizer.h"
 #include "src/model/parameters.h"
 
@@ -62,6 +63,8 @@ struct TrainOptions {
   CudaDeviceOptions cuda;
   int64_t chunk_logits = 0;  // logits at once; 0: as many as memory allows
   Recompute recompute = Recompute::none;
+  std::string offload_text;  // KIND=PLACE
+  Offload offload;           // parsed from it
 
   int64_t zero_stage = 0;  // what ranks share: 1 the optimizer's state, 2 gradients, 3 weights
   int64_t zero_slots = 2;  // layers whose weights are there at once (DataParallelOptions)

@@ -29,7 +29,7 @@ LoaderOptions loader_options(const TrainOptions& o, const std::string& split, co
 
 Run::Run(Setup setup, Device& device, const Mesh& mesh)
     : setup_(std::move(setup)),
-      arena_(device, setup_.plan.total()),
+      arena_(device, setup_.plan.total(), setup_.plan.total(MemorySpace::pinned)),
       trainer(setup_.options.model_config, setup_.options.optimizer, setup_.shape, device, mesh,
               arena_),
       loader(loader_options(setup_.options, "train", mesh, setup_.open)) {

@@ -138,7 +138,8 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world, cons
            .decode_len =
                options.sample_interval > 0 && !options.benchmark ? options.model_config.seq_len : 0,
            .recompute = options.recompute,
-           .parallel = parallel_options(options, mesh.dp().size())};
+           .parallel = parallel_options(options, mesh.dp().size()),
+           .offload = options.offload};
   plan_memory(device, mesh);
   if (mesh.ranks() > 1 && options.writes()) require_one_out(mesh.world(), options.out);
 }

@@ -29,7 +29,7 @@ Trainer::Trainer(const ModelConfig& config, const OptimizerConfig& optimizer_con
       schedule(one_forward_one_backward(/*stage=*/0, /*stages=*/1, s.micro_steps)),
       in_flight(allocate_activations(config, s, most_in_flight(schedule), arena)),
       model(config, *parameters, in_flight.front(), on, arena, s.logits_at_once),
-      optimizer(optimizer_config, *parameters, on, arena),
+      optimizer(optimizer_config, *parameters, on, arena, s.offload.states),
       clocks{StepClock(on, s.micro_steps), StepClock(on, s.micro_steps)},
       tokens_mbt_(arena.allocate(MemoryCategory::batch, DType::int32,
                                  {s.micro_steps, s.batch_size, s.seq_len})),

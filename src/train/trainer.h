@@ -13,6 +13,7 @@
 
 #include "kernels/device/arena.h"
 #include "src/model/decoder.h"
+#include "src/model/offload.h"
 #include "src/model/optimizer.h"
 #include "src/model/transformer.h"
 #include "src/parallel/data_parallel.h"
@@ -32,6 +33,7 @@ struct StepShape {
   Recompute recompute = Recompute::none;
   int64_t logits_at_once = 0;  // about; 0: the device's choice
   DataParallelOptions parallel;
+  Offload offload;
 };
 
 // What the host passes to the device for a step.

@@ -207,6 +207,7 @@ void add_decoder(MemoryPlan& plan, const ModelConfig& config, DType dtype, int64
 size_t add_parameters(MemoryPlan& plan, const ModelConfig& config, const StepShape& shape,
                       int64_t ranks) {
   const DataParallelOptions& o = shape.parallel;
+  const MemorySpace states = shape.offload.states;
   const DType dtype = shape.dtype, acc = accumulator_of(dtype);
   const auto add = [&](MemoryCategory category, DType type, int64_t elements, int64_t count = 1) {
     for (int64_t i = 0; i < count; ++i) plan.add(category, type, elements);
@@ -217,9 +218,9 @@ size_t add_parameters(MemoryPlan& plan, const ModelConfig& config, const StepSha
   if (ranks == 1) {
     const int64_t all = flat_elements(config);
     add(MemoryCategory::weights, dtype, all);
-    if (dtype != acc) add(MemoryCategory::masters, acc, all);
+    if (dtype != acc) plan.add(MemoryCategory::masters, acc, all, states);
     add_gradients(acc, all);
-    add(MemoryCategory::optimizer, acc, all, 2);
+    for (int i = 0; i < 2; ++i) plan.add(MemoryCategory::optimizer, acc, all, states);
     const ParameterLayout layout(config);
     return layout.segments(1, layout.whole()).size();
   }
@@ -245,7 +246,7 @@ size_t add_parameters(MemoryPlan& plan, const ModelConfig& config, const StepSha
   } else {
     add(MemoryCategory::weights, dtype, all);
   }
-  if (dtype != acc) add(MemoryCategory::masters, acc, owned);
+  if (dtype != acc) plan.add(MemoryCategory::masters, acc, owned, states);
   const auto add_written = [&](DType type) {
     if (!o.reduce_each_micro_step) return add_gradients(type, all);
     const auto others = static_cast<int64_t>(layout.buckets.size()) - 1;
@@ -255,7 +256,7 @@ size_t add_parameters(MemoryPlan& plan, const ModelConfig& config, const StepSha
   add_written(acc);
   if (o.reduce_bf16) add_written(DType::bf16);
   if (o.reduce_each_micro_step) add_gradients(acc, owned);
-  add(MemoryCategory::optimizer, acc, owned, 2);
+  for (int i = 0; i < 2; ++i) plan.add(MemoryCategory::optimizer, acc, owned, states);
 
   // Of each range of parts that are updated together.
   const auto parts = o.zero_stage > 0 ? layout.share(0) : layout.whole();
@@ -359,6 +360,8 @@ TEST(Plan, IsWhatTheFormulasSay) {
   for (DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
     for (Recompute recompute :
          {Recompute::none, Recompute::gelu, Recompute::layernorm, Recompute::block}) {
+      const MemorySpace offloaded =
+          recompute == Recompute::block ? MemorySpace::pinned : MemorySpace::device;
       for (const ModelConfig& config : kConfigs) {
         SCOPED_TRACE(fmt::format("{} {}", name_of(dtype), name_of(recompute)));
         expect_agreement(config,
@@ -367,7 +370,8 @@ TEST(Plan, IsWhatTheFormulasSay) {
                           .seq_len = config.seq_len,
                           .micro_steps = 2,
                           .decode_len = config.seq_len,
-                          .recompute = recompute},
+                          .recompute = recompute,
+                          .offload = {offloaded}},
                          1);
       }
     }
@@ -395,7 +399,8 @@ TEST(Plan, OfSeveralRanksIsWhatTheFormulasSay) {
                                          .zero_stage = stage,
                                          .zero_slots = zero_slots,
                                          .reduce_each_micro_step = each_micro_step || stage >= 2,
-                                         .reduce_bf16 = reduce_bf16}},
+                                         .reduce_bf16 = reduce_bf16},
+                            .offload = {reduce_bf16 ? MemorySpace::pinned : MemorySpace::device}},
                            ranks);
         }
       }
@@ -428,7 +433,7 @@ TEST(Plan, EachLevelOfRecomputationKeepsLess) {
     const auto activations = [&](int64_t n_layer) {
       const MemoryPlan plan = plan_of({.n_layer = n_layer, .vocab_size = 100},
                                       {.batch_size = 2, .seq_len = 64, .recompute = recompute});
-      return plan.bytes[static_cast<int>(MemoryCategory::activations)];
+      return plan.of(MemoryCategory::activations);
     };
     return static_cast<double>(activations(9) - activations(8)) / (2 * 64 * 768 * sizeof(float));
   };
@@ -517,7 +522,7 @@ TEST(Plan, AnArenaThatIsTooSmallIsAnError) {
   const auto device = make_test_device(DType::fp32);
   const ModelConfig config{.n_layer = 1, .n_head = 1, .n_embd = 16, .vocab_size = 20, .seq_len = 8};
   const MemoryPlan plan = plan_of(config, {.batch_size = 1, .seq_len = 8});
-  Arena arena(*device, plan.bytes[static_cast<int>(MemoryCategory::weights)]);
+  Arena arena(*device, plan.of(MemoryCategory::weights));
   EXPECT_THROW(LocalStore(config, device->ops(DType::fp32), arena), CheckError);
 }
 

@@ -46,6 +46,7 @@ struct Options {
   int64_t bucket_elements = 0;
   bool stochastic_rounding = false;
   Recompute recompute = Recompute::none;
+  Offload offload{};
 };
 
 // Writes a NaN into the gradients after the first backward pass of a LayerNorm.
@@ -86,9 +87,10 @@ struct Rank {
                            .zero_stage = options.stage,
                            .zero_slots = options.slots,
                            .reduce_each_micro_step = options.each_micro_step || options.stage >= 2,
-                           .reduce_bf16 = options.reduce_bf16}},
+                           .reduce_bf16 = options.reduce_bf16},
+              .offload = options.offload},
         plan(plan_training(config, optimizer, shape, device, Mesh(*on.comm))),
-        arena(device, plan.total()),
+        arena(device, plan.total(), plan.total(MemorySpace::pinned)),
         trainer(config, optimizer, shape, device, Mesh(*on.comm), arena) {
     trainer.set_masters([this](int64_t begin, const Tensor& to) {
       initialize_parameters(trainer.parameters->layout(), 5, begin, to, device);
@@ -289,6 +291,21 @@ TEST_P(DataParallelTest, StagesAreBitwiseEqual) {
   }
   // Without --reduce-each micro-step, stages 0 and 1 add up the micro-steps on each rank.
   expect_equal(train(ranks, {.micro_steps = 2}), train(ranks, {.stage = 1, .micro_steps = 2}));
+}
+
+// Where masters and moments lie changes no bits.
+TEST_P(DataParallelTest, OffloadChangesNoBits) {
+  Ranks ranks(GetParam());
+  for (const DType dtype : {DType::fp32, DType::bf16}) {
+    for (const int64_t stage : {0, 1, 3}) {
+      SCOPED_TRACE(fmt::format("{}, stage {}", name_of(dtype), stage));
+      const Options options{
+          .dtype = dtype, .stage = stage, .stochastic_rounding = dtype == DType::bf16};
+      Options offloaded = options;
+      offloaded.offload.states = MemorySpace::pinned;
+      expect_equal(train(ranks, options), train(ranks, offloaded));
+    }
+  }
 }
 
 // Buckets and slots decide what is there when, but change no bits.

@@ -87,10 +87,10 @@ class LateDevice final : public Device {
   DeviceKind kind() const override { return DeviceKind::cpu; }
   std::string name() const override { return cpu_->name(); }
   double peak_flops(DType dtype) const override { return cpu_->peak_flops(dtype); }
-  void* allocate(size_t bytes) override { return cpu_->allocate(bytes); }
-  void release(void* memory, size_t bytes) noexcept override {
+  void* allocate(size_t bytes, MemorySpace space) override { return cpu_->allocate(bytes, space); }
+  void release(void* memory, size_t bytes, MemorySpace space) noexcept override {
     queue_.run_until(queue_.pushed());
-    cpu_->release(memory, bytes);
+    cpu_->release(memory, bytes, space);
   }
 
   void upload(const Tensor& destination, const void* source) override {

@@ -1,0 +1,16 @@
+// What lies in the host's memory instead of the device's (--offload; Ren et al., "ZeRO-Offload",
+// 2021).
+#pragma once
+
+#include "kernels/device/device.h"
+
+namespace lathe {
+
+struct Offload {
+  // Masters and moments: AdamW reads and writes them over the bus. Masters that are the weights
+  // stay with these.
+  MemorySpace states = MemorySpace::device;
+  bool operator==(const Offload&) const = default;
+};
+
+}  // namespace lathe
