@@ -119,6 +119,9 @@ void CommMeasure::call(const CommCase& c, const Tensors& t) {
       comm_.receive(t.out, before, kWhat);
       if (!sends_first) comm_.send(t.in, next, kWhat);
       break;
+    case CollectiveKind::copy:
+      comm_.copy(t.out, t.in, kWhat);
+      break;
   }
 }
 
@@ -172,6 +175,8 @@ int64_t CommMeasure::count_wrong(const CommCase& c, const Tensor& out) {
     case CollectiveKind::send:
     case CollectiveKind::receive:
       return copied((rank + ranks - 1) % ranks, 0);
+    case CollectiveKind::copy:
+      return copied(rank, 0);
   }
   return 0;
 }

@@ -1,4 +1,6 @@
 #include "kernels/device/device.h"
+#include "kernels/device/copy_queue.h"
+#include "kernels/device/worker_queue.h"
 
 #include <sys/mman.h>
 
@@ -101,6 +103,9 @@ class CpuDevice final : public Device {
     download(destination.data, source);
   }
   void synchronize() override {}
+  std::unique_ptr<CopyQueue> make_copy_queue() override {
+    return std::make_unique<WorkerCopies>(*this);
+  }
 
   // Everything is done on return, so there is nothing to record and nothing to wait for.
   bool asynchronous() const override { return false; }
@@ -135,6 +140,28 @@ class CpuDevice final : public Device {
   }
 
  private:
+  // A thread copies while the others compute.
+  class WorkerCopies final : public CopyQueue {
+   public:
+    explicit WorkerCopies(Device& device)
+        : queue_(device, {.run = [](const Job& job) { std::memcpy(job.to, job.from, job.bytes); },
+                          .idle = [] {},
+                          .fail = [] { std::abort(); }}) {}
+    Ticket copy(const Tensor& to, const Tensor& from) override {
+      LATHE_CHECK(to.bytes() == from.bytes());
+      return queue_.put(Job{to.data, from.data, to.bytes()});
+    }
+    Queue& queue() override { return queue_; }
+
+   private:
+    struct Job {
+      void* to = nullptr;
+      const void* from = nullptr;
+      size_t bytes = 0;
+    };
+    WorkerQueue<Job> queue_;
+  };
+
   static double gibibytes(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
   // Zeroed memory, or null.

@@ -1,5 +1,7 @@
 // The device of kernels/device/device.h on an NVIDIA GPU: a stream for computation, one for copies.
 #include "kernels/device/device.h"
+#include "kernels/cuda/stream_queue.h"
+#include "kernels/device/copy_queue.h"
 
 #include <cuda_profiler_api.h>
 
@@ -149,6 +151,9 @@ class CudaDevice final : public Device {
         "copy");
   }
   void synchronize() override { check_cuda(cudaStreamSynchronize(stream_), "GPU"); }
+  std::unique_ptr<CopyQueue> make_copy_queue() override {
+    return std::make_unique<StreamCopies>(*this);
+  }
 
   bool asynchronous() const override { return true; }
   void replay(int key, const std::function<void()>& body) override {
@@ -210,6 +215,24 @@ class CudaDevice final : public Device {
   }
 
  private:
+  // The GPU's copy engines copy while its multiprocessors compute.
+  class StreamCopies final : public CopyQueue {
+   public:
+    explicit StreamCopies(Device& device) : queue_(device) {}
+    Ticket copy(const Tensor& to, const Tensor& from) override {
+      LATHE_CHECK(to.bytes() == from.bytes());
+      queue_.begin();
+      check_cuda(
+          cudaMemcpyAsync(to.data, from.data, to.bytes(), cudaMemcpyDefault, queue_.stream()),
+          "copy");
+      return queue_.end();
+    }
+    Queue& queue() override { return queue_; }
+
+   private:
+    cuda::StreamQueue queue_;
+  };
+
   // Mapped into the GPU's addresses, as all pinned memory is on 64-bit systems.
   static void* allocate_pinned(size_t bytes) {
     void* memory = nullptr;

@@ -82,6 +82,7 @@ class Arena {
                   MemorySpace space = MemorySpace::device);
 
   const MemoryPlan& used() const { return used_; }
+  Device& device() const { return device_; }
 
  private:
   struct Block {

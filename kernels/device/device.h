@@ -14,6 +14,7 @@
 
 namespace lathe {
 
+class CopyQueue;
 class Ops;
 struct OpCost;
 class PartObserver;
@@ -54,6 +55,9 @@ class Device {
   // Within the device: equal sizes in bytes, no overlap.
   virtual void copy(const Tensor& destination, const Tensor& source) = 0;
   virtual void synchronize() = 0;
+  // A queue of copies that run beside the device's operations, if the device can do that; otherwise
+  // among them.
+  virtual std::unique_ptr<CopyQueue> make_copy_queue();
 
   // Whether operations and copies return before they are done. In either case they are done in the
   // order of the calls.

@@ -3,9 +3,9 @@
 namespace lathe {
 
 std::string_view name_of(CollectiveKind kind) {
-  constexpr std::string_view kNames[] = {"all_reduce", "reduce", "reduce_scatter",
-                                         "all_gather", "gather", "scatter",
-                                         "broadcast",  "send",   "receive"};
+  constexpr std::string_view kNames[] = {"all_reduce", "reduce",  "reduce_scatter", "all_gather",
+                                         "gather",     "scatter", "broadcast",      "send",
+                                         "receive",    "copy"};
   const auto index = static_cast<size_t>(kind);
   return index < std::size(kNames) ? kNames[index] : "?";
 }
@@ -140,6 +140,16 @@ Ticket CollectiveCommunicator::receive(const Tensor& tensor, int from, const cha
                .root = from,
                .count = tensor.elements(),
                .out = tensor.data,
+               .what = what});
+}
+
+Ticket CollectiveCommunicator::copy(const Tensor& to, const Tensor& from, const char* what) {
+  check_same(to, from, 1);
+  return call({.kind = CollectiveKind::copy,
+               .dtype = from.dtype,
+               .count = from.elements(),
+               .in = from.data,
+               .out = to.data,
                .what = what});
 }
 

@@ -19,7 +19,8 @@ enum class CollectiveKind : uint8_t {
   scatter,
   broadcast,
   send,
-  receive
+  receive,
+  copy  // within a rank
 };
 
 struct Collective {
@@ -65,6 +66,7 @@ class CollectiveCommunicator : public Communicator {
   Ticket broadcast(const Tensor& tensor, int root, const char* what) final;
   Ticket send(const Tensor& tensor, int to, const char* what) final;
   Ticket receive(const Tensor& tensor, int from, const char* what) final;
+  Ticket copy(const Tensor& to, const Tensor& from, const char* what) final;
   void after_device() final { queue_.after_device(); }
   void device_after(Ticket ticket) final { queue_.device_after(ticket); }
   Ticket last() const final { return queue_.last(); }

@@ -157,6 +157,8 @@ void CudaMpiCommunicator::enqueue_piece(const Collective& whole, int64_t first, 
     case CollectiveKind::receive:
       run_on_host(c);
       return copy_in(pinned_);
+    case CollectiveKind::copy:
+      return copy(out, in, bytes, cudaMemcpyDefault);
   }
 }
 

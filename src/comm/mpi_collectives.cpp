@@ -100,6 +100,10 @@ MpiCollectives::~MpiCollectives() {
 void MpiCollectives::run(const Collective& c) {
   if (given_up_) return;
   idle_ = {};
+  if (c.kind == CollectiveKind::copy) {
+    std::memcpy(c.out, c.in, c.bytes());
+    return;
+  }
   current_ = &c;
   all_joined_ = false;
   if (c.between_two()) {

@@ -50,7 +50,6 @@ std::vector<LayerActivations> allocate_layers(const ModelConfig& config, DType d
     keep_below(block, &LayerActivations::ln_2_rstd, acc, {b, t});
     keep_below(block, &LayerActivations::pre_gelu, dtype, {b * t, 4 * c});
     keep_below(gelu, &LayerActivations::gelu, dtype, {b * t, 4 * c});
-    keep(&LayerActivations::residual_out, dtype, {b, t, c});
   }
   return layers;
 }
@@ -58,15 +57,23 @@ std::vector<LayerActivations> allocate_layers(const ModelConfig& config, DType d
 }  // namespace
 
 Activations::Activations(const ModelConfig& config, DType dtype, int64_t b, int64_t t,
-                         Recompute level, Arena& arena)
+                         Recompute level, Arena& arena, bool offloads)
     : batch_size(b), seq_len(t), recompute(level) {
+  LATHE_CHECK(!offloads || level == Recompute::block);
   LATHE_CHECK(t >= 1 && t <= config.seq_len && b >= 1);
   const auto allocate = [&](DType type, Shape shape) {
     return arena.allocate(MemoryCategory::activations, type, shape);
   };
   const DType acc = accumulator_of(dtype);
-  embedded = allocate(dtype, {b, t, config.n_embd});
+  const Shape btc{b, t, config.n_embd};
+  if (offloads) offload = std::make_unique<InputOffload>(config.n_layer + 1, dtype, btc, arena);
+  const auto input_of = [&](int64_t unit) {
+    return offload ? offload->slot(unit) : allocate(dtype, btc);
+  };
+  embedded = input_of(0);
   layers = allocate_layers(config, dtype, b, t, level, arena);
+  for (int64_t l = 0; l < config.n_layer; ++l)
+    layers[static_cast<size_t>(l)].residual_out = input_of(l + 1);
   ln_f = allocate(dtype, {b, t, config.n_embd});
   ln_f_mean = allocate(acc, {b, t});
   ln_f_rstd = allocate(acc, {b, t});

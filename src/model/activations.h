@@ -17,12 +17,14 @@
 // a dropout mask depends only on where it is applied.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "kernels/device/arena.h"
 #include "src/model/config.h"
+#include "src/model/input_offload.h"
 
 namespace lathe {
 
@@ -41,9 +43,10 @@ struct LayerActivations {
 
 // What one micro-batch in flight keeps from its forward pass to its backward pass.
 struct Activations {
-  // For batch_size sequences of seq_len <= config.seq_len tokens.
+  // For batch_size sequences of seq_len <= config.seq_len tokens. `offload`: the inputs of layers
+  // lie in the host's memory; only with Recompute::block.
   Activations(const ModelConfig& config, DType dtype, int64_t batch_size, int64_t seq_len,
-              Recompute recompute, Arena& arena);
+              Recompute recompute, Arena& arena, bool offload = false);
 
   // The residual stream at the input of layer l.
   const Tensor& layer_input(int64_t l) const {
@@ -52,7 +55,8 @@ struct Activations {
 
   int64_t batch_size, seq_len;
   Recompute recompute;
-  Tensor embedded;  // the residual stream at layer 0
+  std::unique_ptr<InputOffload> offload;  // null: everything stays on the device
+  Tensor embedded;                        // the residual stream at layer 0
   std::vector<LayerActivations> layers;
   Tensor ln_f, ln_f_mean, ln_f_rstd;
   Tensor losses_n;

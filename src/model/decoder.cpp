@@ -45,6 +45,7 @@ Decoder::Decoder(const ModelConfig& config, ParameterStore& parameters, int64_t 
     run(tokens);
   }
   past_ = 0;
+  sizing_ = false;
   ops_ = real;
   workspace_ = cache(DType::uint8, {static_cast<int64_t>(recorder.workspace())});
 }
@@ -73,9 +74,9 @@ void Decoder::run(int64_t t) {
   };
 
   const auto with = [this](int64_t unit, const auto& body) {
-    parameters_.need(Pass::forward, unit);
+    if (!sizing_) parameters_.need(Pass::forward, unit);
     body();
-    parameters_.release(Pass::forward, unit);
+    if (!sizing_) parameters_.release(Pass::forward, unit);
   };
   const auto embed = [&] {
     ops_->run(EmbeddingForward{.x_btc = stream,

@@ -37,6 +37,7 @@ class Decoder {
   const ModelParameters& weights_;  // the store's
   Device& device_;
   const Ops* ops_;
+  bool sizing_ = true;  // the constructor runs without weights or tokens
   int64_t capacity_, chunk_;
   int64_t past_ = 0;
   std::vector<Tensor> keys_, values_;  // per layer [1, capacity, C]

@@ -1,5 +1,6 @@
 #include "src/model/transformer.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "kernels/observed_ops.h"
@@ -40,42 +41,54 @@ void Transformer::allocate_workspace(const Activations& like, Arena& arena) {
   loss(batch, 1, &results);
   loss_and_backward(batch, 1, &results, true);
   ops_ = real;
+  sizing_ = false;
   workspace_ = arena.allocate(MemoryCategory::workspace, DType::uint8,
                               {static_cast<int64_t>(recorder.workspace())});
 }
 
-void Transformer::enter(Pass pass, int64_t unit) {
+void Transformer::enter(Pass pass, int64_t unit, const MicroBatch* batch) {
   ops_->enter_layer(unit);
-  parameters_.need(pass, unit);
+  need(pass, unit);
+  if (sizing_ || batch == nullptr || !batch->kept->offload) return;
+  // The embedding writes the input of layer 0; every other input is written by its own unit.
+  InputOffload& inputs = *batch->kept->offload;
+  if (pass == Pass::backward) {
+    inputs.need(unit);
+  } else if (unit != 0) {
+    inputs.begin_write(std::max<int64_t>(unit, 0));
+  }
 }
 
-void Transformer::leave(Pass pass, int64_t unit) {
-  parameters_.release(pass, unit);
+void Transformer::leave(Pass pass, int64_t unit, const MicroBatch* batch) {
+  release(pass, unit);
   ops_->enter_layer(kNoLayer);
+  if (sizing_ || batch == nullptr || !batch->kept->offload) return;
+  if (pass == Pass::forward && unit >= 0) batch->kept->offload->end_read(unit);
 }
 
 void Transformer::forward(const MicroBatch& batch, bool training) {
   const Activations& kept = *batch.kept;
-  enter(Pass::forward, kEmbeddings);
+  const MicroBatch* const step = training ? &batch : nullptr;
+  enter(Pass::forward, kEmbeddings, step);
   ops_->run(EmbeddingForward{.x_btc = kept.embedded,
                              .tokens_bt = batch.tokens_bt,
                              .wte_vc = weights_.wte,
                              .wpe_tc = weights_.wpe,
                              .dropout = dropout(0, DropoutSite::embedding, batch, training)},
             workspace_);
-  leave(Pass::forward, kEmbeddings);
+  leave(Pass::forward, kEmbeddings, step);
   for (int64_t l = 0; l < config_.n_layer; ++l) {
-    enter(Pass::forward, l);
+    enter(Pass::forward, l, step);
     attention_block(l, input_of(l, batch, training), batch, training);
     mlp_block(l, batch, training);
     blocks().mlp_projection(weights_.layers[l], kept.layers[l], projection_);
-    leave(Pass::forward, l);
+    leave(Pass::forward, l, step);
   }
-  enter(Pass::forward, config_.n_layer);
+  enter(Pass::forward, config_.n_layer, step);
   blocks().norm(input_of(config_.n_layer, batch, training),
                 {kept.ln_f, kept.ln_f_mean, kept.ln_f_rstd}, weights_.ln_f_weight,
                 weights_.ln_f_bias);
-  leave(Pass::forward, config_.n_layer);
+  leave(Pass::forward, config_.n_layer, step);
 }
 
 Dropout Transformer::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
@@ -158,9 +171,9 @@ LinearCrossEntropy Transformer::head(const MicroBatch& batch, double scale,
 
 void Transformer::loss(const MicroBatch& batch, double scale, StepResults* results) {
   ops_->enter_layer(config_.n_layer);
-  parameters_.need(Pass::forward, kEmbeddings);
+  need(Pass::forward, kEmbeddings);
   ops_->run(head(batch, scale, results), workspace_);
-  leave(Pass::forward, kEmbeddings);
+  leave(Pass::forward, kEmbeddings, nullptr);
 }
 
 void Transformer::loss_and_backward(const MicroBatch& batch, double scale, StepResults* results,
@@ -168,17 +181,17 @@ void Transformer::loss_and_backward(const MicroBatch& batch, double scale, StepR
   const int64_t last = config_.n_layer - 1, final = config_.n_layer;
   const Activations& kept = *batch.kept;
   ops_->enter_layer(final);
-  parameters_.need(Pass::backward, kEmbeddings);
-  parameters_.need_gradients(ModelParameters::kWteSlot);
+  need(Pass::backward, kEmbeddings);
+  need_gradients(ModelParameters::kWteSlot);
   LinearCrossEntropy args = head(batch, scale, results);
   args.dx_nc = Blocks::rows(d_c_);
   args.dwte_vc = gradients_.wte;
   args.accumulate = accumulate;
   ops_->run(args, workspace_);
-  parameters_.release(Pass::backward, kEmbeddings);
-  parameters_.need(Pass::backward, final);
-  parameters_.need_gradients(gradients_.ln_f_slot);
-  parameters_.need_gradients(gradients_.layers.back().mlp_proj_slot);  // the bias
+  release(Pass::backward, kEmbeddings);
+  enter(Pass::backward, final, &batch);
+  need_gradients(gradients_.ln_f_slot);
+  need_gradients(gradients_.layers.back().mlp_proj_slot);  // the bias
   ops_->run(LayerNormBackward{.d_residual_btc = d_residual_,
                               .dx_btc = d_branch_,
                               .dweight_c = gradients_.ln_f_weight,
@@ -193,14 +206,14 @@ void Transformer::loss_and_backward(const MicroBatch& batch, double scale, StepR
                               .fresh = true,
                               .accumulate = accumulate},
             workspace_);
-  parameters_.gradients_final(gradients_.ln_f_slot);
-  leave(Pass::backward, final);
+  gradients_final(gradients_.ln_f_slot);
+  leave(Pass::backward, final, &batch);
   for (int64_t l = last; l >= 0; --l) {
-    enter(Pass::backward, l);
+    enter(Pass::backward, l, &batch);
     recompute(l, batch);
     mlp_backward(l, batch, accumulate);
     attention_backward(l, batch, accumulate);
-    leave(Pass::backward, l);
+    leave(Pass::backward, l, &batch);
   }
   ops_->enter_layer(kEmbeddings);  // does not read its weights
   ops_->run(EmbeddingBackward{.dwte_vc = gradients_.wte,
@@ -211,7 +224,7 @@ void Transformer::loss_and_backward(const MicroBatch& batch, double scale, StepR
                               .accumulate = accumulate},
             workspace_);
   ops_->enter_layer(kNoLayer);
-  parameters_.gradients_final(ModelParameters::kWteSlot);
+  gradients_final(ModelParameters::kWteSlot);
 }
 
 void Transformer::backward(LinearBackward args, bool accumulate) {
@@ -232,7 +245,7 @@ void Transformer::backward(LayerNormBackward args, bool accumulate) {
 void Transformer::mlp_backward(int64_t l, const MicroBatch& batch, bool accumulate) {
   const LayerParameters &w = weights_.layers[l], &g = gradients_.layers[l];
   const LayerActivations& a = batch.kept->layers[l];
-  parameters_.need_gradients(g.ln_2_slot);  // fc's bias
+  need_gradients(g.ln_2_slot);  // fc's bias
   backward(LinearBackward{.dx_ni = d_4c_,
                           .dweight_io = g.mlp_proj_weight,
                           .dx_sums_i = g.fc_bias,
@@ -242,14 +255,14 @@ void Transformer::mlp_backward(int64_t l, const MicroBatch& batch, bool accumula
                           .input_pre_activation_ni = a.pre_gelu,
                           .gelu = config_.gelu},
            accumulate);
-  parameters_.gradients_final(g.mlp_proj_slot);
+  gradients_final(g.mlp_proj_slot);
   backward(LinearBackward{.dx_ni = Blocks::rows(d_c_),
                           .dweight_io = g.fc_weight,
                           .dy_no = d_4c_,
                           .x_ni = Blocks::rows(a.ln_2),
                           .weight_io = w.fc_weight},
            accumulate);
-  parameters_.need_gradients(g.attn_proj_slot);  // the bias
+  need_gradients(g.attn_proj_slot);  // the bias
   backward(LayerNormBackward{.dx_btc = d_branch_,
                              .dweight_c = g.ln_2_weight,
                              .dbias_c = g.ln_2_bias,
@@ -260,7 +273,7 @@ void Transformer::mlp_backward(int64_t l, const MicroBatch& batch, bool accumula
                              .weight_c = w.ln_2_weight,
                              .dropout = dropout(l, DropoutSite::attention_projection, batch, true)},
            accumulate);
-  parameters_.gradients_final(g.ln_2_slot);
+  gradients_final(g.ln_2_slot);
 }
 
 // residual_mid = residual_in + attn_proj(attention(qkv(ln_1(residual_in)))). d_residual_ holds the
@@ -276,8 +289,8 @@ void Transformer::attention_backward(int64_t l, const MicroBatch& batch, bool ac
                           .x_ni = Blocks::rows(a.attention),
                           .weight_io = w.attn_proj_weight},
            accumulate);
-  parameters_.gradients_final(g.attn_proj_slot);
-  parameters_.need_gradients(g.ln_1_slot);
+  gradients_final(g.attn_proj_slot);
+  need_gradients(g.ln_1_slot);
   ops_->run(AttentionBackward{.dqkv_bt3c = d_qkv,
                               .dqkv_sums_3c = g.attn_bias,
                               .dout_btc = d_c_,
@@ -301,13 +314,13 @@ void Transformer::attention_backward(int64_t l, const MicroBatch& batch, bool ac
                               .rstd_bt = a.ln_1_rstd,
                               .weight_c = w.ln_1_weight};
   if (l > 0) {  // below layer 0 is the embedding, which applies its own mask
-    parameters_.need_gradients(gradients_.layers[l - 1].mlp_proj_slot);  // the bias
+    need_gradients(gradients_.layers[l - 1].mlp_proj_slot);  // the bias
     layernorm.dx_btc = d_branch_;
     layernorm.dx_sums_c = gradients_.layers[l - 1].mlp_proj_bias;
     layernorm.dropout = dropout(l - 1, DropoutSite::mlp_projection, batch, true);
   }
   backward(layernorm, accumulate);
-  parameters_.gradients_final(g.ln_1_slot);
+  gradients_final(g.ln_1_slot);
 }
 
 }  // namespace lathe

@@ -47,8 +47,21 @@ class Transformer {
 
  private:
   void allocate_workspace(const Activations& like, Arena& arena);
-  void enter(Pass pass, int64_t unit);
-  void leave(Pass pass, int64_t unit);
+  // Around what a pass does with a unit. `batch`: of training; null in an evaluation.
+  void enter(Pass pass, int64_t unit, const MicroBatch* batch);
+  void leave(Pass pass, int64_t unit, const MicroBatch* batch);
+  void need(Pass pass, int64_t unit) {
+    if (!sizing_) parameters_.need(pass, unit);
+  }
+  void release(Pass pass, int64_t unit) {
+    if (!sizing_) parameters_.release(pass, unit);
+  }
+  void need_gradients(size_t slot) {
+    if (!sizing_) parameters_.need_gradients(slot);
+  }
+  void gradients_final(size_t slot) {
+    if (!sizing_) parameters_.gradients_final(slot);
+  }
   Blocks blocks() const { return {*ops_, workspace_}; }
 
   Dropout dropout(int64_t layer, DropoutSite site, const MicroBatch& batch, bool training) const;
@@ -68,6 +81,7 @@ class Transformer {
   ModelConfig config_;
   int64_t logits_at_once_;
   ParameterStore& parameters_;
+  bool sizing_ = true;  // allocate_workspace() runs a step without weights or data
   const Ops* ops_;
   const ModelParameters &weights_, &gradients_;  // the store's
 

@@ -74,10 +74,9 @@ DataParallelStore::DataParallelStore(const ModelConfig& config, const DataParall
   if (of_all) {
     weights = allocate_all(MemoryCategory::weights, dtype, arena);
   } else {
-    weights = gathering_
-                  .emplace(layout_, shares, dtype, options.zero_stage == 3 ? options.zero_slots : 0,
-                           communicator, spans_, arena)
-                  .views();
+    const int64_t slots = options.zero_stage == 3 ? options.zero_slots : 0;
+    gathering_.emplace(layout_, shares, dtype, slots, options.weights, communicator, spans_, arena);
+    weights = gathering_->views();
   }
   reduction_.emplace(layout_, shares, accumulator_of(dtype),
                      ReductionOptions{.each_micro_step = options.reduce_each_micro_step,
@@ -182,8 +181,9 @@ std::unique_ptr<ParameterStore> make_parameter_store(const ModelConfig& config,
                                                      Communicator& communicator, Device& device,
                                                      const Ops& ops, const Tensor& loss,
                                                      Arena& arena) {
-  // A single rank needs no collectives, unless --comm nccl asks for them.
-  if (communicator.kind() == CommKind::self)
+  // A single rank needs no collectives, unless --comm nccl asks for them, or its weights lie on the
+  // host.
+  if (communicator.kind() == CommKind::self && options.weights == MemorySpace::device)
     return std::make_unique<LocalStore>(config, ops, arena);
   return std::make_unique<DataParallelStore>(config, options, communicator, device, ops, loss,
                                              arena);

@@ -52,6 +52,8 @@ struct DataParallelOptions {
   int64_t zero_slots = 2;
   bool reduce_each_micro_step = false;  // stages 2 and 3 need it
   bool reduce_bf16 = false;             // reduce gradients in bf16
+  // Where this rank's share of the layers' weights lies (stage 3).
+  MemorySpace weights = MemorySpace::device;
 };
 // The division of the parameters among `ranks`.
 Sharding sharding_of(const DataParallelOptions& options, int64_t ranks);

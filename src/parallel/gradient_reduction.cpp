@@ -81,7 +81,6 @@ void GradientReduction::find_gaps() {
 }
 
 bool GradientReduction::begin_backward(int64_t micro_step, bool last) {
-  begun_ = true;
   reduces_ = options_.each_micro_step || last;
   add_ = options_.each_micro_step && micro_step > 0;
   reductions_ = 0;
@@ -90,7 +89,7 @@ bool GradientReduction::begin_backward(int64_t micro_step, bool last) {
 
 void GradientReduction::need(const Ops& ops, size_t slot) {
   const size_t b = layout_.bucket_of_slot[slot];
-  if (begun_ && options_.each_micro_step && states_[b] != State::written) enter(ops, b);
+  if (options_.each_micro_step && states_[b] != State::written) enter(ops, b);
 }
 
 // Takes over the memory of bucket b from the bucket that was there.
@@ -110,7 +109,7 @@ void GradientReduction::enter(const Ops& ops, size_t b) {
 }
 
 bool GradientReduction::final(const Ops& ops, size_t slot) {
-  if (!begun_ || !reduces_ || !layout_.starts_bucket(slot)) return false;
+  if (!reduces_ || !layout_.starts_bucket(slot)) return false;
   reduce(ops, layout_.bucket_of_slot[slot]);
   return true;
 }

@@ -90,7 +90,6 @@ class GradientReduction {
   std::vector<State> states_;              // of the buckets
   std::vector<Running> running_;           // of the buckets
   std::vector<int64_t> holders_;           // the bucket in each slot, or -1
-  bool begun_ = false;                     // the model's constructor also makes calls
   bool reduces_ = false;                   // in this micro-step
   bool add_ = false;                       // to the sums of the micro-steps before
   size_t reductions_ = 0;                  // of this micro-step

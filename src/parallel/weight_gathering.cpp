@@ -8,7 +8,8 @@ namespace lathe {
 
 WeightGathering::WeightGathering(const ParameterLayout& layout,
                                  const std::vector<ShardPart>& shares, DType dtype, int64_t slots,
-                                 Communicator& communicator, StepSpans& spans, Arena& arena)
+                                 MemorySpace space, Communicator& communicator, StepSpans& spans,
+                                 Arena& arena)
     : layout_(layout), communicator_(communicator), spans_(spans) {
   const std::vector<Bucket>& buckets = layout.buckets;
   for (size_t b = 0; b < buckets.size(); ++b) {
@@ -24,7 +25,7 @@ WeightGathering::WeightGathering(const ParameterLayout& layout,
   }
   const auto others = static_cast<int64_t>(groups_.size()) - 1;
   slots_.assign(static_cast<size_t>(slots > 0 ? std::min(slots, others) : others), -1);
-  all_stay() ? allocate_all(shares, dtype, arena) : allocate_slots(shares, dtype, arena);
+  all_stay() ? allocate_all(shares, dtype, arena) : allocate_slots(shares, dtype, space, arena);
 }
 
 void WeightGathering::allocate_all(const std::vector<ShardPart>& shares, DType dtype,
@@ -37,9 +38,10 @@ void WeightGathering::allocate_all(const std::vector<ShardPart>& shares, DType d
 
 // This rank's share of the embeddings lies among them.
 void WeightGathering::allocate_slots(const std::vector<ShardPart>& shares, DType dtype,
-                                     Arena& arena) {
-  const auto allocate = [&](MemoryCategory category, int64_t elements) {
-    return arena.allocate(category, dtype, {elements});
+                                     MemorySpace space, Arena& arena) {
+  const auto allocate = [&](MemoryCategory category, int64_t elements,
+                            MemorySpace in = MemorySpace::device) {
+    return arena.allocate(category, dtype, {elements}, in);
   };
   int64_t largest = 0;
   for (size_t g = 1; g < groups_.size(); ++g) largest = std::max(largest, elements_of(groups_[g]));
@@ -55,8 +57,9 @@ void WeightGathering::allocate_slots(const std::vector<ShardPart>& shares, DType
   }
   const int64_t before = shares[1].local, mine = shares.back().local + shares.back().elements;
   const bool are_masters = dtype == accumulator_of(dtype);
-  const Tensor flat =
-      allocate(are_masters ? MemoryCategory::masters : MemoryCategory::weights, mine - before);
+  const Tensor flat = allocate(are_masters ? MemoryCategory::masters : MemoryCategory::weights,
+                               mine - before, space);
+  shares_on_host_ = space != MemorySpace::device;
   shares_.push_back(groups_[0].memory.rows(shares[0].begin, shares[0].elements));
   for (size_t b = 1; b < shares.size(); ++b)
     shares_.push_back(flat.rows(shares[b].local - before, shares[b].elements));
@@ -67,8 +70,14 @@ void WeightGathering::allocate_slots(const std::vector<ShardPart>& shares, DType
 void WeightGathering::enqueue(const Group& group) {
   for (size_t b = group.first; b < group.end; ++b) {
     const Bucket& bucket = layout_.buckets[b];
-    communicator_.all_gather(group.memory.rows(bucket.begin - begin_of(group), bucket.elements()),
-                             shares_[b], bucket.name.c_str());
+    const char* name = bucket.name.c_str();
+    const Tensor all = group.memory.rows(bucket.begin - begin_of(group), bucket.elements());
+    Tensor mine = shares_[b];
+    if (shares_on_host_ && b > 0) {  // collectives work in the device's memory
+      mine = all.rows(communicator_.rank() * shares_[b].elements(), shares_[b].elements());
+      communicator_.copy(mine, shares_[b], name);
+    }
+    communicator_.all_gather(all, mine, name);
   }
 }
 
@@ -81,7 +90,6 @@ void WeightGathering::request(size_t g) {
 // Nothing that was gathered before counts any more.
 void WeightGathering::forget() {
   std::ranges::fill(slots_, -1);
-  begun_ = true;
 }
 
 void WeightGathering::begin_step() {
@@ -100,7 +108,6 @@ void WeightGathering::begin_forward() {
 // The slot of a group that is requested here is free: its former group is further behind in this
 // pass than the one that the device has just left.
 void WeightGathering::need(Pass pass, int64_t unit) {
-  if (!begun_) return;
   size_t g = groups_.size() - 1;
   while (groups_[g].first_layer > unit) --g;
   const auto slots = static_cast<int64_t>(slots_.size()), here = static_cast<int64_t>(g);

@@ -29,9 +29,10 @@ namespace lathe {
 class WeightGathering {
  public:
   // For this rank's `shares` of the layout's buckets. slots 0: as many as groups. Otherwise the
-  // layout has whole layers.
+  // layout has whole layers, and if not all fit, this rank's share of the layers lies in `space`.
   WeightGathering(const ParameterLayout& layout, const std::vector<ShardPart>& shares, DType dtype,
-                  int64_t slots, Communicator& communicator, StepSpans& spans, Arena& arena);
+                  int64_t slots, MemorySpace space, Communicator& communicator, StepSpans& spans,
+                  Arena& arena);
 
   const ModelParameters& views() const { return views_; }
   const std::vector<Tensor>& shares() const { return shares_; }  // of each bucket
@@ -64,7 +65,8 @@ class WeightGathering {
     return slots_[slot_of(static_cast<size_t>(group))] == group;
   }
   void allocate_all(const std::vector<ShardPart>& shares, DType dtype, Arena& arena);
-  void allocate_slots(const std::vector<ShardPart>& shares, DType dtype, Arena& arena);
+  void allocate_slots(const std::vector<ShardPart>& shares, DType dtype, MemorySpace space,
+                      Arena& arena);
   void enqueue(const Group& group);
   void request(size_t group);
   void forget();
@@ -75,9 +77,9 @@ class WeightGathering {
   std::vector<Group> groups_;
   std::vector<int64_t> slots_;  // the group that each holds, or -1
   std::vector<Tensor> shares_;
+  bool shares_on_host_ = false;  // except for that of the embeddings
   ModelParameters views_;
-  bool begun_ = false;  // the model's constructor also makes calls
-  Ticket seen_ = 0;     // the newest gather that the device has waited for
+  Ticket seen_ = 0;  // the newest gather that the device has waited for
 };
 
 }  // namespace lathe

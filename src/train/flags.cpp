@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <sstream>
 
 #include "kernels/device/printable.h"
 #include "kernels/device/standard_streams.h"
@@ -114,8 +115,9 @@ void add_machine_flags(TableOfFlags& t, TrainOptions& o) {
                      {Recompute::none, Recompute::gelu, Recompute::layernorm, Recompute::block},
                      "Activations to recompute in the backward pass, to save memory; same bits"));
   t.add(free, text("offload", o.offload_text,
-                   "states=pinned keeps masters and moments in the host's memory, where AdamW "
-                   "reads and writes them; same bits"));
+                   "What lies in the host's memory: states=pinned, masters and moments; "
+                   "activations=pinned, the inputs of layers; weights=pinned, a rank's share of "
+                   "them; several, separated by commas"));
 }
 
 void add_ranks_flags(TableOfFlags& t, TrainOptions& o) {
@@ -203,12 +205,31 @@ void parse_profile(TrainOptions& o) {
   o.profile_begin = *begin, o.profile_end = *end;
 }
 
-// Parses "KIND=PLACE" into offload.
+// Parses "KIND=PLACE,..." into offload.
 void parse_offload(TrainOptions& o) {
-  if (o.offload_text.empty()) return;
-  if (o.offload_text != "states=pinned")
-    throw UserError("--offload is '{}', but must be states=pinned", o.offload_text);
-  o.offload.states = MemorySpace::pinned;
+  std::istringstream list(o.offload_text);
+  for (std::string item; std::getline(list, item, ',');) {
+    if (item == "states=pinned") {
+      o.offload.states = MemorySpace::pinned;
+    } else if (item == "activations=pinned") {
+      o.offload.inputs = true;
+    } else if (item == "weights=pinned") {
+      o.offload.weights = MemorySpace::pinned;
+    } else {
+      throw UserError(
+          "--offload has '{}', but knows states=pinned, activations=pinned and weights=pinned",
+          item);
+    }
+  }
+  if (o.offload.weights != MemorySpace::device && o.zero_stage != 3) {
+    throw UserError("--offload weights=pinned needs --zero-stage 3; it is {}", o.zero_stage);
+  }
+  if (o.offload.inputs && o.recompute != Recompute::block) {
+    throw UserError(
+        "--offload activations=pinned needs --recompute block, which keeps only the inputs of "
+        "layers; --recompute is {}",
+        name_of(o.recompute));
+  }
 }
 
 double lr_factor(LrScale scale, int64_t ranks) {

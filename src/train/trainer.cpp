@@ -12,7 +12,8 @@ std::vector<Activations> allocate_activations(const ModelConfig& config, const S
                                               int64_t count, Arena& arena) {
   std::vector<Activations> sets;
   for (int64_t i = 0; i < count; ++i)
-    sets.emplace_back(config, s.dtype, s.batch_size, s.seq_len, s.recompute, arena);
+    sets.emplace_back(config, s.dtype, s.batch_size, s.seq_len, s.recompute, arena,
+                      s.offload.inputs);
   return sets;
 }
 

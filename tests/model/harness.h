@@ -60,7 +60,8 @@ struct Harness {
           uint64_t seed = 7)
       : device(std::move(on)),
         self(make_self_communicator(*device)),
-        arena(*device, plan_training(config, {}, shape, *device, Mesh(*self)).total()),
+        plan(plan_training(config, {}, shape, *device, Mesh(*self))),
+        arena(*device, plan.total(), plan.total(MemorySpace::pinned)),
         trainer(config, {}, shape, *device, Mesh(*self), arena),
         parameters(*trainer.parameters),
         model(trainer.model),
@@ -121,6 +122,7 @@ struct Harness {
 
   std::unique_ptr<Device> device;
   std::unique_ptr<Communicator> self;
+  MemoryPlan plan;
   Arena arena;
   Trainer trainer;
   ParameterStore& parameters;

@@ -63,7 +63,7 @@ class PlainStore : public ParameterStore {
   }
 
   Device& device_;
-  bool running_ = false;  // the model's constructor also makes calls
+  bool running_ = false;
 };
 
 // Weights are NaN except between need() and release(), as with ZeRO stage 3.

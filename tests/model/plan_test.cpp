@@ -241,8 +241,8 @@ size_t add_parameters(MemoryPlan& plan, const ModelConfig& config, const StepSha
     for (const auto& [layer, elements] : layers) largest_layer = std::max(largest_layer, elements);
     add(MemoryCategory::weights, dtype, embeddings);
     add(MemoryCategory::weights, dtype, largest_layer, o.zero_slots);
-    add(dtype == acc ? MemoryCategory::masters : MemoryCategory::weights, dtype,
-        (all - embeddings) / ranks);
+    plan.add(dtype == acc ? MemoryCategory::masters : MemoryCategory::weights, dtype,
+             (all - embeddings) / ranks, o.weights);
   } else {
     add(MemoryCategory::weights, dtype, all);
   }
@@ -282,12 +282,16 @@ MemoryPlan expected_training(const ModelConfig& config, const StepShape& shape, 
   const auto activation = [&](DType type, int64_t elements, int64_t count) {
     for (int64_t i = 0; i < count; ++i) plan.add(MemoryCategory::activations, type, elements);
   };
-  // Per layer: residual_out. Once for all layers if recomputed: gelu; ln_1, ln_2; attention,
-  // residual_mid, qkv, pre_gelu, statistics.
+  // The inputs of layers and of ln_f. Once for all layers if recomputed: gelu; ln_1, ln_2;
+  // attention, residual_mid, qkv, pre_gelu, statistics.
   const auto layers_below = [&](Recompute level) {
     return shape.recompute < level ? config.n_layer : int64_t{1};
   };
-  activation(dtype, n * c, config.n_layer);
+  const int64_t inputs = config.n_layer + 1;
+  const int64_t leaving = shape.offload.inputs ? std::max<int64_t>(0, inputs - 3) : 0;
+  for (int64_t i = 0; i < leaving; ++i)
+    plan.add(MemoryCategory::activations, dtype, n * c, MemorySpace::pinned);
+  activation(dtype, n * c, inputs - leaving);
   activation(dtype, n * 4 * c, layers_below(Recompute::gelu));
   activation(dtype, n * c, 2 * layers_below(Recompute::layernorm));
   const int64_t layers = layers_below(Recompute::block);
@@ -296,8 +300,8 @@ MemoryPlan expected_training(const ModelConfig& config, const StepShape& shape, 
   activation(dtype, n * 4 * c, layers);
   activation(acc, n, 4 * layers);
   activation(acc, n * config.n_head, layers);
-  // Once: embedded, projection, ln_f, d_residual, d_c (and d_branch); d_4c; statistics, losses.
-  activation(dtype, n * c, config.dropout > 0 ? 6 : 5);
+  // Once: projection, ln_f, d_residual, d_c (and d_branch); d_4c; statistics, losses.
+  activation(dtype, n * c, config.dropout > 0 ? 5 : 4);
   activation(dtype, n * 4 * c, 1);
   activation(acc, n, 3);
 
@@ -364,15 +368,16 @@ TEST(Plan, IsWhatTheFormulasSay) {
           recompute == Recompute::block ? MemorySpace::pinned : MemorySpace::device;
       for (const ModelConfig& config : kConfigs) {
         SCOPED_TRACE(fmt::format("{} {}", name_of(dtype), name_of(recompute)));
-        expect_agreement(config,
-                         {.dtype = dtype,
-                          .batch_size = 3,
-                          .seq_len = config.seq_len,
-                          .micro_steps = 2,
-                          .decode_len = config.seq_len,
-                          .recompute = recompute,
-                          .offload = {offloaded}},
-                         1);
+        expect_agreement(
+            config,
+            {.dtype = dtype,
+             .batch_size = 3,
+             .seq_len = config.seq_len,
+             .micro_steps = 2,
+             .decode_len = config.seq_len,
+             .recompute = recompute,
+             .offload = {.states = offloaded, .inputs = recompute == Recompute::block}},
+            1);
       }
     }
   }
@@ -389,6 +394,7 @@ TEST(Plan, OfSeveralRanksIsWhatTheFormulasSay) {
           Case{3, 9}}) {
       for (const bool reduce_bf16 : {false, true}) {
         for (const int ranks : {2, 4, 512}) {
+          const MemorySpace host = reduce_bf16 ? MemorySpace::pinned : MemorySpace::device;
           SCOPED_TRACE(fmt::format("{} stage {}, {} slots, {} ranks", name_of(dtype), stage,
                                    zero_slots, ranks));
           expect_agreement(kConfigs[1],
@@ -399,8 +405,9 @@ TEST(Plan, OfSeveralRanksIsWhatTheFormulasSay) {
                                          .zero_stage = stage,
                                          .zero_slots = zero_slots,
                                          .reduce_each_micro_step = each_micro_step || stage >= 2,
-                                         .reduce_bf16 = reduce_bf16},
-                            .offload = {reduce_bf16 ? MemorySpace::pinned : MemorySpace::device}},
+                                         .reduce_bf16 = reduce_bf16,
+                                         .weights = host},
+                            .offload = {host}},
                            ranks);
         }
       }

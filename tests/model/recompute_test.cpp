@@ -28,12 +28,13 @@ std::vector<char> bytes_of(Device& device, const Tensor& tensor) {
 
 // Everything that two steps leave behind, by name.
 using Trace = std::map<std::string, std::vector<char>>;
-Trace two_steps(const Case& c, DType dtype, Recompute recompute) {
+Trace two_steps(const Case& c, DType dtype, Recompute recompute, const Offload& offload = {}) {
   Harness h(c.config, {.dtype = dtype,
                        .batch_size = c.batch_size,
                        .seq_len = c.config.seq_len,
                        .micro_steps = c.micro_steps,
-                       .recompute = recompute});
+                       .recompute = recompute,
+                       .offload = offload});
   Trace trace;
   for (uint32_t step = 0; step < 2; ++step) {
     const auto keep = [&](const char* name, const Tensor& tensor) {
@@ -68,13 +69,15 @@ class RecomputeTest : public ::testing::TestWithParam<std::tuple<Case, DType>> {
 TEST_P(RecomputeTest, EveryLevelGivesTheSameBits) {
   const auto& [c, dtype] = GetParam();
   const Trace whole = two_steps(c, dtype, Recompute::none);
-  for (const Recompute recompute : kLevels) {
-    const Trace again = two_steps(c, dtype, recompute);
+  const auto compare = [&](const Trace& again, std::string_view level) {
     ASSERT_EQ(again.size(), whole.size());
-    for (const auto& [name, bytes] : whole) {
-      EXPECT_TRUE(again.at(name) == bytes) << name << " at " << name_of(recompute);
-    }
-  }
+    for (const auto& [name, bytes] : whole)
+      EXPECT_TRUE(again.at(name) == bytes) << name << " at " << level;
+  };
+  for (const Recompute recompute : kLevels)
+    compare(two_steps(c, dtype, recompute), name_of(recompute));
+  compare(two_steps(c, dtype, Recompute::block, {.states = MemorySpace::pinned, .inputs = true}),
+          "block, offloaded");
 }
 
 constexpr ModelConfig sizes(int64_t n_layer, int64_t n_head, int64_t n_embd, int64_t seq_len,
@@ -107,7 +110,7 @@ INSTANTIATE_TEST_SUITE_P(
 INSTANTIATE_TEST_SUITE_P(
     Large, RecomputeTest,
     ::testing::Combine(
-        ::testing::Values(Case{"no_dropout", sizes(4, 2, 34, 65, false, 0, Gelu::tanh), 1, 3},
+        ::testing::Values(Case{"no_dropout", sizes(7, 2, 34, 65, false, 0, Gelu::tanh), 1, 3},
                           Case{"neither", sizes(2, 5, 65, 5, false, 0.5f, Gelu::tanh), 5, 1},
                           Case{"wide", sizes(3, 2, 128, 64, true, 0.1f, Gelu::tanh), 4, 2},
                           Case{"biases_alone", sizes(5, 1, 40, 33, true, 0, Gelu::exact), 2, 2}),

@@ -87,7 +87,9 @@ struct Rank {
                            .zero_stage = options.stage,
                            .zero_slots = options.slots,
                            .reduce_each_micro_step = options.each_micro_step || options.stage >= 2,
-                           .reduce_bf16 = options.reduce_bf16},
+                           .reduce_bf16 = options.reduce_bf16,
+                           .weights =
+                               options.stage == 3 ? options.offload.weights : MemorySpace::device},
               .offload = options.offload},
         plan(plan_training(config, optimizer, shape, device, Mesh(*on.comm))),
         arena(device, plan.total(), plan.total(MemorySpace::pinned)),
@@ -302,7 +304,7 @@ TEST_P(DataParallelTest, OffloadChangesNoBits) {
       const Options options{
           .dtype = dtype, .stage = stage, .stochastic_rounding = dtype == DType::bf16};
       Options offloaded = options;
-      offloaded.offload.states = MemorySpace::pinned;
+      offloaded.offload = {.states = MemorySpace::pinned, .weights = MemorySpace::pinned};
       expect_equal(train(ranks, options), train(ranks, offloaded));
     }
   }
@@ -380,10 +382,27 @@ TEST_P(DataParallelTest, IsTheSameInEveryOrderOfStreams) {
   // Four ranks on two cores are slow; each still has seeds of its own.
   const int most = ranks.comm->size() > 2 ? 12 : 60;
   const int seeds_of_mpi = most / 10;
-  for (const int64_t stage : {0, 1, 2, 3}) {
-    const Options options{
-        .stage = stage, .micro_steps = stage < 2 ? 1 : 2, .config = kLeast, .bucket_elements = 500};
-    const int seeds = GetParam() != CommKind::nccl ? seeds_of_mpi : stage == 3 ? most : most / 4;
+  struct Case {
+    Options options;
+    int part_of_seeds;
+  };
+  ModelConfig deeper = kLeast;
+  deeper.n_layer = 5;  // so that inputs of layers leave the device
+  const Case cases[] = {
+      {{.config = kLeast, .bucket_elements = 500}, 4},
+      {{.stage = 1, .config = kLeast, .bucket_elements = 500}, 4},
+      {{.stage = 2, .micro_steps = 2, .config = kLeast, .bucket_elements = 500}, 4},
+      {{.stage = 3, .micro_steps = 2, .config = kLeast, .bucket_elements = 500}, 1},
+      {{.stage = 3,
+        .micro_steps = 2,
+        .config = deeper,
+        .bucket_elements = 1 << 20,
+        .recompute = Recompute::block,
+        .offload = {MemorySpace::pinned, /*inputs=*/true, MemorySpace::pinned}},
+       2}};
+  for (const auto& [options, part] : cases) {
+    SCOPED_TRACE(fmt::format("stage {}, {} layers", options.stage, options.config.n_layer));
+    const int seeds = GetParam() == CommKind::nccl ? most / part : seeds_of_mpi;
     const Outcome first = train(ranks, options);
     for (int seed = 1; seed <= seeds; ++seed) {
       set_stream_seed(seed * 64 + ranks.comm->rank());

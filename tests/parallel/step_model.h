@@ -127,6 +127,9 @@ class AbsentRanks final : public ImaginedRanks {
   Ticket receive(const Tensor& tensor, int, const char* what) override {
     return note("receive", tensor, what);
   }
+  Ticket copy(const Tensor& to, const Tensor&, const char* what) override {
+    return note("copy", to, what);
+  }
   void after_device() override { schedule_.add({.kind = "after_device"}); }
   void device_after(Ticket ticket) override {
     schedule_.add({.kind = "device_after", .ticket = ticket});

@@ -235,6 +235,40 @@ TEST_F(Cuda, AsManyLogitsAtOnceAsMemoryAllows) {
   EXPECT_EQ(planned("9000000000", {{"chunk-logits", "1000000"}}), 1000000);
 }
 
+// What does not fit into the GPU's memory fits if masters, moments, the inputs of layers and the
+// weights lie in the host's, even on one GPU, and trains the same.
+TEST_F(Cuda, OffloadFitsIntoLessMemory) {
+  const Flags flags = on("cuda", with(tiny(scratch / "out"), {{"dtype", "bf16"},
+                                                              {"recompute", "block"},
+                                                              {"n-layer", "20"},
+                                                              {"n-head", "2"},
+                                                              {"n-embd", "128"},
+                                                              {"batch-size", "1"},
+                                                              {"total-batch-size", "0"},
+                                                              {"chunk-logits", "4096"},
+                                                              {"deterministic", ""},
+                                                              {"steps", "2"}}));
+  const ProcessResult plain = train(flags);
+  expect_success(plain);
+  if (plain.out.find("CUDA on the CPU") == std::string::npos)
+    GTEST_SKIP() << "only CUDA on the CPU can have less memory";
+  constexpr size_t kMemory = size_t{80} << 20;
+  EXPECT_GT(planned_bytes(plain.out), 1.2 * kMemory) << plain.out;
+  ProcessOptions options;
+  options.environment = {fmt::format("LATHE_CUDA_MEMORY={}", kMemory)};
+  const ProcessResult refused =
+      run(train_command(with(flags, {{"out", scratch / "refused"}})), options);
+  EXPECT_EQ(refused.exit_code, 2);
+  expect_contains(refused.err, "of GPU memory are needed");
+  const ProcessResult offloaded = run(
+      train_command(with(flags, {{"out", scratch / "offloaded"},
+                                 {"zero-stage", "3"},
+                                 {"offload", "states=pinned,activations=pinned,weights=pinned"}})),
+      options);
+  expect_success(offloaded);
+  expect_same_run(scratch / "out", scratch / "offloaded");
+}
+
 TEST_F(Cuda, SamplesTheSameTextTwice) {
   expect_success(train(
       with(on("cuda", tiny(scratch / "out")), {{"sample-interval", "6"}, {"sample-tokens", "5"}})));

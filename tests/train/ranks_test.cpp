@@ -183,6 +183,32 @@ TEST_F(Ranks, AnyStageResumesAnyOther) {
   expect_same_files(scratch / "whole" / "step-00000020", scratch / "parts" / "step-00000020", true);
 }
 
+// What lies in the host's memory changes no bits.
+TEST_F(Ranks, OffloadChangesNoBits) {
+  const Flags flags = {{"dtype", "bf16"},       {"steps", "6"},
+                       {"dropout", "0.1"},      {"n-layer", "6"},
+                       {"recompute", "block"},  {"sample-interval", "3"},
+                       {"sample-tokens", "20"}, {"reduce-each", "micro-step"}};
+  for (const char* stage : {"0", "3"}) {
+    SCOPED_TRACE(stage);
+    const TempDir runs;
+    const std::string all = "states=pinned,activations=pinned";
+    const ProcessResult plain =
+        train(2, job(runs / "plain", 2, with(flags, {{"zero-stage", stage}})));
+    const ProcessResult offloaded = train(
+        2,
+        job(runs / "offloaded", 2,
+            with(flags, {{"zero-stage", stage},
+                         {"offload", stage == std::string("3") ? all + ",weights=pinned" : all}})));
+    expect_success(plain);
+    expect_success(offloaded);
+    EXPECT_NE(offloaded.out.find("memory plan of the host"), std::string::npos) << offloaded.out;
+    EXPECT_EQ(samples(plain.out), samples(offloaded.out));
+    EXPECT_EQ(repeatable_metrics(runs / "plain"), repeatable_metrics(runs / "offloaded"));
+    expect_same_files(runs / "plain" / "step-00000006", runs / "offloaded" / "step-00000006", true);
+  }
+}
+
 // With several micro-steps stage 2 sums in another order than stage 1, and the run says so.
 TEST_F(Ranks, ReducingMoreOftenIsSaid) {
   const fs::path out = scratch / "run";
