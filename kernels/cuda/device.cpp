@@ -241,7 +241,7 @@ class CudaDevice final : public Device {
       cudaGetLastError();
       throw UserError(
           "{:.1f} GiB of pinned host memory are needed, which the host does not give: offload "
-          "less, or raise the limit of locked memory (ulimit -l)",
+          "less",
           gibibytes(bytes));
     }
     check_cuda(error, "pinned memory");

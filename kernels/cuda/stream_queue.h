@@ -39,7 +39,7 @@ class StreamQueue final : public Queue {
 
  private:
   // Who waits for an older entry waits for the oldest of these. A device rarely lags that far
-  // behind the queue: a step has up to six entries per matrix of the model and micro-step.
+  // behind the queue: a step has up to eight entries per matrix of the model and micro-step.
   static constexpr Ticket kEvents = 4096;
   cudaEvent_t event_of(Ticket ticket) const;
   static bool is_recording(cudaStream_t stream);

@@ -52,7 +52,7 @@ class Device {
   virtual void upload(const Tensor& destination, const void* source) = 0;
   virtual void download(void* destination, const Tensor& source) = 0;
   virtual void zero(const Tensor& tensor) = 0;
-  // Within the device: equal sizes in bytes, no overlap.
+  // Between any spaces: equal sizes in bytes, no overlap.
   virtual void copy(const Tensor& destination, const Tensor& source) = 0;
   virtual void synchronize() = 0;
   // A queue of copies that run beside the device's operations, if the device can do that; otherwise

@@ -66,8 +66,8 @@ class Communicator {
   virtual Ticket send(const Tensor& tensor, int to, const char* what) = 0;
   virtual Ticket receive(const Tensor& tensor, int from, const char* what) = 0;
 
-  // Within this rank, between any memory spaces, in order with the collectives. The other ranks
-  // need not call it.
+  // Within this rank, between any memory spaces, in order with the collectives. Like these, called
+  // by every rank.
   virtual Ticket copy(const Tensor& to, const Tensor& from, const char* what) = 0;
 
   virtual void after_device() = 0;

@@ -114,7 +114,8 @@ class ParameterStore {
   virtual Tensor gather(size_t /*bucket*/, const Tensor& mine, const char* /*what*/) {
     return mine;
   }
-  // If this rank updates whole buckets, fetches into `mine` what is not in its share of one.
+  // If this rank updates whole buckets, fetches into `mine` what is not in its share of one. May
+  // overwrite gradients.
   virtual void complete(size_t /*bucket*/, const Tensor& /*mine*/, const char* /*what*/) {}
 
   // Uses another table of operations from here on, such as one that observes the device's.

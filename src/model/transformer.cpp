@@ -46,49 +46,53 @@ void Transformer::allocate_workspace(const Activations& like, Arena& arena) {
                               {static_cast<int64_t>(recorder.workspace())});
 }
 
+// What moves the inputs of layers in this pass; null: nothing does.
+InputOffload* Transformer::moving_inputs(const MicroBatch* batch) const {
+  return sizing_ || batch == nullptr ? nullptr : batch->kept->offload.get();
+}
+
 void Transformer::enter(Pass pass, int64_t unit, const MicroBatch* batch) {
   ops_->enter_layer(unit);
   need(pass, unit);
-  if (sizing_ || batch == nullptr || !batch->kept->offload) return;
-  // The embedding writes the input of layer 0; every other input is written by its own unit.
-  InputOffload& inputs = *batch->kept->offload;
+  InputOffload* const inputs = moving_inputs(batch);
+  if (inputs == nullptr) return;
   if (pass == Pass::backward) {
-    inputs.need(unit);
-  } else if (unit != 0) {
-    inputs.begin_write(std::max<int64_t>(unit, 0));
+    inputs->need(unit);
+  } else if (unit != 0) {  // the embedding writes that of layer 0, every other unit its own
+    inputs->begin_write(std::max<int64_t>(unit, 0));
   }
 }
 
 void Transformer::leave(Pass pass, int64_t unit, const MicroBatch* batch) {
   release(pass, unit);
   ops_->enter_layer(kNoLayer);
-  if (sizing_ || batch == nullptr || !batch->kept->offload) return;
-  if (pass == Pass::forward && unit >= 0) batch->kept->offload->end_read(unit);
+  InputOffload* const inputs = moving_inputs(batch);
+  if (inputs != nullptr && pass == Pass::forward && unit >= 0) inputs->end_read(unit);
 }
 
 void Transformer::forward(const MicroBatch& batch, bool training) {
   const Activations& kept = *batch.kept;
-  const MicroBatch* const step = training ? &batch : nullptr;
-  enter(Pass::forward, kEmbeddings, step);
+  const MicroBatch* const trained = training ? &batch : nullptr;
+  enter(Pass::forward, kEmbeddings, trained);
   ops_->run(EmbeddingForward{.x_btc = kept.embedded,
                              .tokens_bt = batch.tokens_bt,
                              .wte_vc = weights_.wte,
                              .wpe_tc = weights_.wpe,
                              .dropout = dropout(0, DropoutSite::embedding, batch, training)},
             workspace_);
-  leave(Pass::forward, kEmbeddings, step);
+  leave(Pass::forward, kEmbeddings, trained);
   for (int64_t l = 0; l < config_.n_layer; ++l) {
-    enter(Pass::forward, l, step);
+    enter(Pass::forward, l, trained);
     attention_block(l, input_of(l, batch, training), batch, training);
     mlp_block(l, batch, training);
     blocks().mlp_projection(weights_.layers[l], kept.layers[l], projection_);
-    leave(Pass::forward, l, step);
+    leave(Pass::forward, l, trained);
   }
-  enter(Pass::forward, config_.n_layer, step);
+  enter(Pass::forward, config_.n_layer, trained);
   blocks().norm(input_of(config_.n_layer, batch, training),
                 {kept.ln_f, kept.ln_f_mean, kept.ln_f_rstd}, weights_.ln_f_weight,
                 weights_.ln_f_bias);
-  leave(Pass::forward, config_.n_layer, step);
+  leave(Pass::forward, config_.n_layer, trained);
 }
 
 Dropout Transformer::dropout(int64_t layer, DropoutSite site, const MicroBatch& batch,
@@ -189,7 +193,8 @@ void Transformer::loss_and_backward(const MicroBatch& batch, double scale, StepR
   args.accumulate = accumulate;
   ops_->run(args, workspace_);
   release(Pass::backward, kEmbeddings);
-  enter(Pass::backward, final, &batch);
+  need(Pass::backward, final);
+  if (InputOffload* const inputs = moving_inputs(&batch)) inputs->need(final);
   need_gradients(gradients_.ln_f_slot);
   need_gradients(gradients_.layers.back().mlp_proj_slot);  // the bias
   ops_->run(LayerNormBackward{.d_residual_btc = d_residual_,

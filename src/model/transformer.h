@@ -47,6 +47,7 @@ class Transformer {
 
  private:
   void allocate_workspace(const Activations& like, Arena& arena);
+  InputOffload* moving_inputs(const MicroBatch* batch) const;
   // Around what a pass does with a unit. `batch`: of training; null in an evaluation.
   void enter(Pass pass, int64_t unit, const MicroBatch* batch);
   void leave(Pass pass, int64_t unit, const MicroBatch* batch);

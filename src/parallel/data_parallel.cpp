@@ -176,15 +176,27 @@ Sharding sharding_of(const DataParallelOptions& options, int64_t ranks) {
           .whole_layers = options.zero_stage == 3};
 }
 
+namespace {
+
+// A single rank needs no collectives, unless --comm nccl asks for them, or its weights lie on the
+// host.
+bool is_local(const DataParallelOptions& options, const Communicator& communicator) {
+  const bool offloads = options.zero_stage == 3 && options.weights != MemorySpace::device;
+  return communicator.kind() == CommKind::self && !offloads;
+}
+
+}  // namespace
+
+bool reduces_each_micro_step(const DataParallelOptions& options, const Communicator& communicator) {
+  return options.reduce_each_micro_step && !is_local(options, communicator);
+}
+
 std::unique_ptr<ParameterStore> make_parameter_store(const ModelConfig& config,
                                                      const DataParallelOptions& options,
                                                      Communicator& communicator, Device& device,
                                                      const Ops& ops, const Tensor& loss,
                                                      Arena& arena) {
-  // A single rank needs no collectives, unless --comm nccl asks for them, or its weights lie on the
-  // host.
-  if (communicator.kind() == CommKind::self && options.weights == MemorySpace::device)
-    return std::make_unique<LocalStore>(config, ops, arena);
+  if (is_local(options, communicator)) return std::make_unique<LocalStore>(config, ops, arena);
   return std::make_unique<DataParallelStore>(config, options, communicator, device, ops, loss,
                                              arena);
 }

@@ -58,6 +58,10 @@ struct DataParallelOptions {
 // The division of the parameters among `ranks`.
 Sharding sharding_of(const DataParallelOptions& options, int64_t ranks);
 
+// Whether gradients are reduced, and added up, in every micro-step. A single rank whose weights lie
+// on its device never does so.
+bool reduces_each_micro_step(const DataParallelOptions& options, const Communicator& communicator);
+
 // The parameter store of this rank. It also sums `loss` over the ranks: fp64 [2], loss and stop
 // votes (StepState::loss_and_votes).
 std::unique_ptr<ParameterStore> make_parameter_store(const ModelConfig& config,

@@ -114,10 +114,11 @@ void add_machine_flags(TableOfFlags& t, TrainOptions& o) {
   t.add(free, choice("recompute", o.recompute,
                      {Recompute::none, Recompute::gelu, Recompute::layernorm, Recompute::block},
                      "Activations to recompute in the backward pass, to save memory; same bits"));
-  t.add(free, text("offload", o.offload_text,
-                   "What lies in the host's memory: states=pinned, masters and moments; "
-                   "activations=pinned, the inputs of layers; weights=pinned, a rank's share of "
-                   "them; several, separated by commas"));
+  t.add(free,
+        text("offload", o.offload_text,
+             "What lies in the host's memory, separated by commas: states=pinned (masters and "
+             "moments), activations=pinned (inputs of layers, with --recompute block), "
+             "weights=pinned (a rank's share, with --zero-stage 3)"));
 }
 
 void add_ranks_flags(TableOfFlags& t, TrainOptions& o) {

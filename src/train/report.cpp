@@ -78,9 +78,9 @@ CommTimes comm_times(Device& device, std::span<const Span> spans) {
   return times;
 }
 
-// The memory of a rank, were there other numbers of ranks or another stage of ZeRO.
+// The memory of a rank on its device, were there other numbers of ranks or another stage of ZeRO.
 std::string memory_table(const Setup& setup, Device& device) {
-  std::string table = "MiB of a rank, by ranks and --zero-stage\n  ranks";
+  std::string table = "MiB of a rank on its device, by ranks and --zero-stage\n  ranks";
   for (int64_t stage = 0; stage <= kMostZeroStage; ++stage) table += fmt::format("{:>12}", stage);
   for (int ranks = 1; ranks <= 512; ranks *= 2) {
     table += fmt::format("\n  {:>5}", ranks);

@@ -19,11 +19,10 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// Both are the same with one rank or one micro-step.
+// Both are the same with one micro-step.
 std::string reduce_each(const Trainer& trainer) {
-  const StepShape& s = trainer.shape;
-  const bool each =
-      s.parallel.reduce_each_micro_step && s.micro_steps > 1 && trainer.mesh.dp().size() > 1;
+  const bool each = trainer.shape.micro_steps > 1 &&
+                    reduces_each_micro_step(trainer.shape.parallel, trainer.mesh.dp());
   return std::string(name_of(each ? ReduceEach::micro_step : ReduceEach::step));
 }
 

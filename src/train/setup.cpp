@@ -96,7 +96,7 @@ DataParallelOptions parallel_options(const TrainOptions& o, int64_t ranks) {
           .zero_slots = o.zero_slots,
           .reduce_each_micro_step = o.reduces_each_micro_step(),
           .reduce_bf16 = o.reduce_dtype == DType::bf16,
-          .weights = o.zero_stage == 3 ? o.offload.weights : MemorySpace::device};
+          .weights = o.offload.weights};
 }
 
 CommunicatorOptions communicator_options(const TrainOptions& options) {

@@ -203,6 +203,32 @@ TEST_P(CommunicatorTest, AllGather) {
   });
 }
 
+// Also more than a communicator may have room for at a time.
+TEST_P(CommunicatorTest, CopiesAmongTheCollectives) {
+  const int64_t count = (int64_t{40} << 20) + 3;
+  const Array from = fresh(DType::uint8, count), to = fresh(DType::uint8, count);
+  const Array sums = fresh(DType::int32, 1);
+  const int32_t one = 1;
+  for (const int64_t place : {int64_t{0}, int64_t{33} << 20, count - 1}) {
+    const auto value = static_cast<uint8_t>(place % 200 + rank());
+    device().upload(from.rows(place, 1), &value);
+  }
+  device().upload(sums.tensor(), &one);
+  together([&] {
+    comm().all_reduce(sums.tensor(), sums.tensor(), Reduction::sum, "before");
+    comm().copy(to.tensor(), from.tensor(), "copy");
+    comm().all_reduce(sums.tensor(), sums.tensor(), Reduction::sum, "after");
+  });
+  for (const int64_t place : {int64_t{0}, int64_t{33} << 20, count - 1}) {
+    uint8_t value = 0;
+    device().download(&value, to.rows(place, 1));
+    EXPECT_EQ(value, static_cast<uint8_t>(place % 200 + rank())) << place;
+  }
+  int32_t sum = 0;
+  device().download(&sum, sums.tensor());
+  EXPECT_EQ(sum, size() * size());
+}
+
 TEST_P(CommunicatorTest, GatherAndScatter) {
   for_all(size(), [&](DType dtype, int64_t count) {
     const int root = static_cast<int>(count) % size();

@@ -295,7 +295,7 @@ TEST_P(DataParallelTest, StagesAreBitwiseEqual) {
   expect_equal(train(ranks, {.micro_steps = 2}), train(ranks, {.stage = 1, .micro_steps = 2}));
 }
 
-// Where masters and moments lie changes no bits.
+// Where masters, moments and weights lie changes no bits.
 TEST_P(DataParallelTest, OffloadChangesNoBits) {
   Ranks ranks(GetParam());
   for (const DType dtype : {DType::fp32, DType::bf16}) {

@@ -54,7 +54,7 @@ TEST_F(Programs, ADryRunPlansWithoutDataAndWritesNothing) {
 TEST_F(Programs, ADryRunTellsTheMemoryOfOtherJobs) {
   const ProcessResult result = run({LATHE_TRAIN, "--dry-run", "--vocab-size", "50257"});
   expect_success(result);
-  std::istringstream lines(result.out.substr(result.out.find("MiB of a rank")));
+  std::istringstream lines(result.out.substr(result.out.find("MiB of a rank on its device")));
   std::string line;
   std::getline(lines, line), std::getline(lines, line);
   std::vector<std::array<double, 4>> table;
