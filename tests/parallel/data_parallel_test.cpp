@@ -380,7 +380,7 @@ TEST_P(DataParallelTest, IsTheSameInEveryOrderOfStreams) {
   Ranks ranks(GetParam());
   if (ranks.device->kind() == DeviceKind::cpu) GTEST_SKIP() << "no streams";
   // Four ranks on two cores are slow; each still has seeds of its own.
-  const int most = ranks.comm->size() > 2 ? 12 : 60;
+  const int most = ranks.comm->size() > 2 ? 8 : 60;
   const int seeds_of_mpi = most / 10;
   struct Case {
     Options options;
