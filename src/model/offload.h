@@ -13,7 +13,6 @@ struct Offload {
   bool inputs = false;  // of layers (src/model/input_offload.h)
   // This rank's share of the layers' weights, at stage 3 (src/parallel/weight_gathering.h).
   MemorySpace weights = MemorySpace::device;
-  bool operator==(const Offload&) const = default;
 };
 
 }  // namespace lathe

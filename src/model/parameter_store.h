@@ -101,8 +101,8 @@ class ParameterStore {
   virtual bool weights_stay() const { return true; }
   // Called before each forward pass outside of a step, after gather_weights().
   virtual void begin_forward() {}
-  // All weights of a bucket, after gather_weights(); valid until the next call. Ends the time of
-  // begin_forward().
+  // All weights of a bucket, after gather_weights(); valid until the next call. A forward pass
+  // after it needs another begin_forward().
   virtual Tensor weights_of(size_t bucket) {
     return weights_.flat.rows(layout_.buckets[bucket].begin, layout_.buckets[bucket].elements());
   }

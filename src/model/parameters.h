@@ -63,7 +63,8 @@ struct Bucket {
   int64_t first_layer = -1;  // the first layer in it; -1: the embeddings
   std::string name;          // "embeddings", or the names of its first and last parameter
   // The number of element `begin`. Elements are numbered as they lie with one rank, so a number
-  // depends neither on the ranks nor on the buckets. Numbers end beyond the padding of the bucket.
+  // depends neither on the ranks nor on the buckets. Padding at the end of a bucket
+  // has no numbers of its own.
   int64_t first_number = 0;
   int64_t elements() const { return end - begin; }
 };

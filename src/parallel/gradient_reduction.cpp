@@ -22,21 +22,18 @@ GradientReduction::GradientReduction(const ParameterLayout& layout,
   written_ = allocate(type, arena);
   if (options.in_bf16) narrow_ = allocate(DType::bf16, arena);
 
-  Placement placement;
-  for (size_t b = 0; b < written_.size(); ++b) placement.add(layout.buckets[b].begin, written_[b]);
   if (options.each_micro_step) {
+    Placement placement;
+    for (size_t b = 0; b < written_.size(); ++b)
+      placement.add(layout.buckets[b].begin, written_[b]);
     views_ = ModelParameters(layout, placement);
     find_gaps();
-  } else {
-    views_ = ModelParameters(layout, Tensor{written_[0].data, type, {layout.elements}});
-  }
-
-  if (options.each_micro_step) {
     const std::vector<ShardPart> parts = options.of_all ? layout.whole() : shares;
     const Tensor sums = arena.allocate(MemoryCategory::gradients, type,
                                        {parts.back().local + parts.back().elements});
     for (const ShardPart& part : parts) sums_.push_back(sums.rows(part.local, part.elements));
   } else {
+    views_ = ModelParameters(layout, Tensor{written_[0].data, type, {layout.elements}});
     for (size_t b = 0; b < written_.size(); ++b)
       sums_.push_back(options.of_all ? written_[b] : share_in(written_[b], b));
   }

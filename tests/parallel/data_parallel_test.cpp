@@ -295,7 +295,7 @@ TEST_P(DataParallelTest, StagesAreBitwiseEqual) {
   expect_equal(train(ranks, {.micro_steps = 2}), train(ranks, {.stage = 1, .micro_steps = 2}));
 }
 
-// Where masters, moments and weights lie changes no bits.
+// The bits do not depend on the memory space of masters, moments and weights.
 TEST_P(DataParallelTest, OffloadChangesNoBits) {
   Ranks ranks(GetParam());
   for (const DType dtype : {DType::fp32, DType::bf16}) {
