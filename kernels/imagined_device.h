@@ -8,7 +8,9 @@
 #include <utility>
 
 #include "kernels/device/arena.h"
+#include "kernels/device/copy_queue.h"
 #include "kernels/device/device.h"
+#include "kernels/device/in_order_queue.h"
 #include "kernels/device/round.h"
 #include "kernels/observed_ops.h"
 
@@ -31,6 +33,9 @@ class ImaginedDevice : public Device {
   void zero(const Tensor&) override {}
   void copy(const Tensor&, const Tensor&) override {}
   void synchronize() override {}
+  std::unique_ptr<CopyQueue> make_copy_queue() override {
+    return std::make_unique<NoCopies>(*this);
+  }
   bool asynchronous() const override { return false; }
   void replay(int, const std::function<void()>& body) override { body(); }
   void read_back(int, const Tensor&) override {}
@@ -43,6 +48,17 @@ class ImaginedDevice : public Device {
   }
 
  private:
+  class NoCopies final : public CopyQueue {
+   public:
+    explicit NoCopies(Device& device) : queue_(device) {}
+    Ticket copy(const Tensor&, const Tensor&) override { return queue_.put(); }
+    Ticket call(std::function<void()>) override { return queue_.put(); }
+    Queue& queue() override { return queue_; }
+
+   private:
+    InOrderQueue queue_;
+  };
+
   Device& real_;
   uintptr_t next_ = kArenaAlignment;  // addresses are distinct, as on a real device
   std::map<DType, RecordingOps> tables_;

@@ -140,16 +140,17 @@ class CpuDevice final : public Device {
   }
 
  private:
-  // A thread copies while the others compute.
+  // A thread copies and calls while the others compute.
   class WorkerCopies final : public CopyQueue {
    public:
     explicit WorkerCopies(Device& device)
-        : queue_(device, {.run = [](const Job& job) { std::memcpy(job.to, job.from, job.bytes); },
-                          .idle = [] {},
-                          .fail = [] { std::abort(); }}) {}
+        : queue_(device, {.run = run, .idle = [] {}, .fail = [] { std::abort(); }}) {}
     Ticket copy(const Tensor& to, const Tensor& from) override {
       LATHE_CHECK(to.bytes() == from.bytes());
-      return queue_.put(Job{to.data, from.data, to.bytes()});
+      return queue_.put(Job{to.data, from.data, to.bytes(), {}});
+    }
+    Ticket call(std::function<void()> body) override {
+      return queue_.put(Job{.body = std::move(body)});
     }
     Queue& queue() override { return queue_; }
 
@@ -158,7 +159,12 @@ class CpuDevice final : public Device {
       void* to = nullptr;
       const void* from = nullptr;
       size_t bytes = 0;
+      std::function<void()> body{};  // instead of a copy
     };
+    static void run(const Job& job) {
+      if (job.body) return job.body();
+      if (job.bytes > 0) std::memcpy(job.to, job.from, job.bytes);
+    }
     WorkerQueue<Job> queue_;
   };
 

@@ -227,6 +227,11 @@ class CudaDevice final : public Device {
           "copy");
       return queue_.end();
     }
+    Ticket call(std::function<void()> body) override {
+      queue_.begin();
+      queue_.call(std::move(body));
+      return queue_.end();
+    }
     Queue& queue() override { return queue_; }
 
    private:

@@ -17,7 +17,13 @@ StreamQueue::StreamQueue(Device& device, std::function<void()> while_waiting)
     check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
 }
 
+// No call may come after this.
 StreamQueue::~StreamQueue() {
+  if (!calls_.empty() || !recorded_calls_.empty()) {
+    cudaStreamSynchronize(stream_);
+    cudaStreamSynchronize(device_stream_);
+    device_.forget_recordings();
+  }
   for (const cudaEvent_t event : events_) cudaEventDestroy(event);
   cudaEventDestroy(device_event_);
 }
@@ -43,6 +49,18 @@ Ticket StreamQueue::end() {
   ++last_;
   check_cuda(cudaEventRecord(event_of(last_), stream_), "queue");
   return last_;
+}
+
+void StreamQueue::call(std::function<void()> body) {
+  while (!calls_.empty() && calls_.front().done) calls_.pop_front();
+  HostCall& call = (recording() ? recorded_calls_ : calls_).emplace_back();
+  call.body = std::move(body);
+  const auto run = [](void* data) {
+    auto& due = *static_cast<HostCall*>(data);
+    due.body();
+    due.done = true;
+  };
+  check_cuda(cudaLaunchHostFunc(stream_, run, &call), "queue");
 }
 
 void StreamQueue::after_device() {

@@ -8,6 +8,8 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+#include <deque>
 #include <functional>
 #include <vector>
 
@@ -29,6 +31,9 @@ class StreamQueue final : public Queue {
   void begin();
   cudaStream_t stream() const { return stream_; }
   Ticket end();
+  // Enqueues a call by a thread of the host, between begin() and end(). body() must not use the GPU
+  // and must not throw. A recording keeps it.
+  void call(std::function<void()> body);
   bool recording() const;
 
   void after_device() override;
@@ -50,6 +55,11 @@ class StreamQueue final : public Queue {
   Stream stream_;
   cudaEvent_t device_event_ = nullptr;
   std::vector<cudaEvent_t> events_;  // record when each of the newest kEvents entries was done
+  struct HostCall {
+    std::function<void()> body;
+    std::atomic<bool> done{false};
+  };
+  std::deque<HostCall> calls_, recorded_calls_;
   Ticket last_ = 0;
   Ticket joined_ = 0;          // the device waits for this entry and all before it
   bool was_recorded_ = false;  // replays may be running on the device's stream

@@ -33,11 +33,10 @@ std::string to_string(const MemoryPlan& plan) {
                        static_cast<double>(bytes) / (1 << 20));
   };
   std::string text;
-  for (const MemorySpace space : {MemorySpace::device, MemorySpace::pinned}) {
-    if (space == MemorySpace::pinned) {
-      if (plan.total(space) == 0) break;
-      text += "memory plan of the host\n";
-    }
+  for (const MemorySpace space : {MemorySpace::device, MemorySpace::pinned, MemorySpace::file}) {
+    if (space != MemorySpace::device && plan.total(space) == 0) continue;
+    if (space == MemorySpace::pinned) text += "memory plan of the host\n";
+    if (space == MemorySpace::file) text += "in a file\n";
     for (int i = 0; i < kMemoryCategories; ++i) {
       const auto category = static_cast<MemoryCategory>(i);
       if (plan.of(category, space) > 0) text += line(name_of(category), plan.of(category, space));
@@ -66,6 +65,7 @@ Arena::~Arena() {
 }
 
 Tensor Arena::allocate(MemoryCategory category, DType dtype, Shape shape, MemorySpace space) {
+  LATHE_CHECK(space != MemorySpace::file);
   Block& block = blocks_[static_cast<size_t>(space)];
   Tensor tensor{nullptr, dtype, shape};
   const size_t bytes = round_up(tensor.bytes(), kArenaAlignment);

@@ -67,8 +67,8 @@ inline constexpr bool kSeparateAllocations = false;
 // A capacity for an arena that only counts (kernels/imagined_device.h).
 inline constexpr size_t kBoundless = size_t{1} << 62;
 
-// Owns bytes of a device's memory, as many in each space as the constructor is told, and hands them
-// out in order; nothing is given back before the arena is destroyed. Tensors are zeroed. Under
+// Owns `capacity` bytes of a device's memory and `pinned` bytes of the host's, and hands them out in
+// order; nothing is given back before the arena is destroyed. Tensors are zeroed. Under
 // AddressSanitizer each tensor is an allocation of its own, so that overruns are detected.
 class Arena {
  public:
@@ -80,6 +80,11 @@ class Arena {
   // Throws CheckError if the tensor does not fit into the capacity, which comes from the plan.
   Tensor allocate(MemoryCategory category, DType dtype, Shape shape,
                   MemorySpace space = MemorySpace::device);
+
+  // Counts bytes that the caller keeps in a file.
+  void count_file(MemoryCategory category, size_t bytes) {
+    used_.of(category, MemorySpace::file) += bytes;
+  }
 
   const MemoryPlan& used() const { return used_; }
   Device& device() const { return device_; }

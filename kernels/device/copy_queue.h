@@ -1,5 +1,8 @@
-// A queue of copies between tensors in any memory space, beside the device's operations.
+// A queue of copies between tensors in any memory space, and of calls of host functions, beside the
+// device's operations.
 #pragma once
+
+#include <functional>
 
 #include "kernels/device/queue.h"
 #include "kernels/device/tensor.h"
@@ -11,7 +14,10 @@ class CopyQueue {
   virtual ~CopyQueue() = default;
   // Equal sizes in bytes, no overlap.
   virtual Ticket copy(const Tensor& to, const Tensor& from) = 0;
-  // Orders the copies against the device's operations.
+  // A thread of the host calls body(), which must not use the device and must not throw. If the
+  // device records, each replay calls it.
+  virtual Ticket call(std::function<void()> body) = 0;
+  // Orders the entries against the device's operations.
   virtual Queue& queue() = 0;
 };
 

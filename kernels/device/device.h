@@ -20,9 +20,9 @@ struct OpCost;
 class PartObserver;
 
 // Where memory lies. `pinned`: on the host; a GPU reads and writes it over the bus. For a CPU both
-// are the same.
-enum class MemorySpace : uint8_t { device, pinned };
-inline constexpr int kMemorySpaces = 2;
+// are the same. `file`: on a disk of the host, only counted (MemoryPlan), never allocated.
+enum class MemorySpace : uint8_t { device, pinned, file };
+inline constexpr int kMemorySpaces = 3;
 
 // `any` is a wish only: a GPU if there is one, else the CPU.
 enum class DeviceKind : uint8_t { any, cpu, cuda };
@@ -55,9 +55,7 @@ class Device {
   // Between any spaces: equal sizes in bytes, no overlap.
   virtual void copy(const Tensor& destination, const Tensor& source) = 0;
   virtual void synchronize() = 0;
-  // A queue of copies that run beside the device's operations, if the device can do that; otherwise
-  // among them.
-  virtual std::unique_ptr<CopyQueue> make_copy_queue();
+  virtual std::unique_ptr<CopyQueue> make_copy_queue() = 0;
 
   // Whether operations and copies return before they are done. In either case they are done in the
   // order of the calls.

@@ -3,8 +3,6 @@
 // NCCL; for machines without NCCL, or if ranks share a GPU.
 #include <cuda_runtime.h>
 
-#include <atomic>
-#include <deque>
 #include <exception>
 
 #include "src/comm/cuda_communicator.h"
@@ -16,25 +14,6 @@ namespace lathe {
 namespace {
 
 using cuda::check_cuda;
-
-// A piece's collective, as the host function receives it.
-struct Step {
-  MpiCollectives* collectives = nullptr;
-  const World* world = nullptr;
-  Collective collective;
-  std::atomic<bool> done{false};
-};
-
-void run_step(void* data) {
-  Step& step = *static_cast<Step*>(data);
-  try {
-    step.collectives->run(step.collective);
-  } catch (const std::exception&) {  // no caller could catch it
-    const Failure failure = current_failure();
-    step.world->fail(failure.message, failure.exit_code);
-  }
-  step.done = true;
-}
 
 class CudaMpiCommunicator final : public CudaCommunicator {
  public:
@@ -82,7 +61,6 @@ class CudaMpiCommunicator final : public CudaCommunicator {
 
   MpiCollectives collectives_;
   char* pinned_ = nullptr;
-  std::deque<Step> steps_, recorded_;
 };
 
 void CudaMpiCommunicator::copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
@@ -90,13 +68,14 @@ void CudaMpiCommunicator::copy(void* to, const void* from, size_t bytes, cudaMem
 }
 
 void CudaMpiCommunicator::run_on_host(const Collective& c) {
-  while (!steps_.empty() && steps_.front().done) steps_.pop_front();
-  std::deque<Step>& steps = queue_.recording() ? recorded_ : steps_;
-  Step& step = steps.emplace_back();
-  step.collectives = &collectives_;
-  step.world = &world_;
-  step.collective = c;
-  check_cuda(cudaLaunchHostFunc(queue_.stream(), run_step, &step), "collective");
+  queue_.call([this, c] {
+    try {
+      collectives_.run(c);
+    } catch (const std::exception&) {  // no caller could catch it
+      const Failure failure = current_failure();
+      world_.fail(failure.message, failure.exit_code);
+    }
+  });
 }
 
 // Elements first .. first + count of the tensor, or of each rank's block of it.

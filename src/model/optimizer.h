@@ -2,11 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "kernels/device/arena.h"
 #include "kernels/ops.h"
+#include "src/model/file_states.h"
+#include "src/model/host_update.h"
+#include "src/model/offload.h"
 #include "src/model/parameter_store.h"
 
 namespace lathe {
@@ -49,37 +54,67 @@ struct OptimizerConfig {
   bool stochastic_rounding = false;  // of masters to bf16 weights
 };
 
+// What AdamW keeps of each element. Masters that are the weights are no states of their own.
+enum class OptimizerState : uint8_t { masters, m, v };
+
 class Optimizer {
  public:
-  // For what this rank owns. `states`: where masters and moments lie. If that is the host's memory,
-  // AdamW reads and writes them over the bus. Masters that are the weights stay with these.
+  // For what this rank owns.
   Optimizer(const OptimizerConfig& config, ParameterStore& parameters, Device& device, Arena& arena,
-            MemorySpace states = MemorySpace::device);
+            const Offload& offload = {});
 
   // Norm, clipping and update, without the host in between. If the loss or the gradient norm is not
   // finite, weights and moments stay unchanged.
-  void step(const Ops& ops, const StepState& state) const;
+  void step(const Ops& ops, const StepState& state);
 
   const OptimizerConfig& config() const { return config_; }
-  // The masters of owned()[part]: the weights themselves unless they are bf16.
-  Tensor masters(size_t part) const;
-  bool weights_are_masters() const { return !masters_; }
-  // Moments, flat over what this rank owns.
-  const Tensor& m() const { return m_; }
-  const Tensor& v() const { return v_; }
+  bool weights_are_masters() const { return !has_masters_; }
+
+  // The rest is for use outside of a step. Calls body(done, part) for elements [begin, begin +
+  // count) of a state, flat over what this rank owns, in order and in parts: as many as are in
+  // memory at once, from element begin + done on. write() keeps what body writes into them.
+  using Body = std::function<void(int64_t done, const Tensor& part)>;
+  void read(OptimizerState which, int64_t begin, int64_t count, const Body& body);
+  void write(OptimizerState which, int64_t begin, int64_t count, const Body& body);
+  // The masters of owned()[part]: the weights themselves unless they are bf16. If they lie in a
+  // file, reads them into the memory of the part's gradients, which are lost.
+  Tensor masters(size_t part);
+  // A state that lies in memory, flat over what this rank owns.
+  const Tensor& m() const { return states_.m; }
+  const Tensor& v() const { return states_.v; }
+
+  // With states in a file: reserves it; throws the error of an earlier read or write.
+  void create_file();
+  void rethrow();
+  const FileStates* file() const { return file_.get(); }
+  const HostUpdate* on_host() const { return on_host_.get(); }
 
  private:
-  // The flat tensor that begins with `first`, a tensor of the range's first part.
-  Tensor of_range(const UpdateRange& range, const Tensor& first) const;
+  // Elements that one AdamW updates, numbered as `local` of an OwnedPart, in one update range.
+  struct Chunk {
+    size_t range = 0;
+    int64_t begin = 0, elements = 0;
+    size_t first_segment = 0, segments = 0;
+  };
+
+  void cut_into_chunks(int64_t most);
+  void visit(OptimizerState which, int64_t begin, int64_t count, bool write, const Body& body);
+  // The flat tensor of a chunk, in the range that begins with `first`.
+  Tensor of_chunk(const Chunk& chunk, const Tensor& first) const;
+  StateTensors states_of(size_t chunk) const;
+  AdamW adamw(size_t chunk, const StepState& state) const;
   void sum_squares(const Ops& ops, const StepState& state) const;
-  void update(const Ops& ops, const StepState& state) const;
 
   OptimizerConfig config_;
   ParameterStore& parameters_;
-  Tensor masters_;  // flat; absent if the weights are the masters
-  Tensor m_, v_;
-  Tensor segments_;                      // OptimizerSegment, grouped by update
-  std::vector<int64_t> segment_counts_;  // of each update
+  Device& device_;
+  bool has_masters_ = false;
+  std::vector<Chunk> chunks_;                  // in the order of updates
+  std::vector<OptimizerSegment> segments_;     // of all chunks
+  Tensor segments_on_device_;                  // the same, uint8
+  StateTensors states_;                        // flat, if they lie in memory
+  std::unique_ptr<FileStates> file_;           // or in a file
+  std::unique_ptr<HostUpdate> on_host_;        // if the host updates
 };
 
 }  // namespace lathe

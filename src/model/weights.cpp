@@ -499,9 +499,12 @@ std::string optimizer_file(int64_t rank, int64_t ranks) {
   return fmt::format("optimizer-{:05}-of-{:05}.safetensors", rank, ranks);
 }
 
-// Copies a file's elements of a piece to the device; returns how many there were.
-int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, const Piece& piece,
-                   const Tensor& to, Device& device) {
+constexpr std::pair<const char*, OptimizerState> kMoments[] = {{"m.", OptimizerState::m},
+                                                               {"v.", OptimizerState::v}};
+
+// Copies a file's elements of a piece; returns how many there were.
+int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, OptimizerState state,
+                   const Piece& piece, Optimizer& to, Device& device) {
   const std::string& parameter = piece.slot->spec.name;
   const SafetensorsEntry* entry = file.find(prefix + parameter);
   if (entry == nullptr) return 0;
@@ -521,11 +524,14 @@ int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, con
                     values.data(), values.size() * sizeof(float));
     require_finite(file, entry->name, values, begin - first + done);
     // A mean of squares; AdamW takes its square root.
-    if (prefix == "v." && std::ranges::any_of(values, [](float v) { return v < 0; })) {
+    if (state == OptimizerState::v && std::ranges::any_of(values, [](float v) { return v < 0; })) {
       throw UserError("{}: tensor {} has negative values; use another checkpoint",
                       file.path().string(), entry->name);
     }
-    upload_values(device, to.rows(piece.local + begin - piece.first + done, count), values.data());
+    to.write(state, piece.local + begin - piece.first + done, count,
+             [&](int64_t before, const Tensor& part) {
+               upload_values(device, part, values.data() + before);
+             });
   });
   return std::max<int64_t>(0, end - begin);
 }
@@ -533,7 +539,7 @@ int64_t read_piece(const SafetensorsReader& file, const std::string& prefix, con
 }  // namespace
 
 WrittenFiles write_optimizer(const fs::path& dir, const ParameterStore& parameters,
-                             const Optimizer& optimizer, Device& device, int64_t rank) {
+                             Optimizer& optimizer, Device& device, int64_t rank) {
   const std::vector<Piece> pieces = pieces_of(parameters.layout(), parameters.share());
   std::map<std::string, std::string> places;
   for (const Piece& piece : pieces) {
@@ -541,19 +547,18 @@ WrittenFiles write_optimizer(const fs::path& dir, const ParameterStore& paramete
   }
   const std::string name = optimizer_file(rank, parameters.layout().ranks);
   SafetensorsWriter file(dir / name, places);
-  const std::pair<std::string, const Tensor*> moments[] = {{"m.", &optimizer.m()},
-                                                           {"v.", &optimizer.v()}};
-  for (const auto& [prefix, flat] : moments) {
+  for (const auto& [prefix, state] : kMoments) {
     for (const Piece& piece : pieces) {
       const ParameterSpec& spec = piece.slot->spec;
       file.declare(prefix + spec.name, DType::fp32,
                    piece.whole() ? dims_of(spec.shape) : std::vector<int64_t>{piece.count});
     }
   }
-  for (const auto& [prefix, flat] : moments) {
+  for (const auto& [prefix, state] : kMoments) {
     for (const Piece& piece : pieces) {
-      write_elements(file, prefix + piece.slot->spec.name, flat->rows(piece.local, piece.count),
-                     device);
+      optimizer.read(state, piece.local, piece.count, [&](int64_t, const Tensor& part) {
+        write_elements(file, prefix + piece.slot->spec.name, part, device);
+      });
     }
   }
   return {{name, file.finish()}};
@@ -581,20 +586,17 @@ int64_t optimizer_ranks(const fs::path& dir, const Manifest& manifest) {
 }
 
 void read_optimizer(const fs::path& dir, int64_t ranks, const ParameterStore& parameters,
-                    const Optimizer& optimizer, Device& device) {
+                    Optimizer& optimizer, Device& device) {
   std::vector<SafetensorsReader> files;
   for (int64_t rank = 0; rank < ranks; ++rank)
     files.emplace_back(dir / optimizer_file(rank, ranks));
-  const std::pair<std::string, const Tensor*> moments[] = {{"m.", &optimizer.m()},
-                                                           {"v.", &optimizer.v()}};
   std::vector<ShardPart> owned;
   for (const OwnedPart& part : parameters.owned()) owned.push_back(part.part);
   for (const Piece& piece : pieces_of(parameters.layout(), owned)) {
-    for (const auto& [prefix, flat] : moments) {
+    for (const auto& [prefix, state] : kMoments) {
       int64_t found = 0;
-      for (const SafetensorsReader& file : files) {
-        found += read_piece(file, prefix, piece, *flat, device);
-      }
+      for (const SafetensorsReader& file : files)
+        found += read_piece(file, prefix, state, piece, optimizer, device);
       if (found == piece.count) continue;
       throw UserError("{}: of {}{}, {} of {} elements are there", dir.string(), prefix,
                       piece.slot->spec.name, found, piece.count);

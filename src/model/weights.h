@@ -89,13 +89,13 @@ void read_model(const std::filesystem::path& dir, const ModelConfig& config,
 // parameter is split, the file has its piece as a vector, and its metadata has under NAME the index
 // of the first element.
 WrittenFiles write_optimizer(const std::filesystem::path& dir, const ParameterStore& parameters,
-                             const Optimizer& optimizer, Device& device, int64_t rank = 0);
+                             Optimizer& optimizer, Device& device, int64_t rank = 0);
 // The number of ranks that wrote a checkpoint's moments. UserError if its manifest does not list
 // the file of each.
 int64_t optimizer_ranks(const std::filesystem::path& dir, const Manifest& manifest);
 // Reads what this optimizer owns from the files of `ranks` ranks. Throws UserError if anything is
 // missing or not finite.
 void read_optimizer(const std::filesystem::path& dir, int64_t ranks,
-                    const ParameterStore& parameters, const Optimizer& optimizer, Device& device);
+                    const ParameterStore& parameters, Optimizer& optimizer, Device& device);
 
 }  // namespace lathe

@@ -116,8 +116,9 @@ void add_machine_flags(TableOfFlags& t, TrainOptions& o) {
                      "Activations to recompute in the backward pass, to save memory; same bits"));
   t.add(free,
         text("offload", o.offload_text,
-             "What lies in the host's memory, separated by commas: states=pinned (masters and "
-             "moments), activations=pinned (inputs of layers, with --recompute block), "
+             "What leaves the device, separated by commas: states=pinned (masters and moments, into "
+             "the host's memory), states=cpu (there, and the host updates them), states=DIRECTORY "
+             "(into a file), activations=pinned (inputs of layers, with --recompute block), "
              "weights=pinned (a rank's share, with --zero-stage 3)"));
 }
 
@@ -207,20 +208,33 @@ void parse_profile(TrainOptions& o) {
 }
 
 // Parses "KIND=PLACE,..." into offload.
-void parse_offload(TrainOptions& o) {
+void parse_offload(TrainOptions& o, int ranks) {
   std::istringstream list(o.offload_text);
   for (std::string item; std::getline(list, item, ',');) {
+    constexpr std::string_view kStates = "states=";
     if (item == "states=pinned") {
-      o.offload.states = MemorySpace::pinned;
+      o.offload.states = StatesPlace::pinned;
+    } else if (item == "states=cpu") {
+      o.offload.states = StatesPlace::host;
+    } else if (item.starts_with(kStates) && item.find('/') != std::string::npos) {
+      o.offload.states = StatesPlace::files;
+      o.offload.directory = item.substr(kStates.size());
     } else if (item == "activations=pinned") {
       o.offload.inputs = true;
     } else if (item == "weights=pinned") {
       o.offload.weights = MemorySpace::pinned;
     } else {
       throw UserError(
-          "--offload has '{}', but knows states=pinned, activations=pinned and weights=pinned",
+          "--offload has '{}', but knows states=pinned, states=cpu, states=DIRECTORY (a path with "
+          "a /), activations=pinned and weights=pinned",
           item);
     }
+  }
+  if (o.offload.states == StatesPlace::files && o.zero_stage == 0 && ranks > 1) {
+    throw UserError(
+        "--offload {} with {} ranks needs --zero-stage 1, 2 or 3; otherwise each rank would write "
+        "the states of the whole model",
+        o.offload_text, ranks);
   }
   if (o.offload.weights != MemorySpace::device && o.zero_stage != 3) {
     throw UserError("--offload weights=pinned needs --zero-stage 3; it is {}", o.zero_stage);
@@ -359,7 +373,7 @@ std::optional<std::string> given_text(const std::string& flag, const CommandLine
 void complete(TrainOptions& o, int ranks) {
   require_consistent(o);
   parse_profile(o);
-  parse_offload(o);
+  parse_offload(o, ranks);
   const double factor = lr_factor(o.lr_scale, mesh_shape(ranks).dp);
   o.lr *= factor, o.min_lr *= factor;
   // Otherwise --config with the config.toml of this run would scale them again.

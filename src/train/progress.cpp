@@ -15,7 +15,7 @@ Progress::Progress(Run& run, Ending& ending, Report& report, StepTrace& trace)
 void Progress::collect_all_but(int64_t in_flight) {
   StepState& state = run_.trainer.state;
   while (state.requested() > in_flight) {
-    const StepResults results = state.collect_results();
+    const StepResults results = run_.trainer.collect_results();
     if (!ending_.count(results)) continue;
     ending_.attempt([&] {
       report_.step(done_ + 1, results, slot_of(done_));

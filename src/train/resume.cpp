@@ -159,6 +159,16 @@ bool same_products(const ConfigKeys& before, const ConfigKeys& now, const Device
   return same;
 }
 
+namespace {
+
+// Whether the host computed AdamW (--offload states=cpu), whose last digits differ from a GPU's.
+bool updated_on_host(const ConfigKeys& config) {
+  const auto offload = config.find("offload");
+  return offload != config.end() && offload->second.find("states=cpu") != std::string::npos;
+}
+
+}  // namespace
+
 std::string difference_to(const TrainerState& s, const ConfigKeys& now,
                           const std::string& data_fingerprint, const Communicator& world,
                           const std::string& reduce_each, const Device& device) {
@@ -178,6 +188,11 @@ std::string difference_to(const TrainerState& s, const ConfigKeys& now,
   }
   if (s.layout.cpu != device.name())
     return fmt::format("was made on '{}', but this is '{}'", s.layout.cpu, device.name());
+  if (device.kind() != DeviceKind::cpu && updated_on_host(s.config) != updated_on_host(now)) {
+    return fmt::format("was updated by the {}, but this run is by the {}",
+                       updated_on_host(s.config) ? "host" : "GPU",
+                       updated_on_host(now) ? "host" : "GPU");
+  }
   std::string changed;
   for_each_change(s.config, now,
                   [&](const std::string& name, OnResume on_resume, const std::string& was,

@@ -72,22 +72,29 @@ void refuse_other_sizes(const TrainOptions& o, const ModelConfig& asked, const M
 
 }  // namespace
 
+namespace {
+
+// Of the host, for this rank; 0: OpenMP's choice.
+int rank_threads(const TrainOptions& options, const Place& place) {
+  if (options.threads != 0 || place.local_size <= 1 || std::getenv("OMP_NUM_THREADS") != nullptr)
+    return options.threads;
+  // If the launcher bound this rank to some cores, it may use all of them.
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  sched_getaffinity(0, sizeof(cores), &cores);
+  const int mine = CPU_COUNT(&cores);
+  const bool bound = mine < static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, bound ? mine : mine / place.local_size);
+}
+
+}  // namespace
+
 std::unique_ptr<Device> make_rank_device(const TrainOptions& options, const Place& place) {
   CudaDeviceOptions cuda = options.cuda;
   // Several ranks share this host, or their number is unknown.
   if (const int count = place.local_size != 1 ? cuda_device_count() : 0; count > 0)
     cuda.index = place.local_rank % count;
-  int threads = options.threads;
-  if (threads == 0 && place.local_size > 1 && std::getenv("OMP_NUM_THREADS") == nullptr) {
-    // If the launcher bound this rank to some cores, it may use all of them.
-    cpu_set_t cores;
-    CPU_ZERO(&cores);
-    sched_getaffinity(0, sizeof(cores), &cores);
-    const int mine = CPU_COUNT(&cores);
-    const bool bound = mine < static_cast<int>(std::thread::hardware_concurrency());
-    threads = std::max(1, bound ? mine : mine / place.local_size);
-  }
-  return make_device(options.device, threads, cuda);
+  return make_device(options.device, rank_threads(options, place), cuda);
 }
 
 DataParallelOptions parallel_options(const TrainOptions& o, int64_t ranks) {
@@ -141,6 +148,7 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world, cons
            .recompute = options.recompute,
            .parallel = parallel_options(options, mesh.dp().size()),
            .offload = options.offload};
+  shape.offload.host_threads = rank_threads(options, world.place());
   plan_memory(device, mesh);
   if (mesh.ranks() > 1 && options.writes()) require_one_out(mesh.world(), options.out);
 }

@@ -30,7 +30,7 @@ Trainer::Trainer(const ModelConfig& config, const OptimizerConfig& optimizer_con
       schedule(one_forward_one_backward(/*stage=*/0, /*stages=*/1, s.micro_steps)),
       in_flight(allocate_activations(config, s, most_in_flight(schedule), arena)),
       model(config, *parameters, in_flight.front(), on, arena, s.logits_at_once),
-      optimizer(optimizer_config, *parameters, on, arena, s.offload.states),
+      optimizer(optimizer_config, *parameters, on, arena, s.offload),
       clocks{StepClock(on, s.micro_steps), StepClock(on, s.micro_steps)},
       tokens_mbt_(arena.allocate(MemoryCategory::batch, DType::int32,
                                  {s.micro_steps, s.batch_size, s.seq_len})),
@@ -71,6 +71,12 @@ MicroBatch Trainer::batch(int64_t micro_step) const {
           targets_mbt_.rows(micro_step, 1).reshaped(bt), state.inputs(micro_step), &in_flight[set]};
 }
 
+StepResults Trainer::collect_results() {
+  const StepResults results = state.collect_results();
+  optimizer.rethrow();
+  return results;
+}
+
 void Trainer::use(const Ops& ops) {
   model.use(ops);
   parameters->use(ops);
@@ -81,16 +87,19 @@ void Trainer::set_masters(const Fill& fill) {
   do_together(
       mesh.world(),
       [&] {
-        for (size_t b = 0; b < share.size(); ++b) {
-          const int64_t before = share[b].begin - parameters->owned()[b].part.begin;
-          fill(share[b].begin, optimizer.masters(b).rows(before, share[b].elements));
+        optimizer.create_file();
+        for (const ShardPart& part : share) {
+          optimizer.write(OptimizerState::masters, part.local, part.elements,
+                          [&](int64_t done, const Tensor& to) { fill(part.begin + done, to); });
         }
       },
       [] {});
   std::string digests;
-  for (size_t b = 0; b < share.size(); ++b) {
-    parameters->complete(b, optimizer.masters(b), "initial weights");
-    if (mesh.ranks() > 1 && has_all(b)) digests += digest_of(device, optimizer.masters(b));
+  for (size_t b = 0; mesh.ranks() > 1 && b < share.size(); ++b) {
+    if (!has_all(b)) continue;
+    const Tensor masters = optimizer.masters(b);
+    parameters->complete(b, masters, "initial weights");
+    digests += digest_of(device, masters);
   }
   require_same(mesh.world(), "the initial weights", digests,
                "a collective has failed; run build/commtest on these hosts");
@@ -125,14 +134,17 @@ void Trainer::round_weights(uint64_t seed) {
     const int64_t updates = state.results().updates;
     const bool at_random = optimizer.config().stochastic_rounding && updates > 0;
     if (at_random) begin({.seed = seed, .step = updates});
-    const std::vector<OwnedPart>& owned = parameters->owned();
-    for (size_t b = 0; b < owned.size(); ++b) {
-      ops().run(Cast{.destination = owned[b].weights,
-                     .source = optimizer.masters(b),
-                     .rounding = at_random ? state.inputs(0) : nullptr,
-                     .first_element = owned[b].part.number},
-                {});
+    for (const auto& [part, weights, gradients] : parameters->owned()) {
+      optimizer.read(OptimizerState::masters, part.local, part.elements,
+                     [&](int64_t done, const Tensor& masters) {
+                       ops().run(Cast{.destination = weights.rows(done, masters.elements()),
+                                      .source = masters,
+                                      .rounding = at_random ? state.inputs(0) : nullptr,
+                                      .first_element = part.number + done},
+                                 {});
+                     });
     }
+    device.synchronize();  // before a file's memory is used for others
   }
   parameters->gather_weights();
 }

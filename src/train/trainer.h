@@ -62,6 +62,10 @@ class Trainer {
   // The device memory of micro-step m's batch, the same in every step.
   MicroBatch batch(int64_t micro_step) const;
 
+  // The results of the oldest requested step. If it could not read or write the states of its
+  // optimizer, throws the error: then the weights are wrong.
+  StepResults collect_results();
+
   // From now on uses another table of operations, which observes the device's.
   void use(const Ops& ops);
   const Ops& ops() const { return model.ops(); }

@@ -207,7 +207,8 @@ void add_decoder(MemoryPlan& plan, const ModelConfig& config, DType dtype, int64
 size_t add_parameters(MemoryPlan& plan, const ModelConfig& config, const StepShape& shape,
                       int64_t ranks) {
   const DataParallelOptions& o = shape.parallel;
-  const MemorySpace states = shape.offload.states;
+  const MemorySpace states = shape.offload.states == StatesPlace::device ? MemorySpace::device
+                                                                         : MemorySpace::pinned;
   const DType dtype = shape.dtype, acc = accumulator_of(dtype);
   const auto add = [&](MemoryCategory category, DType type, int64_t elements, int64_t count = 1) {
     for (int64_t i = 0; i < count; ++i) plan.add(category, type, elements);
@@ -364,8 +365,8 @@ TEST(Plan, IsWhatTheFormulasSay) {
   for (DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
     for (Recompute recompute :
          {Recompute::none, Recompute::gelu, Recompute::layernorm, Recompute::block}) {
-      const MemorySpace offloaded =
-          recompute == Recompute::block ? MemorySpace::pinned : MemorySpace::device;
+      const StatesPlace offloaded =
+          recompute == Recompute::block ? StatesPlace::pinned : StatesPlace::device;
       for (const ModelConfig& config : kConfigs) {
         SCOPED_TRACE(fmt::format("{} {}", name_of(dtype), name_of(recompute)));
         expect_agreement(
@@ -407,7 +408,7 @@ TEST(Plan, OfSeveralRanksIsWhatTheFormulasSay) {
                                          .reduce_each_micro_step = each_micro_step || stage >= 2,
                                          .reduce_bf16 = reduce_bf16,
                                          .weights = host},
-                            .offload = {host}},
+                            .offload = {reduce_bf16 ? StatesPlace::pinned : StatesPlace::device}},
                            ranks);
         }
       }

@@ -76,7 +76,7 @@ TEST_P(RecomputeTest, EveryLevelGivesTheSameBits) {
   };
   for (const Recompute recompute : kLevels)
     compare(two_steps(c, dtype, recompute), name_of(recompute));
-  compare(two_steps(c, dtype, Recompute::block, {.states = MemorySpace::pinned, .inputs = true}),
+  compare(two_steps(c, dtype, Recompute::block, {.states = StatesPlace::pinned, .inputs = true}),
           "block, offloaded");
 }
 

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "kernels/device/arena.h"
+#include "kernels/device/copy_queue.h"
+#include "kernels/device/in_order_queue.h"
 #include "kernels/ops.h"
 
 namespace lathe {
@@ -115,6 +117,9 @@ class LateDevice final : public Device {
     queue_.run_until(queue_.pushed());
   }
 
+  std::unique_ptr<CopyQueue> make_copy_queue() override {
+    return std::make_unique<LateCopies>(*this);
+  }
   bool asynchronous() const override { return true; }
   void replay(int key, const Work& body) override { queue_.replay(key, body); }
 
@@ -165,6 +170,24 @@ class LateDevice final : public Device {
     bool taken = false;
     uint64_t end = 0;  // the work that must be done before it is complete
     std::vector<char> bytes;
+  };
+
+  class LateCopies final : public CopyQueue {
+   public:
+    explicit LateCopies(LateDevice& device) : device_(device), order_(device) {}
+    Ticket copy(const Tensor& to, const Tensor& from) override {
+      device_.copy(to, from);
+      return order_.put();
+    }
+    Ticket call(Work body) override {
+      device_.queue_.push(std::move(body));
+      return order_.put();
+    }
+    lathe::Queue& queue() override { return order_; }
+
+   private:
+    LateDevice& device_;
+    InOrderQueue order_;
   };
 
   std::unique_ptr<Device> cpu_;
