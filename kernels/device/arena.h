@@ -67,8 +67,8 @@ inline constexpr bool kSeparateAllocations = false;
 // A capacity for an arena that only counts (kernels/imagined_device.h).
 inline constexpr size_t kBoundless = size_t{1} << 62;
 
-// Owns `capacity` bytes of a device's memory and `pinned` bytes of the host's, and hands them out in
-// order; nothing is given back before the arena is destroyed. Tensors are zeroed. Under
+// Owns `capacity` bytes of a device's memory and `pinned` bytes of the host's, and hands them out
+// in order; nothing is given back before the arena is destroyed. Tensors are zeroed. Under
 // AddressSanitizer each tensor is an allocation of its own, so that overruns are detected.
 class Arena {
  public:

@@ -26,7 +26,8 @@ FileStates::FileStates(const std::filesystem::path& directory, DType dtype, bool
       arena.allocate(MemoryCategory::optimizer, DType::uint8,
                      {static_cast<int64_t>(slots * largest + kAlign)}, MemorySpace::pinned);
   const uintptr_t first = round_up(reinterpret_cast<uintptr_t>(memory.data), kAlign);
-  for (size_t s = 0; s < slots; ++s) slots_[s].memory = reinterpret_cast<char*>(first + s * largest);
+  for (size_t s = 0; s < slots; ++s)
+    slots_[s].memory = reinterpret_cast<char*>(first + s * largest);
   for (size_t c = 0; c < chunks_.size(); ++c) {
     char* next = slot_of(c).memory;
     const auto take = [&] {

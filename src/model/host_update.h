@@ -51,7 +51,7 @@ class HostUpdate {
   const int threads_;
   std::unique_ptr<Device> host_;
   std::array<Slot, kSlots> slots_;
-  Tensor inputs_, results_;  // of the step, uint8
+  Tensor inputs_, results_;     // of the step, uint8
   std::vector<AdamW> updates_;  // on the host
   int64_t bytes_down_ = 0, bytes_up_ = 0;
   std::unique_ptr<CopyQueue> down_, calls_, up_;

@@ -153,9 +153,8 @@ AdamW Optimizer::adamw(size_t c, const StepState& state) const {
   const OwnedPart& first = parameters_.owned()[parameters_.updates()[chunk.range].first];
   const Tensor weights = of_chunk(chunk, first.weights);
   const StateTensors states = states_of(c);
-  const auto* segments = on_host_
-                             ? segments_.data()
-                             : static_cast<const OptimizerSegment*>(segments_on_device_.data);
+  const auto* segments =
+      on_host_ ? segments_.data() : static_cast<const OptimizerSegment*>(segments_on_device_.data);
   return {.masters = has_masters_ ? states.masters : weights,
           .m = states.m,
           .v = states.v,

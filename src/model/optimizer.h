@@ -109,12 +109,12 @@ class Optimizer {
   ParameterStore& parameters_;
   Device& device_;
   bool has_masters_ = false;
-  std::vector<Chunk> chunks_;                  // in the order of updates
-  std::vector<OptimizerSegment> segments_;     // of all chunks
-  Tensor segments_on_device_;                  // the same, uint8
-  StateTensors states_;                        // flat, if they lie in memory
-  std::unique_ptr<FileStates> file_;           // or in a file
-  std::unique_ptr<HostUpdate> on_host_;        // if the host updates
+  std::vector<Chunk> chunks_;               // in the order of updates
+  std::vector<OptimizerSegment> segments_;  // of all chunks
+  Tensor segments_on_device_;               // the same, uint8
+  StateTensors states_;                     // flat, if they lie in memory
+  std::unique_ptr<FileStates> file_;        // or in a file
+  std::unique_ptr<HostUpdate> on_host_;     // if the host updates
 };
 
 }  // namespace lathe

@@ -114,12 +114,13 @@ void add_machine_flags(TableOfFlags& t, TrainOptions& o) {
   t.add(free, choice("recompute", o.recompute,
                      {Recompute::none, Recompute::gelu, Recompute::layernorm, Recompute::block},
                      "Activations to recompute in the backward pass, to save memory; same bits"));
-  t.add(free,
-        text("offload", o.offload_text,
-             "What leaves the device, separated by commas: states=pinned (masters and moments, into "
-             "the host's memory), states=cpu (there, and the host updates them), states=DIRECTORY "
-             "(into a file), activations=pinned (inputs of layers, with --recompute block), "
-             "weights=pinned (a rank's share, with --zero-stage 3)"));
+  t.add(
+      free,
+      text("offload", o.offload_text,
+           "What leaves the device, separated by commas: states=pinned (masters and moments, into "
+           "the host's memory), states=cpu (there, and the host updates them), states=DIRECTORY "
+           "(into a file), activations=pinned (inputs of layers, with --recompute block), "
+           "weights=pinned (a rank's share, with --zero-stage 3)"));
 }
 
 void add_ranks_flags(TableOfFlags& t, TrainOptions& o) {

@@ -207,8 +207,8 @@ void add_decoder(MemoryPlan& plan, const ModelConfig& config, DType dtype, int64
 size_t add_parameters(MemoryPlan& plan, const ModelConfig& config, const StepShape& shape,
                       int64_t ranks) {
   const DataParallelOptions& o = shape.parallel;
-  const MemorySpace states = shape.offload.states == StatesPlace::device ? MemorySpace::device
-                                                                         : MemorySpace::pinned;
+  const MemorySpace states =
+      shape.offload.states == StatesPlace::device ? MemorySpace::device : MemorySpace::pinned;
   const DType dtype = shape.dtype, acc = accumulator_of(dtype);
   const auto add = [&](MemoryCategory category, DType type, int64_t elements, int64_t count = 1) {
     for (int64_t i = 0; i < count; ++i) plan.add(category, type, elements);
@@ -411,6 +411,70 @@ TEST(Plan, OfSeveralRanksIsWhatTheFormulasSay) {
                             .offload = {reduce_bf16 ? StatesPlace::pinned : StatesPlace::device}},
                            ranks);
         }
+      }
+    }
+  }
+}
+
+// One rank whose states the host updates, or that lie in a file, against the same with states in
+// pinned memory.
+TEST(Plan, OfStatesInChunksIsWhatTheFormulasSay) {
+  for (DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
+    const auto device = make_test_device(dtype);
+    const DType acc = accumulator_of(dtype);
+    const bool masters = dtype != acc;
+    for (const ModelConfig& config : kConfigs) {
+      for (const int64_t chunk : {int64_t{384}, int64_t{8192}, kOffloadChunk}) {
+        SCOPED_TRACE(fmt::format("{}, chunks of {}", name_of(dtype), chunk));
+        StepShape shape{.dtype = dtype,
+                        .seq_len = config.seq_len,
+                        .offload = {.states = StatesPlace::pinned, .chunk = chunk}};
+        const MemoryPlan pinned = expected_training(config, shape, 1, device->ops(dtype));
+        const ParameterLayout layout(config);
+        size_t segments = 0, records = 0, largest_record = 0, count = 0;
+        int64_t largest = 0;
+        for (int64_t begin = 0; begin < layout.elements; begin += chunk, ++count) {
+          const int64_t elements = std::min(chunk, layout.elements - begin);
+          const ShardPart part{begin, 0, elements, begin};
+          segments += layout.segments(1, {&part, 1}).size();
+          const size_t record = round_up((masters ? 3 : 2) * elements * size_of(acc), 4096);
+          records += record;
+          largest_record = std::max(largest_record, record);
+          largest = std::max(largest, elements);
+        }
+        const size_t masters_bytes = masters ? layout.elements * size_of(acc) : 0;
+        const auto segments_of = [](size_t n) {
+          MemoryPlan plan;
+          plan.add(MemoryCategory::batch, DType::uint8,
+                   static_cast<int64_t>(n * sizeof(OptimizerSegment)));
+          return plan.of(MemoryCategory::batch);
+        };
+        const size_t before = segments_of(layout.segments(1, layout.whole()).size());
+
+        MemoryPlan host = pinned;
+        host.of(MemoryCategory::batch) -= before;
+        for (int i = 0; i < 3; ++i) {
+          host.add(MemoryCategory::gradients, acc, largest, MemorySpace::pinned);
+          host.add(MemoryCategory::weights, dtype, largest, MemorySpace::pinned);
+        }
+        host.add(MemoryCategory::batch, DType::uint8, sizeof(StepInputs), MemorySpace::pinned);
+        host.add(MemoryCategory::batch, DType::uint8, sizeof(StepResults), MemorySpace::pinned);
+        shape.offload.states = StatesPlace::host;
+        EXPECT_EQ(plan_of(config, shape), host)
+            << to_string(plan_of(config, shape)) << to_string(host);
+
+        MemoryPlan files = pinned;
+        files.of(MemoryCategory::batch) += segments_of(segments) - before;
+        files.of(MemoryCategory::masters, MemorySpace::pinned) = 0;
+        files.of(MemoryCategory::optimizer, MemorySpace::pinned) = 0;
+        files.add(MemoryCategory::optimizer, DType::uint8,
+                  static_cast<int64_t>(std::min<size_t>(3, count) * largest_record + 4096),
+                  MemorySpace::pinned);
+        files.of(MemoryCategory::masters, MemorySpace::file) = masters_bytes;
+        files.of(MemoryCategory::optimizer, MemorySpace::file) = records - masters_bytes;
+        shape.offload.states = StatesPlace::files;
+        EXPECT_EQ(plan_of(config, shape), files)
+            << to_string(plan_of(config, shape)) << to_string(files);
       }
     }
   }

@@ -25,6 +25,7 @@ struct Case {
   bool reduce_bf16 = false;
   int64_t bucket_elements = 0;
   DType dtype = DType::bf16;
+  MemorySpace weights = MemorySpace::device;
 };
 
 // The step of src/train.cpp.
@@ -33,7 +34,7 @@ Schedule schedule_of(const Case& c) {
   ImaginedDevice device(*cpu);
   Schedule schedule;
   AbsentRanks ranks(c.ranks, schedule);
-  Arena arena(device, kBoundless);
+  Arena arena(device, kBoundless, kBoundless);
   Trainer trainer(c.config, {},
                   {.dtype = c.dtype,
                    .batch_size = c.batch_size,
@@ -43,7 +44,8 @@ Schedule schedule_of(const Case& c) {
                                 .zero_stage = c.stage,
                                 .zero_slots = c.zero_slots,
                                 .reduce_each_micro_step = c.stage >= 2,
-                                .reduce_bf16 = c.reduce_bf16}},
+                                .reduce_bf16 = c.reduce_bf16,
+                                .weights = c.weights}},
                   device, Mesh(ranks), arena);
   const ScheduleOps ops(trainer.ops(), schedule);
   trainer.use(ops);
@@ -196,6 +198,28 @@ TEST(Schedule, ALayersWeightsAreGatheredOneLayerAhead) {
   EXPECT_LT(first_of("h.2", 1), linears[4]);  // layer 3 is not begun
   EXPECT_GT(first_of("h.1", 1), linears[7]);
   EXPECT_LT(first_of("h.1", 1), linears[8]);
+}
+
+// If a rank's share of the weights lies on the host, it is copied just before each gather, and
+// nothing else is.
+TEST(Schedule, SharesOnTheHostAreCopiedBeforeEachGather) {
+  const Case plain{.micro_steps = 2, .stage = 3};
+  Case offloaded = plain;
+  offloaded.weights = MemorySpace::pinned;
+  const Schedule s = schedule_of(offloaded);
+  int64_t copies = 0;
+  for (const int64_t gather : s.all("all_gather")) {
+    const Schedule::Entry& all = s.at(gather);
+    if (all.what == "embeddings") continue;  // whose share stays on the device
+    const Schedule::Entry& copy = s.at(gather - 1);
+    EXPECT_EQ(copy.kind, "copy");
+    EXPECT_EQ(copy.what, all.what);
+    EXPECT_EQ(copy.bytes * plain.ranks, all.bytes) << all.what;
+    ++copies;
+  }
+  EXPECT_EQ(static_cast<int64_t>(s.all("copy").size()), copies);
+  EXPECT_EQ(s.entries().size(), schedule_of(plain).entries().size() + static_cast<size_t>(copies));
+  EXPECT_TRUE(schedule_of(plain).all("copy").empty());
 }
 
 TEST(Schedule, MoreSlotsGatherFurtherAheadAndLess) {
