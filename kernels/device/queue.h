@@ -1,5 +1,5 @@
-// A queue of work that runs beside the device's own operations: collectives, and the copies of
-// offloaded tensors. Entries run in the order in which they were added. Two calls order them
+// A queue of work that runs beside the device's own operations: collectives, copies of offloaded
+// tensors, and calls of host functions. Entries run in the order in which they were added. Two calls order them
 // relative to the device's operations; both may be recorded (Device::replay).
 //
 //   kernels/device/in_order_queue.h   entries are among the device's operations themselves

@@ -14,7 +14,7 @@
 
 namespace lathe {
 
-// `Job` is copied. put() never allocates.
+// `Job` is copied; put() allocates nothing but what that takes.
 template <typename Job>
 class WorkerQueue final : public Queue {
  public:

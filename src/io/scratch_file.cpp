@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <system_error>
 #include <utility>
 
 #include "kernels/device/error.h"
@@ -18,43 +19,70 @@ namespace fs = std::filesystem;
 
 namespace {
 
-size_t whole_units(size_t bytes) {
-  return bytes - bytes % ScratchFile::kAlignment;
+// A file without a name; network file systems have no O_TMPFILE. Past the system's cache, if the
+// file system allows it; memory does not.
+FileHandle create_unnamed(const fs::path& directory) {
+  FileHandle file(::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  if (!file && (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL)) {
+    std::string name = (directory / "lathe-XXXXXX").string();
+    file = FileHandle(::mkostemp(name.data(), O_CLOEXEC));
+    if (file) ::unlink(name.c_str());
+  }
+  if (!file) throw_io_error("create a file in", directory, errno);
+  ::fcntl(file.get(), F_SETFL, O_DIRECT);
+  return file;
 }
 
-// A file without a name. Network file systems have no O_TMPFILE, and memory has no O_DIRECT.
-FileHandle create_unnamed(const fs::path& directory) {
-  for (const int direct : {O_DIRECT, 0}) {
-    FileHandle file(::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC | direct, 0600));
-    if (file) return file;
-    if (errno != EINVAL && errno != EOPNOTSUPP && errno != EISDIR) break;
-    std::string name = (directory / "lathe-XXXXXX").string();
-    file = FileHandle(::mkostemp(name.data(), O_CLOEXEC | direct));
-    if (file) {
-      ::unlink(name.c_str());
-      return file;
-    }
-    if (errno != EINVAL) break;
+// From here on through the cache. False if that was so before. Some file systems refuse direct
+// transfers only when one is made, and so does memory that the disk cannot reach.
+bool give_up_direct(int fd) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  return flags >= 0 && (flags & O_DIRECT) && ::fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0;
+}
+
+// Calls transfer() until it moves bytes; returns how many, in whole units of alignment.
+template <typename Transfer>
+size_t moved_by(int fd, const Transfer& transfer) {
+  for (;;) {
+    const ssize_t now = transfer();
+    if (now >= 0)
+      return static_cast<size_t>(now) / ScratchFile::kAlignment * ScratchFile::kAlignment;
+    if (errno == EINTR) continue;
+    if ((errno == EINVAL || errno == EFAULT) && give_up_direct(fd)) continue;
+    throw std::system_error(errno, std::generic_category());
   }
-  throw_io_error("create a file in", directory, errno);
+}
+
+// Takes the space now; a file system that cannot promise it gives what it has later.
+bool reserve(int fd, off_t bytes) {
+  while (::fallocate(fd, 0, 0, bytes) != 0) {
+    if (errno == EOPNOTSUPP) return ::ftruncate(fd, bytes) == 0;
+    if (errno != EINTR) return false;
+  }
+  return true;
 }
 
 }  // namespace
 
 ScratchFile::ScratchFile(const fs::path& directory, uint64_t bytes, std::string what)
     : directory_(directory), what_(std::move(what)), file_(create_unnamed(directory)) {
-  const auto size = static_cast<off_t>(bytes);
-  if (bytes > 0 && ::fallocate(file_.get(), 0, 0, size) != 0) {
-    const bool cannot_reserve = errno == EOPNOTSUPP;
-    if (!cannot_reserve || ::ftruncate(file_.get(), size) != 0) {
-      const int error = errno;
-      throw_io_error(fmt::format("reserve {} bytes for {} in", bytes, what_), directory, error);
-    }
+  if (!reserve(file_.get(), static_cast<off_t>(bytes))) {
+    const int error = errno;
+    throw_io_error(fmt::format("reserve {} bytes for {} in", bytes, what_), directory, error);
   }
-  for (int i = 0; i < kThreads; ++i) threads_.emplace_back([this] { work(); });
+  try {
+    for (int i = 0; i < kThreads; ++i) threads_.emplace_back([this] { work(); });
+  } catch (...) {
+    end_threads();
+    throw;
+  }
 }
 
 ScratchFile::~ScratchFile() {
+  end_threads();
+}
+
+void ScratchFile::end_threads() {
   {
     const std::lock_guard lock(mutex_);
     closed_ = true;
@@ -158,29 +186,35 @@ std::string ScratchFile::place(const Piece& piece) const {
                      piece.offset + piece.bytes);
 }
 
-// Direct transfers continue at a multiple of the alignment.
 void ScratchFile::write_piece(const Piece& piece) const {
-  for (size_t done = 0; done < piece.bytes;) {
-    const ssize_t now = ::pwrite(file_.get(), piece.memory + done, piece.bytes - done,
-                                 static_cast<off_t>(piece.offset + done));
-    if (now < 0 && errno == EINTR) continue;
-    const size_t whole = now < 0 ? 0 : whole_units(static_cast<size_t>(now));
-    if (now < 0) throw_io_error(fmt::format("write {} to", what_), directory_, errno);
-    if (whole == 0) throw_io_error(fmt::format("write {} to", what_), directory_, ENOSPC);
-    done += whole;
+  const std::string action = fmt::format("write {} to", what_);
+  try {
+    for (size_t done = 0; done < piece.bytes;) {
+      const size_t now = moved_by(file_.get(), [&] {
+        return ::pwrite(file_.get(), piece.memory + done, piece.bytes - done,
+                        static_cast<off_t>(piece.offset + done));
+      });
+      if (now == 0) throw_io_error(action, directory_, ENOSPC);
+      done += now;
+    }
+  } catch (const std::system_error& error) {
+    throw_io_error(action, directory_, error.code().value());
   }
 }
 
 void ScratchFile::read_piece(const Piece& piece) const {
-  for (size_t done = 0; done < piece.bytes;) {
-    const ssize_t now = ::pread(file_.get(), piece.memory + done, piece.bytes - done,
-                                static_cast<off_t>(piece.offset + done));
-    if (now < 0 && errno == EINTR) continue;
-    if (now < 0) throw_io_error(fmt::format("read {} from", what_), directory_, errno);
-    const size_t whole = whole_units(static_cast<size_t>(now));
-    if (whole == 0)
-      throw CheckError(fmt::format("cannot read {}: the file has become shorter", place(piece)));
-    done += whole;
+  try {
+    for (size_t done = 0; done < piece.bytes;) {
+      const size_t now = moved_by(file_.get(), [&] {
+        return ::pread(file_.get(), piece.memory + done, piece.bytes - done,
+                       static_cast<off_t>(piece.offset + done));
+      });
+      if (now == 0)
+        throw CheckError(fmt::format("cannot read {}: the file has become shorter", place(piece)));
+      done += now;
+    }
+  } catch (const std::system_error& error) {
+    throw_io_error(fmt::format("read {} from", what_), directory_, error.code().value());
   }
 }
 

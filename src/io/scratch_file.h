@@ -25,8 +25,8 @@ namespace lathe {
 
 class ScratchFile {
  public:
-  // Offsets, sizes and addresses are multiples of this, so that the disk moves the data itself
-  // (O_DIRECT), if the file system allows it.
+  // Offsets, sizes and addresses are multiples of this, so that the data need not pass through the
+  // system's cache (O_DIRECT), if the file system allows it.
   static constexpr size_t kAlignment = 4096;
 
   // Reserves all bytes in a directory. `what` they are, for messages: "optimizer states".
@@ -36,8 +36,8 @@ class ScratchFile {
   ScratchFile(const ScratchFile&) = delete;
   ScratchFile& operator=(const ScratchFile&) = delete;
 
-  // Number a request: the first has 1; 0 is none. The memory must stay until it is done. A read
-  // must be of one former write, all of it, and starts after the request `after` is done.
+  // Both return the request's number: the first has 1; 0 is none. The memory must stay until it is
+  // done. read() reads exactly what one write() wrote, after the request `after`.
   using Request = int64_t;
   Request write(uint64_t offset, const void* from, size_t bytes);
   Request read(uint64_t offset, void* to, size_t bytes, Request after = 0);
@@ -65,6 +65,7 @@ class ScratchFile {
   };
   Request put(uint64_t offset, char* memory, size_t bytes, bool write, Request after);
   bool done(Request request) const { return !pieces_left_.contains(request); }
+  void end_threads();
   void work();
   void run(const Piece& piece);
   void write_piece(const Piece& piece) const;

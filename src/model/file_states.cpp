@@ -42,24 +42,9 @@ FileStates::FileStates(const std::filesystem::path& directory, DType dtype, bool
   }
 }
 
-template <typename Body>
-void FileStates::attempt(const Body& body) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (failure_) return;
-  }
-  try {
-    body();
-  } catch (...) {
-    const std::lock_guard lock(mutex_);
-    failure_ = std::current_exception();
-  }
-}
-
 void FileStates::rethrow() {
-  if (file_) attempt([this] { file_->rethrow(); });
-  const std::lock_guard lock(mutex_);
-  if (failure_) std::rethrow_exception(failure_);
+  if (file_) error_.attempt([this] { file_->rethrow(); });
+  error_.rethrow();
 }
 
 // The read waits until what the slot held is written.
@@ -107,14 +92,14 @@ void FileStates::read_ahead(size_t after) {
 
 void FileStates::need(size_t c) {
   Queue& queue = queue_->queue();
-  queue.device_after(queue_->call([this, c] { attempt([this, c] { await(c); }); }));
+  queue.device_after(queue_->call([this, c] { error_.attempt([this, c] { await(c); }); }));
 }
 
 void FileStates::release(size_t c) {
   Queue& queue = queue_->queue();
   queue.after_device();
   const Ticket ticket = queue_->call([this, c] {
-    attempt([this, c] {
+    error_.attempt([this, c] {
       write(c);
       read_ahead(c);
     });
@@ -125,7 +110,7 @@ void FileStates::release(size_t c) {
 void FileStates::open(size_t c) {
   device_.synchronize();
   queue_->queue().wait(queue_->queue().last());
-  attempt([this, c] { await(c); });
+  error_.attempt([this, c] { await(c); });
   rethrow();
 }
 

@@ -2,12 +2,13 @@
 // one record for each chunk: its masters, m and v side by side.
 //
 // Chunk c is updated in slot c modulo 3, in pinned memory, which the device reads and writes over
-// the bus. While one is updated, the one after it is read, and the one before it is written:
+// the bus. While one is updated, the next is read, and the last is written:
 //
-//   disk    | read 0, 1 | read 2           | write 0, then read 3 | write 1, then read 4 | ...
-//   device              | update 0         | update 1             | update 2             | ...
+//   disk    | read 0, 1 |          | write 0, read 2 | write 1, read 3 | ...
+//   device              | update 0 | update 1        | update 2        | ...
 //
-// After the last chunk the first two are read for the next step.
+// A slot is read into when what it held is written. After the last chunk the first two are read for
+// the next step.
 //
 // A host function of a CopyQueue asks for each transfer (src/io/scratch_file.h), so a step with
 // them can still be recorded. If a transfer fails, what is updated later is wrong: call rethrow()
@@ -16,15 +17,14 @@
 
 #include <array>
 #include <cstdint>
-#include <exception>
 #include <filesystem>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "kernels/device/arena.h"
 #include "kernels/device/copy_queue.h"
 #include "src/io/scratch_file.h"
+#include "src/model/first_error.h"
 
 namespace lathe {
 
@@ -79,9 +79,6 @@ class FileStates {
   };
 
   Slot& slot_of(size_t chunk) { return slots_[chunk % kSlots]; }
-  // Runs body() unless a transfer has failed; keeps its error.
-  template <typename Body>
-  void attempt(const Body& body);
   // What the host functions do.
   void begin_read(size_t chunk);
   void await(size_t chunk);
@@ -94,8 +91,7 @@ class FileStates {
   Device& device_;
   std::array<Slot, kSlots> slots_;
   std::unique_ptr<ScratchFile> file_;
-  std::mutex mutex_;
-  std::exception_ptr failure_;
+  FirstError error_;
   std::unique_ptr<CopyQueue> queue_;  // calls into this object, so it is destroyed first
 };
 

@@ -80,7 +80,7 @@ void HostUpdate::run(const std::vector<AdamW>& updates, const std::function<void
   for (size_t i = 0; i < updates.size(); ++i) {
     down.device_after(fetched[i]);
     calls.after_device();
-    const Ticket updated = calls_->call([this, i] { update(i); });
+    const Ticket updated = calls_->call([this, i] { error_.attempt([this, i] { update(i); }); });
     fetch_next();
     calls.device_after(updated);
     up.after_device();
@@ -91,11 +91,15 @@ void HostUpdate::run(const std::vector<AdamW>& updates, const std::function<void
   up.device_after(copy_up(bytes_of(updates[0].results), results_));
 }
 
+void HostUpdate::rethrow() {
+  error_.rethrow();
+}
+
 // In a thread of the host. If the step is skipped, AdamW writes no weights, but they are copied all
 // the same: rounds the masters again, as the last update did.
 void HostUpdate::update(size_t i) {
-  if (!host_) host_ = make_cpu_device(threads_);  // sets the threads of this thread
-  const Ops& ops = host_->ops(dtype_);
+  const auto host = make_cpu_device(threads_);  // of this thread, which may be another each time
+  const Ops& ops = host->ops(dtype_);
   const AdamW& args = updates_[i];
   ops.run(args, {});
   if (!args.results->skip || !args.weights) return;

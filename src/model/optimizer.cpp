@@ -258,6 +258,7 @@ void Optimizer::create_file() {
 
 void Optimizer::rethrow() {
   if (file_) file_->rethrow();
+  if (on_host_) on_host_->rethrow();
 }
 
 }  // namespace lathe

@@ -70,9 +70,9 @@ class Optimizer {
   const OptimizerConfig& config() const { return config_; }
   bool weights_are_masters() const { return !has_masters_; }
 
-  // The rest is for use outside of a step. Calls body(done, part) for elements [begin, begin +
-  // count) of a state, flat over what this rank owns, in order and in parts: as many as are in
-  // memory at once, from element begin + done on. write() keeps what body writes into them.
+  // The rest is for use outside of a step. Calls body(done, part) for parts of elements [begin,
+  // begin + count) of a state, flat over what this rank owns, in order; `part` begins with element
+  // begin + done, and is valid during the call. write() keeps what body writes into it.
   using Body = std::function<void(int64_t done, const Tensor& part)>;
   void read(OptimizerState which, int64_t begin, int64_t count, const Body& body);
   void write(OptimizerState which, int64_t begin, int64_t count, const Body& body);
@@ -83,8 +83,9 @@ class Optimizer {
   const Tensor& m() const { return states_.m; }
   const Tensor& v() const { return states_.v; }
 
-  // With states in a file: reserves it; throws the error of an earlier read or write.
+  // Reserves the file of the states, if they lie in one.
   void create_file();
+  // Throws what has gone wrong in the host's part of a step: then the weights are wrong.
   void rethrow();
   const FileStates* file() const { return file_.get(); }
   const HostUpdate* on_host() const { return on_host_.get(); }

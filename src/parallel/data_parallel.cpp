@@ -163,7 +163,7 @@ void DataParallelStore::gather_parts(size_t bucket, const Tensor& all, const Ten
                                      const char* what) {
   const ShardPart& share = share_[bucket];
   const Tensor part = all.rows(share.begin - layout_.buckets[bucket].begin, share.elements);
-  device_.copy(part, mine);
+  if (part.data != mine.data) device_.copy(part, mine);
   communicator_.after_device();
   communicator_.wait(communicator_.all_gather(all, part, what));
 }

@@ -189,9 +189,9 @@ std::string difference_to(const TrainerState& s, const ConfigKeys& now,
   if (s.layout.cpu != device.name())
     return fmt::format("was made on '{}', but this is '{}'", s.layout.cpu, device.name());
   if (device.kind() != DeviceKind::cpu && updated_on_host(s.config) != updated_on_host(now)) {
-    return fmt::format("was updated by the {}, but this run is by the {}",
-                       updated_on_host(s.config) ? "host" : "GPU",
-                       updated_on_host(now) ? "host" : "GPU");
+    return updated_on_host(now)
+               ? "was made with AdamW on the GPU, but now the host computes it (states=cpu)"
+               : "was made with AdamW on the host (states=cpu), but now the GPU computes it";
   }
   std::string changed;
   for_each_change(s.config, now,

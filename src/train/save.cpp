@@ -76,14 +76,14 @@ void save_checkpoint(Run& run, int64_t step, bool prune) {
                               trainer.mesh.dp().rank());
     if (writer) model.emplace(directory, o.model_config, layout, trainer.device, end_of_text);
   });
-  // All ranks gather every bucket, even if rank 0 can no longer write.
+  // All ranks gather every bucket, even if one can no longer read or write.
   std::exception_ptr failure;
   for (size_t b = 0; b < layout.buckets.size(); ++b) {
-    const Tensor masters = trainer.gathered_masters(b);
     try {
+      const Tensor masters = trainer.gathered_masters(b);
       if (model && !failure) model->write(b, masters);
     } catch (...) {
-      failure = std::current_exception();
+      if (!failure) failure = std::current_exception();
     }
   }
   std::string lines;

@@ -1,5 +1,7 @@
 #include "src/train/trainer.h"
 
+#include <exception>
+
 #include "kernels/imagined_device.h"
 #include "src/model/weights.h"
 #include "src/parallel/agreement.h"
@@ -97,6 +99,7 @@ void Trainer::set_masters(const Fill& fill) {
   std::string digests;
   for (size_t b = 0; mesh.ranks() > 1 && b < share.size(); ++b) {
     if (!has_all(b)) continue;
+    LATHE_CHECK(!optimizer.file(), "a file of each rank would hold the states of all");
     const Tensor masters = optimizer.masters(b);
     parameters->complete(b, masters, "initial weights");
     digests += digest_of(device, masters);
@@ -126,7 +129,16 @@ void Trainer::read_masters(const std::filesystem::path& directory) {
 }
 
 Tensor Trainer::gathered_masters(size_t bucket) {
-  return parameters->gather(bucket, optimizer.masters(bucket), "masters for a checkpoint");
+  std::exception_ptr failure;
+  Tensor mine = parameters->owned()[bucket].gradients;  // of the same size
+  try {
+    mine = optimizer.masters(bucket);
+  } catch (...) {  // the other ranks wait for this one
+    failure = std::current_exception();
+  }
+  const Tensor all = parameters->gather(bucket, mine, "masters for a checkpoint");
+  if (failure) std::rethrow_exception(failure);
+  return all;
 }
 
 void Trainer::round_weights(uint64_t seed) {

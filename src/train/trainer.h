@@ -62,8 +62,8 @@ class Trainer {
   // The device memory of micro-step m's batch, the same in every step.
   MicroBatch batch(int64_t micro_step) const;
 
-  // The results of the oldest requested step. If it could not read or write the states of its
-  // optimizer, throws the error: then the weights are wrong.
+  // The results of the oldest requested step. Throws what has gone wrong in the host's part of it
+  // (Optimizer::rethrow).
   StepResults collect_results();
 
   // From now on uses another table of operations, which observes the device's.
@@ -78,7 +78,8 @@ class Trainer {
   // The same with the weights of a model in Hugging Face format.
   void read_masters(const std::filesystem::path& directory);
   // All masters of a bucket, on every rank. If each rank owns a share, gathers them into the
-  // gradients' memory, which overwrites the gradients; valid until the next call.
+  // gradients' memory, which overwrites the gradients; valid until the next call. A rank that
+  // cannot read its own takes part and then throws.
   Tensor gathered_masters(size_t bucket);
   // Computes the weights from the masters, rounded as in the last update. `seed`: of the run.
   void round_weights(uint64_t seed);

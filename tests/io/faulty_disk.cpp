@@ -3,6 +3,7 @@
 //
 //   LATHE_DISK_DIR     the files of this directory; without it nothing is done
 //   LATHE_DISK_FAULT   slow          every read and write takes up to two more milliseconds
+//                      plain         no O_TMPFILE, no O_DIRECT, no fallocate
 //                      no-space      fallocate: ENOSPC
 //                      write-error   EIO
 //                      write-full    ENOSPC
@@ -15,6 +16,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,6 +59,7 @@ bool is_watched(int fd) {
 // Whether this call, one of `kind`, is the one at which the fault happens.
 bool is_due(int fd, const char* kind, std::atomic<long>& calls) {
   if (fault()[0] == '\0' || !is_watched(fd)) return false;
+  if (strcmp(fault(), "plain") == 0) return (fcntl(fd, F_GETFL) & O_DIRECT) != 0;
   if (strcmp(fault(), "slow") == 0) {
     static std::atomic<unsigned> seed{1};
     usleep((seed.fetch_add(1) * 2654435761u >> 16) % 2000);
@@ -74,6 +77,7 @@ ssize_t fail(int error) {
 ssize_t faulty_write(int fd, const void* data, size_t bytes, off64_t offset) {
   static std::atomic<long> calls{0};
   const bool due = is_due(fd, "write", calls);
+  if (due && strcmp(fault(), "plain") == 0) return fail(EINVAL);
   if (due && strcmp(fault(), "write-error") == 0) return fail(EIO);
   if (due && strcmp(fault(), "write-full") == 0) return fail(ENOSPC);
   if (due && bytes > kBlock) bytes = bytes / 2 / kBlock * kBlock;
@@ -83,6 +87,7 @@ ssize_t faulty_write(int fd, const void* data, size_t bytes, off64_t offset) {
 ssize_t faulty_read(int fd, void* data, size_t bytes, off64_t offset) {
   static std::atomic<long> calls{0};
   const bool due = is_due(fd, "read", calls);
+  if (due && strcmp(fault(), "plain") == 0) return fail(EINVAL);
   if (due && strcmp(fault(), "read-error") == 0) return fail(EIO);
   if (due && strcmp(fault(), "read-end") == 0) return 0;
   const ssize_t n = real<ssize_t(int, void*, size_t, off64_t)>("pread64")(fd, data, bytes, offset);
@@ -106,8 +111,20 @@ ssize_t pread(int fd, void* data, size_t bytes, off_t offset) {
 ssize_t pread64(int fd, void* data, size_t bytes, off64_t offset) {
   return faulty_read(fd, data, bytes, offset);
 }
+int open(const char* path, int flags, ...) {
+  va_list arguments;
+  va_start(arguments, flags);
+  const auto mode = static_cast<mode_t>(va_arg(arguments, int));  // not read if it was not given
+  va_end(arguments);
+  static const char* const directory = getenv("LATHE_DISK_DIR");
+  if ((flags & O_TMPFILE) == O_TMPFILE && strcmp(fault(), "plain") == 0 && directory &&
+      strncmp(path, directory, strlen(directory)) == 0)
+    return static_cast<int>(fail(EOPNOTSUPP));
+  return real<int(const char*, int, ...)>("open")(path, flags, mode);
+}
 int fallocate(int fd, int mode, off_t offset, off_t bytes) {
   if (strcmp(fault(), "no-space") == 0 && is_watched(fd)) return static_cast<int>(fail(ENOSPC));
+  if (strcmp(fault(), "plain") == 0 && is_watched(fd)) return static_cast<int>(fail(EOPNOTSUPP));
   return real<int(int, int, off_t, off_t)>("fallocate")(fd, mode, offset, bytes);
 }
 

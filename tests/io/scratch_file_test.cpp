@@ -57,6 +57,13 @@ TEST(ScratchFile, GivesBackWhatWasWritten) {
   constexpr size_t kRecords = 7, kBytes = (5 << 20) + kBlock;  // more than two pieces each
   ScratchFile file(scratch.path(), kRecords * kBytes, "numbers");
   EXPECT_TRUE(fs::is_empty(scratch.path()));  // it has no name
+  struct stat status {};
+  const int fd = descriptor_in(scratch.path());
+  ASSERT_EQ(::fstat(fd, &status), 0);
+  ::close(fd);
+  EXPECT_EQ(static_cast<size_t>(status.st_size), kRecords * kBytes);
+  EXPECT_GE(static_cast<size_t>(status.st_blocks) * 512,
+            kRecords * kBytes);  // before it is written
   std::vector<Memory> records;
   std::vector<ScratchFile::Request> writes;
   for (size_t i = 0; i < kRecords; ++i) {
@@ -76,12 +83,6 @@ TEST(ScratchFile, GivesBackWhatWasWritten) {
   }
   EXPECT_EQ(file.bytes_written(), kRecords * kBytes);
   EXPECT_EQ(file.bytes_read(), kRecords * kBytes);
-  struct stat status {};
-  const int fd = descriptor_in(scratch.path());
-  ASSERT_EQ(::fstat(fd, &status), 0);
-  ::close(fd);
-  EXPECT_EQ(static_cast<size_t>(status.st_size), kRecords * kBytes);
-  EXPECT_GE(static_cast<size_t>(status.st_blocks) * 512, kRecords * kBytes);  // really reserved
 }
 
 // Writes a record and damages the file behind it; returns the message of reading it.

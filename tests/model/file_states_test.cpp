@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <map>
 #include <random>
 
@@ -106,6 +107,13 @@ void train(Device& device, size_t count, bool masters) {
     }
   }
   states.rethrow();
+}
+
+TEST(FileStates, ASlowDiskIsSlow) {
+  if (std::getenv("LATHE_DISK_FAULT") == nullptr) GTEST_SKIP() << "the disk is as it is";
+  std::ifstream maps("/proc/self/maps");
+  const std::string all(std::istreambuf_iterator<char>(maps), {});
+  EXPECT_NE(all.find("lathe_faulty_disk"), std::string::npos) << "the library was not loaded";
 }
 
 TEST(FileStates, AreThereWhenTheyAreNeeded) {

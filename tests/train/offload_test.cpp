@@ -26,11 +26,11 @@ class Offload : public TrainTest {
                             {"dtype", "bf16"},
                             {"device", "cpu"}});
   }
-  std::string in_file() {
-    fs::create_directories(disk());
-    return "states=" + disk().string();
+  std::string in_file() { return "states=" + disk().string(); }
+  fs::path disk() {
+    fs::create_directories(scratch / "disk");
+    return fs::canonical(scratch / "disk");
   }
-  fs::path disk() { return scratch / "disk"; }
 
   // Trains with a disk that fails.
   ProcessResult with_fault(const Flags& flags, const std::string& fault, int at) {
@@ -70,7 +70,8 @@ TEST_F(Offload, ADiskThatFailsEndsTheRunWithOneSentence) {
     int at;
     std::string message;
   };
-  // Of some 80 pieces of the states, a step writes all and reads 30, and a checkpoint reads some 150.
+  // Of some 80 pieces of the states, a step writes all and reads 30, and a checkpoint reads some
+  // 150.
   const Case cases[] = {
       {"no-space", 0, "bytes for optimizer states in DISK: No space left on device"},
       {"write-error", 230, "cannot write optimizer states to DISK: Input/output error"},
@@ -111,6 +112,16 @@ TEST_F(Offload, RefusesWhatItCannotDo) {
   refused("states=disk", {"--offload has 'states=disk'", "states=DIRECTORY"});
   refused("states=" + (scratch / "none").string(),
           {"cannot create a file in", "No such file or directory", "check the path"});
+}
+
+// A file system that cannot do what is faster.
+TEST_F(Offload, APlainFileSystemWillDo) {
+  const Flags flags = {{"dtype", "bf16"}, {"device", "cpu"}};
+  expect_success(run(train_command(with(tiny(scratch / "whole"), flags))));
+  expect_success(
+      with_fault(with(tiny(scratch / "plain"), with(flags, {{"offload", in_file()}})), "plain", 0));
+  expect_same_run(scratch / "whole", scratch / "plain");
+  EXPECT_TRUE(fs::is_empty(disk()));
 }
 
 // The disk's file, its memory and the table of the plan.

@@ -255,6 +255,35 @@ TEST_F(Survival, ADiskThatIsFullForOneRankLeavesNothingHalfDone) {
     EXPECT_FALSE(entry.path().filename().string().starts_with("step-")) << entry.path();
 }
 
+// The disk of one rank's optimizer states. What they saved before is whole.
+TEST_F(Survival, OptimizerStatesThatOneRankCannotWriteEndTheJob) {
+  const fs::path disk = fs::canonical(fs::path(scratch / "."));
+  ProcessOptions options = kRanks;
+  for (const std::string& variable :
+       {std::string("LD_PRELOAD=" LATHE_FAULTY_DISK), "LATHE_DISK_DIR=" + disk.string(),
+        std::string("LATHE_DISK_FAULT=write-error"), std::string("LATHE_DISK_AT=40"),
+        std::string("LATHE_DISK_RANK=1"),
+        std::string("ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0")})
+    options.environment.push_back(variable);
+  const Flags flags = endless(scratch / "out", {{"zero-stage", "1"},
+                                                {"dtype", "bf16"},
+                                                {"checkpoint-interval", "3"},
+                                                {"offload", "states=" + disk.string()}});
+  const ProcessResult result = run(ranks_command(2, flags), options);
+  EXPECT_EQ(result.exit_code, 1) << result.err;
+  EXPECT_NE(result.err.find("rank 1: cannot write optimizer states to"), std::string::npos)
+      << result.err;
+  const std::string last = last_checkpoint(scratch / "out");
+  ASSERT_FALSE(last.empty()) << result.err;
+  const Flags more = {{"steps", std::to_string(std::stoll(last.substr(5)) + 4)}};
+  expect_success(train(2, with(flags, more)));
+  expect_success(
+      train(2, with(endless(scratch / "whole",
+                            {{"zero-stage", "1"}, {"dtype", "bf16"}, {"checkpoint-interval", "3"}}),
+                    more)));
+  expect_same_run(scratch / "whole", scratch / "out");
+}
+
 // Flips a bit in every place of a process's memory that holds these bytes; returns their number.
 int damage(pid_t process, const std::string& bytes) {
   std::fstream memory(fmt::format("/proc/{}/mem", process),
