@@ -1,11 +1,15 @@
 #include "src/comm/collective.h"
 
+#include <algorithm>
+
+#include "src/comm/make_communicator.h"
+
 namespace lathe {
 
 std::string_view name_of(CollectiveKind kind) {
-  constexpr std::string_view kNames[] = {"all_reduce", "reduce",  "reduce_scatter", "all_gather",
-                                         "gather",     "scatter", "broadcast",      "send",
-                                         "receive",    "copy"};
+  constexpr std::string_view kNames[] = {
+      "all_reduce", "reduce", "reduce_scatter", "all_gather",   "gather", "scatter",
+      "broadcast",  "send",   "receive",        "send_receive", "copy"};
   const auto index = static_cast<size_t>(kind);
   return index < std::size(kNames) ? kNames[index] : "?";
 }
@@ -15,7 +19,7 @@ std::string describe(CollectiveKind kind, DType dtype, Reduction op, int root, i
   constexpr std::string_view kOps[] = {" (sum)", " (max)", " (min)"};
   std::string text = fmt::format("{} of {} {}", name_of(kind), count, name_of(dtype));
   if (kind <= CollectiveKind::reduce_scatter) text += kOps[static_cast<size_t>(op) % 3];
-  if (kind == CollectiveKind::send) {
+  if (kind == CollectiveKind::send || kind == CollectiveKind::send_receive) {
     text += fmt::format(" to {}", root);
   } else if (kind == CollectiveKind::receive) {
     text += fmt::format(" from {}", root);
@@ -25,8 +29,27 @@ std::string describe(CollectiveKind kind, DType dtype, Reduction op, int root, i
   return what.empty() ? text : text + fmt::format(" '{}'", what);
 }
 
+std::optional<Collective> Collective::sent_part() const {
+  if (kind == CollectiveKind::receive) return {};
+  Collective part = *this;
+  part.kind = CollectiveKind::send;
+  part.out = nullptr;
+  return part;
+}
+
+std::optional<Collective> Collective::received_part() const {
+  if (kind == CollectiveKind::send) return {};
+  if (kind == CollectiveKind::receive) return *this;
+  return Collective{.kind = CollectiveKind::receive,
+                    .dtype = received_dtype,
+                    .root = from,
+                    .count = received_count,
+                    .out = out,
+                    .what = what};
+}
+
 void CollectiveCommunicator::check_root(int root) const {
-  LATHE_CHECK(root >= 0 && root < size_, "there is no rank {} among {}", root, size_);
+  LATHE_CHECK(root >= 0 && root < size(), "there is no rank {} among {}", root, size());
 }
 
 // a has `times` as many elements as b.
@@ -51,20 +74,20 @@ Ticket CollectiveCommunicator::all_reduce(const Tensor& out, const Tensor& in, R
 Ticket CollectiveCommunicator::reduce(const Tensor& out, const Tensor& in, Reduction op, int root,
                                       const char* what) {
   check_root(root);
-  if (rank_ == root) check_same(out, in, 1);
+  if (rank() == root) check_same(out, in, 1);
   return call({.kind = CollectiveKind::reduce,
                .dtype = in.dtype,
                .op = op,
                .root = root,
                .count = in.elements(),
                .in = in.data,
-               .out = rank_ == root ? out.data : nullptr,
+               .out = rank() == root ? out.data : nullptr,
                .what = what});
 }
 
 Ticket CollectiveCommunicator::reduce_scatter(const Tensor& mine, const Tensor& all, Reduction op,
                                               const char* what) {
-  check_same(all, mine, size_);
+  check_same(all, mine, size());
   return call({.kind = CollectiveKind::reduce_scatter,
                .dtype = mine.dtype,
                .op = op,
@@ -75,7 +98,7 @@ Ticket CollectiveCommunicator::reduce_scatter(const Tensor& mine, const Tensor& 
 }
 
 Ticket CollectiveCommunicator::all_gather(const Tensor& all, const Tensor& mine, const char* what) {
-  check_same(all, mine, size_);
+  check_same(all, mine, size());
   return call({.kind = CollectiveKind::all_gather,
                .dtype = mine.dtype,
                .count = mine.elements(),
@@ -87,25 +110,25 @@ Ticket CollectiveCommunicator::all_gather(const Tensor& all, const Tensor& mine,
 Ticket CollectiveCommunicator::gather(const Tensor& all, const Tensor& mine, int root,
                                       const char* what) {
   check_root(root);
-  if (rank_ == root) check_same(all, mine, size_);
+  if (rank() == root) check_same(all, mine, size());
   return call({.kind = CollectiveKind::gather,
                .dtype = mine.dtype,
                .root = root,
                .count = mine.elements(),
                .in = mine.data,
-               .out = rank_ == root ? all.data : nullptr,
+               .out = rank() == root ? all.data : nullptr,
                .what = what});
 }
 
 Ticket CollectiveCommunicator::scatter(const Tensor& mine, const Tensor& all, int root,
                                        const char* what) {
   check_root(root);
-  if (rank_ == root) check_same(all, mine, size_);
+  if (rank() == root) check_same(all, mine, size());
   return call({.kind = CollectiveKind::scatter,
                .dtype = mine.dtype,
                .root = root,
                .count = mine.elements(),
-               .in = rank_ == root ? all.data : nullptr,
+               .in = rank() == root ? all.data : nullptr,
                .out = mine.data,
                .what = what});
 }
@@ -123,7 +146,7 @@ Ticket CollectiveCommunicator::broadcast(const Tensor& tensor, int root, const c
 
 Ticket CollectiveCommunicator::send(const Tensor& tensor, int to, const char* what) {
   check_root(to);
-  LATHE_CHECK(to != rank_, "rank {} sends to itself", to);
+  LATHE_CHECK(to != rank(), "rank {} sends to itself", to);
   return call({.kind = CollectiveKind::send,
                .dtype = tensor.dtype,
                .root = to,
@@ -134,13 +157,30 @@ Ticket CollectiveCommunicator::send(const Tensor& tensor, int to, const char* wh
 
 Ticket CollectiveCommunicator::receive(const Tensor& tensor, int from, const char* what) {
   check_root(from);
-  LATHE_CHECK(from != rank_, "rank {} receives from itself", from);
+  LATHE_CHECK(from != rank(), "rank {} receives from itself", from);
   return call({.kind = CollectiveKind::receive,
                .dtype = tensor.dtype,
                .root = from,
                .count = tensor.elements(),
                .out = tensor.data,
                .what = what});
+}
+
+Ticket CollectiveCommunicator::send_receive(const Tensor& sent, int to, const Tensor& received,
+                                            int from, const char* what) {
+  check_root(to);
+  check_root(from);
+  LATHE_CHECK(to != rank() && from != rank(), "rank {} communicates with itself", rank());
+  return call({.kind = CollectiveKind::send_receive,
+               .dtype = sent.dtype,
+               .root = to,
+               .count = sent.elements(),
+               .in = sent.data,
+               .out = received.data,
+               .what = what,
+               .from = from,
+               .received_count = received.elements(),
+               .received_dtype = received.dtype});
 }
 
 Ticket CollectiveCommunicator::copy(const Tensor& to, const Tensor& from, const char* what) {
@@ -151,6 +191,29 @@ Ticket CollectiveCommunicator::copy(const Tensor& to, const Tensor& from, const 
                .in = from.data,
                .out = to.data,
                .what = what});
+}
+
+std::unique_ptr<Communicator> CollectiveCommunicator::split(int color, int key, int size,
+                                                            const char* name) {
+  LATHE_CHECK(color >= -1);
+  struct Wish {
+    int color, key, rank;  // of the job
+  };
+  const Wish mine{color, key, group_.ranks[static_cast<size_t>(rank())]};
+  std::vector<Wish> wishes(static_cast<size_t>(this->size()));
+  exchange(wishes.data(), &mine, sizeof(mine));
+  std::erase_if(wishes, [color](const Wish& wish) { return color < 0 || wish.color != color; });
+  std::ranges::stable_sort(wishes, {}, &Wish::key);
+  RankGroup part{.name = name};
+  for (const Wish& wish : wishes) {
+    if (wish.rank == mine.rank) part.rank = part.size();
+    part.ranks.push_back(wish.rank);
+  }
+  LATHE_CHECK(color < 0 || part.size() == size, "{} ranks{} are not {}", part.size(), part.text(),
+              size);
+  std::unique_ptr<Communicator> made = make_part(color, key, part);
+  if (color < 0) return nullptr;
+  return part.size() == 1 ? make_self_communicator(device_) : std::move(made);
 }
 
 }  // namespace lathe

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "kernels/device/dtype.h"
 #include "src/comm/communicator.h"
+#include "src/comm/rank_group.h"
 
 namespace lathe {
 
@@ -20,6 +22,7 @@ enum class CollectiveKind : uint8_t {
   broadcast,
   send,
   receive,
+  send_receive,
   copy  // within a rank
 };
 
@@ -27,7 +30,7 @@ struct Collective {
   CollectiveKind kind{};
   DType dtype{};
   Reduction op{};  // only for the three that reduce
-  int root = -1;   // for send and receive: the other rank; -1: none
+  int root = -1;   // for send, receive and send_receive: the rank to or from; -1: none
   // Elements of one rank's `mine` if the collective has one, otherwise of the tensor.
   int64_t count = 0;
   // Memory to read and to write; for broadcast they are the same. Null if this rank has no such
@@ -35,11 +38,22 @@ struct Collective {
   const void* in = nullptr;
   void* out = nullptr;
   const char* what = "";
+  // Of send_receive: what comes from which rank.
+  int from = -1;
+  int64_t received_count = 0;
+  DType received_dtype{};
 
   size_t bytes() const { return static_cast<size_t>(count) * size_of(dtype); }
-  bool between_two() const {
-    return kind == CollectiveKind::send || kind == CollectiveKind::receive;
+  size_t received_bytes() const {
+    return static_cast<size_t>(received_count) * size_of(received_dtype);
   }
+  bool between_two() const {
+    return kind == CollectiveKind::send || kind == CollectiveKind::receive ||
+           kind == CollectiveKind::send_receive;
+  }
+  // The halves of a send_receive, or this as the one that it is.
+  std::optional<Collective> sent_part() const;
+  std::optional<Collective> received_part() const;
   bool reduces() const { return kind <= CollectiveKind::reduce_scatter; }
 };
 
@@ -50,11 +64,11 @@ std::string_view name_of(CollectiveKind kind);
 class CollectiveCommunicator : public Communicator {
  public:
   // `queue` is where the collectives run; it may be constructed after this.
-  CollectiveCommunicator(int rank, int size, Queue& queue)
-      : rank_(rank), size_(size), queue_(queue) {}
+  CollectiveCommunicator(RankGroup group, Device& device, Queue& queue)
+      : device_(device), group_(std::move(group)), queue_(queue) {}
 
-  int rank() const final { return rank_; }
-  int size() const final { return size_; }
+  int rank() const final { return group_.rank; }
+  int size() const final { return group_.size(); }
   Ticket all_reduce(const Tensor& out, const Tensor& in, Reduction op, const char* what) final;
   Ticket reduce(const Tensor& out, const Tensor& in, Reduction op, int root,
                 const char* what) final;
@@ -66,21 +80,30 @@ class CollectiveCommunicator : public Communicator {
   Ticket broadcast(const Tensor& tensor, int root, const char* what) final;
   Ticket send(const Tensor& tensor, int to, const char* what) final;
   Ticket receive(const Tensor& tensor, int from, const char* what) final;
+  Ticket send_receive(const Tensor& sent, int to, const Tensor& received, int from,
+                      const char* what) final;
   Ticket copy(const Tensor& to, const Tensor& from, const char* what) final;
   void after_device() final { queue_.after_device(); }
   void device_after(Ticket ticket) final { queue_.device_after(ticket); }
   Ticket last() const final { return queue_.last(); }
   void wait(Ticket ticket) final { queue_.wait(ticket); }
   void mark(int number) final { queue_.mark(number); }
+  std::unique_ptr<Communicator> split(int color, int key, int size, const char* name) final;
 
  protected:
   virtual Ticket call(const Collective& collective) = 0;
+  // Called on all ranks of this communicator. `part`: this rank's group; with fewer than two ranks
+  // the result is not used.
+  virtual std::unique_ptr<Communicator> make_part(int color, int key, const RankGroup& part) = 0;
+  const RankGroup& group() const { return group_; }
+
+  Device& device_;
 
  private:
   void check_root(int root) const;
   void check_same(const Tensor& a, const Tensor& b, int64_t times) const;
 
-  const int rank_, size_;
+  const RankGroup group_;
   Queue& queue_;
 };
 

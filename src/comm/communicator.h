@@ -65,6 +65,10 @@ class Communicator {
   // Between two ranks; both must call. Calls between the same two ranks match in order.
   virtual Ticket send(const Tensor& tensor, int to, const char* what) = 0;
   virtual Ticket receive(const Tensor& tensor, int from, const char* what) = 0;
+  // Both at the same time, so that ranks can pass tensors around a ring. The tensors may differ in
+  // size and type.
+  virtual Ticket send_receive(const Tensor& sent, int to, const Tensor& received, int from,
+                              const char* what) = 0;
 
   // Within this rank, between any memory spaces, in order with the collectives. Like these, called
   // by every rank.
@@ -81,7 +85,18 @@ class Communicator {
   // On host memory, done on return: all[r] = rank r's mine, `bytes` each. Waits for all ranks.
   virtual void exchange(void* all, const void* mine, size_t bytes) = 0;
 
-  // The same for texts of any length; the result is indexed by rank.
+  // The ranks that give the same color, as a communicator of their own, in the order of their keys;
+  // ranks with equal keys in the order of their ranks here. All ranks call it, and wait for each
+  // other; none has a collective in flight. `size`: how many ranks give this color. `name` of the
+  // group, for messages. The result must not outlive this. With color -1 a rank is in no group and
+  // gets null.
+  //
+  // Several communicators may work at the same time. Their ranks must then call their collectives
+  // in an order in which each could be done before the next begins: a stream of a GPU, and over the
+  // host all communicators of a rank with a GPU, run one at a time.
+  virtual std::unique_ptr<Communicator> split(int color, int key, int size, const char* name) = 0;
+
+  // exchange() for texts of any length; the result is indexed by rank.
   std::vector<std::string> exchange_text(std::string_view mine);
   void barrier();  // an exchange of no bytes
 };

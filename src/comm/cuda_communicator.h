@@ -1,7 +1,7 @@
-// A communicator whose collectives run on a GPU, in a stream of their own.
+// A communicator whose collectives run on a GPU, in a stream beside the device's.
 #pragma once
 
-#include <functional>
+#include <memory>
 
 #include "kernels/cuda/stream_queue.h"
 #include "src/comm/collective.h"
@@ -11,15 +11,17 @@ namespace lathe {
 
 class CudaCommunicator : public CollectiveCommunicator {
  protected:
-  CudaCommunicator(const World& world, Device& device, std::function<void()> while_waiting = {})
-      : CollectiveCommunicator(world.rank(), world.size(), queue_),
+  // `queue` may be that of other communicators: then their collectives run one at a time.
+  CudaCommunicator(const World& world, const RankGroup& ranks, Device& device,
+                   std::shared_ptr<cuda::StreamQueue> queue)
+      : CollectiveCommunicator(ranks, device, *queue),
         world_(world),
-        device_(device),
-        queue_(device, std::move(while_waiting)) {}
+        shared_queue_(std::move(queue)),
+        queue_(*shared_queue_) {}
 
   const World& world_;
-  Device& device_;
-  cuda::StreamQueue queue_;
+  const std::shared_ptr<cuda::StreamQueue> shared_queue_;
+  cuda::StreamQueue& queue_;
 };
 
 }  // namespace lathe

@@ -22,6 +22,7 @@ class ImaginedRanks : public Communicator {
   Ticket broadcast(const Tensor&, int, const char*) override { return 0; }
   Ticket send(const Tensor&, int, const char*) override { return 0; }
   Ticket receive(const Tensor&, int, const char*) override { return 0; }
+  Ticket send_receive(const Tensor&, int, const Tensor&, int, const char*) override { return 0; }
   Ticket copy(const Tensor&, const Tensor&, const char*) override { return 0; }
   void after_device() override {}
   void device_after(Ticket) override {}
@@ -29,6 +30,9 @@ class ImaginedRanks : public Communicator {
   void wait(Ticket) override {}
   void mark(int) override {}
   void exchange(void*, const void*, size_t) override {}
+  std::unique_ptr<Communicator> split(int color, int, int size, const char*) override {
+    return color < 0 ? nullptr : std::make_unique<ImaginedRanks>(size);
+  }
 
  private:
   int size_;

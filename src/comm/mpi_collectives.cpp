@@ -36,6 +36,22 @@ char* at(void* data, size_t bytes) {
 
 }  // namespace
 
+MPI_Comm make_mpi_comm(const RankGroup& ranks) {
+  constexpr int kTag = 1;
+  MPI_Comm comm = MPI_COMM_NULL;
+  if (ranks.is_all()) {
+    MPI_Comm_dup(MPI_COMM_WORLD, &comm);
+    return comm;
+  }
+  MPI_Group all = MPI_GROUP_NULL, part = MPI_GROUP_NULL;
+  MPI_Comm_group(MPI_COMM_WORLD, &all);
+  MPI_Group_incl(all, ranks.size(), ranks.ranks.data(), &part);
+  MPI_Comm_create_group(MPI_COMM_WORLD, part, kTag, &comm);
+  MPI_Group_free(&part);
+  MPI_Group_free(&all);
+  return comm;
+}
+
 struct MpiCollectives::Parts {
   // Of elements of the tensor.
   struct Range {
@@ -74,10 +90,11 @@ void MpiCollectives::Messages::clear() {
   peers.clear();
 }
 
-MpiCollectives::MpiCollectives(const World& world, double timeout_seconds)
+MpiCollectives::MpiCollectives(const World& world, const RankGroup& ranks, double timeout_seconds)
     : world_(world),
-      rank_(world.rank()),
-      size_(world.size()),
+      group_(ranks),
+      rank_(ranks.rank),
+      size_(ranks.size()),
       timeout_seconds_(timeout_seconds),
       piece_bytes_(piece_bytes(size_)),
       peer_headers_(static_cast<size_t>(size_)),
@@ -87,7 +104,7 @@ MpiCollectives::MpiCollectives(const World& world, double timeout_seconds)
     group->reserve(messages);
   finished_.resize(messages);
   const auto lock = world_.mpi_lock();
-  MPI_Comm_dup(MPI_COMM_WORLD, &comm_);
+  comm_ = make_mpi_comm(group_);
   MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
 }
 
@@ -107,7 +124,7 @@ void MpiCollectives::run(const Collective& c) {
   current_ = &c;
   all_joined_ = false;
   if (c.between_two()) {
-    send_or_receive(c);
+    send_and_receive(c);
   } else {
     meet(c);
     all_joined_ = true;
@@ -162,10 +179,9 @@ void MpiCollectives::check_headers(const Header& mine, int peer) const {
   };
   const bool first = rank_ < peer;
   const Header &a = first ? mine : theirs, &b = first ? theirs : mine;
-  world_.fail(
-      fmt::format("ranks disagree in collective {}: rank {} calls {}, rank {} calls "
-                  "{}",
-                  mine.number, std::min(rank_, peer), text(a), std::max(rank_, peer), text(b)));
+  world_.fail(fmt::format("ranks disagree in collective {}{}: rank {} calls {}, rank {} calls {}",
+                          mine.number, group_.text(), of_job(std::min(rank_, peer)), text(a),
+                          of_job(std::max(rank_, peer)), text(b)));
 }
 
 // ---- Sums.
@@ -291,33 +307,33 @@ void MpiCollectives::broadcast(const Collective& c) {
   wait(sums_[1]);
 }
 
-void MpiCollectives::send_or_receive(const Collective& c) {
-  const bool sends = c.kind == CollectiveKind::send;
-  const auto peer = static_cast<size_t>(c.root);
+void MpiCollectives::send_and_receive(const Collective& c) {
+  const std::optional<Collective> sent = c.sent_part(), received = c.received_part();
   Messages& messages = values_[0];
   messages.clear();
-  my_header_ = header_of(c);
   Header theirs{};
-  if (sends) {
-    send(messages, &my_header_, sizeof(Header), c.root, kPairTag);
-  } else {
-    receive(messages, &theirs, sizeof(Header), c.root, kPairTag);
+  if (received) receive(messages, &theirs, sizeof(Header), received->root, kPairTag);
+  if (sent) {
+    my_header_ = header_of(*sent);
+    send(messages, &my_header_, sizeof(Header), sent->root, kPairTag);
   }
   wait(messages);
   if (given_up_) return;
-  if (!sends && (theirs.count != c.count || theirs.dtype != c.dtype)) {
+  if (received && (theirs.count != received->count || theirs.dtype != received->dtype)) {
     world_.fail(fmt::format(
-        "ranks disagree: rank {} calls {}, rank {} calls {}", peer,
+        "ranks{} disagree: rank {} calls {}, rank {} calls {}", group_.text(),
+        of_job(received->root),
         describe(theirs.kind, theirs.dtype, theirs.op, theirs.root, theirs.count, theirs.what),
-        rank_, describe(c)));
+        of_job(rank_), describe(*received)));
   }
-  for (size_t done = 0; done < c.bytes() && !given_up_; done += kMessageBytes) {
-    const size_t part = std::min(kMessageBytes, c.bytes() - done);
-    if (sends) {
-      send(messages, at(c.in, done), part, c.root, kPairTag);
-    } else {
-      receive(messages, at(c.out, done), part, c.root, kPairTag);
+  const size_t out = sent ? sent->bytes() : 0, in = received ? received->bytes() : 0;
+  for (size_t done = 0; done < std::max(out, in) && !given_up_; done += kMessageBytes) {
+    if (done < in) {
+      receive(messages, at(received->out, done), std::min(kMessageBytes, in - done), received->root,
+              kPairTag);
     }
+    if (done < out)
+      send(messages, at(sent->in, done), std::min(kMessageBytes, out - done), sent->root, kPairTag);
     wait(messages);
   }
 }
@@ -393,8 +409,8 @@ void MpiCollectives::look_while_idle() {
                      : fmt::format("has called nothing since collective {}, {}", number_,
                                    describe(my_header_.kind, my_header_.dtype, my_header_.op,
                                             my_header_.root, my_header_.count, my_header_.what));
-    world_.say(fmt::format("{}; rank {} has been waiting for it for {:g} s", last, from.MPI_SOURCE,
-                           timeout_seconds_));
+    world_.say(fmt::format("{}{}; rank {} has been waiting for it for {:g} s", last, group_.text(),
+                           of_job(from.MPI_SOURCE), timeout_seconds_));
   }
 }
 
@@ -409,7 +425,7 @@ void MpiCollectives::fail_by_timeout(const Messages& messages) const {
   std::string missing;
   for (const int rank : ranks) {
     const Header& last = peer_headers_[static_cast<size_t>(rank)];
-    missing += fmt::format("{}rank {}", missing.empty() ? "" : ", ", rank);
+    missing += fmt::format("{}rank {}", missing.empty() ? "" : ", ", of_job(rank));
     if (current_->between_two()) continue;
     if (all_joined_) {
       missing += " (it joined, then stopped)";
@@ -422,8 +438,8 @@ void MpiCollectives::fail_by_timeout(const Messages& messages) const {
     }
   }
   const std::string which = current_->between_two() ? "" : fmt::format("collective {}, ", number_);
-  world_.fail(fmt::format("waited {:g} s in {}{}: nothing came from {}", timeout_seconds_, which,
-                          describe(*current_), missing));
+  world_.fail(fmt::format("waited {:g} s in {}{}{}: nothing came from {}", timeout_seconds_, which,
+                          describe(*current_), group_.text(), missing));
 }
 
 }  // namespace lathe

@@ -9,7 +9,8 @@
 //   all_gather, gather, Blocks move straight between the tensors.
 //   scatter
 //   broadcast           A chain from rank to rank, starting at the root, in pieces.
-//   send, receive       Only the sender sends a header.
+//   send, receive,      Only the sender sends a header.
+//   send_receive
 //
 // So in an all_reduce a rank sends and receives 2 (N-1)/N times its bytes, which is the minimum.
 #pragma once
@@ -27,10 +28,14 @@
 
 namespace lathe {
 
+// MPI's communicator of these ranks. All of them call it, and wait for each other; the caller holds
+// World::mpi_lock() and frees the result.
+MPI_Comm make_mpi_comm(const RankGroup& ranks);
+
 class MpiCollectives {
  public:
-  // Waits for all ranks: duplicates MPI_COMM_WORLD.
-  MpiCollectives(const World& world, double timeout_seconds);
+  // Among these ranks; waits for all of them.
+  MpiCollectives(const World& world, const RankGroup& ranks, double timeout_seconds);
   ~MpiCollectives();
   MpiCollectives(const MpiCollectives&) = delete;
   MpiCollectives& operator=(const MpiCollectives&) = delete;
@@ -80,7 +85,7 @@ class MpiCollectives {
   void pass_on(const Collective& c, const Parts& parts, int64_t piece);
   void exchange_blocks(const Collective& c);
   void broadcast(const Collective& c);
-  void send_or_receive(const Collective& c);
+  void send_and_receive(const Collective& c);
 
   void send(Messages& messages, const void* data, size_t bytes, int to, int tag);
   void receive(Messages& messages, void* data, size_t bytes, int from, int tag);
@@ -93,8 +98,12 @@ class MpiCollectives {
   template <typename Function>
   void for_peers(const Function& function) const;
 
+  // The rank of the job that is `rank` in the group.
+  int of_job(int rank) const { return group_.ranks[static_cast<size_t>(rank)]; }
+
   const World& world_;
-  const int rank_, size_;
+  const RankGroup group_;
+  const int rank_, size_;  // in the group
   double timeout_seconds_;
   const size_t piece_bytes_;
   MPI_Comm comm_ = MPI_COMM_NULL;

@@ -11,9 +11,12 @@ namespace {
 
 class MpiCommunicator final : public CollectiveCommunicator {
  public:
-  MpiCommunicator(const World& world, Device& device, double timeout_seconds)
-      : CollectiveCommunicator(world.rank(), world.size(), queue_),
-        collectives_(world, timeout_seconds),
+  MpiCommunicator(const World& world, const RankGroup& ranks, Device& device,
+                  double timeout_seconds)
+      : CollectiveCommunicator(ranks, device, queue_),
+        world_(world),
+        timeout_seconds_(timeout_seconds),
+        collectives_(world, ranks, timeout_seconds),
         queue_(device, {.run = [this](const Collective& c) { collectives_.run(c); },
                         .idle = [this] { collectives_.look_while_idle(); },
                         .fail =
@@ -37,7 +40,13 @@ class MpiCommunicator final : public CollectiveCommunicator {
 
  private:
   Ticket call(const Collective& collective) override { return queue_.put(collective); }
+  std::unique_ptr<Communicator> make_part(int, int, const RankGroup& part) override {
+    if (part.size() < 2) return nullptr;
+    return std::make_unique<MpiCommunicator>(world_, part, device_, timeout_seconds_);
+  }
 
+  const World& world_;
+  const double timeout_seconds_;
   MpiCollectives collectives_;  // used by the queue's thread only
   WorkerQueue<Collective> queue_;
 };
@@ -46,7 +55,8 @@ class MpiCommunicator final : public CollectiveCommunicator {
 
 std::unique_ptr<Communicator> make_mpi_communicator(const World& world, Device& device,
                                                     const CommunicatorOptions& options) {
-  return std::make_unique<MpiCommunicator>(world, device, options.timeout_seconds);
+  return std::make_unique<MpiCommunicator>(world, all_ranks(world), device,
+                                           options.timeout_seconds);
 }
 
 }  // namespace lathe

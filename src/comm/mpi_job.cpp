@@ -48,7 +48,8 @@ namespace {
 
 class MpiHostExchange final : public HostExchange {
  public:
-  explicit MpiHostExchange(const World& world) : collectives_(world, kTimeoutSeconds) {}
+  explicit MpiHostExchange(const World& world)
+      : collectives_(world, all_ranks(world), kTimeoutSeconds) {}
   void exchange(void* all, const void* mine, size_t bytes, const char* what) override {
     collectives_.run({CollectiveKind::all_gather,
                       DType::uint8,

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <thread>
 
+#include "src/comm/mpi_collectives.h"
 #include "src/comm/watchdog.h"
 
 namespace lathe {
@@ -13,9 +14,9 @@ constexpr int kQuestionTag = 1, kAnswerTag = 2;
 
 class MpiStatusBoard final : public StatusBoard {
  public:
-  explicit MpiStatusBoard(const World& world) : world_(world) {
+  MpiStatusBoard(const World& world, const RankGroup& ranks) : world_(world), group_(ranks) {
     const auto lock = world_.mpi_lock();
-    MPI_Comm_dup(MPI_COMM_WORLD, &comm_);
+    comm_ = make_mpi_comm(group_);
   }
   // Only a rank that is ending the job leaves questions that nobody will answer.
   ~MpiStatusBoard() override {
@@ -36,19 +37,19 @@ class MpiStatusBoard final : public StatusBoard {
   }
 
   std::vector<std::optional<CollectiveStatus>> ask(const Mine& mine, double seconds) override {
-    std::vector<std::optional<CollectiveStatus>> answers(static_cast<size_t>(world_.size()));
+    std::vector<std::optional<CollectiveStatus>> answers(static_cast<size_t>(group_.size()));
     {
       const auto lock = world_.mpi_lock();
-      for (int rank = 0; rank < world_.size(); ++rank) {
+      for (int rank = 0; rank < group_.size(); ++rank) {
         MPI_Request request = MPI_REQUEST_NULL;
-        if (rank == world_.rank()) continue;
+        if (rank == group_.rank) continue;
         MPI_Isend(nullptr, 0, MPI_BYTE, rank, kQuestionTag, comm_, &request);
         MPI_Request_free(&request);
       }
     }
-    answers[static_cast<size_t>(world_.rank())] = mine();
+    answers[static_cast<size_t>(group_.rank)] = mine();
     const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
-    int missing = world_.size() - 1;
+    int missing = group_.size() - 1;
     while (missing > 0 && std::chrono::steady_clock::now() < end) {
       answer(mine);  // others may be asking too
       missing -= take_answers(answers);
@@ -74,14 +75,15 @@ class MpiStatusBoard final : public StatusBoard {
   }
 
   const World& world_;
+  const RankGroup group_;
   MPI_Comm comm_ = MPI_COMM_NULL;
 };
 
 }  // namespace
 
-std::unique_ptr<StatusBoard> make_status_board(const World& world) {
-  if (!world.has_mpi() || world.size() == 1) return nullptr;
-  return std::make_unique<MpiStatusBoard>(world);
+std::unique_ptr<StatusBoard> make_status_board(const World& world, const RankGroup& ranks) {
+  if (!world.has_mpi() || ranks.size() == 1) return nullptr;
+  return std::make_unique<MpiStatusBoard>(world, ranks);
 }
 
 }  // namespace lathe

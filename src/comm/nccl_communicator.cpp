@@ -2,8 +2,10 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <numeric>
 #include <optional>
 #include <vector>
@@ -113,15 +115,22 @@ class Progress {
 
 class NcclCommunicator final : public CudaCommunicator {
  public:
-  NcclCommunicator(const World& world, Device& device, const Nccl& nccl, const ncclUniqueId& id,
-                   double timeout_seconds)
-      : CudaCommunicator(world, device, [this] { check_asynchronous(); }), nccl_(nccl) {
+  // Makes NCCL's communicator of a group, or of all ranks.
+  using Start = std::function<ncclResult_t(const Nccl& nccl, ncclComm_t* comm)>;
+  NcclCommunicator(const World& world, const RankGroup& ranks, Device& device, const Nccl& nccl,
+                   const char* start_name, const Start& start, double timeout_seconds)
+      : CudaCommunicator(
+            world, ranks, device,
+            std::make_shared<cuda::StreamQueue>(device, [this] { check_asynchronous(); })),
+        nccl_(nccl),
+        start_name_(start_name),
+        timeout_seconds_(timeout_seconds) {
     progress_.prepare(queue_.stream());
     watchdog_.emplace(
-        world, timeout_seconds, [this] { return status(); },
+        world, ranks, timeout_seconds, [this] { return status(); },
         [this] { return starting_ ? std::string() : asynchronous_error(); });
     // If the network does not let the ranks meet, this waits without limit.
-    check(nccl_.comm_init_rank(&comm_, size(), id, rank()), kStart);
+    check(start(nccl_, &comm_), start_name_);
     starting_ = false;
   }
 
@@ -148,8 +157,9 @@ class NcclCommunicator final : public CudaCommunicator {
 
   void exchange(void* all, const void* mine, size_t bytes) override {
     wait(last());
-    if (world_.has_mpi() || size() == 1) return world_.exchange(all, mine, bytes, "exchange");
-    // Without MPI the only way is through the GPUs. A barrier exchanges one byte per rank.
+    if (group().is_all() && (world_.has_mpi() || size() == 1))
+      return world_.exchange(all, mine, bytes, "exchange");
+    // Otherwise the only way is through the GPUs. A barrier exchanges one byte per rank.
     const uint8_t nothing = 0;
     const size_t wanted = std::max<size_t>(bytes, 1);
     char* const gathered = scratch((static_cast<size_t>(size()) + 1) * wanted);
@@ -168,22 +178,35 @@ class NcclCommunicator final : public CudaCommunicator {
   }
 
  private:
-  static constexpr const char* kStart = "ncclCommInitRank";
-
   CollectiveStatus status() {  // for the watchdog's thread
     if (!starting_) return progress_.status();
     CollectiveStatus status{.begun = 1};
-    std::strncpy(status.what, kStart, sizeof(status.what) - 1);
+    std::strncpy(status.what, start_name_, sizeof(status.what) - 1);
     return status;
   }
   Ticket call(const Collective& c) override {
     queue_.begin();
     progress_.begin(c, queue_.stream());
-    if (c.count > 0) enqueue(c);
+    if (c.count > 0 || c.received_count > 0) enqueue(c);
     progress_.end(queue_.stream());
     return queue_.end();
   }
+  // NCCL makes all parts at once, so every rank calls it.
+  std::unique_ptr<Communicator> make_part(int color, int key, const RankGroup& part) override {
+    if (part.size() < 2) color = NCCL_SPLIT_NOCOLOR;
+    const auto split = [this, color, key](const Nccl& nccl, ncclComm_t* comm) {
+      return nccl.comm_split(comm_, color, key, comm, nullptr);
+    };
+    if (color == NCCL_SPLIT_NOCOLOR) {
+      ncclComm_t none = nullptr;
+      check(split(nccl_, &none), "ncclCommSplit");
+      return nullptr;
+    }
+    return std::make_unique<NcclCommunicator>(world_, part, device_, nccl_, "ncclCommSplit", split,
+                                              timeout_seconds_);
+  }
   void enqueue(const Collective& c);
+  void enqueue_pair(const Collective& c);
   void enqueue_blocks(const Collective& c);
 
   // Device memory for exchanges, as much as the largest has needed.
@@ -216,6 +239,8 @@ class NcclCommunicator final : public CudaCommunicator {
   }
 
   const Nccl nccl_;
+  const char* const start_name_;
+  const double timeout_seconds_;
   Progress progress_;
   ncclComm_t comm_ = nullptr;
   std::atomic<bool> starting_{true};
@@ -244,12 +269,30 @@ void NcclCommunicator::enqueue(const Collective& c) {
       return check(nccl_.send(c.in, count, type, c.root, comm_, stream), c.what);
     case CollectiveKind::receive:
       return check(nccl_.receive(c.out, count, type, c.root, comm_, stream), c.what);
+    case CollectiveKind::send_receive:
+      return enqueue_pair(c);
     case CollectiveKind::gather:
     case CollectiveKind::scatter:
       return enqueue_blocks(c);
     case CollectiveKind::copy:
       return check_cuda(cudaMemcpyAsync(c.out, c.in, c.bytes(), cudaMemcpyDefault, stream), c.what);
   }
+}
+
+void NcclCommunicator::enqueue_pair(const Collective& c) {
+  const Collective received = c.received_part().value();
+  const cudaStream_t stream = queue_.stream();
+  check(nccl_.group_start(), c.what);
+  if (c.count > 0) {
+    check(nccl_.send(c.in, static_cast<size_t>(c.count), nccl_type(c.dtype), c.root, comm_, stream),
+          c.what);
+  }
+  if (received.count > 0) {
+    check(nccl_.receive(received.out, static_cast<size_t>(received.count),
+                        nccl_type(received.dtype), received.root, comm_, stream),
+          c.what);
+  }
+  check(nccl_.group_end(), c.what);
 }
 
 // gather and scatter: one group of messages between the root and all others.
@@ -343,9 +386,16 @@ bool nccl_is_here(std::string* why_not) {
 std::unique_ptr<Communicator> make_nccl_communicator(const World& world, Device& device,
                                                      const CommunicatorOptions& options) {
   const Nccl nccl = load_nccl();
+  // Operations of several communicators run in the order of the calls, which is the same on all
+  // ranks (NCCL 2.26 and later).
+  ::setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", /*overwrite=*/0);
   refuse_shared_gpus(world);
   const ncclUniqueId id = share_id(world, nccl, options);
-  return std::make_unique<NcclCommunicator>(world, device, nccl, id, options.timeout_seconds);
+  const auto start = [&](const Nccl& n, ncclComm_t* comm) {
+    return n.comm_init_rank(comm, world.size(), id, world.rank());
+  };
+  return std::make_unique<NcclCommunicator>(world, all_ranks(world), device, nccl,
+                                            "ncclCommInitRank", start, options.timeout_seconds);
 }
 
 }  // namespace lathe

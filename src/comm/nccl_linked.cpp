@@ -5,10 +5,10 @@ namespace lathe {
 
 Nccl load_nccl() {
   return {
-      ncclGetVersion,        ncclGetUniqueId,    ncclCommInitRank, ncclCommDestroy, ncclCommAbort,
-      ncclCommGetAsyncError, ncclGetErrorString, ncclGetLastError, ncclAllReduce,   ncclReduce,
-      ncclReduceScatter,     ncclAllGather,      ncclBroadcast,    ncclSend,        ncclRecv,
-      ncclGroupStart,        ncclGroupEnd};
+      ncclGetVersion, ncclGetUniqueId,       ncclCommInitRank,   ncclCommSplit,    ncclCommDestroy,
+      ncclCommAbort,  ncclCommGetAsyncError, ncclGetErrorString, ncclGetLastError, ncclAllReduce,
+      ncclReduce,     ncclReduceScatter,     ncclAllGather,      ncclBroadcast,    ncclSend,
+      ncclRecv,       ncclGroupStart,        ncclGroupEnd};
 }
 
 }  // namespace lathe

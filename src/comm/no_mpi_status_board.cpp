@@ -3,7 +3,7 @@
 
 namespace lathe {
 
-std::unique_ptr<StatusBoard> make_status_board(const World&) {
+std::unique_ptr<StatusBoard> make_status_board(const World&, const RankGroup&) {
   return nullptr;
 }
 

@@ -12,7 +12,7 @@ namespace {
 class SelfCommunicator final : public CollectiveCommunicator {
  public:
   explicit SelfCommunicator(Device& device)
-      : CollectiveCommunicator(0, 1, queue_), device_(device), queue_(device) {}
+      : CollectiveCommunicator({.ranks = {0}}, device, queue_), queue_(device) {}
 
   CommKind kind() const override { return CommKind::self; }
 
@@ -28,7 +28,8 @@ class SelfCommunicator final : public CollectiveCommunicator {
     return queue_.put();
   }
 
-  Device& device_;
+  std::unique_ptr<Communicator> make_part(int, int, const RankGroup&) override { return nullptr; }
+
   InOrderQueue queue_;
 };
 

@@ -24,13 +24,14 @@ std::string account(int rank, const std::optional<CollectiveStatus>& status) {
 
 }  // namespace
 
-Watchdog::Watchdog(const World& world, double timeout_seconds, StatusBoard::Mine status,
-                   Error error)
+Watchdog::Watchdog(const World& world, const RankGroup& ranks, double timeout_seconds,
+                   StatusBoard::Mine status, Error error)
     : world_(world),
+      group_(ranks),
       timeout_seconds_(timeout_seconds),
       status_(std::move(status)),
       error_(std::move(error)),
-      board_(make_status_board(world)),
+      board_(make_status_board(world, ranks)),
       thread_([this] { watch(); }) {}
 
 Watchdog::~Watchdog() {
@@ -56,7 +57,8 @@ void Watchdog::watch() {
     before = status;
     const std::string error = stalled_seconds > kErrorAfterSeconds ? error_() : "";
     if (!error.empty())
-      world_.fail(fmt::format("collective {}, {}: {}", status.begun, status.what, error));
+      world_.fail(
+          fmt::format("collective {}{}, {}: {}", status.begun, group_.text(), status.what, error));
     if (stalled_seconds > timeout_seconds_) fail(status);
   }
 }
@@ -65,15 +67,16 @@ void Watchdog::fail(const CollectiveStatus& mine) {
   std::string others;
   if (board_) {
     const auto all = board_->ask(status_, kAnswerSeconds);
-    for (int rank = 0; rank < world_.size(); ++rank) {
+    for (int rank = 0; rank < group_.size(); ++rank) {
       const auto& status = all[static_cast<size_t>(rank)];
       const bool here = status && status->begun == mine.begun && status->done == mine.done;
-      if (rank != world_.rank() && !here) others += "; " + account(rank, status);
+      if (rank != group_.rank && !here)
+        others += "; " + account(group_.ranks[static_cast<size_t>(rank)], status);
     }
     if (others.empty()) others = "; all ranks are in it";
   }
-  world_.fail(fmt::format("waited {:g} s in collective {}, {}: nothing has moved{}",
-                          timeout_seconds_, mine.begun, mine.what, others));
+  world_.fail(fmt::format("waited {:g} s in collective {}{}, {}: nothing has moved{}",
+                          timeout_seconds_, mine.begun, group_.text(), mine.what, others));
 }
 
 }  // namespace lathe

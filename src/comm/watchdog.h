@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "src/comm/rank_group.h"
 #include "src/comm/world.h"
 
 namespace lathe {
@@ -32,19 +33,20 @@ class StatusBoard {
   virtual ~StatusBoard() = default;
   // Answers all ranks that have asked.
   virtual void answer(const Mine& mine) = 0;
-  // By rank; empty for ranks that do not answer in time.
+  // By rank of the group; empty for ranks that do not answer in time.
   virtual std::vector<std::optional<CollectiveStatus>> ask(const Mine& mine, double seconds) = 0;
 };
 
-// Waits for all ranks. Null if the ranks are not MPI's.
-std::unique_ptr<StatusBoard> make_status_board(const World& world);
+// Among these ranks; waits for all of them. Null if they are not MPI's.
+std::unique_ptr<StatusBoard> make_status_board(const World& world, const RankGroup& ranks);
 
 class Watchdog {
  public:
   // The watchdog's thread calls both. `error` returns the library's error message, or ""; it is
   // called only while the stream makes no progress.
   using Error = std::function<std::string()>;
-  Watchdog(const World& world, double timeout_seconds, StatusBoard::Mine status, Error error);
+  Watchdog(const World& world, const RankGroup& ranks, double timeout_seconds,
+           StatusBoard::Mine status, Error error);
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
@@ -54,6 +56,7 @@ class Watchdog {
   [[noreturn]] void fail(const CollectiveStatus& mine);
 
   const World& world_;
+  const RankGroup group_;
   const double timeout_seconds_;
   const StatusBoard::Mine status_;
   const Error error_;

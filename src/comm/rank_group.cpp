@@ -1,0 +1,26 @@
+#include "src/comm/rank_group.h"
+
+#include <numeric>
+
+#include "kernels/device/error.h"
+
+namespace lathe {
+
+std::string RankGroup::text() const {
+  if (is_all()) return "";
+  std::string list;
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    const bool last = i + 1 == ranks.size();
+    list += fmt::format("{}{}", i == 0 ? "" : last ? " and " : ", ", ranks[i]);
+  }
+  return fmt::format(" of {} (rank{} {})", name, ranks.size() == 1 ? "" : "s", list);
+}
+
+RankGroup all_ranks(const World& world) {
+  RankGroup group{.rank = world.rank()};
+  group.ranks.resize(static_cast<size_t>(world.size()));
+  std::iota(group.ranks.begin(), group.ranks.end(), 0);
+  return group;
+}
+
+}  // namespace lathe

@@ -1,0 +1,24 @@
+// Ranks of a job that communicate with each other: all of them, or those along an axis of a mesh.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "src/comm/world.h"
+
+namespace lathe {
+
+struct RankGroup {
+  std::string name{};        // of the axis; "" for all ranks of the job
+  std::vector<int> ranks{};  // of the job, in the order of ranks of the group
+  int rank = 0;              // this process's in the group
+
+  int size() const { return static_cast<int>(ranks.size()); }
+  bool is_all() const { return name.empty(); }
+  // For messages: "", or " of tp (ranks 4, 5, 6 and 7)".
+  std::string text() const;
+};
+
+RankGroup all_ranks(const World& world);
+
+}  // namespace lathe
