@@ -267,6 +267,152 @@ TEST_P(CommunicatorTest, SendAndReceive) {
   });
 }
 
+// Around the ring, all at the same time; what comes has another size and type than what goes.
+TEST_P(CommunicatorTest, SendsAndReceivesAtTheSameTime) {
+  if (size() == 1) GTEST_SKIP() << "there is nobody else";
+  const auto type_of = [](int rank) {
+    return kTypes[static_cast<size_t>(rank) % std::size(kTypes)];
+  };
+  for (const int64_t base : {0, 1, 1009, 262147}) {
+    const auto count_of = [base](int rank) { return base * (rank + 1); };
+    const int next = (rank() + 1) % size(), before = (rank() + size() - 1) % size();
+    const Array mine = array(type_of(rank()), values(rank(), type_of(rank()), count_of(rank())));
+    const Array theirs = fresh(type_of(before), count_of(before));
+    const Array from_next = fresh(type_of(next), count_of(next));
+    together([&] {
+      comm().send_receive(mine.tensor(), next, theirs.tensor(), before, "up");
+      comm().send_receive(mine.tensor(), before, from_next.tensor(), next, "down");
+    });
+    EXPECT_TRUE(theirs.bytes() == values(before, type_of(before), count_of(before))) << base;
+    EXPECT_TRUE(from_next.bytes() == values(next, type_of(next), count_of(next))) << base;
+  }
+}
+
+// More than a communicator may have room for at a time, in one direction.
+TEST_P(CommunicatorTest, SendsMuchAndReceivesLittle) {
+  if (size() == 1) GTEST_SKIP() << "there is nobody else";
+  const int64_t much = (int64_t{36} << 20) + 5, little = 3;
+  const bool sends_much = rank() % 2 == 0 && rank() + 1 < size(), receives_much = rank() % 2 == 1;
+  if (!sends_much && !receives_much) return;  // the last of an odd number
+  const int peer = sends_much ? rank() + 1 : rank() - 1;
+  const Array out = fresh(DType::uint8, sends_much ? much : little);
+  const Array in = fresh(DType::uint8, sends_much ? little : much);
+  const auto value = static_cast<uint8_t>(10 + rank());
+  device().upload(out.rows(out.tensor().elements() - 1, 1), &value);
+  together([&] { comm().send_receive(out.tensor(), peer, in.tensor(), peer, "both"); });
+  uint8_t got = 0;
+  device().download(&got, in.rows(in.tensor().elements() - 1, 1));
+  EXPECT_EQ(got, 10 + peer);
+}
+
+// Checks some collectives of a part whose ranks are these ranks of the whole.
+void check_part(Communicator& part, Device& device, const std::vector<int>& ranks, int me) {
+  const int64_t count = 5003;
+  const auto n = static_cast<int64_t>(ranks.size());
+  ASSERT_EQ(part.size(), n);
+  ASSERT_EQ(ranks.at(static_cast<size_t>(part.rank())), me);
+  Bytes all;
+  std::vector<int64_t> sums(static_cast<size_t>(count));
+  for (const int rank : ranks) {
+    const Bytes theirs = values(rank, DType::int64, count);
+    all.insert(all.end(), theirs.begin(), theirs.end());
+    for (int64_t i = 0; i < count; ++i)
+      sums[static_cast<size_t>(i)] += to<int64_t>(value_of(rank, i, DType::int64));
+  }
+  const Array mine(device, DType::int64, values(me, DType::int64, count));
+  const Array sum(device, DType::int64, count), gathered(device, DType::int64, count * n);
+  const Array first(device, DType::int64, values(me, DType::int64, count));
+  part.after_device();
+  part.all_reduce(sum.tensor(), mine.tensor(), Reduction::sum, "sum of a part");
+  part.all_gather(gathered.tensor(), mine.tensor(), "all of a part");
+  part.broadcast(first.tensor(), static_cast<int>(n) - 1, "the last of a part");
+  part.device_after(part.last());
+  Bytes wanted(sums.size() * sizeof(int64_t));
+  std::memcpy(wanted.data(), sums.data(), wanted.size());
+  EXPECT_TRUE(sum.bytes() == wanted);
+  EXPECT_TRUE(gathered.bytes() == all);
+  EXPECT_TRUE(first.bytes() == values(ranks.back(), DType::int64, count));
+  std::vector<int32_t> numbers(ranks.size());
+  part.exchange(numbers.data(), &me, sizeof(me));
+  EXPECT_EQ(numbers, std::vector<int32_t>(ranks.begin(), ranks.end()));
+  part.barrier();
+}
+
+TEST_P(CommunicatorTest, SplitsIntoParts) {
+  std::vector<int> even, odd, backwards, both;
+  for (int r = 0; r < size(); ++r) {
+    (r % 2 ? odd : even).push_back(r);
+    backwards.insert(backwards.begin(), r);
+    if (r < 2) both.push_back(r);
+  }
+  const std::vector<int>& like_me = rank() % 2 ? odd : even;
+  const auto parity = comm().split(rank() % 2, 0, static_cast<int>(like_me.size()), "parity");
+  const auto reversed = comm().split(7, -rank(), size(), "reversed");
+  const auto alone = comm().split(rank(), 0, 1, "alone");
+  const auto first_two =
+      comm().split(rank() < 2 ? 3 : -1, 0, static_cast<int>(both.size()), "first two");
+  check_part(*parity, device(), like_me, rank());
+  check_part(*reversed, device(), backwards, rank());
+  check_part(*alone, device(), {rank()}, rank());
+  EXPECT_EQ(alone->kind(), CommKind::self);
+  EXPECT_EQ(first_two != nullptr, rank() < 2);
+  if (first_two) check_part(*first_two, device(), both, rank());
+  // A part of a part.
+  const int half = parity->size() / 2, first_half = parity->rank() < half ? 0 : 1;
+  const std::vector<int> rest(like_me.begin() + (first_half ? half : 0),
+                              first_half ? like_me.end() : like_me.begin() + half);
+  const auto halves = parity->split(first_half, 0, static_cast<int>(rest.size()), "half");
+  check_part(*halves, device(), rest, rank());
+  check_part(
+      comm(), device(),
+      [&] {
+        std::vector<int> all;
+        for (int r = 0; r < size(); ++r) all.push_back(r);
+        return all;
+      }(),
+      rank());
+}
+
+// Two parts and the whole in one recording, each on the results of the one before, in an order that
+// is the same on all ranks.
+TEST_P(CommunicatorTest, PartsAreRecordedTogether) {
+  const auto parity = comm().split(rank() % 2, 0, (size() + 1 - rank() % 2) / 2, "parity");
+  const auto pairs = comm().split(rank() / 2, 0, std::min(2, size() - rank() / 2 * 2), "pair");
+  const int64_t count = 1009;
+  const Array x = fresh(DType::int64, count);
+  const auto step = [&] {
+    for (Communicator* c : {parity.get(), &comm(), pairs.get()}) {
+      c->after_device();
+      c->all_reduce(x.tensor(), x.tensor(), Reduction::sum, "in turn");
+      c->device_after(c->last());
+    }
+  };
+  for (int i = 0; i < 6; ++i) {
+    device().upload(x.tensor(), values(rank() + i, DType::int64, count).data());
+    device().replay(0, step);
+    for (const int64_t at : {int64_t{0}, count - 1}) {
+      std::vector<int64_t> v(static_cast<size_t>(size()));
+      for (int r = 0; r < size(); ++r)
+        v[static_cast<size_t>(r)] = to<int64_t>(value_of(r + i, at, DType::int64));
+      const auto add = [&](const std::function<bool(int, int)>& together_are) {
+        std::vector<int64_t> sums(v.size());
+        for (int a = 0; a < size(); ++a)
+          for (int b = 0; b < size(); ++b)
+            if (together_are(a, b)) sums[static_cast<size_t>(a)] += v[static_cast<size_t>(b)];
+        v = sums;
+      };
+      add([](int a, int b) { return a % 2 == b % 2; });
+      add([](int, int) { return true; });
+      add([](int a, int b) { return a / 2 == b / 2; });
+      int64_t result = 0;
+      device().download(&result, x.rows(at, 1));
+      EXPECT_EQ(result, v[static_cast<size_t>(rank())]);
+    }
+  }
+  device().synchronize();
+  device().forget_recordings();
+}
+
 TEST_P(CommunicatorTest, AllReduceIsReduceScatterAndAllGather) {
   for (const DType dtype : {DType::fp32, DType::bf16}) {
     const int64_t count = 50021;
