@@ -119,6 +119,9 @@ void CommMeasure::call(const CommCase& c, const Tensors& t) {
       comm_.receive(t.out, before, kWhat);
       if (!sends_first) comm_.send(t.in, next, kWhat);
       break;
+    case CollectiveKind::send_receive:
+      comm_.send_receive(t.in, next, t.out, before, kWhat);
+      break;
     case CollectiveKind::copy:
       comm_.copy(t.out, t.in, kWhat);
       break;
@@ -174,6 +177,7 @@ int64_t CommMeasure::count_wrong(const CommCase& c, const Tensor& out) {
       return copied(c.root, 0);
     case CollectiveKind::send:
     case CollectiveKind::receive:
+    case CollectiveKind::send_receive:
       return copied((rank + ranks - 1) % ranks, 0);
     case CollectiveKind::copy:
       return copied(rank, 0);

@@ -1,11 +1,13 @@
 // build/commtest: whether the ranks of this job communicate correctly, and how fast. Checks every
 // collective on awkward sizes, value by value; prints tables of time and bandwidth; trains a small
-// network data-parallel, which must give the same weights on all ranks.
+// network data-parallel, which must give the same weights on all ranks. With --tp and --pp it does
+// the same, without the network, along each axis of the mesh, all groups of an axis at once.
 
 #include "kernels/device/standard_streams.h"
 #include "src/comm/banner.h"
 #include "src/io/console.h"
 #include "src/io/flags.h"
+#include "src/parallel/mesh.h"
 #include "tools/comm_measure.h"
 #include "tools/comm_network.h"
 
@@ -17,12 +19,13 @@ struct Options {
   CommunicatorOptions comm;
   size_t min_bytes = size_t{1} << 10, max_bytes = size_t{4} << 20;
   int iterations = 5, steps = 40, threads = 1;
+  int64_t tp = 1, pp = 1;
 };
 
-constexpr CollectiveKind kKinds[] = {CollectiveKind::all_reduce,     CollectiveKind::reduce,
-                                     CollectiveKind::reduce_scatter, CollectiveKind::all_gather,
-                                     CollectiveKind::gather,         CollectiveKind::scatter,
-                                     CollectiveKind::broadcast,      CollectiveKind::send};
+constexpr CollectiveKind kKinds[] = {
+    CollectiveKind::all_reduce, CollectiveKind::reduce, CollectiveKind::reduce_scatter,
+    CollectiveKind::all_gather, CollectiveKind::gather, CollectiveKind::scatter,
+    CollectiveKind::broadcast,  CollectiveKind::send,   CollectiveKind::send_receive};
 constexpr DType kTypes[] = {DType::fp32,  DType::bf16,  DType::fp64,
                             DType::int32, DType::int64, DType::uint8};
 constexpr Reduction kOps[] = {Reduction::sum, Reduction::max, Reduction::min};
@@ -40,6 +43,8 @@ bool parse(int argc, char** argv, Options& o) {
             "Where ranks without MPI meet: HOST:PORT, [IPV6]:PORT or file:PATH"),
        number("min-bytes", o.min_bytes, 64, size_t{1} << 40, "Smallest tensor of the tables"),
        number("max-bytes", o.max_bytes, 4096, size_t{1} << 40, "Largest tensor"),
+       number("tp", o.tp, 1, 1 << 20, "Ranks of a tensor-parallel group to check too"),
+       number("pp", o.pp, 1, 1 << 20, "Ranks of a pipeline to check too"),
        number("iterations", o.iterations, 0, 1000000, "Timed calls; 0: check only"),
        number("steps", o.steps, 0, 100000, "Steps of the small network; 0: none"),
        number("threads", o.threads, 1, 1024, "Threads of each rank on a CPU")});
@@ -64,22 +69,32 @@ class CommTest {
   void run() {
     const auto rows = ranks_banner(world_, comm_, device_.name());
     print("commtest\n" + format_table(rows));
+    check_all();
+    if (options_.steps > 0) train();
+  }
+
+  // Along an axis of the mesh.
+  void run_along(const char* axis) {
+    print(fmt::format("\nalong {}: {} groups of {} ranks at once\n", axis,
+                      world_.size() / comm_.size(), comm_.size()));
+    check_all();
+  }
+
+ private:
+  void check_all() {
     int64_t wrong = 0;
     for (const CollectiveKind kind : kKinds) wrong += check(kind);
     // A single rank only copies, or does nothing.
     if (options_.iterations > 0 && comm_.kind() != CommKind::self)
       for (const CollectiveKind kind : kKinds) wrong += table(kind);
     if (wrong > 0) throw CheckError(fmt::format("{} values are wrong", wrong));
-    if (options_.steps > 0) train();
-    print("all checks passed\n");
   }
-
- private:
   void print(const std::string& text) const {
-    if (comm_.rank() == 0) print_out(text);
+    if (world_.rank() == 0) print_out(text);
   }
-  bool makes_sense(CollectiveKind kind) const {
-    return comm_.size() > 1 || kind != CollectiveKind::send;
+  bool makes_sense(CollectiveKind kind) const { return comm_.size() > 1 || !is_send(kind); }
+  static bool is_send(CollectiveKind kind) {
+    return kind == CollectiveKind::send || kind == CollectiveKind::send_receive;
   }
   static bool reduces(CollectiveKind kind) { return kind <= CollectiveKind::reduce_scatter; }
   static bool has_root(CollectiveKind kind) {
@@ -87,6 +102,7 @@ class CommTest {
            kind == CollectiveKind::scatter || kind == CollectiveKind::broadcast;
   }
   static std::string_view title(CollectiveKind kind) {
+    if (kind == CollectiveKind::send_receive) return "both at once";
     return kind == CollectiveKind::send ? "send and receive" : name_of(kind);
   }
 
@@ -102,8 +118,7 @@ class CommTest {
           if (op != Reduction::sum && (!reduces(kind) || count > 1009)) continue;
           const int root = has_root(kind) ? static_cast<int>(cases) % comm_.size() : 0;
           for (const bool in_place : {false, true}) {
-            if (in_place && (kind == CollectiveKind::send || kind == CollectiveKind::broadcast))
-              continue;
+            if (in_place && (is_send(kind) || kind == CollectiveKind::broadcast)) continue;
             const CommCase c{kind, dtype, op, root, count};
             const int64_t here = measure_.run(c, in_place, 0).wrong;
             if (here > 0)
@@ -124,7 +139,7 @@ class CommTest {
   // Sizes by factors of four.
   int64_t table(CollectiveKind kind) {
     if (!makes_sense(kind)) return 0;
-    const bool both = kind != CollectiveKind::send && kind != CollectiveKind::broadcast;
+    const bool both = !is_send(kind) && kind != CollectiveKind::broadcast;
     print(fmt::format("\n{}, fp32{}\n{:>12} {:>12}   {}{}\n", title(kind),
                       reduces(kind) ? ", sum" : "", "bytes", "elements", heading("out of place"),
                       both ? heading("in place") : ""));
@@ -181,7 +196,17 @@ int commtest(World& world, int argc, char** argv) {
   if (gpus > 0) cuda.index = world.place().local_rank % gpus;
   const auto device = make_device(options.device, options.threads, cuda);
   const auto comm = make_communicator(world, *device, options.comm);
+  const Mesh mesh(*comm, mesh_shape(world.size(), options.tp, options.pp));
   CommTest(options, world, *device, *comm).run();
+  const auto along = [&](const char* axis, int64_t size, auto communicator) {
+    if (size == 1 || size == comm->size()) return;
+    CommTest(options, world, *device, communicator()).run_along(axis);
+    comm->barrier();
+  };
+  along("dp", mesh.shape().dp, [&]() -> Communicator& { return mesh.dp(); });
+  along("tp", mesh.shape().tp, [&]() -> Communicator& { return mesh.tp(); });
+  along("pp", mesh.shape().pp, [&]() -> Communicator& { return mesh.pp(); });
+  if (world.rank() == 0) print_out("all checks passed\n");
   return 0;
 }
 

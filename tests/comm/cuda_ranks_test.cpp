@@ -53,6 +53,17 @@ TEST_P(CudaRanks, DifferentCallsAreTold) {
   EXPECT_THAT(result.err, AllOf(HasSubstr("of 5 f"), HasSubstr("of 6 f")));
 }
 
+TEST_P(CudaRanks, APartThatFailsIsNamed) {
+  for (const char* deed : {"part-disagrees", "part-hangs"}) {
+    // NCCL does not notice that ranks disagree.
+    if (deed == std::string("part-disagrees") && GetParam() == std::string("nccl")) continue;
+    const ProcessResult result = ranks_that(deed, 4);
+    EXPECT_EQ(result.exit_code, 1);
+    EXPECT_THAT(result.err, AllOf(HasSubstr("of tp (ranks 1 and 3)"), HasSubstr("'the second'"),
+                                  HasSubstr("rank 3")));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, CudaRanks, ::testing::Values("nccl", "mpi"),
                          [](const auto& info) { return std::string(info.param); });
 

@@ -39,6 +39,8 @@ class Deeds {
         {"other-kind-on-1", [&] { return other_kind(); }},
         {"other-count-on-1", [&] { return other_count(); }},
         {"other-message-on-1", [&] { return other_message(); }},
+        {"part-disagrees", [&] { return in_part(/*hang=*/false); }},
+        {"part-hangs", [&] { return in_part(/*hang=*/true); }},
     };
     return deeds.at(deed)();
   }
@@ -102,6 +104,19 @@ class Deeds {
     if (world_.rank() == 0) comm_.send(floats(5), 1, "");
     if (world_.rank() == 1) comm_.receive(floats(4), 0, "");
     finish();
+    return 0;
+  }
+
+  // Ranks 1 and 3 of four are a part, in which rank 3 does something else or nothing.
+  int in_part(bool hang_on_3) {
+    const auto part = comm_.split(world_.rank() % 2, 0, 2, "tp");
+    part->all_reduce(floats(5), floats(5), Reduction::sum, "the first");
+    part->wait(part->last());
+    if (hang_on_3 && world_.rank() == 3) hang();
+    part->all_reduce(floats(world_.rank() == 3 ? 6 : 5), floats(world_.rank() == 3 ? 6 : 5),
+                     Reduction::sum, "the second");
+    part->wait(part->last());
+    if (world_.rank() % 2 == 0) hang();  // until the others end the job
     return 0;
   }
 

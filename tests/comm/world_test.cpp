@@ -249,6 +249,19 @@ TEST(Ranks, DifferentCallsAreTold) {
                               HasSubstr("rank 1 calls receive of 4 fp32 from 0")));
 }
 
+TEST(Ranks, APartThatFailsIsNamed) {
+  const ProcessResult other = run_ranks_driver(4, {"part-disagrees"});
+  EXPECT_EQ(other.exit_code, 1);
+  EXPECT_THAT(other.err,
+              HasSubstr("ranks disagree in collective 2 of tp (ranks 1 and 3): rank 1 calls "
+                        "all_reduce of 5 fp32 (sum) 'the second', rank 3 calls all_reduce of 6"));
+  const ProcessResult hang = run_ranks_driver(4, {"part-hangs"});
+  EXPECT_EQ(hang.exit_code, 1);
+  EXPECT_THAT(hang.err, AllOf(HasSubstr("s in collective 2, all_reduce of 5 fp32 (sum) 'the "
+                                        "second' of tp (ranks 1 and 3): nothing came from rank 3"),
+                              HasSubstr("its last was collective 1")));
+}
+
 TEST(Ranks, AnMpiThatDoesNotKnowTheLauncherIsRefused) {
   const ProcessResult result =
       run_ranks_driver(0, {"agree"}, {"PMI_RANK=0", "PMI_SIZE=3", "PMI_LOCAL_RANK=0"});
