@@ -1,6 +1,6 @@
 // A queue of work that runs beside the device's own operations: collectives, copies of offloaded
-// tensors, and calls of host functions. Entries run in the order in which they were added. Two calls order them
-// relative to the device's operations; both may be recorded (Device::replay).
+// tensors, and calls of host functions. Entries run in the order in which they were added. Two
+// calls order them relative to the device's operations; both may be recorded (Device::replay).
 //
 //   kernels/device/in_order_queue.h   entries are among the device's operations themselves
 //   kernels/device/worker_queue.h     a thread of the host runs them

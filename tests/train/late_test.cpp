@@ -27,6 +27,8 @@ TEST_F(Late, TheRunIsThatOfACpu) {
            {"bf16, dropout and accumulation",
             {{"dtype", "bf16"}, {"dropout", "0.3"}, {"total-batch-size", "48"}}},
            {"recomputation", {{"n-layer", "3"}, {"dropout", "0.1"}, {"recompute", "block"}}},
+           {"the host updates", {{"dtype", "bf16"}, {"offload", "states=cpu"}}},
+           {"states in a file", {{"offload", "states=" + fs::temp_directory_path().string()}}},
            {"a step between evaluations", {{"eval-interval", "1"}, {"eval-batches", "0"}}},
            {"no evaluation", {{"eval-interval", "0"}}},
            {"samples and checkpoints",
