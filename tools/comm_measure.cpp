@@ -33,9 +33,10 @@ double bus_factor(CollectiveKind kind, int ranks) {
 
 }  // namespace
 
-CommMeasure::CommMeasure(Device& device, Communicator& comm, size_t max_bytes)
+CommMeasure::CommMeasure(Device& device, Communicator& comm, Communicator& all, size_t max_bytes)
     : device_(device),
       comm_(comm),
+      all_(all),
       bytes_(std::max<size_t>(max_bytes, 4096)),
       send_(device.allocate(bytes_)),
       receive_(device.allocate(bytes_)) {}
@@ -186,8 +187,8 @@ int64_t CommMeasure::count_wrong(const CommCase& c, const Tensor& out) {
 }
 
 double CommMeasure::slowest(double mine) {
-  std::vector<double> all(static_cast<size_t>(comm_.size()));
-  comm_.exchange(all.data(), &mine, sizeof(mine));
+  std::vector<double> all(static_cast<size_t>(all_.size()));
+  all_.exchange(all.data(), &mine, sizeof(mine));
   return *std::max_element(all.begin(), all.end());
 }
 
@@ -199,13 +200,13 @@ CommResult CommMeasure::run(const CommCase& c, bool in_place, int iterations) {
   comm_.device_after(comm_.last());
   const int64_t mine = count_wrong(c, tensors.out);
   CommResult result;
-  std::vector<int64_t> all(static_cast<size_t>(comm_.size()));
-  comm_.exchange(all.data(), &mine, sizeof(mine));
+  std::vector<int64_t> all(static_cast<size_t>(all_.size()));
+  all_.exchange(all.data(), &mine, sizeof(mine));
   for (const int64_t wrong : all) result.wrong += wrong;
   if (iterations == 0) return result;
 
   using Clock = std::chrono::steady_clock;
-  comm_.barrier();
+  all_.barrier();
   const Clock::time_point start = Clock::now();
   for (int i = 0; i < iterations; ++i) call(c, tensors);
   comm_.wait(comm_.last());

@@ -27,8 +27,9 @@ struct CommResult {
 
 class CommMeasure {
  public:
-  // Tensors of up to max_bytes. All ranks must make the same calls.
-  CommMeasure(Device& device, Communicator& comm, size_t max_bytes);
+  // Tensors of up to max_bytes. `all`: `comm`, or all ranks of its sister groups, which work at the
+  // same time. All of them make the same calls; results are over all of them.
+  CommMeasure(Device& device, Communicator& comm, Communicator& all, size_t max_bytes);
   ~CommMeasure();
   CommMeasure(const CommMeasure&) = delete;
   CommMeasure& operator=(const CommMeasure&) = delete;
@@ -51,7 +52,7 @@ class CommMeasure {
   double slowest(double mine);
 
   Device& device_;
-  Communicator& comm_;
+  Communicator &comm_, &all_;
   const size_t bytes_;
   void* send_;
   void* receive_;

@@ -3,6 +3,8 @@
 // network data-parallel, which must give the same weights on all ranks. With --tp and --pp it does
 // the same, without the network, along each axis of the mesh, all groups of an axis at once.
 
+#include <utility>
+
 #include "kernels/device/standard_streams.h"
 #include "src/comm/banner.h"
 #include "src/io/console.h"
@@ -43,8 +45,8 @@ bool parse(int argc, char** argv, Options& o) {
             "Where ranks without MPI meet: HOST:PORT, [IPV6]:PORT or file:PATH"),
        number("min-bytes", o.min_bytes, 64, size_t{1} << 40, "Smallest tensor of the tables"),
        number("max-bytes", o.max_bytes, 4096, size_t{1} << 40, "Largest tensor"),
-       number("tp", o.tp, 1, 1 << 20, "Ranks of a tensor-parallel group to check too"),
-       number("pp", o.pp, 1, 1 << 20, "Ranks of a pipeline to check too"),
+       number("tp", o.tp, 1, 1 << 20, "Also check groups of this many tensor-parallel ranks"),
+       number("pp", o.pp, 1, 1 << 20, "Also check pipelines of this many ranks"),
        number("iterations", o.iterations, 0, 1000000, "Timed calls; 0: check only"),
        number("steps", o.steps, 0, 100000, "Steps of the small network; 0: none"),
        number("threads", o.threads, 1, 1024, "Threads of each rank on a CPU")});
@@ -59,12 +61,14 @@ bool parse(int argc, char** argv, Options& o) {
 // All checks of this run. Only rank 0 prints.
 class CommTest {
  public:
-  CommTest(const Options& options, const World& world, Device& device, Communicator& comm)
+  // `all`: all ranks of the job, which check their groups `comm` at the same time.
+  CommTest(const Options& options, const World& world, Device& device, Communicator& comm,
+           Communicator& all)
       : options_(options),
         world_(world),
         device_(device),
         comm_(comm),
-        measure_(device, comm, options.max_bytes) {}
+        measure_(device, comm, all, options.max_bytes) {}
 
   void run() {
     const auto rows = ranks_banner(world_, comm_, device_.name());
@@ -77,17 +81,17 @@ class CommTest {
   void run_along(const char* axis) {
     print(fmt::format("\nalong {}: {} groups of {} ranks at once\n", axis,
                       world_.size() / comm_.size(), comm_.size()));
-    check_all();
+    check_all(fmt::format(" along {}", axis));
   }
 
  private:
-  void check_all() {
+  void check_all(const std::string& where = "") {
     int64_t wrong = 0;
     for (const CollectiveKind kind : kKinds) wrong += check(kind);
     // A single rank only copies, or does nothing.
     if (options_.iterations > 0 && comm_.kind() != CommKind::self)
       for (const CollectiveKind kind : kKinds) wrong += table(kind);
-    if (wrong > 0) throw CheckError(fmt::format("{} values are wrong", wrong));
+    if (wrong > 0) throw CheckError(fmt::format("{} values are wrong{}", wrong, where));
   }
   void print(const std::string& text) const {
     if (world_.rank() == 0) print_out(text);
@@ -102,7 +106,6 @@ class CommTest {
            kind == CollectiveKind::scatter || kind == CollectiveKind::broadcast;
   }
   static std::string_view title(CollectiveKind kind) {
-    if (kind == CollectiveKind::send_receive) return "both at once";
     return kind == CollectiveKind::send ? "send and receive" : name_of(kind);
   }
 
@@ -196,16 +199,14 @@ int commtest(World& world, int argc, char** argv) {
   if (gpus > 0) cuda.index = world.place().local_rank % gpus;
   const auto device = make_device(options.device, options.threads, cuda);
   const auto comm = make_communicator(world, *device, options.comm);
-  const Mesh mesh(*comm, mesh_shape(world.size(), options.tp, options.pp));
-  CommTest(options, world, *device, *comm).run();
-  const auto along = [&](const char* axis, int64_t size, auto communicator) {
-    if (size == 1 || size == comm->size()) return;
-    CommTest(options, world, *device, communicator()).run_along(axis);
-    comm->barrier();
-  };
-  along("dp", mesh.shape().dp, [&]() -> Communicator& { return mesh.dp(); });
-  along("tp", mesh.shape().tp, [&]() -> Communicator& { return mesh.tp(); });
-  along("pp", mesh.shape().pp, [&]() -> Communicator& { return mesh.pp(); });
+  const MeshShape shape = mesh_shape(world.size(), options.tp, options.pp);
+  CommTest(options, world, *device, *comm, *comm).run();
+  const Mesh mesh(*comm, shape);
+  for (const auto& [axis, part] :
+       {std::pair("dp", &mesh.dp()), {"tp", &mesh.tp()}, {"pp", &mesh.pp()}}) {
+    if (part->size() == 1 || part == comm.get()) continue;  // nothing to check, or checked above
+    CommTest(options, world, *device, *part, *comm).run_along(axis);
+  }
   if (world.rank() == 0) print_out("all checks passed\n");
   return 0;
 }

@@ -58,8 +58,12 @@ void* open_library(const LibraryName& library) {
 
 SharedLibrary::SharedLibrary(const LibraryName& name) : name_(name), library_(open_library(name)) {}
 
+void* SharedLibrary::look_up(const char* name) const {
+  return dlsym(library_, name);
+}
+
 void* SharedLibrary::symbol(const char* name) const {
-  void* const found = dlsym(library_, name);
+  void* const found = look_up(name);
   if (found == nullptr)
     throw UserError("{}: the library has no {}; it is not {}", name_.variable, name, name_.title);
   return found;

@@ -25,6 +25,11 @@ class SharedLibrary {
   // The library stays loaded.
   explicit SharedLibrary(const LibraryName& name);
 
+  // Null if there is no such function: the library is older.
+  template <typename Function>
+  void find_if_there(const char* function_name, Function& function) const {
+    function = reinterpret_cast<Function>(look_up(function_name));
+  }
   // Throws UserError if there is no such function: it is another library.
   template <typename Function>
   void find(const char* function_name, Function& function) const {
@@ -32,6 +37,7 @@ class SharedLibrary {
   }
 
  private:
+  void* look_up(const char* name) const;
   void* symbol(const char* name) const;
 
   LibraryName name_;

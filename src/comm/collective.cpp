@@ -48,6 +48,32 @@ std::optional<Collective> Collective::received_part() const {
                     .what = what};
 }
 
+Collective joined(const std::optional<Collective>& sent,
+                  const std::optional<Collective>& received) {
+  if (!sent || !received) return sent ? *sent : received.value();
+  Collective both = *sent;
+  both.kind = CollectiveKind::send_receive;
+  both.out = received->out;
+  both.from = received->root;
+  both.received_count = received->count;
+  both.received_dtype = received->dtype;
+  return both;
+}
+
+std::string describe(const Collective& c) {
+  if (c.kind != CollectiveKind::send_receive)
+    return describe(c.kind, c.dtype, c.op, c.root, c.count, c.what);
+  return describe(c.kind, c.dtype, c.op, c.root, c.count,
+                  fmt::format("{}', of {} {} from {}", c.what, c.received_count,
+                              name_of(c.received_dtype), c.from));
+}
+
+Collective translated(Collective c, const RankGroup& group) {
+  c.root = group.of_job(c.root);
+  c.from = group.of_job(c.from);
+  return c;
+}
+
 void CollectiveCommunicator::check_root(int root) const {
   LATHE_CHECK(root >= 0 && root < size(), "there is no rank {} among {}", root, size());
 }
@@ -195,13 +221,21 @@ Ticket CollectiveCommunicator::copy(const Tensor& to, const Tensor& from, const 
 
 std::unique_ptr<Communicator> CollectiveCommunicator::split(int color, int key, int size,
                                                             const char* name) {
-  LATHE_CHECK(color >= -1);
+  LATHE_CHECK(color >= -1 && *name != '\0');
   struct Wish {
-    int color, key, rank;  // of the job
+    int color, key, size, rank;  // of the job
   };
-  const Wish mine{color, key, group_.ranks[static_cast<size_t>(rank())]};
+  const Wish mine{color, key, size, group_.of_job(rank())};
   std::vector<Wish> wishes(static_cast<size_t>(this->size()));
   exchange(wishes.data(), &mine, sizeof(mine));
+  bool any = false;                  // group of several ranks
+  for (const Wish& wish : wishes) {  // the same checks on all ranks, so that all fail
+    const auto with_color = std::ranges::count(wishes, wish.color, &Wish::color);
+    LATHE_CHECK(wish.color < 0 || wish.size == with_color,
+                "split into {}: {} ranks gave color {}, and {} were expected", name, with_color,
+                wish.color, wish.size);
+    any = any || (wish.color >= 0 && with_color > 1);
+  }
   std::erase_if(wishes, [color](const Wish& wish) { return color < 0 || wish.color != color; });
   std::ranges::stable_sort(wishes, {}, &Wish::key);
   RankGroup part{.name = name};
@@ -209,9 +243,7 @@ std::unique_ptr<Communicator> CollectiveCommunicator::split(int color, int key, 
     if (wish.rank == mine.rank) part.rank = part.size();
     part.ranks.push_back(wish.rank);
   }
-  LATHE_CHECK(color < 0 || part.size() == size, "{} ranks{} are not {}", part.size(), part.text(),
-              size);
-  std::unique_ptr<Communicator> made = make_part(color, key, part);
+  std::unique_ptr<Communicator> made = any ? make_part(color, key, part) : nullptr;
   if (color < 0) return nullptr;
   return part.size() == 1 ? make_self_communicator(device_) : std::move(made);
 }

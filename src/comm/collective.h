@@ -59,6 +59,9 @@ struct Collective {
 
 std::string_view name_of(CollectiveKind kind);
 
+// A send and a receive as one collective; one of them may be absent.
+Collective joined(const std::optional<Collective>& sent, const std::optional<Collective>& received);
+
 // A communicator that passes every collective to one function, as a value. Checks shapes and types:
 // a mismatch on one rank alone is a bug in lathe.
 class CollectiveCommunicator : public Communicator {
@@ -107,11 +110,12 @@ class CollectiveCommunicator : public Communicator {
   Queue& queue_;
 };
 
-// "all_reduce of 5 fp32 (sum) 'gradients'"
+// "all_reduce of 5 fp32 (sum) 'gradients'". The ranks in it are those of the job, if a caller has
+// translated them (translated()).
 std::string describe(CollectiveKind kind, DType dtype, Reduction op, int root, int64_t count,
                      std::string_view what);
-inline std::string describe(const Collective& c) {
-  return describe(c.kind, c.dtype, c.op, c.root, c.count, c.what);
-}
+std::string describe(const Collective& c);
+// The same with ranks of the job in place of ranks of the group.
+Collective translated(Collective c, const RankGroup& group);
 
 }  // namespace lathe

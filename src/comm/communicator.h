@@ -66,7 +66,8 @@ class Communicator {
   virtual Ticket send(const Tensor& tensor, int to, const char* what) = 0;
   virtual Ticket receive(const Tensor& tensor, int from, const char* what) = 0;
   // Both at the same time, so that ranks can pass tensors around a ring. The tensors may differ in
-  // size and type.
+  // size and type. Over MPI with GPUs, of tensors beyond 16 MiB the halves advance together: a peer
+  // must not need all of one half before it calls the other.
   virtual Ticket send_receive(const Tensor& sent, int to, const Tensor& received, int from,
                               const char* what) = 0;
 
@@ -87,13 +88,14 @@ class Communicator {
 
   // The ranks that give the same color, as a communicator of their own, in the order of their keys;
   // ranks with equal keys in the order of their ranks here. All ranks call it, and wait for each
-  // other; none has a collective in flight. `size`: how many ranks give this color. `name` of the
-  // group, for messages. The result must not outlive this. With color -1 a rank is in no group and
-  // gets null.
+  // other; this communicator has no collective in flight. `size`: how many ranks give this color.
+  // `name` of the group, for messages. The result must not outlive this. A rank with color -1 is in
+  // no group and gets null; a rank that is alone in its group gets a copying communicator.
   //
-  // Several communicators may work at the same time. Their ranks must then call their collectives
-  // in an order in which each could be done before the next begins: a stream of a GPU, and over the
-  // host all communicators of a rank with a GPU, run one at a time.
+  // Several communicators may work at the same time. All ranks then call collectives of different
+  // communicators in one order, in which each can finish before the next begins: NCCL may run them
+  // one after the other, and over MPI all communicators of a GPU do. Before a recording begins, all
+  // of them have been joined.
   virtual std::unique_ptr<Communicator> split(int color, int key, int size, const char* name) = 0;
 
   // exchange() for texts of any length; the result is indexed by rank.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <vector>
 
 #include "kernels/device/round.h"
 #include "src/comm/cuda_communicator.h"
@@ -17,30 +18,46 @@ namespace {
 
 using cuda::check_cuda;
 
+// What a communicator and its parts share, because CUDA may call host functions one after the
+// other: one that waited for a rank would hold up those of another stream.
+struct Family {
+  Family(Device& device, size_t bytes) : queue(std::make_shared<cuda::StreamQueue>(device)) {
+    void* memory = nullptr;
+    check_cuda(cudaHostAlloc(&memory, bytes, cudaHostAllocDefault), "pinned memory");
+    pinned = static_cast<char*>(memory);
+  }
+  ~Family() { cudaFreeHost(pinned); }
+  Family(const Family&) = delete;
+  Family& operator=(const Family&) = delete;
+
+  std::shared_ptr<cuda::StreamQueue> queue;
+  char* pinned = nullptr;
+  std::vector<MpiCollectives*> members;
+};
+
 class CudaMpiCommunicator final : public CudaCommunicator {
  public:
+  static constexpr size_t kPinnedBytes = size_t{32} << 20;
+
   CudaMpiCommunicator(const World& world, const RankGroup& ranks, Device& device,
-                      std::shared_ptr<cuda::StreamQueue> queue, std::shared_ptr<char> pinned,
-                      double timeout_seconds)
-      : CudaCommunicator(world, ranks, device, std::move(queue)),
+                      std::shared_ptr<Family> family, double timeout_seconds)
+      : CudaCommunicator(world, ranks, device, family->queue),
         timeout_seconds_(timeout_seconds),
         collectives_(world, ranks, timeout_seconds),
-        shared_pinned_(std::move(pinned)),
-        pinned_(shared_pinned_.get()) {}
+        family_(std::move(family)),
+        pinned_(family_->pinned) {
+    family_->members.push_back(&collectives_);
+  }
 
   // Waits for all collectives that were called; if an error ends this rank, it does not wait for
   // others.
   ~CudaMpiCommunicator() override {
-    if (std::uncaught_exceptions() > 0) collectives_.give_up();
+    if (std::uncaught_exceptions() > 0)
+      for (MpiCollectives* member : family_->members) member->give_up();
     cudaStreamSynchronize(queue_.stream());
     device_.synchronize();
     device_.forget_recordings();  // they call into this object
-  }
-
-  static std::shared_ptr<char> allocate_pinned() {
-    void* memory = nullptr;
-    check_cuda(cudaHostAlloc(&memory, kPinnedBytes, cudaHostAllocDefault), "pinned memory");
-    return {static_cast<char*>(memory), [](char* p) { cudaFreeHost(p); }};
+    std::erase(family_->members, &collectives_);
   }
 
   CommKind kind() const override { return CommKind::mpi; }
@@ -52,39 +69,34 @@ class CudaMpiCommunicator final : public CudaCommunicator {
   }
 
  private:
-  static constexpr size_t kPinnedBytes = size_t{32} << 20;
-
   Ticket call(const Collective& c) override {
     queue_.begin();
     // The blocks of all ranks lie side by side in the pinned memory.
     const bool blocks = c.kind == CollectiveKind::reduce_scatter ||
                         c.kind == CollectiveKind::all_gather || c.kind == CollectiveKind::gather ||
                         c.kind == CollectiveKind::scatter;
-    const size_t ranks = blocks ? static_cast<size_t>(size()) : 1;
-    if (c.kind == CollectiveKind::send_receive) {
-      enqueue_pairs(c);
+    if (c.between_two()) {
+      enqueue_message(c);
       return queue_.end();
     }
+    const size_t ranks = blocks ? static_cast<size_t>(size()) : 1;
     const auto piece = static_cast<int64_t>(kPinnedBytes / ranks / size_of(c.dtype));
     for (int64_t first = 0; first == 0 || first < c.count; first += piece)
       enqueue_piece(c, first, std::min(piece, c.count - first));
     return queue_.end();
   }
-  // The parts share the stream, because CUDA may call host functions one after the other: one that
-  // waited for a rank would hold up that of another stream.
   std::unique_ptr<Communicator> make_part(int, int, const RankGroup& part) override {
     if (part.size() < 2) return nullptr;
-    return std::make_unique<CudaMpiCommunicator>(world_, part, device_, shared_queue_,
-                                                 shared_pinned_, timeout_seconds_);
+    return std::make_unique<CudaMpiCommunicator>(world_, part, device_, family_, timeout_seconds_);
   }
-  void enqueue_pairs(const Collective& c);
+  void enqueue_message(const Collective& c);
   void enqueue_piece(const Collective& whole, int64_t first, int64_t count);
   void run_on_host(const Collective& c);
   void copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind);
 
   const double timeout_seconds_;
   MpiCollectives collectives_;
-  const std::shared_ptr<char> shared_pinned_;
+  const std::shared_ptr<Family> family_;
   char* const pinned_;
 };
 
@@ -155,42 +167,46 @@ void CudaMpiCommunicator::enqueue_piece(const Collective& whole, int64_t first, 
       if (!is_root) c.in = nullptr;
       run_on_host(c);
       return copy_in(own);
-    case CollectiveKind::send:
-      copy_out(pinned_);
-      return run_on_host(c);
-    case CollectiveKind::receive:
-      run_on_host(c);
-      return copy_in(pinned_);
     case CollectiveKind::copy:
       return copy(out, in, bytes, cudaMemcpyDefault);
+    case CollectiveKind::send:
+    case CollectiveKind::receive:
     case CollectiveKind::send_receive:
-      break;  // enqueue_pairs
+      break;  // enqueue_message
   }
 }
 
-// One half of the pinned memory for what is sent, one for what is received.
-void CudaMpiCommunicator::enqueue_pairs(const Collective& c) {
-  const auto piece_of = [](DType dtype) {
-    return static_cast<int64_t>(kPinnedBytes / 2 / size_of(dtype));
+// send, receive and send_receive: one half of the pinned memory for what goes, one for what comes.
+// A message has the same pieces whichever call it belongs to.
+void CudaMpiCommunicator::enqueue_message(const Collective& c) {
+  constexpr size_t kHalf = kPinnedBytes / 2;
+  const std::optional<Collective> sent = c.sent_part(), received = c.received_part();
+  const auto pieces = [](const std::optional<Collective>& half) {
+    return half ? std::max<size_t>(1, ceil_div(half->bytes(), kHalf)) : 0;
   };
-  const int64_t sent = piece_of(c.dtype), received = piece_of(c.received_dtype);
-  const int64_t pieces =
-      std::max<int64_t>({1, ceil_div(c.count, sent), ceil_div(c.received_count, received)});
-  char* const in_half = pinned_ + kPinnedBytes / 2;
-  for (int64_t i = 0; i < pieces; ++i) {
-    Collective part = c;
-    const int64_t first = std::min(i * sent, c.count);
-    const int64_t first_received = std::min(i * received, c.received_count);
-    part.count = std::min(sent, c.count - first);
-    part.received_count = std::min(received, c.received_count - first_received);
-    part.in = pinned_;
-    part.out = in_half;
-    copy(pinned_, static_cast<const char*>(c.in) + first * static_cast<int64_t>(size_of(c.dtype)),
-         part.bytes(), cudaMemcpyDeviceToHost);
-    run_on_host(part);
-    copy(static_cast<char*>(c.out) +
-             first_received * static_cast<int64_t>(size_of(c.received_dtype)),
-         in_half, part.received_bytes(), cudaMemcpyHostToDevice);
+  const size_t out = pieces(sent), in = pieces(received);
+  for (size_t i = 0; i < std::max(out, in); ++i) {
+    const size_t done = i * kHalf;
+    std::optional<Collective> piece_out, piece_in;
+    const auto cut = [&](Collective half) {
+      half.count = static_cast<int64_t>(std::min(kHalf, half.bytes() - done) / size_of(half.dtype));
+      return half;
+    };
+    if (i < out) {
+      piece_out = cut(*sent);
+      copy(pinned_, static_cast<const char*>(sent->in) + done, piece_out->bytes(),
+           cudaMemcpyDeviceToHost);
+      piece_out->in = pinned_;
+    }
+    if (i < in) {
+      piece_in = cut(*received);
+      piece_in->out = pinned_ + kHalf;
+    }
+    run_on_host(joined(piece_out, piece_in));
+    if (i < in) {
+      copy(static_cast<char*>(received->out) + done, pinned_ + kHalf, piece_in->bytes(),
+           cudaMemcpyHostToDevice);
+    }
   }
 }
 
@@ -199,8 +215,8 @@ void CudaMpiCommunicator::enqueue_pairs(const Collective& c) {
 std::unique_ptr<Communicator> make_cuda_mpi_communicator(const World& world, Device& device,
                                                          const CommunicatorOptions& options) {
   return std::make_unique<CudaMpiCommunicator>(
-      world, all_ranks(world), device, std::make_shared<cuda::StreamQueue>(device),
-      CudaMpiCommunicator::allocate_pinned(), options.timeout_seconds);
+      world, all_ranks(world), device,
+      std::make_shared<Family>(device, CudaMpiCommunicator::kPinnedBytes), options.timeout_seconds);
 }
 
 }  // namespace lathe

@@ -147,7 +147,7 @@ MpiCollectives::Header MpiCollectives::header_of(const Collective& c) const {
   Header header{};
   header.number = number_;
   header.count = c.count;
-  header.root = c.root;
+  header.root = group_.of_job(c.root);
   header.kind = c.kind;
   header.dtype = c.dtype;
   header.op = c.op;
@@ -307,35 +307,51 @@ void MpiCollectives::broadcast(const Collective& c) {
   wait(sums_[1]);
 }
 
+// The halves do not wait for each other: a peer may receive this rank's message before it sends its
+// own.
 void MpiCollectives::send_and_receive(const Collective& c) {
   const std::optional<Collective> sent = c.sent_part(), received = c.received_part();
-  Messages& messages = values_[0];
-  messages.clear();
+  Messages &out = values_[0], &in = values_[1];
+  out.clear();
+  in.clear();
   Header theirs{};
-  if (received) receive(messages, &theirs, sizeof(Header), received->root, kPairTag);
+  size_t sent_bytes = 0, received_bytes = 0;  // of messages that have been started
+  if (received) receive(in, &theirs, sizeof(Header), received->root, kPairTag);
   if (sent) {
     my_header_ = header_of(*sent);
-    send(messages, &my_header_, sizeof(Header), sent->root, kPairTag);
+    send(out, &my_header_, sizeof(Header), sent->root, kPairTag);
   }
-  wait(messages);
-  if (given_up_) return;
-  if (received && (theirs.count != received->count || theirs.dtype != received->dtype)) {
-    world_.fail(fmt::format(
-        "ranks{} disagree: rank {} calls {}, rank {} calls {}", group_.text(),
-        of_job(received->root),
-        describe(theirs.kind, theirs.dtype, theirs.op, theirs.root, theirs.count, theirs.what),
-        of_job(rank_), describe(*received)));
-  }
-  const size_t out = sent ? sent->bytes() : 0, in = received ? received->bytes() : 0;
-  for (size_t done = 0; done < std::max(out, in) && !given_up_; done += kMessageBytes) {
-    if (done < in) {
-      receive(messages, at(received->out, done), std::min(kMessageBytes, in - done), received->root,
-              kPairTag);
+  bool has_header = !received;
+  Backoff backoff(timeout_seconds_);
+  while (!given_up_) {
+    const int sent_now = test(out), received_now = test(in);
+    if (sent_now < 0 && sent && sent_bytes < sent->bytes()) {
+      const size_t part = std::min(kMessageBytes, sent->bytes() - sent_bytes);
+      send(out, at(sent->in, sent_bytes), part, sent->root, kPairTag);
+      sent_bytes += part;
+    } else if (received_now < 0 && !has_header) {
+      has_header = true;
+      check_message(theirs, *received);
+    } else if (received_now < 0 && received && received_bytes < received->bytes()) {
+      const size_t part = std::min(kMessageBytes, received->bytes() - received_bytes);
+      receive(in, at(received->out, received_bytes), part, received->root, kPairTag);
+      received_bytes += part;
+    } else if (sent_now < 0 && received_now < 0) {
+      return;
+    } else if (sent_now > 0 || received_now > 0) {
+      backoff.moved();
+    } else if (!backoff.idle()) {
+      fail_by_timeout(received_now == 0 ? in : out);
     }
-    if (done < out)
-      send(messages, at(sent->in, done), std::min(kMessageBytes, out - done), sent->root, kPairTag);
-    wait(messages);
   }
+}
+
+void MpiCollectives::check_message(const Header& theirs, const Collective& received) const {
+  if (theirs.count == received.count && theirs.dtype == received.dtype) return;
+  world_.fail(fmt::format(
+      "ranks{} disagree: rank {} calls {}, rank {} calls {}", group_.text(), of_job(received.root),
+      describe(theirs.kind, theirs.dtype, theirs.op, theirs.root, theirs.count, theirs.what),
+      of_job(rank_), describe(translated(received, group_))));
 }
 
 // ---- Messages.
@@ -351,7 +367,7 @@ void MpiCollectives::check(int mpi_result, const char* call) const {
   char text[MPI_MAX_ERROR_STRING] = {};
   int length = 0;
   MPI_Error_string(mpi_result, text, &length);
-  world_.fail(fmt::format("{} failed in {}: {}", call, current_ ? describe(*current_) : "", text));
+  world_.fail(fmt::format("{} failed in {}: {}", call, current_ ? describe_current() : "", text));
 }
 
 void MpiCollectives::send(Messages& messages, const void* data, size_t bytes, int to, int tag) {
@@ -371,26 +387,31 @@ void MpiCollectives::receive(Messages& messages, void* data, size_t bytes, int f
         "MPI_Irecv");
 }
 
+int MpiCollectives::test(Messages& messages) {
+  if (messages.requests.empty()) return -1;
+  int done = 0;
+  {
+    const auto lock = world_.mpi_lock();
+    check(MPI_Testsome(static_cast<int>(messages.requests.size()), messages.requests.data(), &done,
+                       finished_.data(), MPI_STATUSES_IGNORE),
+          "MPI_Testsome");
+  }
+  if (done != MPI_UNDEFINED) return done;
+  messages.clear();
+  return -1;
+}
+
 void MpiCollectives::wait(Messages& messages) {
-  size_t left = messages.requests.size();
   Backoff backoff(timeout_seconds_);
-  while (left > 0 && !given_up_) {
-    int done = 0;
-    {
-      const auto lock = world_.mpi_lock();
-      check(MPI_Testsome(static_cast<int>(messages.requests.size()), messages.requests.data(),
-                         &done, finished_.data(), MPI_STATUSES_IGNORE),
-            "MPI_Testsome");
-    }
-    if (done == MPI_UNDEFINED) break;
-    left -= static_cast<size_t>(done);
+  while (!given_up_) {
+    const int done = test(messages);
+    if (done < 0) return;
     if (done > 0) {
       backoff.moved();
     } else if (!backoff.idle()) {
       fail_by_timeout(messages);
     }
   }
-  if (left == 0) messages.clear();
 }
 
 void MpiCollectives::look_while_idle() {
@@ -439,7 +460,7 @@ void MpiCollectives::fail_by_timeout(const Messages& messages) const {
   }
   const std::string which = current_->between_two() ? "" : fmt::format("collective {}, ", number_);
   world_.fail(fmt::format("waited {:g} s in {}{}{}: nothing came from {}", timeout_seconds_, which,
-                          describe(*current_), group_.text(), missing));
+                          describe_current(), group_.text(), missing));
 }
 
 }  // namespace lathe

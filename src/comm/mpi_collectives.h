@@ -80,6 +80,7 @@ class MpiCollectives {
   Header header_of(const Collective& c) const;
   void meet(const Collective& c);
   void check_headers(const Header& mine, int peer) const;
+  void check_message(const Header& theirs, const Collective& received) const;
   void reduce(const Collective& c);
   void post_values(const Collective& c, const Parts& parts, int64_t piece);
   void pass_on(const Collective& c, const Parts& parts, int64_t piece);
@@ -89,6 +90,8 @@ class MpiCollectives {
 
   void send(Messages& messages, const void* data, size_t bytes, int to, int tag);
   void receive(Messages& messages, void* data, size_t bytes, int from, int tag);
+  // How many of them are done since the last test; -1: none is under way.
+  int test(Messages& messages);
   // Waits for all of them; ends the job if nothing moves for too long.
   void wait(Messages& messages);
   [[noreturn]] void fail_by_timeout(const Messages& messages) const;
@@ -98,8 +101,8 @@ class MpiCollectives {
   template <typename Function>
   void for_peers(const Function& function) const;
 
-  // The rank of the job that is `rank` in the group.
-  int of_job(int rank) const { return group_.ranks[static_cast<size_t>(rank)]; }
+  int of_job(int rank) const { return group_.of_job(rank); }
+  std::string describe_current() const { return describe(translated(*current_, group_)); }
 
   const World& world_;
   const RankGroup group_;

@@ -73,6 +73,7 @@ class Progress {
                "numbers");
     check_cuda(cudaStreamSynchronize(stream), "numbers");
   }
+  // `c` has ranks of the job, for messages.
   void begin(const Collective& c, cudaStream_t stream) {
     number_ = number_ % (kNumbers - 1) + 1;
     {
@@ -157,6 +158,7 @@ class NcclCommunicator final : public CudaCommunicator {
 
   void exchange(void* all, const void* mine, size_t bytes) override {
     wait(last());
+    queue_.after_device();  // which may be replaying collectives of other communicators
     if (group().is_all() && (world_.has_mpi() || size() == 1))
       return world_.exchange(all, mine, bytes, "exchange");
     // Otherwise the only way is through the GPUs. A barrier exchanges one byte per rank.
@@ -178,6 +180,8 @@ class NcclCommunicator final : public CudaCommunicator {
   }
 
  private:
+  static constexpr int kOrdersCommunicators = 22600;  // NCCL_LAUNCH_ORDER_IMPLICIT
+
   CollectiveStatus status() {  // for the watchdog's thread
     if (!starting_) return progress_.status();
     CollectiveStatus status{.begun = 1};
@@ -186,13 +190,21 @@ class NcclCommunicator final : public CudaCommunicator {
   }
   Ticket call(const Collective& c) override {
     queue_.begin();
-    progress_.begin(c, queue_.stream());
+    progress_.begin(translated(c, group()), queue_.stream());
     if (c.count > 0 || c.received_count > 0) enqueue(c);
     progress_.end(queue_.stream());
     return queue_.end();
   }
   // NCCL makes all parts at once, so every rank calls it.
   std::unique_ptr<Communicator> make_part(int color, int key, const RankGroup& part) override {
+    int version = 0;
+    check(nccl_.get_version(&version), "ncclGetVersion");
+    if (version < kOrdersCommunicators) {
+      throw UserError(
+          "NCCL {}.{} cannot order the collectives of several groups of ranks: use NCCL 2.26 or "
+          "later, or --comm mpi",
+          version / 10000, version / 100 % 100);
+    }
     if (part.size() < 2) color = NCCL_SPLIT_NOCOLOR;
     const auto split = [this, color, key](const Nccl& nccl, ncclComm_t* comm) {
       return nccl.comm_split(comm_, color, key, comm, nullptr);
@@ -386,8 +398,8 @@ bool nccl_is_here(std::string* why_not) {
 std::unique_ptr<Communicator> make_nccl_communicator(const World& world, Device& device,
                                                      const CommunicatorOptions& options) {
   const Nccl nccl = load_nccl();
-  // Operations of several communicators run in the order of the calls, which is the same on all
-  // ranks (NCCL 2.26 and later).
+  // Makes NCCL run operations of several communicators in the order of the calls, which is the same
+  // on all ranks.
   ::setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", /*overwrite=*/0);
   refuse_shared_gpus(world);
   const ncclUniqueId id = share_id(world, nccl, options);

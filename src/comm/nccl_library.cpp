@@ -16,7 +16,7 @@ Nccl load_nccl() {
   library.find("ncclGetVersion", nccl.get_version);
   library.find("ncclGetUniqueId", nccl.get_unique_id);
   library.find("ncclCommInitRank", nccl.comm_init_rank);
-  library.find("ncclCommSplit", nccl.comm_split);
+  library.find_if_there("ncclCommSplit", nccl.comm_split);
   library.find("ncclCommDestroy", nccl.comm_destroy);
   library.find("ncclCommAbort", nccl.comm_abort);
   library.find("ncclCommGetAsyncError", nccl.comm_get_async_error);

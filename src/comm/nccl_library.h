@@ -6,7 +6,7 @@
 
 namespace lathe {
 
-// Exactly the functions that lathe calls.
+// Exactly the functions that lathe calls. comm_split is null in NCCL before 2.18.
 struct Nccl {
   decltype(&ncclGetVersion) get_version = nullptr;
   decltype(&ncclGetUniqueId) get_unique_id = nullptr;

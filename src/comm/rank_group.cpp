@@ -8,10 +8,16 @@ namespace lathe {
 
 std::string RankGroup::text() const {
   if (is_all()) return "";
+  constexpr size_t kMost = 8;
   std::string list;
   for (size_t i = 0; i < ranks.size(); ++i) {
-    const bool last = i + 1 == ranks.size();
-    list += fmt::format("{}{}", i == 0 ? "" : last ? " and " : ", ", ranks[i]);
+    const bool first = i == 0, last = i + 1 == ranks.size();
+    if (ranks.size() > kMost && i > 1 && !last) continue;
+    const char* const before = first                  ? ""
+                               : !last                ? ", "
+                               : ranks.size() > kMost ? ", ..., "
+                                                      : " and ";
+    list += fmt::format("{}{}", before, ranks[i]);
   }
   return fmt::format(" of {} (rank{} {})", name, ranks.size() == 1 ? "" : "s", list);
 }

@@ -15,7 +15,11 @@ struct RankGroup {
 
   int size() const { return static_cast<int>(ranks.size()); }
   bool is_all() const { return name.empty(); }
-  // For messages: "", or " of tp (ranks 4, 5, 6 and 7)".
+  // The rank of the job that has this rank in the group; -1 stays.
+  int of_job(int in_group) const {
+    return in_group < 0 ? in_group : ranks[static_cast<size_t>(in_group)];
+  }
+  // For messages: "", or " of tp (ranks 4, 5, 6 and 7)", or " of dp (ranks 0, 8, ..., 504)".
   std::string text() const;
 };
 

@@ -5,9 +5,10 @@ namespace lathe {
 MeshShape mesh_shape(int64_t ranks, int64_t tp, int64_t pp) {
   if (tp < 1 || pp < 1 || ranks % (tp * pp) != 0) {
     throw UserError(
-        "{} ranks are no multiple of {}, which --tp {} and --pp {} need for each sequence: start "
-        "another number of ranks, or change the flags",
-        ranks, tp * pp, tp, pp);
+        "--tp {} and --pp {} need a multiple of {} ranks, and there are {}: start another number, "
+        "or "
+        "change the flags",
+        tp, pp, tp * pp, ranks);
   }
   return {.dp = ranks / (tp * pp), .tp = tp, .pp = pp};
 }
@@ -25,11 +26,8 @@ int64_t rank_of(const MeshPlace& place, const MeshShape& shape) {
 Mesh::Mesh(Communicator& world, const MeshShape& shape) : world_(&world), shape_(shape) {
   LATHE_CHECK(shape.ranks() == world.size(), "a mesh of {} ranks for {}", shape.ranks(),
               world.size());
-  const bool one_axis =
-      shape.dp == shape.ranks() || shape.tp == shape.ranks() || shape.pp == shape.ranks();
   const auto along = [&](int64_t MeshPlace::*axis, int64_t size, const char* name) {
     if (size == shape.ranks()) return std::shared_ptr<Communicator>(world_, [](Communicator*) {});
-    if (one_axis) return std::shared_ptr<Communicator>();
     MeshPlace first = place();
     first.*axis = 0;
     return std::shared_ptr<Communicator>(

@@ -51,18 +51,12 @@ class Mesh {
   // Whether this rank prints, and writes the files that a job writes once.
   bool leads() const { return world_->rank() == 0; }
 
-  // The ranks along an axis through this one. If all other ranks are on one axis, the others have
-  // no communicator.
-  Communicator& dp() const { return of(dp_); }
-  Communicator& tp() const { return of(tp_); }
-  Communicator& pp() const { return of(pp_); }
+  // The ranks along an axis through this one. If all ranks are on one axis, that is the world.
+  Communicator& dp() const { return *dp_; }
+  Communicator& tp() const { return *tp_; }
+  Communicator& pp() const { return *pp_; }
 
  private:
-  static Communicator& of(const std::shared_ptr<Communicator>& axis) {
-    LATHE_CHECK(axis != nullptr, "this axis has one rank, and no communicator");
-    return *axis;
-  }
-
   Communicator* world_;
   MeshShape shape_;
   std::shared_ptr<Communicator> dp_, tp_, pp_;  // may be the world, which they do not own

@@ -288,21 +288,46 @@ TEST_P(CommunicatorTest, SendsAndReceivesAtTheSameTime) {
   }
 }
 
-// More than a communicator may have room for at a time, in one direction.
-TEST_P(CommunicatorTest, SendsMuchAndReceivesLittle) {
+// Bytes that differ from place to place and from rank to rank.
+Bytes pattern(int rank, int64_t count) {
+  Bytes bytes(static_cast<size_t>(count));
+  for (size_t i = 0; i < bytes.size(); ++i)
+    bytes[i] = static_cast<std::byte>(i * 7 + (i >> 11) + static_cast<size_t>(rank) * 31);
+  return bytes;
+}
+
+// More than a communicator may have room for at a time: around a ring of unequal messages, and
+// through calls that are not the same on both sides.
+TEST_P(CommunicatorTest, MessagesOfAnySizeMatch) {
   if (size() == 1) GTEST_SKIP() << "there is nobody else";
-  const int64_t much = (int64_t{36} << 20) + 5, little = 3;
-  const bool sends_much = rank() % 2 == 0 && rank() + 1 < size(), receives_much = rank() % 2 == 1;
-  if (!sends_much && !receives_much) return;  // the last of an odd number
-  const int peer = sends_much ? rank() + 1 : rank() - 1;
-  const Array out = fresh(DType::uint8, sends_much ? much : little);
-  const Array in = fresh(DType::uint8, sends_much ? little : much);
-  const auto value = static_cast<uint8_t>(10 + rank());
-  device().upload(out.rows(out.tensor().elements() - 1, 1), &value);
-  together([&] { comm().send_receive(out.tensor(), peer, in.tensor(), peer, "both"); });
-  uint8_t got = 0;
-  device().download(&got, in.rows(in.tensor().elements() - 1, 1));
-  EXPECT_EQ(got, 10 + peer);
+  const auto count_of = [](int rank) {
+    return rank == 0 ? (int64_t{36} << 20) + 5 : (int64_t{1} << 20) + rank;
+  };
+  const int next = (rank() + 1) % size(), before = (rank() + size() - 1) % size();
+  const Array mine = array(DType::uint8, pattern(rank(), count_of(rank())));
+  const Array theirs = fresh(DType::uint8, count_of(before));
+  together([&] { comm().send_receive(mine.tensor(), next, theirs.tensor(), before, "ring"); });
+  EXPECT_TRUE(theirs.bytes() == pattern(before, count_of(before)));
+  // Rank 0 sends and receives at once, rank 1 first receives and then answers, and the other way
+  // round.
+  if (rank() > 1) return;
+  const Array back = fresh(DType::uint8, count_of(1 - rank()));
+  for (const int first : {0, 1}) {
+    device().zero(back.tensor());
+    together([&] {
+      if (rank() == first) {
+        comm().send_receive(mine.tensor(), 1 - rank(), back.tensor(), 1 - rank(), "at once");
+      } else if (first == 1 || GetParam().kind != CommKind::mpi ||
+                 device().kind() == DeviceKind::cpu) {
+        comm().receive(back.tensor(), 1 - rank(), "first");
+        comm().send(mine.tensor(), 1 - rank(), "then");
+      } else {
+        comm().send(mine.tensor(), 1 - rank(), "first");
+        comm().receive(back.tensor(), 1 - rank(), "then");
+      }
+    });
+    EXPECT_TRUE(back.bytes() == pattern(1 - rank(), count_of(1 - rank()))) << first;
+  }
 }
 
 // Checks some collectives of a part whose ranks are these ranks of the whole.
@@ -358,10 +383,10 @@ TEST_P(CommunicatorTest, SplitsIntoParts) {
   EXPECT_EQ(first_two != nullptr, rank() < 2);
   if (first_two) check_part(*first_two, device(), both, rank());
   // A part of a part.
-  const int half = parity->size() / 2, first_half = parity->rank() < half ? 0 : 1;
-  const std::vector<int> rest(like_me.begin() + (first_half ? half : 0),
-                              first_half ? like_me.end() : like_me.begin() + half);
-  const auto halves = parity->split(first_half, 0, static_cast<int>(rest.size()), "half");
+  const int half = parity->size() / 2, second = parity->rank() < half ? 0 : 1;
+  const std::vector<int> rest(like_me.begin() + (second ? half : 0),
+                              second ? like_me.end() : like_me.begin() + half);
+  const auto halves = parity->split(second, 0, static_cast<int>(rest.size()), "half");
   check_part(*halves, device(), rest, rank());
   check_part(
       comm(), device(),

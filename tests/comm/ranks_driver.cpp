@@ -39,8 +39,8 @@ class Deeds {
         {"other-kind-on-1", [&] { return other_kind(); }},
         {"other-count-on-1", [&] { return other_count(); }},
         {"other-message-on-1", [&] { return other_message(); }},
-        {"part-disagrees", [&] { return in_part(/*hang=*/false); }},
-        {"part-hangs", [&] { return in_part(/*hang=*/true); }},
+        {"part-disagrees", [&] { return in_part(/*hang_on_3=*/false); }},
+        {"part-hangs", [&] { return in_part(/*hang_on_3=*/true); }},
     };
     return deeds.at(deed)();
   }

@@ -127,6 +127,12 @@ class AbsentRanks final : public ImaginedRanks {
   Ticket receive(const Tensor& tensor, int, const char* what) override {
     return note("receive", tensor, what);
   }
+  Ticket send_receive(const Tensor& sent, int, const Tensor&, int, const char* what) override {
+    return note("send_receive", sent, what);
+  }
+  std::unique_ptr<Communicator> split(int color, int, int size, const char*) override {
+    return color < 0 ? nullptr : std::make_unique<AbsentRanks>(size, schedule_);
+  }
   Ticket copy(const Tensor& to, const Tensor&, const char* what) override {
     return note("copy", to, what);
   }
