@@ -23,11 +23,13 @@ void enqueue_step(Trainer& t, int slot) {
   StepClock& clock = t.clocks[static_cast<size_t>(slot)];
   const double scale = 1.0 / static_cast<double>(t.tokens_per_step());
   t.parameters->begin_step(slot);
-  for (const auto& [kind, m] : t.schedule) {
-    if (kind == Action::forward) {
+  for (const Action& a : t.schedule) {
+    const int64_t m = a.micro_step;
+    if (a.kind == Action::forward) {
       clock.start(Phase::forward, m);
       t.model.forward(t.batch(m), /*training=*/true);
     } else {
+      LATHE_CHECK(a.kind == Action::backward);
       clock.start(Phase::backward, m);
       const bool add = t.parameters->begin_backward(m, /*last=*/m + 1 == t.shape.micro_steps);
       t.model.loss_and_backward(t.batch(m), scale, t.state.device_results(), add);
