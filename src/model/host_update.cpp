@@ -1,6 +1,7 @@
 #include "src/model/host_update.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/device/device.h"
 
@@ -15,10 +16,10 @@ Tensor bytes_of(const T* object) {
 
 }  // namespace
 
-HostUpdate::HostUpdate(DType weights, int64_t largest, int threads, Device& device, Arena& arena)
+HostUpdate::HostUpdate(DType weights, int64_t largest, MakeHost host, Device& device, Arena& arena)
     : device_(device),
       dtype_(weights),
-      threads_(threads),
+      make_host_(std::move(host)),
       down_(device.make_copy_queue()),
       calls_(device.make_copy_queue()),
       up_(device.make_copy_queue()) {
@@ -98,7 +99,7 @@ void HostUpdate::rethrow() {
 // In a thread of the host. If the step is skipped, AdamW writes no weights, but they are copied all
 // the same: rounds the masters again, as the last update did.
 void HostUpdate::update(size_t i) {
-  const auto host = make_cpu_device(threads_);  // of this thread, which may be another each time
+  const auto host = make_host_();  // for this thread, which may be another each time
   const Ops& ops = host->ops(dtype_);
   const AdamW& args = updates_[i];
   ops.run(args, {});

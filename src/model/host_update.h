@@ -25,8 +25,10 @@ namespace lathe {
 
 class HostUpdate {
  public:
-  // For chunks of at most `largest` elements. `threads`: of the host; 0: OpenMP's choice.
-  HostUpdate(DType weights, int64_t largest, int threads, Device& device, Arena& arena);
+  // For chunks of at most `largest` elements. `host` makes the CPU's device; it is called in the
+  // thread that updates.
+  using MakeHost = std::function<std::unique_ptr<Device>()>;
+  HostUpdate(DType weights, int64_t largest, MakeHost host, Device& device, Arena& arena);
 
   // Runs these updates in order. Gradients, weights, inputs and results of `updates` lie in the
   // device's memory, segments, moments and masters in the host's; but masters that are the weights
@@ -53,7 +55,7 @@ class HostUpdate {
 
   Device& device_;
   const DType dtype_;
-  const int threads_;
+  const MakeHost make_host_;
   std::array<Slot, kSlots> slots_;
   Tensor inputs_, results_;     // of the step, uint8
   std::vector<AdamW> updates_;  // on the host

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <memory>
 
 #include "kernels/device/device.h"
 
@@ -25,8 +27,9 @@ struct Offload {
   StatesPlace states = StatesPlace::device;
   std::filesystem::path directory{};  // of StatesPlace::files
   int64_t chunk = kOffloadChunk;
-  int host_threads = 0;  // of StatesPlace::host; 0: OpenMP's choice
-  bool inputs = false;   // of layers (src/model/input_offload.h)
+  // Makes the CPU's device for StatesPlace::host, in the thread that uses it.
+  std::function<std::unique_ptr<Device>()> host{};
+  bool inputs = false;  // of layers (src/model/input_offload.h)
   // This rank's share of the layers' weights, at stage 3 (src/parallel/weight_gathering.h).
   MemorySpace weights = MemorySpace::device;
 };

@@ -77,8 +77,8 @@ Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& parameters, 
     states_.v = allocate(MemoryCategory::optimizer);
   }
   if (offload.states == StatesPlace::host) {
-    on_host_ = std::make_unique<HostUpdate>(weights, std::ranges::max(sizes), offload.host_threads,
-                                            device, arena);
+    on_host_ =
+        std::make_unique<HostUpdate>(weights, std::ranges::max(sizes), offload.host, device, arena);
     return;  // which reads the segments where they are
   }
   segments_on_device_ =

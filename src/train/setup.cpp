@@ -148,7 +148,9 @@ Setup::Setup(const TrainOptions& given, Device& device, const World& world, cons
            .recompute = options.recompute,
            .parallel = parallel_options(options, mesh.dp().size()),
            .offload = options.offload};
-  shape.offload.host_threads = rank_threads(options, world.place());
+  shape.offload.host = [threads = rank_threads(options, world.place())] {
+    return make_cpu_device(threads);
+  };
   plan_memory(device, mesh);
   if (mesh.ranks() > 1 && options.writes()) require_one_out(mesh.world(), options.out);
 }

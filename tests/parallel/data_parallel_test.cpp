@@ -73,7 +73,9 @@ class PoisonOps final : public ObservedOps {
 
 // Many chunks, though the model is small.
 Offload in_chunks(StatesPlace states) {
-  return {.states = states, .directory = ::testing::TempDir(), .chunk = 256};
+  return {.states = states, .directory = ::testing::TempDir(), .chunk = 256, .host = [] {
+            return make_cpu_device();
+          }};
 }
 
 // A rank in the middle of training. Sequence s of a step is the same on whichever rank it is.
