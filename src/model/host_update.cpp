@@ -17,8 +17,7 @@ Tensor bytes_of(const T* object) {
 }  // namespace
 
 HostUpdate::HostUpdate(DType weights, int64_t largest, MakeHost host, Device& device, Arena& arena)
-    : device_(device),
-      dtype_(weights),
+    : dtype_(weights),
       make_host_(std::move(host)),
       down_(device.make_copy_queue()),
       calls_(device.make_copy_queue()),

@@ -53,7 +53,6 @@ class HostUpdate {
   void prepare(const std::vector<AdamW>& updates);
   void update(size_t i);
 
-  Device& device_;
   const DType dtype_;
   const MakeHost make_host_;
   std::array<Slot, kSlots> slots_;

@@ -556,8 +556,9 @@ WrittenFiles write_optimizer(const fs::path& dir, const ParameterStore& paramete
   }
   for (const auto& [prefix, state] : kMoments) {
     for (const Piece& piece : pieces) {
+      const std::string tensor = prefix + piece.slot->spec.name;
       optimizer.read(state, piece.local, piece.count, [&](int64_t, const Tensor& part) {
-        write_elements(file, prefix + piece.slot->spec.name, part, device);
+        write_elements(file, tensor, part, device);
       });
     }
   }

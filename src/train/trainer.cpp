@@ -146,10 +146,11 @@ void Trainer::round_weights(uint64_t seed) {
     const int64_t updates = state.results().updates;
     const bool at_random = optimizer.config().stochastic_rounding && updates > 0;
     if (at_random) begin({.seed = seed, .step = updates});
-    for (const auto& [part, weights, gradients] : parameters->owned()) {
+    for (const OwnedPart& owned : parameters->owned()) {
+      const ShardPart& part = owned.part;
       optimizer.read(OptimizerState::masters, part.local, part.elements,
                      [&](int64_t done, const Tensor& masters) {
-                       ops().run(Cast{.destination = weights.rows(done, masters.elements()),
+                       ops().run(Cast{.destination = owned.weights.rows(done, masters.elements()),
                                       .source = masters,
                                       .rounding = at_random ? state.inputs(0) : nullptr,
                                       .first_element = part.number + done},
