@@ -63,9 +63,9 @@ Collective joined(const std::optional<Collective>& sent,
 std::string describe(const Collective& c) {
   if (c.kind != CollectiveKind::send_receive)
     return describe(c.kind, c.dtype, c.op, c.root, c.count, c.what);
-  return describe(c.kind, c.dtype, c.op, c.root, c.count,
-                  fmt::format("{}', of {} {} from {}", c.what, c.received_count,
-                              name_of(c.received_dtype), c.from));
+  return fmt::format("{}, and {} {} from {}",
+                     describe(c.kind, c.dtype, c.op, c.root, c.count, c.what), c.received_count,
+                     name_of(c.received_dtype), c.from);
 }
 
 Collective translated(Collective c, const RankGroup& group) {

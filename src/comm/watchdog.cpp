@@ -70,8 +70,7 @@ void Watchdog::fail(const CollectiveStatus& mine) {
     for (int rank = 0; rank < group_.size(); ++rank) {
       const auto& status = all[static_cast<size_t>(rank)];
       const bool here = status && status->begun == mine.begun && status->done == mine.done;
-      if (rank != group_.rank && !here)
-        others += "; " + account(group_.ranks[static_cast<size_t>(rank)], status);
+      if (rank != group_.rank && !here) others += "; " + account(group_.of_job(rank), status);
     }
     if (others.empty()) others = "; all ranks are in it";
   }

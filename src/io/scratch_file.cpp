@@ -19,8 +19,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// A file without a name; network file systems have no O_TMPFILE. Past the system's cache, if the
-// file system allows it; memory does not.
+// A file without a name. Network file systems have no O_TMPFILE. Transfers go past the system's
+// cache if the file system allows it; one in memory does not.
 FileHandle create_unnamed(const fs::path& directory) {
   FileHandle file(::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   if (!file && (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL)) {
@@ -33,23 +33,26 @@ FileHandle create_unnamed(const fs::path& directory) {
   return file;
 }
 
-// From here on through the cache. False if that was so before. Some file systems refuse direct
-// transfers only when one is made, and so does memory that the disk cannot reach.
-bool give_up_direct(int fd) {
-  const int flags = ::fcntl(fd, F_GETFL);
-  return flags >= 0 && (flags & O_DIRECT) && ::fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0;
+// Whether transfers go past the cache.
+bool is_direct(int fd) {
+  return (::fcntl(fd, F_GETFL) & O_DIRECT) != 0;
 }
 
-// Calls transfer() until it moves bytes; returns how many, in whole units of alignment.
+// Calls transfer() until it moves bytes; returns how many, in whole units of alignment. Some file
+// systems refuse a direct transfer only when one is made, and so do disks that cannot reach the
+// memory; from then on all go through the cache.
 template <typename Transfer>
 size_t moved_by(int fd, const Transfer& transfer) {
   for (;;) {
+    const bool direct = is_direct(fd);
     const ssize_t now = transfer();
     if (now >= 0)
       return static_cast<size_t>(now) / ScratchFile::kAlignment * ScratchFile::kAlignment;
-    if (errno == EINTR) continue;
-    if ((errno == EINVAL || errno == EFAULT) && give_up_direct(fd)) continue;
-    throw std::system_error(errno, std::generic_category());
+    const int error = errno;
+    if (error == EINTR) continue;
+    if (!direct || (error != EINVAL && error != EFAULT))
+      throw std::system_error(error, std::generic_category());
+    ::fcntl(fd, F_SETFL, 0);  // another thread may have done it already
   }
 }
 

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "kernels/device/with_type.h"
+#include "src/comm/collective.h"
 #include "tests/comm/harness.h"
 
 namespace lathe::testing {
@@ -137,6 +138,23 @@ class CommunicatorTest : public ::testing::TestWithParam<Variant> {
 
   Ranks ranks_;
 };
+
+TEST(Collective, IsDescribedWithBothHalves) {
+  const Collective both{.kind = CollectiveKind::send_receive,
+                        .dtype = DType::fp32,
+                        .root = 1,
+                        .count = 5,
+                        .what = "ring",
+                        .from = 0,
+                        .received_count = 7,
+                        .received_dtype = DType::bf16};
+  const RankGroup tp{.name = "tp", .ranks = {4, 6}};
+  EXPECT_EQ(describe(translated(both, tp)),
+            "send_receive of 5 fp32 to 6 'ring', and 7 bf16 from 4");
+  EXPECT_EQ(tp.text(), " of tp (ranks 4 and 6)");
+  const RankGroup dp{.name = "dp", .ranks = {0, 8, 16, 24, 32, 40, 48, 56, 64}};
+  EXPECT_EQ(dp.text(), " of dp (ranks 0, 8, ..., 64)");
+}
 
 TEST_P(CommunicatorTest, KnowsItsKind) {
   EXPECT_EQ(comm().kind(),
